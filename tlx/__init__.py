@@ -1,0 +1,1 @@
+"""Transfer learning for computer vision in one call."""

@@ -1,0 +1,177 @@
+"""The backend protocol: all that the core asks of a framework, and the values that cross the border.
+
+Only NumPy arrays, Python numbers, the frozen dataclasses below and opaque handles cross. The contract:
+
+- The loss is the mean over the samples of a batch; labels are int64 [N] in ``0 .. classes - 1``; images are NCHW.
+- ``backward`` may be called several times before ``update``: gradients add up, each weighted with its ``scale``.
+- ``update`` leaves every gradient ``None``, never zero, so a frozen parameter cannot be moved by momentum or decay.
+- A group whose parameters are all frozen is legal. Groups never change after ``optimizer``.
+- A parameter that is frozen keeps its optimizer state; when it trains again it goes on from there.
+- ``evaluate``, ``logits`` and ``features`` change nothing: no parameter, buffer, gradient or mode.
+- Losses and counts come back lazy; only ``fetch`` waits for the device.
+- A name, shape or dtype that does not match is an error that lists both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+Role = Literal["weight", "bias", "norm", "statistic"]
+Precision = Literal["float32", "bfloat16", "float64"]
+Handle = Any  # a backend's own object, which the core only passes back
+Model = Any  # a handle with one public attribute: `module`, the framework's own module
+Lazy = Any  # a scalar or array that may still be computing on the device
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do on this machine."""
+
+    versions: Mapping[str, str]
+    devices: tuple[str, ...]  # "cpu" first
+    precisions: Mapping[str, tuple[str, ...]]  # device -> what runs natively there, fastest first
+    optimizers: tuple[str, ...]
+    models: tuple[str, ...]
+    deterministic: bool  # two runs of one recipe on one machine give the same bits
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A zoo model whose head is replaced by a fresh layer of the same kind with `classes` outputs."""
+
+    name: str
+    classes: int
+    head: str  # module path, such as "fc" or "classifier.1"
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSpec:
+    """One parameter or buffer as the core sees it. Parameters come first, in the module's order, then buffers."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: Role
+    module: str  # path of the module that owns it
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How uint8 pixels enter the network: enlarge bilinearly to `size` x `size`, scale to 0..1, normalise.
+
+    Shrinking happens in the core, with antialiasing; a backend only ever enlarges.
+    """
+
+    size: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet, RGB, as torchvision's weights expect
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One batch on the host. `images` are uint8 [N, 3, h, w] with geometry already applied."""
+
+    images: Array
+    labels: Array  # int64 [N]
+    indices: Array  # int64 [N]: which samples these are
+    preprocess: Preprocess
+    key: tuple[int, int] = (0, 0)  # (seed, step): names the random stream of dropout masks
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Cross-entropy, mean over the samples."""
+
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSpec:
+    """An optimizer with PyTorch's semantics. All scalars are float32-exact."""
+
+    name: str
+    momentum: float = 0.0
+    nesterov: bool = False
+    betas: tuple[float, float] = field(default=(float(np.float32(0.9)), float(np.float32(0.999))))
+    eps: float = float(np.float32(1e-8))
+
+
+@dataclass(frozen=True, slots=True)
+class Hyper:
+    """What a group's update uses at one step."""
+
+    lr: float
+    weight_decay: float
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Fourteen methods. `tlx.conformance` tests every sentence of this file."""
+
+    name: str
+
+    def capabilities(self) -> Capabilities:
+        """Versions, devices, precisions, optimizers and models."""
+
+    def build(self, spec: ModelSpec, device: str, precision: Precision) -> Model:
+        """Construct the model with its new head and place it; its values are whatever the framework left there."""
+
+    def param_specs(self, model: Model) -> tuple[ParamSpec, ...]:
+        """Describe every parameter and buffer, in the module's order."""
+
+    def load_arrays(self, model: Model, arrays: Arrays) -> None:
+        """Set every parameter and buffer, bit for bit. Names, shapes and dtypes must be exactly the model's."""
+
+    def dump_arrays(self, model: Model) -> dict[str, Array]:
+        """Copy every parameter and buffer to the host, bit for bit, in the order of `param_specs`."""
+
+    def set_phase(self, model: Model, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
+        """Choose what trains from here on.
+
+        `trainable` names parameters; all others have no gradient. `batch_norm` names the modules with running
+        statistics that normalise by the batch and update those statistics; all others use and keep them. Dropout
+        acts only beside a trainable parameter.
+        """
+
+    def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:
+        """Create an optimizer over groups of parameter names; every parameter is in exactly one."""
+
+    def set_hyper(self, optimizer: Handle, values: Sequence[Hyper]) -> None:
+        """Set each group's learning rate and weight decay, in the order of the groups."""
+
+    def put(self, batch: Batch) -> Handle:
+        """Copy a batch to the device of the last built model and preprocess it there."""
+
+    def backward(self, model: Model, batch: Handle, loss: Loss, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+        """Train-mode forward, loss times `scale`, gradients. Returns the summed loss and the correct count."""
+
+    def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
+        """Clip the gradients' joint norm to `max_norm`, take one step, set the gradients to None."""
+
+    def evaluate(self, model: Model, batch: Handle, loss: Loss) -> tuple[Lazy, Lazy]:
+        """Eval-mode forward. Returns the loss summed over the samples and the correct count."""
+
+    def logits(self, model: Model, batch: Handle) -> Lazy:
+        """Eval-mode outputs [N, classes]."""
+
+    def features(self, model: Model, batch: Handle) -> Lazy:
+        """Eval-mode input of the head module, as it enters."""
+
+    def dump_optimizer(self, optimizer: Handle) -> dict[str, Array]:
+        """Copy the state as ``"<parameter>/<slot>"``: momentum; exp_avg, exp_avg_sq, step."""
+
+    def load_optimizer(self, optimizer: Handle, state: Arrays) -> None:
+        """Restore what `dump_optimizer` of any backend returned."""
+
+    def fetch(self, lazies: Sequence[Lazy]) -> list[Array]:
+        """Wait for the device once and copy the values to the host."""

@@ -1,0 +1,39 @@
+"""Errors that teach. Every mistake a user can make is a `TlxError`: one line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TlxError(Exception):
+    """A mistake in the input. Its text says what, where, what was expected and how to mend it."""
+
+
+class RecipeError(TlxError):
+    """A recipe field is unknown, has the wrong type or contradicts another."""
+
+
+class DataError(TlxError):
+    """A data set is missing, damaged, or does not have the expected layout."""
+
+
+class WeightsError(TlxError):
+    """A weights file is missing, damaged, hostile, or made for another model."""
+
+
+class BackendError(TlxError):
+    """A backend is unknown, not installed, broken, or cannot do what was asked."""
+
+
+class FrozenMovedError(TlxError):
+    """A frozen parameter or statistic changed during training: a defect of the backend, never of the input."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"``, or the list of what is known where nothing is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return " Did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return f" Known: {', '.join(names)}." if names else ""
