@@ -149,8 +149,8 @@ class Backend(Protocol):
     def set_hyper(self, optimizer: Handle, values: Sequence[Hyper]) -> None:
         """Set each group's learning rate and weight decay, in the order of the groups."""
 
-    def put(self, batch: Batch) -> Handle:
-        """Copy a batch to the device of the last built model and preprocess it there."""
+    def put(self, model: Model, batch: Batch) -> Handle:
+        """Copy a batch to the model's device and preprocess it there, in the model's dtype."""
 
     def backward(self, model: Model, batch: Handle, loss: Loss, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         """Train-mode forward, loss times `scale`, gradients. Returns the summed loss and the correct count."""
