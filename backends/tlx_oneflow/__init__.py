@@ -1,0 +1,27 @@
+"""tlx on OneFlow and flowvision. Importing this module imports neither: see `tlx.registry`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tlx_oneflow.doctor import check as check
+
+if TYPE_CHECKING:
+    from tlx.backend import Backend
+
+DISTRIBUTIONS = ("oneflow", "flowvision")
+
+
+def create() -> Backend:
+    """Import oneflow and flowvision and return the adapter."""
+    from tlx_oneflow.adapter import OneFlowBackend
+
+    return OneFlowBackend()
+
+
+def smoke() -> None:
+    """Multiply two matrices, in this process."""
+    from tlx_oneflow.bootstrap import flow
+
+    if (flow.ones(2, 2) @ flow.ones(2, 2)).sum().item() != 8:
+        raise ArithmeticError("oneflow multiplies two matrices wrongly")

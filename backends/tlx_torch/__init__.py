@@ -1,0 +1,27 @@
+"""tlx on PyTorch and torchvision. Importing this module imports neither: see `tlx.registry`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tlx_torch.doctor import check as check
+
+if TYPE_CHECKING:
+    from tlx.backend import Backend
+
+DISTRIBUTIONS = ("torch", "torchvision")
+
+
+def create() -> Backend:
+    """Import torch and torchvision and return the adapter."""
+    from tlx_torch.adapter import TorchBackend
+
+    return TorchBackend()
+
+
+def smoke() -> None:
+    """Multiply two matrices, in this process."""
+    import torch
+
+    if (torch.ones(2, 2) @ torch.ones(2, 2)).sum().item() != 8:
+        raise ArithmeticError("torch multiplies two matrices wrongly")
