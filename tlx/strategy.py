@@ -6,8 +6,9 @@ without a rate is frozen. Bound to a model and a schedule it becomes a `Plan`, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from tlx.backend import Hyper, ParamSpec
@@ -122,7 +123,6 @@ class Plan:
     specs: tuple[ParamSpec, ...]
     schedule: Schedule
     frozen_norm: FrozenNorm
-    _states: dict[str, tuple[frozenset[str], frozenset[str]]] = field(default_factory=dict, repr=False, compare=False)
 
     def phase_at(self, step: int) -> Phase:
         epoch = step // self.schedule.steps_per_epoch
@@ -135,9 +135,7 @@ class Plan:
         hyper = tuple(
             Hyper(float32_exact(phase.lr.get(g.name, 0.0) * factor), float32_exact(g.weight_decay)) for g in self.groups
         )
-        if phase.name not in self._states:
-            self._states[phase.name] = (self._trainable(phase), self._batch_norm(phase))
-        return StepState(phase.name, *self._states[phase.name], hyper)
+        return StepState(phase.name, self._trainable(phase), self._batch_norm(phase), hyper)
 
     def frozen_at(self, step: int) -> frozenset[str]:
         """Return the parameters and statistics that may not change at a step."""
@@ -160,7 +158,7 @@ class Plan:
 
     def table(self) -> list[Row]:
         """Return each group in each phase, as printed before training."""
-        sizes = {s.name: (s.module, int(_product(s.shape))) for s in self.specs if s.role != "statistic"}
+        sizes = {s.name: (s.module, math.prod(s.shape)) for s in self.specs if s.role != "statistic"}
         with_statistics = {s.module for s in self.specs if s.role == "statistic"}
         rows = []
         for phase in self.strategy.phases:
@@ -176,41 +174,48 @@ class Plan:
     def trainable_parameters(self) -> int:
         """Count the parameters that train at some time."""
         names = frozenset().union(*(self._trainable(phase) for phase in self.strategy.phases))
-        return sum(int(_product(s.shape)) for s in self.specs if s.name in names)
+        return sum(math.prod(s.shape) for s in self.specs if s.name in names)
 
     def total_parameters(self) -> int:
-        return sum(int(_product(s.shape)) for s in self.specs if s.role != "statistic")
+        return sum(math.prod(s.shape) for s in self.specs if s.role != "statistic")
 
 
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for n in shape:
-        result *= n
-    return result
+def _one_group(name: str) -> Callable[[float, float | None], Strategy]:
+    return lambda lr, backbone_lr: Strategy(name, (Group("all", "all"),), (Phase("train", {"all": lr}),))
+
+
+def _backbone_and_head(name: str) -> Callable[[float, float | None], Strategy]:
+    groups = (Group("backbone", "backbone"), Group("head", "head"))
+
+    def make(lr: float, backbone_lr: float | None) -> Strategy:
+        rates = {"head": lr} if backbone_lr is None else {"backbone": backbone_lr, "head": lr}
+        return Strategy(name, groups, (Phase("train", rates),))
+
+    return make
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """A strategy known by name: what it is, and the values that are customary with it."""
+    """A strategy known by name: what it is, and the recipe values that are customary with it."""
 
     summary: str
+    make: Callable[[float, float | None], Strategy]  # from lr and backbone_lr
     weights: str = "imagenet"
     lr: float = 1e-3
-    backbone_lr: float | None = None  # None: the strategy has no rate of its own for the backbone
-
-    def make(self, name: str, lr: float, backbone_lr: float | None) -> Strategy:
-        """Build the strategy: one group at one rate, or backbone and head apart."""
-        if name in ("scratch", "full"):
-            return Strategy(name, (Group("all", "all"),), (Phase("train", {"all": lr}),))
-        rates = {"head": lr} if backbone_lr is None else {"backbone": backbone_lr, "head": lr}
-        return Strategy(name, (Group("backbone", "backbone"), Group("head", "head")), (Phase("train", rates),))
+    backbone_lr: float | None = None  # None: the strategy has no separate rate for the backbone
 
 
 STRATEGIES: dict[str, BuiltIn] = {
-    "scratch": BuiltIn("random weights, everything trains", weights="none"),
-    "full": BuiltIn("pretrained weights, everything trains at one rate (the tutorial's method 1)"),
-    "diff_lr": BuiltIn("pretrained weights, the backbone trains slower than the head (method 2)", backbone_lr=1e-4),
-    "feature_extract": BuiltIn("pretrained weights, frozen backbone, only the head trains (method 3)"),
+    "scratch": BuiltIn("random weights, everything trains", _one_group("scratch"), weights="none"),
+    "full": BuiltIn("pretrained, everything trains at one rate (the tutorial's method 1)", _one_group("full")),
+    "diff_lr": BuiltIn(
+        "pretrained, the backbone trains slower than the head (method 2)",
+        _backbone_and_head("diff_lr"),
+        backbone_lr=1e-4,
+    ),
+    "feature_extract": BuiltIn(
+        "pretrained, the backbone is frozen, only the head trains (method 3)", _backbone_and_head("feature_extract")
+    ),
 }
 
 

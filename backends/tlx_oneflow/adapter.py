@@ -1,0 +1,104 @@
+"""The OneFlow adapter: what OneFlow 0.9.0 does differently from the shared `ModuleBackend`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tlx.backend import Array, Capabilities, Loss, OptimizerSpec
+from tlx.errors import BackendError
+from tlx.module_backend import ModuleBackend, Net
+from tlx.zoo import ARCHITECTURES
+from tlx_oneflow.bootstrap import cuda_driver, flow, flowvision
+from tlx_oneflow.optim import Adam
+
+
+class OneFlowBackend(ModuleBackend):
+    name = "oneflow"
+
+    def __init__(self) -> None:
+        super().__init__(flow, flowvision.models)
+
+    def capabilities(self) -> Capabilities:
+        # Its first use of cuda without a driver ends the process, so the driver is asked first, not OneFlow.
+        devices = ("cpu", "cuda") if cuda_driver() and flow.cuda.is_available() else ("cpu",)
+        return Capabilities(
+            versions={"oneflow": flow.__version__, "flowvision": flowvision.__version__},
+            devices=devices,
+            precisions={device: ("float32", "float64") for device in devices},
+            optimizers=("sgd", "adam"),
+            models=tuple(name for name in ARCHITECTURES if hasattr(flowvision.models, name)),
+            deterministic=True,
+        )
+
+    def prepare(self, net: Net) -> None:
+        for module in net.module.modules():
+            if isinstance(module, self.batch_norms):
+                if module.momentum is None:
+                    raise BackendError("oneflow: BatchNorm with momentum=None (cumulative average) is not supported")
+                module.__class__ = _AccurateBatchNorm.of(type(module))
+
+    def cross_entropy(self, logits: Any, labels: Any, loss: Loss) -> Any:
+        # Its float32 kernel is inaccurate; on float64 logits the gradient is right to 4.5e-10.
+        return flow.nn.functional.cross_entropy(logits.double(), labels, label_smoothing=loss.label_smoothing)
+
+    def make_optimizer(self, spec: OptimizerSpec, groups: list[dict[str, Any]]) -> Any:
+        if spec.name == "sgd":
+            return flow.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov)
+        return Adam(groups, spec.betas, spec.eps)
+
+    def optimizer_slots(self, optimizer: Any, param: Any) -> Mapping[str, Any] | None:
+        if isinstance(optimizer, Adam):
+            return optimizer.state.get(param)
+        momentum = optimizer._state[param].get("momentum_buf")
+        return None if momentum is None else {"momentum": momentum}
+
+    def set_optimizer_slots(self, optimizer: Any, param: Any, slots: Mapping[str, Array] | None) -> None:
+        def tensor(value: Array) -> Any:
+            return flow.tensor(np.array(value, order="C", copy=True), dtype=param.dtype, device=param.device)
+
+        if isinstance(optimizer, Adam):
+            optimizer.state.pop(param, None)
+            if slots is not None:
+                optimizer.state[param] = {
+                    k: float(v) if k == "step" else tensor(v) for k, v in slots.items()
+                }
+        elif slots is None:
+            optimizer._state[param].pop("momentum_buf", None)
+        else:
+            optimizer._state[param]["momentum_buf"] = tensor(slots["momentum"])
+
+
+class _AccurateBatchNorm:
+    """Trains BatchNorm in float64: the CPU kernel sums in float32, and conv1's gradient is 1.7 % off (PARITY.md)."""
+
+    made: dict[type, type] = {}
+
+    @classmethod
+    def of(cls, base: type) -> type:
+        if base not in cls.made:
+            cls.made[base] = type(base.__name__, (_Forward, base), {})
+        return cls.made[base]
+
+
+class _Forward:
+    training: bool
+
+    def forward(self: Any, x: Any) -> Any:
+        self._check_input_dim(x)
+        scalars = {"axis": self.channel_axis, "epsilon": self.eps, "momentum": self.momentum}
+        statistics = (self.running_mean, self.running_var)
+        if not self.training:
+            return flow._C.normalization(x, *statistics, self.weight, self.bias, is_training=False, **scalars)
+        self.num_batches_tracked.add_(1)
+        mean, var = (s.double() for s in statistics)
+        y = flow._C.normalization(
+            x.double(), mean, var, self.weight.double(), self.bias.double(), is_training=True, **scalars
+        )
+        if x.dtype != flow.float64:  # else double() handed the buffers themselves out, and they are updated
+            with flow.no_grad():
+                self.running_mean.copy_(mean.to(x.dtype))
+                self.running_var.copy_(var.to(x.dtype))
+        return y.to(x.dtype)

@@ -1,0 +1,91 @@
+"""The PyTorch adapter: what PyTorch does differently from the shared `ModuleBackend`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch.nn import functional
+
+from tlx.backend import Array, Capabilities, Loss, OptimizerSpec
+from tlx.module_backend import ModuleBackend, Net
+from tlx.schedule import float32_exact
+from tlx.zoo import ARCHITECTURES
+
+# PyTorch's slot names under the portable ones.
+SLOTS = {"sgd": {"momentum": "momentum_buffer"}, "adam": {k: k for k in ("exp_avg", "exp_avg_sq", "step")}}
+
+
+class TorchBackend(ModuleBackend):
+    name = "torch"
+
+    def __init__(self) -> None:
+        super().__init__(torch, torchvision.models)
+
+    def capabilities(self) -> Capabilities:
+        cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        native = cpu.get("amx_bf16", False) or cpu.get("avx512_bf16", False)
+        precisions = {"cpu": (*(("bfloat16",) if native else ()), "float32", "float64")}
+        if torch.cuda.is_available():
+            ampere = torch.cuda.get_device_capability() >= (8, 0)
+            precisions["cuda"] = (*(("bfloat16",) if ampere else ()), "float32", "float64")
+        return Capabilities(
+            versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
+            devices=tuple(precisions),
+            precisions=precisions,
+            optimizers=("sgd", "adam"),
+            models=tuple(name for name in ARCHITECTURES if hasattr(torchvision.models, name)),
+            deterministic=True,
+        )
+
+    def prepare(self, net: Net) -> None:
+        # Convolutions on the CPU and on tensor cores are fastest with channels last (DESIGN §6: 1.15x and more).
+        net.module.to(memory_format=torch.channels_last)
+        for module in net.module.modules():
+            if isinstance(module, self.batch_norms):
+                # Other stacks hold these constants as float32 and weigh the old mean with fl32(0.9) (PARITY.md).
+                module.eps = float32_exact(module.eps)
+                module.momentum = 1.0 - float32_exact(1.0 - module.momentum)
+
+    def autocast(self, net: Net) -> AbstractContextManager[Any]:
+        return torch.autocast(net.device, dtype=torch.bfloat16, enabled=net.autocast)
+
+    def tensor(self, array: Array, device: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(array, order="C", copy=True)).to(device)
+
+    def cross_entropy(self, logits: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
+        # In at least float32: autocast leaves bfloat16 logits behind.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return functional.cross_entropy(logits, labels, label_smoothing=loss.label_smoothing)
+
+    def make_optimizer(self, spec: OptimizerSpec, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if spec.name == "sgd":
+            return torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov)
+        return torch.optim.Adam(groups, lr=0.0, betas=spec.betas, eps=spec.eps)
+
+    def optimizer_slots(self, optimizer: torch.optim.Optimizer, param: Any) -> Mapping[str, Any] | None:
+        state = optimizer.state.get(param)
+        if not state or any(value is None for value in state.values()):
+            return None
+        names = SLOTS["adam" if "step" in state else "sgd"]
+        return {slot: state[native] for slot, native in names.items()}
+
+    def set_optimizer_slots(
+        self, optimizer: torch.optim.Optimizer, param: Any, slots: Mapping[str, Array] | None
+    ) -> None:
+        optimizer.state.pop(param, None)
+        if slots is None:
+            return
+        names = SLOTS["adam" if "step" in slots else "sgd"]
+        state = {}
+        for slot, value in slots.items():
+            tensor = torch.from_numpy(np.array(value, order="C", copy=True))
+            if slot == "step":
+                state[names[slot]] = tensor.to(torch.float32)
+            else:
+                state[names[slot]] = torch.empty_like(param, memory_format=torch.preserve_format).copy_(tensor)
+        optimizer.state[param] = state
