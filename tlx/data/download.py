@@ -1,0 +1,115 @@
+"""Downloads that resume, are checked against a hash, and never replace a good file with a bad one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tlx.errors import DataError
+
+CHUNK = 1 << 18
+TIMEOUT = 30  # seconds without a byte
+Advance = Callable[[int, int | None], None]  # bytes so far, bytes in all
+
+
+def fetch(
+    url: str, dest: Path, *, sha256: str | None = None, sha256_prefix: str | None = None, progress: bool = True
+) -> Path:
+    """Download `url` to `dest` unless it is there with the right hash, and return `dest`.
+
+    What has arrived is kept in ``<dest>.part`` and continued by the next call; `dest` appears only when it is whole and
+    its SHA-256 is `sha256` or begins with `sha256_prefix` (the eight digits in the names of torchvision's checkpoints).
+    Progress goes to stderr. Raises DataError naming the URL; after a wrong hash the partial file is deleted.
+    """
+    expected = (sha256 or sha256_prefix or "").lower()
+    if dest.is_file() and hash_file(dest).startswith(expected):
+        return dest
+    part = dest.with_name(dest.name + ".part")
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with _bar(dest.name, progress) as advance:
+            before = -1
+            # A dropped connection is continued for as long as each attempt brings something.
+            while not _transfer(url, part, advance):
+                if (size := part.stat().st_size) <= before:
+                    raise DataError(f"{url}: the transfer stopped after {size} bytes; run again to go on from there.")
+                before = size
+        actual = hash_file(part)
+        if not actual.startswith(expected):
+            part.unlink()
+            raise DataError(f"{url}: expected SHA-256 {expected}, got {actual}; the download was deleted.")
+        os.replace(part, dest)
+    except urllib.error.HTTPError as error:
+        raise DataError(f"{url}: the server answered {error.code} {error.reason}.") from error
+    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ValueError) as error:
+        raise DataError(f"{url} cannot be reached: {getattr(error, 'reason', error)}.") from error
+    except OSError as error:
+        raise DataError(f"{url} cannot be saved as {dest}: {error}.") from error
+    return dest
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _transfer(url: str, part: Path, advance: Advance) -> bool:
+    """Continue `part`; True when it is whole, False when the connection dropped."""
+    if not url.startswith(("https://", "http://")):
+        raise ValueError("only http and https are downloaded")
+    done = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not done:
+            raise
+        # Nothing lies beyond what we have: it is either all there is, which the hash decides, or too long.
+        if error.headers.get("Content-Range") == f"bytes */{done}":
+            return True
+        part.unlink()
+        return _transfer(url, part, advance)
+    with response:
+        continued = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+        if response.status == 206 and not continued:
+            part.unlink()
+            return _transfer(url, part, advance)
+        done = done if continued else 0
+        length = response.headers.get("Content-Length")
+        total = None if length is None else done + int(length)
+        with part.open("ab" if continued else "wb") as file:
+            advance(done, total)
+            try:
+                while chunk := response.read(CHUNK):
+                    file.write(chunk)
+                    advance(done := done + len(chunk), total)
+            except http.client.IncompleteRead as error:
+                file.write(error.partial)
+                return False
+            except (TimeoutError, ConnectionError):
+                return False
+        return total is None or done >= total
+
+
+@contextlib.contextmanager
+def _bar(name: str, shown: bool) -> Iterator[Advance]:
+    if not shown:
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,148 @@
+"""A part of a data set: labelled images held in memory or decoded from files when needed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlx.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Images(Protocol):
+    """Labelled images in a fixed order."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class of each sample, int64 [N] in ``0 .. classes - 1``."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Path or id of each sample, unique within the part."""
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) if all images are equal in size, else None."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int) -> Image:
+        """Image `index` in mode RGB, upright."""
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as uint8 [H, W, 3]."""
+
+    def select(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> Images:
+        """The samples at `indices`, in that order, under new labels."""
+
+    def digest(self) -> bytes:
+        """SHA-256 of what decides the pixels, for the fingerprint of a data set."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrayImages:
+    """Images of one size in memory: `array` is uint8 [N, 3, H, W]."""
+
+    array: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    names: Sequence[str]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.array.shape[2], self.array.shape[3]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def open(self, index: int) -> Image:
+        from PIL import Image
+
+        return Image.fromarray(self.pixels(index))
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(self.array[index].transpose(1, 2, 0))
+
+    def select(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> ArrayImages:
+        return ArrayImages(self.array[indices], labels, [self.names[i] for i in indices])
+
+    def digest(self) -> bytes:
+        digest = hashlib.sha256(repr(self.array.shape).encode())
+        digest.update(np.ascontiguousarray(self.array).data)
+        return digest.digest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FileImages:
+    """Photos on disk: `names` are paths below `root`, with forward slashes."""
+
+    root: Path
+    labels: NDArray[np.int64]
+    names: Sequence[str]
+
+    @property
+    def size(self) -> None:
+        return None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def open(self, index: int) -> Image:
+        return read_photo(self.root / self.names[index])
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        return np.asarray(self.open(index))
+
+    def select(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> FileImages:
+        return FileImages(self.root, labels, [self.names[i] for i in indices])
+
+    def digest(self) -> bytes:
+        """Covers names and sizes: to read every photo would take as long as an epoch."""
+        lines = (f"{name}\0{(self.root / name).stat().st_size}\n" for name in self.names)
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).digest()
+
+
+def read_photo(path: Path) -> Image:
+    """Decode a photo into mode RGB, turned upright by its EXIF orientation.
+
+    Grey, palette and CMYK are converted; 16-bit grey keeps its upper 8 bits; alpha is dropped, as torchvision does; of
+    an animation the first frame counts. Raises DataError, naming the file, if it cannot be decoded or has more pixels
+    than Pillow's limit against decompression bombs.
+    """
+    from PIL import Image, ImageOps
+
+    # Pillow's decoders raise much more than OSError on damaged files (SyntaxError, struct.error, IndexError ...).
+    try:
+        with Image.open(path) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:
+                raise DataError(f"{path}: {image.width} x {image.height} pixels is more than the limit of {limit}.")
+            upright: Image.Image = ImageOps.exif_transpose(image)
+            return _to_rgb(upright, path)
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path}: {error}") from error
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(f"{path} cannot be decoded as an image: {reason}. Replace or remove the file.") from error
+
+
+def _to_rgb(image: Image, path: Path) -> Image:
+    from PIL import Image as module
+
+    if image.mode == "F":
+        raise DataError(f"{path} holds floating-point pixels; convert it to 8 bits per channel.")
+    if image.mode.startswith("I"):  # convert("RGB") would clip 16-bit grey to white
+        wide: NDArray[Any] = np.asarray(image)
+        return module.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")

@@ -1,0 +1,193 @@
+"""Where a data set comes from: `load` finds it, checks it, takes the subset and carves out the validation part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlx.data.images import ArrayImages, Images
+from tlx.data.subset import check_labels, limit, pick_classes, split
+from tlx.errors import DataError, closest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Data:
+    """A data set: what is trained on, what chooses the best epoch, and what is read once at the end."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    val: Images | None
+    test: Images | None
+    fingerprint: str  # SHA-256 of names, classes, labels, and pixels (of files: names and sizes)
+    notes: tuple[str, ...]  # facts to show, such as files that were left out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """A data set as it is published, before any selection."""
+
+    name: str
+    classes: tuple[str, ...]
+    parts: Mapping[str, Images]  # "train" and any of "val", "test"
+    notes: list[str] = field(default_factory=list)
+
+
+def load(
+    source: str | Path | Mapping[str, Any] | tuple[Any, ...],
+    *,
+    root: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+) -> Data:
+    """Load a data set by name ("cifar10", "digits"), by folder, or from arrays.
+
+    Arrays are ``{"train": (images, labels), "test": ..., "val": ..., "classes": names}`` (all but train optional) or
+    ``(train, test)``; images are uint8 NHWC or NHW, labels integers [N].
+
+    root: folder that holds the data; where absent, TLX_DATA_ROOT, then the cache.
+    classes: names to keep, in the order that numbers their labels.
+    limit_train, limit_test: at most so many images, in the classes' proportions, always the same ones. The limit comes
+    before the split.
+    val_fraction: share of train for validation, drawn by `seed`; unused where the data has its own validation part.
+    Raises DataError.
+    """
+    found = _find(source, None if root is None else Path(root).expanduser())
+    names, parts, notes = found.classes, dict(found.parts), list(found.notes)
+    if classes is not None:
+        wanted = (classes,) if isinstance(classes, str) else tuple(classes)
+        parts = {part: pick_classes(images, names, wanted) for part, images in parts.items()}
+        names = wanted
+    if len(names) < 2:
+        raise DataError(
+            f"{found.name} has {len(names)} class to tell apart ({', '.join(names)}); at least 2 are needed."
+        )
+    for part, images in parts.items():
+        present = np.bincount(images.labels, minlength=len(names))
+        if part == "train" and not present.all():
+            raise DataError(f"{found.name}: no training image of class {names[int(present.argmin())]!r}.")
+    for part, count in (("train", limit_train), ("test", limit_test)):
+        if count is not None and part in parts:
+            if count > len(parts[part]):
+                notes.append(f"limit_{part}={count} is more than there are: all {len(parts[part])} are used")
+            parts[part] = limit(parts[part], names, count, f"limit_{part}")
+    train, val = parts["train"], parts.get("val")
+    if val is None:
+        train, val = split(train, names, val_fraction, seed)
+    test = parts.get("test")
+    if test is None:
+        notes.append("there is no test part")
+    return Data(found.name, names, train, val, test, _fingerprint(found.name, names, train, val, test), tuple(notes))
+
+
+def _fingerprint(name: str, classes: Sequence[str], *parts: Images | None) -> str:
+    digest = hashlib.sha256(json.dumps([name, list(classes)]).encode())
+    for images in parts:
+        if images is None:
+            digest.update(b"absent")
+        else:
+            digest.update(images.labels.astype("<i8").tobytes() + images.digest())
+    return digest.hexdigest()
+
+
+def _find(source: Any, root: Path | None) -> Source:
+    if isinstance(source, (Mapping, tuple)):
+        return from_arrays(source)
+    if isinstance(source, str) and source in SOURCES:
+        return SOURCES[source](root)
+    if not isinstance(source, (str, os.PathLike)):
+        raise DataError(
+            f"data must be one of {', '.join(SOURCES)}, a folder, or arrays as"
+            f" {{'train': (images, labels), 'test': (images, labels)}}; got {type(source).__name__}."
+        )
+    from tlx.data.folder import from_folder
+
+    folder = Path(source).expanduser()
+    for place in [folder] if root is None else [folder, root / folder]:
+        if place.is_dir():
+            return from_folder(place)
+    what = "is a file, not a folder" if folder.exists() else "is neither a known data set nor an existing folder"
+    raise DataError(f"data={str(source)!r} {what}.{closest(str(source), SOURCES)}")
+
+
+def from_arrays(source: Mapping[str, Any] | tuple[Any, ...]) -> Source:
+    """Arrays in memory; see `load`."""
+    if isinstance(source, tuple):
+        if len(source) != 2:
+            raise DataError(f"data as a tuple must be (train, test), each (images, labels); got {len(source)} items.")
+        source = {"train": source[0], "test": source[1]}
+    for key in source:
+        if key not in ("train", "val", "test", "classes"):
+            raise DataError(f"data: unknown key {key!r}.{closest(str(key), ['train', 'val', 'test', 'classes'])}")
+    if "train" not in source:
+        raise DataError("data: arrays need a 'train' entry: (images, labels).")
+    names = source.get("classes")
+    parts: dict[str, Images] = {}
+    for part in ("train", "val", "test"):
+        if part in source:
+            try:
+                x, y = source[part]
+            except (TypeError, ValueError) as error:
+                raise DataError(f"data[{part!r}] must be a pair (images, labels).") from error
+            parts[part] = _array_part(x, check_labels(y, None if names is None else len(names), part), part)
+    if names is None:
+        top = max(int(images.labels.max(initial=0)) for images in parts.values())
+        if top >= len(parts["train"]):
+            raise DataError(
+                f"data: label {top} among {len(parts['train'])} training images; number the classes from 0."
+            )
+        names = [str(i) for i in range(top + 1)]
+    return Source("arrays", tuple(str(name) for name in names), parts)
+
+
+def _array_part(x: Any, labels: NDArray[np.int64], part: str) -> ArrayImages:
+    array = np.asarray(x)
+    if array.dtype != np.uint8:
+        raise DataError(f"{part}: images must be uint8 0..255, got {array.dtype}; convert them first.")
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[3] not in (1, 3) or 0 in array.shape:
+        raise DataError(f"{part}: images must be [N, height, width, 3] or [N, height, width], got {list(array.shape)}.")
+    if len(array) != len(labels):
+        raise DataError(f"{part}: {len(array)} images but {len(labels)} labels.")
+    planes = np.broadcast_to(array.transpose(0, 3, 1, 2), (len(array), 3, *array.shape[1:3]))
+    return ArrayImages(np.array(planes, order="C"), labels, [f"{part}/{i}" for i in range(len(labels))])
+
+
+def _digits(root: Path | None) -> Source:
+    """Scikit-learn's 1,797 scans of digits, 8 x 8 grey; of each class every fifth, in file order, is a test image."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+    scans = load_digits()
+    grey = (scans.images.astype(np.int64) * 255 // 16).astype(np.uint8)
+    labels = check_labels(scans.target, 10, "digits")
+    rank = np.empty_like(labels)
+    for digit in range(10):
+        rank[labels == digit] = np.arange(np.count_nonzero(labels == digit))
+    whole = ArrayImages(np.repeat(grey[:, None], 3, axis=1), labels, [f"digits/{i}" for i in range(len(labels))])
+    test = rank % 5 == 4
+    parts = {
+        part: whole.select(np.flatnonzero(chosen), labels[chosen])
+        for part, chosen in (("train", ~test), ("test", test))
+    }
+    return Source("digits", tuple(str(i) for i in range(10)), parts)
+
+
+def _cifar10(root: Path | None) -> Source:
+    from tlx.data.cifar10 import cifar10
+
+    return cifar10(root)
+
+
+SOURCES = {"cifar10": _cifar10, "digits": _digits}
