@@ -82,9 +82,10 @@ def load(name: str) -> Backend:
         raise
     except Exception as error:
         cause = one_line(f"{type(error).__name__}: {error}")
-        raise BackendError(f"Backend {name!r} does not load: {cause}. To find out why: tlx doctor") from error
+        raise BackendError(f"Backend {name!r} does not load: {cause}. Fix: {reinstall(entry)}") from error
     if differing := differences(backend):
-        raise BackendError(f"Backend {name!r} does not follow tlx.backend.Backend: {'; '.join(differing)}")
+        cause = f"does not follow tlx.backend.Backend: {'; '.join(differing)}"
+        raise BackendError(f"Backend {name!r} {cause}. Fix: upgrade the package that offers {entry.module}")
     return backend
 
 
@@ -132,6 +133,14 @@ def pip_install(*arguments: str) -> str:
     python = sys.executable if python.startswith("..") else python
     command = [python, "-m", "pip", "install"] if installed(["pip"]) else ["uv", "pip", "install", "--python", python]
     return shlex.join([*command, *arguments])
+
+
+def reinstall(entry: Entry) -> str:
+    """Return the shell command that installs a framework's own files anew and leaves all else as it is."""
+    wanted = [f"{name}=={version}" for name, version in entry.versions.items()][:1]
+    if not wanted:
+        return f"reinstall the package that offers {entry.module}"
+    return pip_install("--force-reinstall", "--no-deps", *wanted)
 
 
 def one_line(text: str, width: int = 300) -> str:
