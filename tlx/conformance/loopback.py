@@ -1,0 +1,326 @@
+"""The reference backend: a small perceptron with BatchNorm in NumPy, its gradients by hand.
+
+It follows the whole contract of `tlx.backend` with no framework, so it tests the core, and shows what an adapter does.
+The layers are fc1, bn1, ReLU, dropout (in "tiny-mlp-dropout") and the head fc, on pixels averaged to 3 x 8 x 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tlx import oracle
+from tlx.backend import (
+    Array,
+    Arrays,
+    Batch,
+    Capabilities,
+    Hyper,
+    Lazy,
+    Loss,
+    ModelSpec,
+    OptimizerSpec,
+    ParamSpec,
+    Precision,
+)
+from tlx.errors import BackendError, closest
+from tlx.registry import Check
+from tlx.rng import keep_mask
+
+DISTRIBUTIONS = ("numpy",)
+DROPOUT = {"tiny-mlp": 0.0, "tiny-mlp-dropout": 0.5}
+GRID, HIDDEN = 8, 32
+BN_EPS = float(np.float32(1e-5))
+BN_MOMENTUM = 1 - float(np.float32(0.9))  # float32-exact in the factor that is kept, as everywhere in tlx
+SLOTS = {"sgd": ("momentum",), "adam": ("exp_avg", "exp_avg_sq", "step")}
+
+
+def check() -> list[Check]:
+    """NumPy is all it needs."""
+    return [Check("numpy", np.__version__)]
+
+
+def create() -> Loopback:
+    return Loopback()
+
+
+@dataclass(slots=True, eq=False)
+class Module:
+    """The "framework's own" module: parameters, then buffers, by name."""
+
+    arrays: dict[str, Array]
+    dropout: float
+
+
+@dataclass(slots=True, eq=False)
+class Net:
+    """The model's handle."""
+
+    module: Module
+    specs: tuple[ParamSpec, ...]
+    classes: int
+    dtype: np.dtype[Any]
+    trainable: frozenset[str] = frozenset()
+    batch_norm: frozenset[str] = frozenset()
+    grads: dict[str, Array] = field(default_factory=dict)  # an absent name is a gradient of None
+
+
+@dataclass(slots=True, eq=False)
+class Optimizer:
+    net: Net
+    spec: OptimizerSpec
+    groups: tuple[tuple[str, ...], ...]
+    hyper: tuple[Hyper, ...]
+    state: dict[str, dict[str, Array]] = field(default_factory=dict)  # parameter -> slot -> array
+
+
+@dataclass(slots=True, eq=False)
+class DeviceBatch:
+    pixels: Array  # [N, 3 * GRID * GRID], in the model's dtype
+    labels: Array
+    key: tuple[int, int]
+
+
+@dataclass(slots=True, eq=False)
+class Pass:
+    """What a forward pass keeps for the backward pass."""
+
+    x: Array  # input
+    a: Array  # fc1's output
+    var: Array  # what bn1 normalised by
+    z: Array  # normalised
+    y: Array  # bn1's output
+    mask: Array | float  # dropout: 0, or 1 / (1 - p)
+    h: Array  # the head's input
+    logits: Array
+
+
+class Loopback:
+    name = "loopback"
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            versions={"numpy": np.__version__},
+            devices=("cpu",),
+            precisions={"cpu": ("float32", "float64")},
+            optimizers=tuple(SLOTS),
+            models=tuple(DROPOUT),
+            deterministic=True,
+        )
+
+    # Models and their values.
+
+    def build(self, spec: ModelSpec, device: str, precision: Precision) -> Net:
+        able = self.capabilities()
+        _known("model", spec.name, able.models)
+        _known("head", spec.head, ("fc",))
+        _known("device", device, able.devices)
+        _known("precision", precision, able.precisions[device])
+        dtype = np.dtype(precision)
+        inputs = 3 * GRID * GRID
+        arrays: dict[str, Array] = {
+            "fc1.weight": np.zeros((HIDDEN, inputs), dtype),
+            "fc1.bias": np.zeros(HIDDEN, dtype),
+            "bn1.weight": np.ones(HIDDEN, dtype),
+            "bn1.bias": np.zeros(HIDDEN, dtype),
+            "fc.weight": np.zeros((spec.classes, HIDDEN), dtype),
+            "fc.bias": np.zeros(spec.classes, dtype),
+            "bn1.running_mean": np.zeros(HIDDEN, dtype),
+            "bn1.running_var": np.ones(HIDDEN, dtype),
+            "bn1.num_batches_tracked": np.array(0, np.int64),
+        }
+        specs = tuple(_spec(name, array) for name, array in arrays.items())
+        return Net(Module(arrays, DROPOUT[spec.name]), specs, spec.classes, dtype)
+
+    def param_specs(self, model: Net) -> tuple[ParamSpec, ...]:
+        return model.specs
+
+    def load_arrays(self, model: Net, arrays: Arrays) -> None:
+        expected = {spec.name: (spec.shape, spec.dtype) for spec in model.specs}
+        given = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+        wrong = [
+            f"{name}: model has {expected.get(name, 'nothing')}, arrays have {given.get(name, 'nothing')}"
+            for name in sorted(expected.keys() | given.keys())
+            if expected.get(name) != given.get(name)
+        ]
+        if wrong:
+            raise BackendError(f"{len(wrong)} arrays do not fit the model: {'; '.join(wrong[:5])}")
+        model.module.arrays = {name: np.array(arrays[name], order="C", copy=True) for name in expected}
+
+    def dump_arrays(self, model: Net) -> dict[str, Array]:
+        return {name: array.copy() for name, array in model.module.arrays.items()}
+
+    # Training.
+
+    def set_phase(self, model: Net, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
+        parameters = [spec.name for spec in model.specs if spec.role != "statistic"]
+        for name in sorted(trainable):
+            _known("parameter", name, parameters)
+        for module in sorted(batch_norm):
+            _known("module with running statistics", module, ("bn1",))
+        model.trainable, model.batch_norm, model.grads = trainable, batch_norm, {}
+
+    def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Optimizer:
+        _known("optimizer", spec.name, SLOTS)
+        parameters = [s.name for s in model.specs if s.role != "statistic"]
+        listed = [name for group in groups for name in group]
+        for name in listed:
+            _known("parameter", name, parameters)
+        twice = sorted({name for name in listed if listed.count(name) > 1})
+        if twice or len(listed) < len(parameters):
+            missing = sorted(set(parameters) - set(listed))
+            raise BackendError(f"Every parameter belongs in one group; in two: {twice}, in none: {missing}")
+        return Optimizer(model, spec, tuple(groups), tuple(Hyper(0.0, 0.0) for _ in groups))
+
+    def set_hyper(self, optimizer: Optimizer, values: Sequence[Hyper]) -> None:
+        if len(values) != len(optimizer.groups):
+            raise BackendError(f"{len(values)} values for {len(optimizer.groups)} groups of the optimizer")
+        optimizer.hyper = tuple(values)
+
+    def put(self, model: Net, batch: Batch) -> DeviceBatch:
+        images, labels, pre = batch.images, batch.labels, batch.preprocess
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+            raise BackendError(f"Images are {images.dtype} {list(images.shape)}; expected uint8 [N, 3, h, w]")
+        if labels.dtype != np.int64 or labels.shape != (len(images),):
+            raise BackendError(f"Labels are {labels.dtype} {list(labels.shape)}; expected int64 [{len(images)}]")
+        if labels.min() < 0 or labels.max() >= model.classes:
+            raise BackendError(f"A label is outside 0..{model.classes - 1}")
+        height, width = images.shape[2:]
+        if max(height, width) > pre.size:
+            raise BackendError(f"Images of {height} x {width} pixels do not fit size {pre.size}; shrink them first")
+        enlarged = _enlarge(pre.size, height) @ images.astype(np.float64) @ _enlarge(pre.size, width).T
+        mean, std = (np.array(v).reshape(3, 1, 1) for v in (pre.mean, pre.std))
+        pool = _average(pre.size)
+        pooled = pool @ ((enlarged / 255 - mean) / std) @ pool.T
+        return DeviceBatch(pooled.reshape(len(images), -1).astype(model.dtype), labels.copy(), batch.key)
+
+    def backward(self, model: Net, batch: DeviceBatch, loss: Loss, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+        p = model.module.arrays
+        run = self._forward(model, batch, train=True)
+        mean, dlogits = oracle.cross_entropy(run.logits, batch.labels, loss.label_smoothing)
+        dh, dw, db = oracle.linear_backward(dlogits * scale, run.h, p["fc.weight"])
+        dy = oracle.relu_backward(dh * run.mask, run.y)
+        dz = dy * p["bn1.weight"]
+        da = oracle.normalise_backward(dz, run.z, run.var, BN_EPS, batch="bn1" in model.batch_norm)
+        _, dw1, db1 = oracle.linear_backward(da, run.x, p["fc1.weight"])
+        grads = {
+            **{"fc.weight": dw, "fc.bias": db, "fc1.weight": dw1, "fc1.bias": db1},
+            **{"bn1.weight": (dy * run.z).sum(axis=0), "bn1.bias": dy.sum(axis=0)},
+        }
+        for name in model.trainable:
+            model.grads[name] = model.grads[name] + grads[name] if name in model.grads else grads[name]
+        return np.array(mean * len(batch.labels)), _correct(run.logits, batch.labels)
+
+    def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
+        spec, arrays = optimizer.spec, model.module.arrays
+        grads = model.grads if max_norm is None else oracle.clip_by_norm(model.grads, max_norm)
+        step: Callable[..., tuple[Array, dict[str, Array]]] = (
+            partial(oracle.sgd_step, momentum=spec.momentum, nesterov=spec.nesterov)
+            if spec.name == "sgd"
+            else partial(oracle.adam_step, betas=spec.betas, eps=spec.eps)
+        )
+        for group, hyper in zip(optimizer.groups, optimizer.hyper, strict=True):
+            for name in grads.keys() & set(group):
+                state = optimizer.state.get(name, {})
+                arrays[name], state = step(
+                    arrays[name], grads[name], state, lr=hyper.lr, weight_decay=hyper.weight_decay
+                )
+                if state:
+                    optimizer.state[name] = state
+        model.grads = {}
+
+    # Evaluation.
+
+    def evaluate(self, model: Net, batch: DeviceBatch, loss: Loss) -> tuple[Lazy, Lazy]:
+        logits = self._forward(model, batch).logits
+        mean, _ = oracle.cross_entropy(logits, batch.labels, loss.label_smoothing)
+        return np.array(mean * len(batch.labels)), _correct(logits, batch.labels)
+
+    def logits(self, model: Net, batch: DeviceBatch) -> Lazy:
+        return self._forward(model, batch).logits
+
+    def features(self, model: Net, batch: DeviceBatch) -> Lazy:
+        return self._forward(model, batch).h
+
+    def _forward(self, model: Net, batch: DeviceBatch, train: bool = False) -> Pass:
+        p = model.module.arrays
+        a = oracle.linear(batch.pixels, p["fc1.weight"], p["fc1.bias"])
+        mean, var = p["bn1.running_mean"], p["bn1.running_var"]
+        if train and "bn1" in model.batch_norm:
+            if len(a) < 2:
+                raise BackendError(
+                    "BatchNorm 'bn1' cannot normalise a batch of one sample by itself; use larger batches"
+                )
+            p["bn1.running_mean"], p["bn1.running_var"] = oracle.running(mean, var, a, BN_MOMENTUM)
+            p["bn1.num_batches_tracked"] = p["bn1.num_batches_tracked"] + np.array(1)
+            mean, var = oracle.moments(a)
+        z = oracle.normalise(a, mean, var, BN_EPS)
+        y = z * p["bn1.weight"] + p["bn1.bias"]
+        drop = model.module.dropout if train and model.trainable else 0.0
+        mask: Array | float = 1.0
+        if drop:
+            seed, step = batch.key
+            mask = keep_mask(seed, step, 0, y.shape, drop).astype(model.dtype) / (1 - drop)
+        h = oracle.relu(y) * mask
+        return Pass(batch.pixels, a, var, z, y, mask, h, oracle.linear(h, p["fc.weight"], p["fc.bias"]))
+
+    # State.
+
+    def dump_optimizer(self, optimizer: Optimizer) -> dict[str, Array]:
+        return {f"{name}/{slot}": a.copy() for name, slots in optimizer.state.items() for slot, a in slots.items()}
+
+    def load_optimizer(self, optimizer: Optimizer, state: Arrays) -> None:
+        net, slots = optimizer.net, SLOTS[optimizer.spec.name]
+        loaded: dict[str, dict[str, Array]] = {}
+        for key, array in state.items():
+            name, _, slot = key.rpartition("/")
+            _known("parameter", name, [s.name for s in net.specs if s.role != "statistic"])
+            _known(f"slot of {optimizer.spec.name}", slot, slots)
+            shape = () if slot == "step" else net.module.arrays[name].shape
+            if array.shape != shape:
+                raise BackendError(f"Optimizer state {key!r} has shape {array.shape}; expected {shape}")
+            loaded.setdefault(name, {})[slot] = array.astype(np.float64 if slot == "step" else net.dtype)
+        for name, found in loaded.items():
+            if missing := sorted(set(slots) - found.keys()):
+                raise BackendError(f"Optimizer state of {name!r} lacks {', '.join(missing)}")
+        optimizer.state = loaded
+
+    def fetch(self, lazies: Sequence[Lazy]) -> list[Array]:
+        return [np.array(lazy) for lazy in lazies]
+
+
+def _known(what: str, name: str, known: Iterable[str]) -> None:
+    if name not in (known := list(known)):
+        raise BackendError(f"Backend 'loopback' has no {what} {name!r}.{closest(name, known)}")
+
+
+def _spec(name: str, array: Array) -> ParamSpec:
+    module, _, leaf = name.partition(".")
+    if leaf not in ("weight", "bias"):
+        return ParamSpec(name, array.shape, str(array.dtype), "statistic", module)
+    role = "norm" if module == "bn1" else leaf
+    return ParamSpec(name, array.shape, str(array.dtype), role, module)  # type: ignore[arg-type]
+
+
+def _correct(logits: Array, labels: Array) -> Array:
+    return np.array((logits.argmax(axis=1) == labels).sum())
+
+
+def _enlarge(size: int, old: int) -> Array:
+    """The matrix [size, old] that enlarges bilinearly between pixel centres (align_corners=False)."""
+    place = np.maximum((np.arange(size) + 0.5) * old / size - 0.5, 0)
+    low = place.astype(int)
+    high, share = np.minimum(low + 1, old - 1), place - low
+    pixels = np.eye(old)
+    return np.asarray(pixels[low] * (1 - share)[:, None] + pixels[high] * share[:, None])
+
+
+def _average(size: int) -> Array:
+    """The matrix [GRID, size] that averages over GRID equal stretches, pixels counted by their share in each."""
+    edge, pixel = np.arange(GRID)[:, None] * size / GRID, np.arange(size)[None, :]
+    overlap = np.minimum(edge + size / GRID, pixel + 1) - np.maximum(edge, pixel)
+    return np.asarray(np.maximum(overlap, 0) * GRID / size)
