@@ -127,7 +127,7 @@ class ModuleBackend:
         return modules[parent], attribute, modules[path]
 
     def _replace_dropouts(self, module: Any) -> list[Any]:
-        found = []
+        found: list[Any] = []
         for path, old in list(module.named_modules()):
             if isinstance(old, self.fw.nn.Dropout):
                 parent, attribute, _ = self._locate(module, path, "model")
@@ -225,13 +225,18 @@ class ModuleBackend:
             raise BackendError(f"put: a label is outside 0..{model.classes - 1}")
         pre, fw = batch.preprocess, self.fw
         if max(images.shape[2:]) > pre.size:
-            raise BackendError(f"put: images of {images.shape[2:]} pixels do not fit size {pre.size}; shrink them first")
+            raise BackendError(
+                f"put: images of {images.shape[2:]} pixels are larger than {pre.size}; shrink them first"
+            )
         pixels = self.tensor(images, model.device).to(model.dtype)
         if images.shape[2:] != (pre.size, pre.size):
             pixels = fw.nn.functional.interpolate(
                 pixels, size=(pre.size, pre.size), mode="bilinear", align_corners=False
             )
-        mean, std = (self.tensor(np.array(v).reshape(1, 3, 1, 1), model.device).to(model.dtype) for v in (pre.mean, pre.std))
+        mean, std = (
+            self.tensor(np.array(values).reshape(1, 3, 1, 1), model.device).to(model.dtype)
+            for values in (pre.mean, pre.std)
+        )
         return DeviceBatch((pixels / 255 - mean) / std, self.tensor(labels, model.device), len(labels), batch.key)
 
     def backward(self, model: Net, batch: DeviceBatch, loss: Loss, scale: float = 1.0) -> tuple[Lazy, Lazy]:
@@ -303,7 +308,7 @@ class ModuleBackend:
             name, _, slot = key.rpartition("/")
             if name not in optimizer.params or slot not in allowed:
                 raise BackendError(
-                    f"load_optimizer: unexpected entry {key!r}; expected PARAMETER/SLOT with slots {', '.join(allowed)}."
+                    f"load_optimizer: unexpected {key!r}; expected PARAMETER/SLOT with slots {', '.join(allowed)}."
                     f"{closest(name, optimizer.params)}"
                 )
             shape = tuple(optimizer.params[name].shape)
@@ -338,7 +343,7 @@ class Optimizer:
 def _dropout_class(fw: Any) -> Callable[[float, int], Any]:
     """Make the dropout layer whose mask the core draws, so that every framework drops the same units."""
 
-    class Dropout(fw.nn.Module):  # type: ignore[misc, name-defined]
+    class Dropout(fw.nn.Module):  # type: ignore[misc]
         def __init__(self, p: float, layer: int) -> None:
             super().__init__()
             self.p, self.layer, self.key = p, layer, (0, 0)
@@ -354,7 +359,7 @@ def _dropout_class(fw: Any) -> Callable[[float, int], Any]:
 
 
 def _tap_class(fw: Any) -> Callable[[], Any]:
-    class Tap(fw.nn.Module):  # type: ignore[misc, name-defined]
+    class Tap(fw.nn.Module):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:
             self.value = x
             return x

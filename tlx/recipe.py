@@ -11,7 +11,7 @@ from typing import Any
 
 from tlx.errors import RecipeError, closest
 from tlx.schedule import SCHEDULES
-from tlx.strategy import built_in
+from tlx.strategy import FrozenNorm, built_in
 from tlx.zoo import architecture
 
 VERSION = 1  # of the recipe's format; a file with a higher one was written by a later tlx
@@ -66,7 +66,7 @@ class Recipe:
     step_size: int = _field(7, "epochs between the drops of schedule step", low=1)
     gamma: float = _field(0.1, "factor of each drop of schedule step", low=0, high=1)
     warmup: float = _field(0.0, "epochs of linear warm-up", low=0)
-    frozen_norm: str = _field(
+    frozen_norm: FrozenNorm = _field(
         "keep",
         "BatchNorm in a frozen part keeps its statistics, or goes on adapting them as in the tutorials",
         choices=("keep", "adapt"),
@@ -169,7 +169,7 @@ def _checked(f: Any, value: Any) -> Any:
         raise RecipeError(f"{f.name} may not be None; its default is {f.default!r}")
     if kind.startswith("tuple"):
         return _class_names(value)
-    if kind.startswith("str"):
+    if kind.startswith("str") or f.metadata["choices"]:
         if not isinstance(value, (str, Path)) or not str(value):
             raise RecipeError(f"{f.name} is {value!r}; expected text: {f.metadata['help']}")
         choices = f.metadata["choices"]
@@ -201,5 +201,3 @@ def _number(f: Any, value: Any, kind: str) -> int | float:
         )
         raise RecipeError(f"{f.name} is {value}; expected a finite number, {bounds}")
     return number
-
-

@@ -62,9 +62,7 @@ class OneFlowBackend(ModuleBackend):
         if isinstance(optimizer, Adam):
             optimizer.state.pop(param, None)
             if slots is not None:
-                optimizer.state[param] = {
-                    k: float(v) if k == "step" else tensor(v) for k, v in slots.items()
-                }
+                optimizer.state[param] = {k: float(v) if k == "step" else tensor(v) for k, v in slots.items()}
         elif slots is None:
             optimizer._state[param].pop("momentum_buf", None)
         else:

@@ -39,7 +39,9 @@ def _quiet_stderr() -> Iterator[None]:
 os.environ.setdefault("ONEFLOW_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("GLOG_minloglevel", "3")
 # Left over from another launcher, these make the import wait for peers that never come.
-_stray = {name: os.environ.pop(name, None) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+_stray = {
+    name: os.environ.pop(name, None) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+}
 
 with _quiet_stderr():
     import flowvision

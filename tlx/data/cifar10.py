@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.data.download import fetch
+from tlx.data.download import cache_folder, fetch
 from tlx.data.images import ArrayImages
 from tlx.data.sources import Source
 from tlx.data.subset import check_labels
@@ -45,7 +45,7 @@ def find(root: Path | None) -> Path:
 
     A `root` that lacks it is an error: whoever names a folder does not want another one.
     """
-    cache = Path(os.environ.get("TLX_CACHE") or "~/.cache/tlx").expanduser() / "data"
+    cache = cache_folder() / "data"
     environment = os.environ.get("TLX_DATA_ROOT")
     places = [root] if root is not None else [Path(environment).expanduser()] if environment else []
     for place in places if root is not None else [*places, cache]:

@@ -18,6 +18,11 @@ TIMEOUT = 30  # seconds without a byte
 Advance = Callable[[int, int | None], None]  # bytes so far, bytes in all
 
 
+def cache_folder() -> Path:
+    """Where downloads live: TLX_CACHE, else ~/.cache/tlx."""
+    return Path(os.environ.get("TLX_CACHE") or "~/.cache/tlx").expanduser()
+
+
 def fetch(
     url: str, dest: Path, *, sha256: str | None = None, sha256_prefix: str | None = None, progress: bool = True
 ) -> Path:

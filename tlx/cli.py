@@ -1,0 +1,182 @@
+"""The command line: a thin layer over the Python interface. Errors are one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, TypedDict, get_type_hints
+
+from cyclopts import App, CycloptsError, Parameter
+
+from tlx.errors import TlxError
+from tlx.recipe import Recipe
+
+app = App(
+    name="tlx",
+    help="Transfer learning for computer vision in one call, with the same numbers on PyTorch and on OneFlow.",
+    version_flags=["--version"],
+)
+
+
+def _option(name: str) -> Any:
+    """Return a recipe field as an option: its type, and its help with the default."""
+    f = Recipe.__dataclass_fields__[name]
+    hint = str if name in ("data", "classes") else get_type_hints(Recipe)[name]
+    default = "" if f.default is None else f" [default: {f.default}]"
+    choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
+    return Annotated[hint, Parameter(help=f"{f.metadata['help']}{choices}{default}", show_default=False)]
+
+
+# The options of `tlx run` are the recipe's fields, so they are made from it; only those given are passed on.
+Fields = TypedDict("Fields", {f.name: _option(f.name) for f in fields(Recipe)}, total=False)  # type: ignore[misc]
+
+Json = Annotated[bool, Parameter(help="Print one JSON object as the last line of stdout.", negative="")]
+
+
+@app.command
+def run(
+    recipe: Annotated[Path | None, Parameter(help="A recipe file (TOML). Options replace its values.")] = None,
+    /,
+    *,
+    overrides: Annotated[Fields | None, Parameter(name="*")] = None,
+    json: Json = False,
+) -> None:
+    """Train, keep the best epoch, evaluate once on the test part. Without arguments: the CIFAR-10 tutorial's job."""
+    import tlx
+
+    result = tlx.run(recipe, **(overrides or {}))
+    if json:
+        print(jsonlib.dumps(result.to_dict()))
+    elif result.test_accuracy is not None:
+        print(f"test accuracy {result.test_accuracy:.4f}  {result.run_dir}")
+    else:
+        print(result.run_dir)
+
+
+@app.command
+def evaluate(run_dir: Path, /, *, backend: str | None = None, json: Json = False) -> None:
+    """Evaluate a finished run on its test part.
+
+    Parameters
+    ----------
+    run_dir:
+        A folder that `tlx run` wrote.
+    backend:
+        Evaluate on this stack instead of the one that trained.
+    """
+    import tlx
+
+    found = tlx.evaluate(run_dir, backend)
+    if json:
+        print(jsonlib.dumps(found))
+    else:
+        print(
+            f"test accuracy {found['test_accuracy']:.4f} over {found['images']} images on {found['backend']}; "
+            f"the run recorded {found['recorded_accuracy']:.4f}"
+        )
+
+
+@app.command
+def strategies(
+    strategy: str | None = None,
+    /,
+    *,
+    model: str = "resnet18",
+    backend: str = "torch",
+    epochs: int = 3,
+    classes: int = 10,
+) -> None:
+    """Show what each strategy trains in a model, at which rates, before any training.
+
+    Parameters
+    ----------
+    strategy:
+        Show only this one.
+    model:
+        The architecture: see `tlx models`.
+    backend:
+        The stack that describes the model's parameters.
+    epochs:
+        Length of the run.
+    classes:
+        Outputs of the new head.
+    """
+    from rich.console import Console
+
+    from tlx import registry
+    from tlx.backend import ModelSpec
+    from tlx.display import group_table
+    from tlx.schedule import Schedule
+    from tlx.strategy import STRATEGIES, built_in
+    from tlx.zoo import architecture
+
+    console = Console()
+    arch = architecture(model)
+    chosen = [strategy] if strategy else list(STRATEGIES)
+    recipes = [Recipe(strategy=name, model=model, epochs=epochs).resolved() for name in chosen]
+    stack = registry.load(backend)
+    specs = stack.param_specs(stack.build(ModelSpec(model, classes, arch.head), "cpu", "float32"))
+    for recipe in recipes:
+        custom = built_in(recipe.strategy)
+        bound = custom.make(recipe.lr or 0.0, recipe.backbone_lr).bind(
+            specs, arch, Schedule(recipe.schedule, epochs, 1), recipe.weight_decay
+        )
+        console.print(group_table(recipe.strategy, bound.table()))
+        console.print(f"{custom.summary}; weights {custom.weights}\n")
+
+
+@app.command
+def models() -> None:
+    """List the architectures: head, stages, and the published ImageNet checkpoint."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tlx.zoo import ARCHITECTURES
+
+    table = Table("model", "head", "stages", "ImageNet weights")
+    for arch in ARCHITECTURES.values():
+        table.add_row(arch.name, arch.head, " ".join(name for name, _ in arch.stages), arch.imagenet or "-")
+    Console().print(table)
+
+
+@app.command
+def backends() -> None:
+    """List the backends that are registered, with their versions or with what keeps them from working."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tlx import registry
+
+    table = Table("backend", "state", "versions or problem")
+    for entry in registry.available():
+        state = "not installed" if not entry.installed else "broken" if entry.problem else "installed"
+        found = ", ".join(f"{name} {version}" for name, version in entry.versions.items())
+        if entry.problem:
+            found = f"{entry.problem.problem}. Fix: {entry.problem.fix}"
+        table.add_row(entry.name, state, found)
+    Console().print(table)
+
+
+@app.command
+def doctor() -> int:
+    """Check for each backend what works, what is missing, and name the one command that mends it."""
+    from tlx.doctor import main as diagnose
+
+    return diagnose()
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 a check failed, 2 a mistake in the input, 130 interrupted."""
+    try:
+        code = app(exit_on_error=False, print_error=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except TlxError as error:
+        print(f"tlx: {error}", file=sys.stderr)
+    except CycloptsError as error:
+        print(f"tlx: {' '.join(str(error).split())} See `tlx --help`.", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("tlx: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(2)
