@@ -1,0 +1,233 @@
+"""Losses, gradients and updates, against the oracle and finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from tlx import oracle
+from tlx.backend import Array, Hyper, Loss, OptimizerSpec
+from tlx.conformance.subject import N, Subject, apply, assert_near, batch, exact, part, refused, same_bits
+
+SPECS = {
+    "sgd": OptimizerSpec("sgd"),
+    "momentum": OptimizerSpec("sgd", momentum=exact(0.9)),
+    "nesterov": OptimizerSpec("sgd", momentum=exact(0.9), nesterov=True),
+    # A large eps shows where it stands, and bounds how far rounding of a tiny gradient can move a parameter.
+    "adam": OptimizerSpec("adam", eps=exact(1e-4)),
+}
+each = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+stateful = pytest.mark.parametrize("spec", [SPECS["momentum"], SPECS["adam"]], ids=["momentum", "adam"])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.125])
+def test_the_loss_is_cross_entropy_summed_over_the_samples(subject: Subject, smoothing: float) -> None:
+    loss = Loss(smoothing)
+    for n in (1, 3):
+        whole = batch(n)
+        handle = subject.put(n)
+        logits = subject.logits(handle)
+        expected = oracle.cross_entropy(logits, whole.labels, smoothing)[0] * n
+        total, correct = subject.evaluate(handle, loss)
+        assert total == pytest.approx(expected, rel=1e-12)
+        assert correct == int((logits.argmax(axis=1) == whole.labels).sum())
+        trained, counted = subject.backward(handle, loss=loss)
+        assert trained == pytest.approx(expected, rel=1e-12) and counted == correct
+
+
+def test_correct_counts_right_answers(subject: Subject) -> None:
+    predicted = subject.logits(subject.put()).argmax(axis=1)
+    for wrong in range(N + 1):
+        labels = np.where(np.arange(N) < wrong, (predicted + 1) % 5, predicted).astype(np.int64)
+        handle = subject.put(labels=labels)
+        assert subject.evaluate(handle)[1] == N - wrong == subject.backward(handle)[1]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.125])
+@pytest.mark.parametrize("adapting", [False, True], ids=["kept", "batch"])
+def test_gradients_are_the_slopes_of_the_mean_loss(subject: Subject, adapting: bool, smoothing: float) -> None:
+    """Along two directions, by central differences of the training loss."""
+    subject.free(batch_norm=subject.norms if adapting else ())
+    handle, loss = subject.put(), Loss(smoothing)
+    gradients = subject.gradients(handle, loss)
+    for seed in (0, 1):
+        rng = np.random.Generator(np.random.Philox(seed))
+        way = {name: rng.normal(size=subject.start[name].shape) for name in subject.params}
+        h = 1e-7
+        ends = []
+        for sign in (1, -1):
+            subject.load({**subject.start, **{n: subject.start[n] + sign * h * way[n] for n in way}})
+            ends.append(subject.backward(handle, loss=loss)[0] / N)
+        expected = sum(float((gradients[name] * way[name]).sum()) for name in way)
+        assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(expected, rel=1e-4)
+        subject.free(batch_norm=subject.norms if adapting else ())  # drop the gradients of the two probes
+
+
+def test_scale_weighs_gradients_but_not_the_loss(subject: Subject) -> None:
+    handle = subject.put()
+    plain, gradients = subject.backward(handle), subject.probe()
+    scaled = subject.backward(handle, scale=0.25)
+    assert scaled == plain
+    assert_near(subject.probe(), {name: 0.25 * g for name, g in gradients.items()}, 1e-12)
+
+
+@pytest.mark.parametrize("cut", [2, 3])
+def test_accumulated_parts_equal_the_whole_batch(subject: Subject, cut: int) -> None:
+    whole = batch()
+    expected = subject.gradients(subject.put())
+    for where in (slice(0, cut), slice(cut, N)):
+        piece = part(whole, where)
+        subject.backward(subject.backend.put(subject.model, piece), scale=len(piece) / N)
+    assert_near(subject.probe(), expected, 1e-11)
+
+
+def test_backward_alone_moves_nothing(subject: Subject) -> None:
+    subject.backward(subject.put())
+    assert same_bits(subject.dump(), subject.start)
+
+
+@stateful
+def test_update_uses_the_gradients_up(subject: Subject, spec: OptimizerSpec) -> None:
+    """A second update finds None, not zero, so neither momentum nor decay moves anything."""
+    optimizer = subject.optimizer(spec)
+    subject.step(optimizer, subject.put())
+    before, state = subject.dump(), subject.backend.dump_optimizer(optimizer)
+    subject.backend.update(subject.model, optimizer)
+    assert same_bits(subject.dump(), before)
+    assert same_bits(subject.backend.dump_optimizer(optimizer), state)
+
+
+@each
+def test_updates_follow_the_oracle(subject: Subject, spec: OptimizerSpec) -> None:
+    """Four steps with batch statistics; the two groups differ, and rates and decays change between the steps."""
+    subject.free(batch_norm=subject.norms)
+    optimizer = subject.optimizer(spec)
+    slots: dict[str, dict[str, Array]] = {}
+    for step, (lr, decay) in enumerate([(0.01, 0.1), (0.01, 0.1), (0.002, 0.1), (0.005, 0.0)]):
+        hyper = [Hyper(exact(lr / 10), exact(decay)), Hyper(exact(lr), exact(decay / 2))]
+        subject.backend.set_hyper(optimizer, hyper)
+        handle = subject.put(seed=step)
+        gradients, before = subject.gradients(handle), subject.dump()
+        expected = {}
+        for group, at in zip((subject.backbone, subject.head), hyper, strict=True):
+            for name in group:
+                expected[name], slots[name] = apply(spec, at, before[name], gradients[name], slots.get(name, {}))
+        subject.step(optimizer, handle)
+        after = subject.dump()
+        # The steps are compared, not the parameters, which would hide an error of a step in their size.
+        assert_near({n: after[n] - before[n] for n in expected}, {n: expected[n] - before[n] for n in expected}, 1e-10)
+    state = subject.backend.dump_optimizer(optimizer)
+    assert_near(state, {f"{name}/{slot}": a for name, found in slots.items() for slot, a in found.items()}, 1e-10)
+
+
+@pytest.mark.parametrize("trainable", ["all", "head"])
+@pytest.mark.parametrize("share", [0.5, 2.0])
+def test_clipping_takes_the_joint_norm_of_what_trains(subject: Subject, share: float, trainable: str) -> None:
+    names: Sequence[str] = subject.params if trainable == "all" else subject.head
+    subject.free(names)
+    handle, hyper = subject.put(), Hyper(0.125, 0.0)
+    gradients = {name: g for name, g in subject.gradients(handle).items() if name in names}
+    max_norm = exact(share * np.sqrt(sum(float((g**2).sum()) for g in gradients.values())))
+    subject.step(subject.optimizer(SPECS["sgd"], hyper), handle, max_norm)
+    after = subject.dump()
+    steps = {name: (subject.start[name] - after[name]) / hyper.lr for name in names}
+    assert_near(steps, oracle.clip_by_norm(gradients, max_norm), 1e-10)
+
+
+def test_every_parameter_is_in_exactly_one_group(subject: Subject) -> None:
+    params, spec = subject.params, SPECS["sgd"]
+    for groups, named in (
+        ([params[1:]], params[0]),
+        ([params, params[:1]], params[0]),
+        ([(*params, "no.such.weight")], "no.such.weight"),
+        ([(*params, subject.statistics[0])], subject.statistics[0]),
+    ):
+        with refused(named):
+            subject.backend.optimizer(subject.model, spec, groups)
+    with refused("adamant"):
+        subject.backend.optimizer(subject.model, OptimizerSpec("adamant"), [params])
+
+
+def test_hyper_values_are_one_for_each_group(subject: Subject) -> None:
+    optimizer = subject.optimizer(SPECS["sgd"])
+    for count in (1, 3):
+        with refused(str(count), "2"):
+            subject.backend.set_hyper(optimizer, [Hyper(0.1, 0.0)] * count)
+
+
+def test_groups_keep_to_their_own_hyper_values(subject: Subject) -> None:
+    optimizer = subject.optimizer(SPECS["sgd"])
+    subject.backend.set_hyper(optimizer, [Hyper(0.0, exact(0.5)), Hyper(0.125, 0.0)])
+    gradients = subject.gradients(subject.put())
+    subject.step(optimizer, subject.put())
+    after = subject.dump()
+    assert same_bits(subject.start, after, subject.backbone)
+    expected = {name: subject.start[name] - 0.125 * gradients[name] for name in subject.head}
+    assert_near({name: after[name] for name in subject.head}, expected, 1e-12)
+
+
+@stateful
+def test_optimizer_state_is_named_by_parameter_and_slot(subject: Subject, spec: OptimizerSpec) -> None:
+    subject.free(subject.head)
+    optimizer = subject.optimizer(spec)
+    assert subject.backend.dump_optimizer(optimizer) == {}
+    subject.step(optimizer, subject.put())
+    state = subject.backend.dump_optimizer(optimizer)
+    slots = ("momentum",) if spec.name == "sgd" else ("exp_avg", "exp_avg_sq", "step")
+    assert sorted(state) == sorted(f"{name}/{slot}" for name in subject.head for slot in slots)
+    for key, array in state.items():
+        name, _, slot = key.rpartition("/")
+        assert array.shape == (() if slot == "step" else subject.start[name].shape)
+        assert slot != "step" or array == 1
+    kept = {key: array.copy() for key, array in state.items()}
+    subject.step(optimizer, subject.put())
+    assert same_bits(state, kept), "the dump is an alias of the live state"
+
+
+@each
+def test_a_run_resumes_bit_for_bit(subject: Subject, spec: OptimizerSpec) -> None:
+    subject.free(batch_norm=subject.norms)
+    optimizer, handles = subject.optimizer(spec), [subject.put(seed=s) for s in range(3)]
+    subject.step(optimizer, handles[0])
+    subject.step(optimizer, handles[1])
+    arrays, state = subject.dump(), subject.backend.dump_optimizer(optimizer)
+    subject.step(optimizer, handles[2])
+    resumed = subject.another()
+    resumed.load(arrays)
+    resumed.free(batch_norm=resumed.norms)
+    fresh = resumed.optimizer(spec)
+    resumed.backend.load_optimizer(fresh, state)
+    resumed.step(fresh, resumed.put(seed=2))
+    assert same_bits(resumed.dump(), subject.dump())
+    assert same_bits(resumed.backend.dump_optimizer(fresh), subject.backend.dump_optimizer(optimizer))
+
+
+@stateful
+def test_loading_an_empty_state_forgets_the_old_one(subject: Subject, spec: OptimizerSpec) -> None:
+    optimizer, handle = subject.optimizer(spec), subject.put()
+    subject.step(optimizer, handle)
+    expected = subject.dump()
+    subject.load(subject.start)
+    subject.backend.load_optimizer(optimizer, {})
+    assert subject.backend.dump_optimizer(optimizer) == {}
+    subject.step(optimizer, handle)
+    assert same_bits(subject.dump(), expected)
+
+
+@stateful
+def test_a_foreign_optimizer_state_is_refused(subject: Subject, spec: OptimizerSpec) -> None:
+    optimizer = subject.optimizer(spec)
+    subject.step(optimizer, subject.put())
+    state = subject.backend.dump_optimizer(optimizer)
+    key = next(key for key in state if not key.endswith("/step"))
+    name, _, slot = key.rpartition("/")
+    for change, mentions in (
+        ({f"no.such.weight/{slot}": state[key]}, ["no.such.weight"]),
+        ({f"{name}/no_such_slot": state[key]}, ["no_such_slot"]),
+        ({key: state[key][:1]}, [key, str(state[key].shape[0])]),
+    ):
+        with refused(*mentions):
+            subject.backend.load_optimizer(optimizer, {**state, **change})
+    assert same_bits(subject.backend.dump_optimizer(optimizer), state), "a refused state changed the optimizer"

@@ -1,0 +1,208 @@
+"""A model under test: fixed values, fixed batches, and the few moves that most tests make.
+
+The protocol hands out no gradients. One SGD step with rate 2**10, no momentum and no decay shows them: before - after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tlx import oracle
+from tlx.backend import (
+    Array,
+    Arrays,
+    Backend,
+    Batch,
+    Handle,
+    Hyper,
+    Loss,
+    ModelSpec,
+    OptimizerSpec,
+    Precision,
+    Preprocess,
+)
+from tlx.errors import TlxError
+
+SIZE, CLASSES, N = 32, 5, 4
+HEADS = {"tiny-mlp": "fc", "resnet18": "fc", "tiny-mlp-dropout": "fc", "squeezenet1_0": "classifier.1"}
+PLAIN, WITH_DROPOUT = ("tiny-mlp", "resnet18"), ("tiny-mlp-dropout", "squeezenet1_0")
+BN_EPS, BN_KEEP = float(np.float32(1e-5)), float(np.float32(0.9))
+
+# A power of two, so dividing by it is exact, and large, so that rounding the parameter costs no digits of the gradient.
+_PROBE_LR = 1024.0
+
+
+@pytest.fixture
+def subject(backend: Backend) -> Subject:
+    """A float64 model with BatchNorm and without dropout."""
+    return Subject(backend, choose(backend, PLAIN))
+
+
+@pytest.fixture
+def dropper(backend: Backend) -> Subject:
+    """A float64 model with dropout in front of its head."""
+    return Subject(backend, choose(backend, WITH_DROPOUT))
+
+
+def choose(backend: Backend, names: Sequence[str]) -> str:
+    models = backend.capabilities().models
+    found = [name for name in names if name in models]
+    assert found, f"backend {backend.name!r} offers {models}; the suite needs one of {names}"
+    return found[0]
+
+
+def exact(value: float) -> float:
+    """Round to float32, as the core does with every scalar."""
+    return float(np.float32(value))
+
+
+@dataclass(eq=False)
+class Subject:
+    backend: Backend
+    name: str
+    precision: Precision = "float64"
+
+    def __post_init__(self) -> None:
+        self.spec = ModelSpec(self.name, CLASSES, HEADS[self.name])
+        self.model = self.backend.build(self.spec, "cpu", self.precision)
+        self.specs = self.backend.param_specs(self.model)
+        self.params = tuple(s.name for s in self.specs if s.role != "statistic")
+        self.statistics = tuple(s.name for s in self.specs if s.role == "statistic")
+        self.norms = tuple(dict.fromkeys(s.module for s in self.specs if s.role == "statistic"))
+        self.head = tuple(name for name in self.params if name.startswith(self.spec.head + "."))
+        self.backbone = tuple(name for name in self.params if name not in self.head)
+        self.start = {s.name: _values(s.name, s.shape, s.dtype, i) for i, s in enumerate(self.specs)}
+        self.load(self.start)
+        self.free()
+
+    def another(self) -> Subject:
+        """A second model of the same kind, with the same values."""
+        return Subject(self.backend, self.name, self.precision)
+
+    def load(self, arrays: Arrays) -> None:
+        self.backend.load_arrays(self.model, arrays)
+
+    def dump(self) -> dict[str, Array]:
+        return self.backend.dump_arrays(self.model)
+
+    def free(self, trainable: Sequence[str] | None = None, batch_norm: Sequence[str] = ()) -> None:
+        """Set the phase; by default every parameter trains and the statistics are kept."""
+        names = self.params if trainable is None else trainable
+        self.backend.set_phase(self.model, frozenset(names), frozenset(batch_norm))
+
+    def put(self, n: int = N, *, seed: int = 1, key: tuple[int, int] = (0, 0), **replaced: Any) -> Handle:
+        return self.backend.put(self.model, batch(n, seed=seed, key=key, **replaced))
+
+    def optimizer(self, spec: OptimizerSpec, hyper: Hyper | None = None) -> Handle:
+        """An optimizer over two groups, backbone and head, both with the same hyper-parameters."""
+        optimizer = self.backend.optimizer(self.model, spec, [self.backbone, self.head])
+        hyper = hyper or Hyper(exact(0.01), exact(0.1))
+        self.backend.set_hyper(optimizer, [hyper, hyper])
+        return optimizer
+
+    def backward(self, handle: Handle, scale: float = 1.0, loss: Loss = Loss()) -> tuple[float, int]:  # noqa: B008
+        total, correct = self.backend.fetch(self.backend.backward(self.model, handle, loss, scale))
+        return float(total), int(correct)
+
+    def step(self, optimizer: Handle, handle: Handle, max_norm: float | None = None) -> None:
+        self.backend.backward(self.model, handle, Loss())
+        self.backend.update(self.model, optimizer, max_norm)
+
+    def evaluate(self, handle: Handle, loss: Loss = Loss()) -> tuple[float, int]:  # noqa: B008
+        total, correct = self.backend.fetch(self.backend.evaluate(self.model, handle, loss))
+        return float(total), int(correct)
+
+    def logits(self, handle: Handle) -> Array:
+        return self.backend.fetch([self.backend.logits(self.model, handle)])[0]
+
+    def features(self, handle: Handle) -> Array:
+        return self.backend.fetch([self.backend.features(self.model, handle)])[0]
+
+    def probe(self) -> dict[str, Array]:
+        """Use the gradients that are there up, return them, and put all values back as they were before."""
+        before = self.dump()
+        optimizer = self.optimizer(OptimizerSpec("sgd"), Hyper(_PROBE_LR, 0.0))
+        self.backend.update(self.model, optimizer)
+        after = self.dump()
+        self.load(before)
+        return {name: (before[name] - after[name]) / _PROBE_LR for name in self.params}
+
+    def gradients(self, handle: Handle, loss: Loss = Loss()) -> dict[str, Array]:  # noqa: B008
+        """The gradients of one batch in the present phase; the model is left as it was, statistics included."""
+        before = self.dump()
+        self.backend.backward(self.model, handle, loss)
+        found = self.probe()
+        self.load(before)
+        return found
+
+
+def batch(n: int = N, *, seed: int = 1, key: tuple[int, int] = (0, 0), **replaced: Any) -> Batch:
+    """A batch of noise; `replaced` names fields to set."""
+    rng = np.random.Generator(np.random.Philox(seed))
+    fields: dict[str, Any] = {
+        "images": rng.integers(0, 256, (n, 3, SIZE, SIZE), np.uint8),
+        "labels": rng.integers(0, CLASSES, n, np.int64),
+        "indices": np.arange(n),
+        "preprocess": Preprocess(SIZE),
+        "key": key,
+    }
+    return Batch(**{**fields, **replaced})
+
+
+def part(whole: Batch, where: slice) -> Batch:
+    return Batch(whole.images[where], whole.labels[where], whole.indices[where], whole.preprocess, whole.key)
+
+
+def _values(name: str, shape: tuple[int, ...], dtype: str, seed: int) -> Array:
+    """Values of a healthy size: weights after He et al. 2015, scales and variances around 1, the rest small."""
+    noise = np.random.Generator(np.random.Philox(seed)).uniform(-1, 1, shape)
+    if dtype == "int64":
+        return np.full(shape, 7, np.int64)
+    if len(shape) > 1:
+        noise = noise * np.sqrt(6 / np.prod(shape[1:]))
+    else:
+        noise = noise * 0.2 + (1.0 if name.endswith(("running_var", "weight")) else 0.0)
+    return np.asarray(noise, dtype)
+
+
+def apply(spec: OptimizerSpec, hyper: Hyper, p: Array, g: Array, state: Arrays) -> tuple[Array, dict[str, Array]]:
+    """One step by the oracle."""
+    lr, decay = hyper.lr, hyper.weight_decay
+    if spec.name == "sgd":
+        return oracle.sgd_step(p, g, state, lr=lr, weight_decay=decay, momentum=spec.momentum, nesterov=spec.nesterov)
+    return oracle.adam_step(p, g, state, lr=lr, weight_decay=decay, betas=spec.betas, eps=spec.eps)
+
+
+def same_bits(a: Arrays, b: Arrays, names: Sequence[str] | None = None) -> bool:
+    """Whether two dumps hold the same names, dtypes, shapes and bytes."""
+    if names is None and a.keys() != b.keys():
+        return False
+    chosen = a.keys() if names is None else names
+    return all((a[n].dtype, a[n].shape, a[n].tobytes()) == (b[n].dtype, b[n].shape, b[n].tobytes()) for n in chosen)
+
+
+def moved(a: Arrays, b: Arrays, names: Sequence[str]) -> list[str]:
+    """The names among `names` whose bits differ."""
+    return [name for name in names if not same_bits(a, b, [name])]
+
+
+def assert_near(actual: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float = 1e-11) -> None:
+    """Same names, and a relative L2 distance within the tolerance for each; tiny arrays are held to 1e-3 of it."""
+    assert sorted(actual) == sorted(expected)
+    errors = {
+        name: float(np.linalg.norm(actual[name] - array)) / max(float(np.linalg.norm(array)), 1e-3)
+        for name, array in expected.items()
+    }
+    off = [f"{name} by {error:.1e}" for name, error in errors.items() if not error <= tolerance]
+    assert not off, f"off by more than {tolerance:.0e}: {', '.join(off)}"
+
+
+def refused(*mentions: str) -> Any:
+    """Expect a TlxError whose one line mentions all of these."""
+    pattern = "".join(f"(?=.*{mention})" for mention in mentions) + ".*$"
+    return pytest.raises(TlxError, match=rf"\A{pattern}")

@@ -1,0 +1,23 @@
+"""The tests that every backend must pass. In a package that brings one, a test file of four lines runs them:
+
+    import pytest, tlx_mine
+    from tlx.conformance.suite import *
+    @pytest.fixture
+    def backend(): return tlx_mine.create()
+
+The backend needs one of the models in `subject.PLAIN` and one in `subject.WITH_DROPOUT`, and float64 on its CPU.
+"""
+
+# ruff: noqa: F403, E402
+from __future__ import annotations
+
+import pytest
+
+_PARTS = ("subject", "values", "phases", "steps", "batches")
+pytest.register_assert_rewrite(*(f"tlx.conformance.{part}" for part in _PARTS))
+
+from tlx.conformance.batches import *
+from tlx.conformance.phases import *
+from tlx.conformance.steps import *
+from tlx.conformance.subject import *
+from tlx.conformance.values import *
