@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class OneFlowBackend(ModuleBackend):
             if isinstance(module, self.batch_norms):
                 if module.momentum is None:
                     raise BackendError("oneflow: BatchNorm with momentum=None (cumulative average) is not supported")
-                module.__class__ = _AccurateBatchNorm.of(type(module))
+                module.__class__ = _accurate(type(module))
 
     def cross_entropy(self, logits: Any, labels: Any, loss: Loss) -> Any:
         # Its float32 kernel is inaccurate; on float64 logits the gradient is right to 4.5e-10.
@@ -69,20 +70,14 @@ class OneFlowBackend(ModuleBackend):
             optimizer._state[param]["momentum_buf"] = tensor(slots["momentum"])
 
 
-class _AccurateBatchNorm:
-    """Trains BatchNorm in float64: the CPU kernel sums in float32, and conv1's gradient is 1.7 % off (PARITY.md)."""
-
-    made: dict[type, type] = {}
-
-    @classmethod
-    def of(cls, base: type) -> type:
-        if base not in cls.made:
-            cls.made[base] = type(base.__name__, (_Forward, base), {})
-        return cls.made[base]
+@cache
+def _accurate(base: type) -> type:
+    """Derive a BatchNorm that trains in float64."""
+    return type(base.__name__, (_Float64Training, base), {})
 
 
-class _Forward:
-    training: bool
+class _Float64Training:
+    """The CPU kernel sums in float32, and ReLU amplifies that: conv1's gradient is 1.7 % off."""
 
     def forward(self: Any, x: Any) -> Any:
         self._check_input_dim(x)

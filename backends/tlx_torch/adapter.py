@@ -43,11 +43,11 @@ class TorchBackend(ModuleBackend):
         )
 
     def prepare(self, net: Net) -> None:
-        # Convolutions on the CPU and on tensor cores are fastest with channels last (DESIGN §6: 1.15x and more).
+        # Convolutions on the CPU and on tensor cores are fastest with channels last.
         net.module.to(memory_format=torch.channels_last)
         for module in net.module.modules():
             if isinstance(module, self.batch_norms):
-                # Other stacks hold these constants as float32 and weigh the old mean with fl32(0.9) (PARITY.md).
+                # Other stacks hold these constants as float32 and weigh the old mean with fl32(0.9).
                 module.eps = float32_exact(module.eps)
                 module.momentum = 1.0 - float32_exact(1.0 - module.momentum)
 
