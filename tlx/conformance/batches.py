@@ -151,7 +151,7 @@ def test_features_are_what_enters_the_head(subject: Subject, dropper: Subject) -
     for model in (subject, dropper):
         handle = model.put()
         features = model.features(handle)
-        assert len(features) == N and features.dtype == np.float64
+        assert features.shape[:2] == (N, model.start[model.head[0]].shape[1]) and features.dtype == np.float64
         assert_near({"logits": model.logits(handle)}, {"logits": head_logits(model, features)}, 1e-12)
 
 

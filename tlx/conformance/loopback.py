@@ -34,8 +34,6 @@ from tlx.rng import keep_mask
 DISTRIBUTIONS = ("numpy",)
 DROPOUT = {"tiny-mlp": 0.0, "tiny-mlp-dropout": 0.5}
 GRID, HIDDEN = 8, 32
-BN_EPS = float(np.float32(1e-5))
-BN_MOMENTUM = 1 - float(np.float32(0.9))  # float32-exact in the factor that is kept, as everywhere in tlx
 SLOTS = {"sgd": ("momentum",), "adam": ("exp_avg", "exp_avg_sq", "step")}
 
 
@@ -101,6 +99,8 @@ class Pass:
 
 class Loopback:
     name = "loopback"
+    bn_eps = float(np.float32(1e-5))
+    bn_momentum = 1 - float(np.float32(0.9))  # float32-exact in the factor that is kept, as everywhere in tlx
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -205,7 +205,7 @@ class Loopback:
         dh, dw, db = oracle.linear_backward(dlogits * scale, run.h, p["fc.weight"])
         dy = oracle.relu_backward(dh * run.mask, run.y)
         dz = dy * p["bn1.weight"]
-        da = oracle.normalise_backward(dz, run.z, run.var, BN_EPS, batch="bn1" in model.batch_norm)
+        da = oracle.normalise_backward(dz, run.z, run.var, self.bn_eps, batch="bn1" in model.batch_norm)
         _, dw1, db1 = oracle.linear_backward(da, run.x, p["fc1.weight"])
         grads = {
             **{"fc.weight": dw, "fc.bias": db, "fc1.weight": dw1, "fc1.bias": db1},
@@ -255,10 +255,10 @@ class Loopback:
                 raise BackendError(
                     "BatchNorm 'bn1' cannot normalise a batch of one sample by itself; use larger batches"
                 )
-            p["bn1.running_mean"], p["bn1.running_var"] = oracle.running(mean, var, a, BN_MOMENTUM)
+            p["bn1.running_mean"], p["bn1.running_var"] = oracle.running(mean, var, a, self.bn_momentum)
             p["bn1.num_batches_tracked"] = p["bn1.num_batches_tracked"] + np.array(1)
             mean, var = oracle.moments(a)
-        z = oracle.normalise(a, mean, var, BN_EPS)
+        z = oracle.normalise(a, mean, var, self.bn_eps)
         y = z * p["bn1.weight"] + p["bn1.bias"]
         drop = model.module.dropout if train and model.trainable else 0.0
         mask: Array | float = 1.0

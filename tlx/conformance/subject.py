@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,21 @@ _PROBE_LR = 1024.0
 @pytest.fixture
 def subject(backend: Backend) -> Subject:
     """A float64 model with BatchNorm and without dropout."""
-    return Subject(backend, choose(backend, PLAIN))
+    return _renewed(backend, choose(backend, PLAIN))
 
 
 @pytest.fixture
 def dropper(backend: Backend) -> Subject:
     """A float64 model with dropout in front of its head."""
-    return Subject(backend, choose(backend, WITH_DROPOUT))
+    return _renewed(backend, choose(backend, WITH_DROPOUT))
+
+
+def _renewed(backend: Backend, name: str) -> Subject:
+    """A model as good as new: most of the time of a test would go into building it."""
+    subject = _built(backend, name)  # type: ignore[arg-type]  # a Protocol does not say that it is hashable
+    subject.load(subject.start)
+    subject.free()
+    return subject
 
 
 def choose(backend: Backend, names: Sequence[str]) -> str:
@@ -59,6 +68,11 @@ def choose(backend: Backend, names: Sequence[str]) -> str:
 def exact(value: float) -> float:
     """Round to float32, as the core does with every scalar."""
     return float(np.float32(value))
+
+
+@cache
+def _built(backend: Backend, name: str) -> Subject:
+    return Subject(backend, name)
 
 
 @dataclass(eq=False)
