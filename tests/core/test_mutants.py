@@ -55,3 +55,8 @@ def test_the_reference_backend_passes(outcomes: dict[str, tuple[int, int]]) -> N
 def test_the_suite_sees_the_fault(outcomes: dict[str, tuple[int, int]], kind: type[Mutant]) -> None:
     ran, failed = outcomes[kind.__name__]
     assert ran and failed, f"{kind.caught_by} passed"
+
+
+def test_the_suite_imports_no_framework() -> None:
+    code = "import sys, tlx.conformance.suite; assert not {'torch', 'oneflow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
