@@ -59,7 +59,7 @@ class Entry:
 
 def available() -> list[Entry]:
     """Describe every registered backend, sorted by name. Broken ones are listed with their problem; never raises."""
-    return [_describe(name, module) for name, module in sorted(_modules().items())]
+    return [_describe(name, modules) for name, modules in sorted(_modules().items())]
 
 
 @cache
@@ -151,18 +151,21 @@ def one_line(text: str, width: int = 300) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def _modules() -> dict[str, str]:
-    """Map each backend's name to its light module."""
-    modules: dict[str, str] = {}
+def _modules() -> dict[str, list[str]]:
+    """Map each backend's name to the light modules offered for it: one, unless two packages clash."""
+    modules: dict[str, list[str]] = {}
     for point in metadata.entry_points(group=GROUP):
-        if modules.setdefault(point.name, point.value) != point.value:
-            raise BackendError(
-                f"Two packages offer a backend {point.name!r}: {modules[point.name]} and {point.value}. Uninstall one"
-            )
+        offered = modules.setdefault(point.name, [])
+        if point.value not in offered:
+            offered.append(point.value)
     return modules
 
 
-def _describe(name: str, module_name: str) -> Entry:
+def _describe(name: str, modules: list[str]) -> Entry:
+    module_name = " and ".join(sorted(modules))
+    if len(modules) > 1:
+        check = Check("entry point", module_name, f"several packages offer it: {module_name}", "uninstall all but one")
+        return Entry(name, module_name, installed=True, versions={}, checks=(check,))
     try:
         module = import_module(module_name)
         distributions = tuple(getattr(module, "DISTRIBUTIONS", ()))

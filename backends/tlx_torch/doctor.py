@@ -22,7 +22,8 @@ def diagnose(versions: Mapping[str, str], torchvision_needs: Iterable[str]) -> l
     checks = [Check(name, versions[name]) for name in ("torch", "torchvision") if name in versions]
     if missing:
         fix = pip_install(*(requirement(name, extra="torch") for name in missing))
-        return [*checks, *(Check(name, "missing", f"{name} is not installed", fix) for name in missing)]
+        what = " and ".join(missing)
+        return [*checks, Check(what, "missing", f"{what} not installed", fix)]
     torch, torchvision = versions["torch"], versions["torchvision"]
     problem = ""
     for need in torchvision_needs:

@@ -1,0 +1,171 @@
+"""Backends are found by entry point, listed even when broken, and loaded only when they follow the protocol."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tlx import registry
+from tlx.backend import Batch, Loss
+from tlx.conformance.loopback import Loopback
+from tlx.errors import BackendError
+
+
+class Renamed(Loopback):
+    def evaluate(self, model: Any, data: Any, loss: Loss) -> Any:  # the protocol says `batch`
+        return super().evaluate(model, data, loss)
+
+
+class WithoutDefault(Loopback):
+    def backward(self, model: Any, batch: Any, loss: Loss, scale: float) -> Any:
+        return super().backward(model, batch, loss, scale)
+
+
+class FurtherArgument(Loopback):
+    def put(self, model: Any, batch: Batch, stream: Any) -> Any:
+        return super().put(model, batch)
+
+
+class FurtherOptional(Loopback):
+    def put(self, model: Any, batch: Batch, stream: Any = None) -> Any:
+        return super().put(model, batch)
+
+
+class WithoutFetch(Loopback):
+    fetch = None  # type: ignore[assignment]  # what is tested
+
+
+@pytest.fixture
+def offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Install a real package that offers a backend: a module, and metadata with its entry point."""
+
+    def install(name: str, source: str, module: str = "") -> None:
+        module = module or f"offered_{name}"
+        (tmp_path / f"{module}.py").write_text(source, encoding="utf-8")
+        info = tmp_path / f"{module}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n", encoding="utf-8")
+        (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{name} = {module}\n", encoding="utf-8")
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return install
+
+
+def entry(name: str) -> registry.Entry:
+    return next(entry for entry in registry.available() if entry.name == name)
+
+
+def test_listing_imports_no_framework() -> None:
+    code = (
+        "import sys; from tlx import registry; names = [e.name for e in registry.available()];"
+        "print(*names); sys.exit(' '.join({'torch', 'torchvision', 'oneflow', 'flowvision'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["loopback", "oneflow", "torch"]
+    assert done.stderr.strip() == ""
+
+
+def test_loading_gives_one_instance_that_follows_the_protocol() -> None:
+    assert registry.load("loopback") is registry.load("loopback")
+    assert registry.differences(registry.load("loopback")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("onefow", "Did you mean 'oneflow'"), ("Torch", "Did you mean 'torch'"), ("jax", "Known: .*oneflow, torch")],
+)
+def test_an_unknown_backend_is_answered_with_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(BackendError, match=f"^Unknown backend '{name}'.*{hint}"):
+        registry.load(name)
+
+
+@pytest.mark.parametrize(
+    ("backend", "named"),
+    [
+        (Renamed, r"evaluate\(model, data, loss\) should be evaluate\(model, batch, loss\)"),
+        (WithoutDefault, r"backward\(.*\) should be backward\(model, batch, loss, scale=1.0\)"),
+        (FurtherArgument, r"put\(model, batch, stream\) should be put\(model, batch\)"),
+        (WithoutFetch, "fetch is missing"),
+    ],
+)
+def test_a_method_that_departs_from_the_protocol_is_named(offer: Any, backend: type, named: str) -> None:
+    assert len(registry.differences(backend())) == 1
+    name = backend.__name__.lower()
+    offer(name, f"from {__name__} import {backend.__name__} as create\ncheck = list\n")
+    with pytest.raises(BackendError, match=f"Backend '{name}' does not follow .*: {named}. Fix: upgrade"):
+        registry.load(name)
+
+
+def test_a_further_optional_argument_is_allowed() -> None:
+    assert registry.differences(FurtherOptional()) == []
+
+
+def test_all_that_lacks_is_listed() -> None:
+    assert {"name: expected a string", "build is missing", "fetch is missing"} <= set(registry.differences(object()))
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "cause"),
+    [
+        ("absent", "import a_package_that_is_absent", "No module named 'a_package_that_is_absent'"),
+        ("mistyped", "def check(: pass", "SyntaxError"),
+        ("uncheckable", "def create(): pass", "has no attribute 'check'"),
+    ],
+)
+def test_a_broken_module_is_listed_with_its_reason_and_refused(offer: Any, name: str, source: str, cause: str) -> None:
+    offer(name, source)
+    assert entry(name).installed
+    problem = entry(name).problem
+    assert problem is not None and cause in problem.problem
+    with pytest.raises(BackendError, match=f"Backend '{name}': .*{cause}.* Fix: ") as raised:
+        registry.load(name)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_backend_that_fails_while_it_loads_gives_one_line_and_the_command_that_mends_it(offer: Any) -> None:
+    create = "def create(): raise OSError('libgomp.so.1: \\n  cannot open')"
+    offer("halfway", f"DISTRIBUTIONS = ('pytest',)\ncheck = list\n{create}\n")
+    with pytest.raises(BackendError, match=r"OSError: libgomp.so.1:.* Fix: .*install.*--no-deps.*pytest==") as raised:
+        registry.load("halfway")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_framework_that_is_not_installed_is_no_fault_of_the_listing(offer: Any) -> None:
+    offer("later", "DISTRIBUTIONS = ('a-package-that-is-absent',)\ncheck = list\n")
+    assert not entry("later").installed
+    assert entry("later").versions == {}
+
+
+def test_two_packages_for_one_name_are_refused(offer: Any) -> None:
+    offer("twice", "check = list", module="first_twice")
+    offer("twice", "check = list", module="second_twice")
+    problem = entry("twice").problem
+    assert problem is not None and "first_twice and second_twice" in problem.problem
+    with pytest.raises(BackendError, match="several packages"):
+        registry.load("twice")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("Traceback (most recent call last):\n  File x\nImportError: libcudnn.so.8\n", "ImportError: libcudnn.so.8"),
+        ("\x1b[1;31mRuntimeError\x1b[0m: shapes differ\n  File oneflow/a.cpp\n", "RuntimeError: shapes differ"),
+        ("Check failed: x > 0\n", "Check failed: x > 0"),
+        ("just words", "just words"),
+        ("", "no message"),
+        ("ValueError: " + "x" * 1000, "ValueError: " + "x" * 287 + "…"),
+    ],
+)
+def test_an_errors_text_becomes_one_telling_line(text: str, line: str) -> None:
+    assert registry.one_line(text) == line
+
+
+def test_requirements_come_from_tlxs_own_extras() -> None:
+    assert registry.requirement("numpy", extra="oneflow") == "numpy<2"
+    assert registry.requirement("oneflow", extra="oneflow") == "oneflow==0.9.0"
+    with pytest.raises(KeyError, match="jax"):
+        registry.requirement("jax", extra="torch")
