@@ -2,7 +2,7 @@
 .PHONY: help setup demo test lint clean
 
 help:
-	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (9 GB)"
+	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (10 GB)"
 	@echo "make demo    transfer learning on scanned digits, on both frameworks (under 3 minutes)"
 	@echo "make test    lint, types and the whole test suite"
 	@echo "make lint    lint and types only"
