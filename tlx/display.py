@@ -110,13 +110,15 @@ class Display:
 def group_table(title: str, rows: Sequence[Row]) -> Table:
     """Draw a strategy's groups: what trains in which phase, at which rate, and how BatchNorm behaves."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for name in ("phase", "from epoch", "group", "tensors", "parameters", "lr", "decay", "statistics"):
+    phased = len({row.phase for row in rows}) > 1
+    names = ("phase",) * phased + ("group", "tensors", "parameters", "lr", "decay", "statistics")
+    for name in names:
         table.add_column(name, justify="left" if name in ("phase", "group", "statistics") else "right", no_wrap=True)
     for row in rows:
         lr = "frozen" if row.lr is None else f"{row.lr:g}"
         decay = "-" if row.lr is None else f"{row.weight_decay:g}"
-        cells = (row.phase, row.epoch + 1, row.group, row.tensors, f"{row.parameters:,}", lr, decay, row.norm)
-        table.add_row(*map(str, cells))
+        phase = (f"{row.phase} from {row.epoch + 1}",) * phased
+        table.add_row(*phase, row.group, str(row.tensors), f"{row.parameters:,}", lr, decay, row.norm)
     return table
 
 

@@ -195,6 +195,8 @@ class ModuleBackend:
             model.mode = mode
 
     def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Any:
+        if spec.name not in SLOTS:
+            raise BackendError(f"Unknown optimizer {spec.name!r}.{closest(spec.name, SLOTS)}")
         params = dict(model.module.named_parameters())
         listed = [name for group in groups for name in group]
         for name in listed:
@@ -243,11 +245,22 @@ class ModuleBackend:
         self._set_mode(model, "train")
         for layer in model.dropouts:
             layer.key = batch.key
-        with self.autocast(model):
-            logits = model.module(batch.images)
+        logits = self._train_forward(model, batch)
         mean = self.cross_entropy(logits, batch.labels, loss)
         (mean if scale == 1.0 else mean * scale).backward()
         return mean.detach() * batch.size, self._correct(logits, batch.labels)
+
+    def _train_forward(self, model: Net, batch: DeviceBatch) -> Any:
+        try:
+            with self.autocast(model):
+                return model.module(batch.images)
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
+            raise BackendError(
+                "BatchNorm cannot take statistics over a batch of one image at this image_size; "
+                "change batch_size or limit_train so that the last batch is larger"
+            ) from error
 
     def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
         if max_norm is not None:
@@ -328,6 +341,7 @@ class ModuleBackend:
         return [self.array(lazy) for lazy in lazies]
 
 
+ONE_VALUE = "more than 1 value per channel"  # of a normalisation layer's ValueError
 SLOTS = {"sgd": ("momentum",), "adam": ("exp_avg", "exp_avg_sq", "step")}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tlx.backend import Array, Capabilities, Loss, OptimizerSpec
 from tlx.errors import BackendError
-from tlx.module_backend import ModuleBackend, Net
+from tlx.module_backend import ONE_VALUE, ModuleBackend, Net
 from tlx.zoo import ARCHITECTURES
 from tlx_oneflow.bootstrap import cuda_driver, flow, flowvision
 from tlx_oneflow.optim import Adam
@@ -85,6 +85,8 @@ class _Float64Training:
         statistics = (self.running_mean, self.running_var)
         if not self.training:
             return flow._C.normalization(x, *statistics, self.weight, self.bias, is_training=False, **scalars)
+        if x.numel() == x.shape[self.channel_axis]:
+            raise ValueError(f"Expected {ONE_VALUE} when training")  # else the variance becomes NaN
         self.num_batches_tracked.add_(1)
         mean, var = (s.double() for s in statistics)
         y = flow._C.normalization(

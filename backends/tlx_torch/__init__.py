@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from tlx_torch.doctor import check as check
@@ -14,6 +15,8 @@ DISTRIBUTIONS = ("torch", "torchvision")
 
 def create() -> Backend:
     """Import torch and torchvision and return the adapter."""
+    # OpenMP threads that spin while they wait starve whatever else runs on the machine, a second run above all.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from tlx_torch.adapter import TorchBackend
 
     return TorchBackend()
