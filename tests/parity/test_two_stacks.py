@@ -1,0 +1,160 @@
+"""One recipe, two stacks: the same batches, and in float64 the same numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import tlx
+from tlx import registry
+from tlx.backend import Batch, Hyper, Loss, ModelSpec, OptimizerSpec, Preprocess
+from tlx.initial import initial_arrays
+from tlx.schedule import float32_exact
+from tlx.zoo import architecture
+
+# Float64 rounding grows over 40 steps to about 1e-13; a change of meaning is at least 1e-7.
+LIMIT = 1e-9
+STACKS = ("torch", "oneflow")
+
+# TLX_BACKENDS restricts the suite to the stacks of a machine; comparing two needs both.
+chosen = os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(",")
+pytestmark = pytest.mark.skipif(not set(STACKS) <= set(chosen), reason=f"TLX_BACKENDS is {','.join(chosen)}")
+
+DIGITS = {
+    "data": "digits",
+    "limit_train": 160,
+    "limit_test": 20,
+    "val_fraction": 0,
+    "batch_size": 8,
+    "epochs": 2,
+    "image_size": 32,
+    "weights": "none",
+    "augment": "flips",
+    "schedule": "cosine",
+    "precision": "float64",
+    "quiet": True,
+}
+JOBS: dict[str, dict[str, Any]] = {
+    "every parameter, batch statistics": {"strategy": "full"},
+    "two groups, Adam, warm-up": {"strategy": "diff_lr", "optimizer": "adam", "warmup": 0.5},
+    "frozen backbone that adapts its statistics": {"strategy": "feature_extract", "frozen_norm": "adapt"},
+    "convolutional head behind dropout": {
+        "strategy": "feature_extract",
+        "model": "squeezenet1_0",
+        "optimizer": "adam",
+        "image_size": 48,
+    },
+}
+
+
+def distance(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Relative L2 distance; absolute where the reference is zero."""
+    a, b = (np.asarray(x, dtype=np.float64).ravel() for x in (reference, candidate))
+    return float(np.linalg.norm(a - b) / (np.linalg.norm(a) or 1.0))
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_forty_float64_steps_agree(job: str, tmp_path: Path) -> None:
+    runs = [tlx.run(**{**DIGITS, **JOBS[job]}, backend=stack, out=str(tmp_path / stack)) for stack in STACKS]
+    assert sum(len(r.history) * 20 for r in runs) == 80
+    reference, candidate = (load_file(run.run_dir / "model.safetensors") for run in runs)
+    assert reference.keys() == candidate.keys() and len(reference) >= 52
+    apart = {name: distance(reference[name], candidate[name]) for name in reference}
+    worst = max(apart, key=lambda name: apart[name])
+    assert apart[worst] <= LIMIT, f"{worst}: {apart[worst]:.1e}"
+    for a, b in zip(runs[0].history, runs[1].history, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=LIMIT)
+        assert a["train_accuracy"] == b["train_accuracy"]
+    assert runs[0].test_accuracy == runs[1].test_accuracy
+
+
+@contextmanager
+def recorded(stack: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
+    """Keep what crosses into a backend, and what its device then holds."""
+    backend = registry.load(stack)
+    put, kept = backend.put, []
+
+    def keep(model: Any, batch: Batch) -> Any:
+        on_device = put(model, batch)
+        pixels = backend.fetch([on_device.images])[0]
+        kept.append((batch.images.copy(), batch.labels.copy(), batch.indices.copy(), batch.key, pixels))
+        return on_device
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "put", keep)
+        yield kept
+
+
+def test_both_stacks_receive_bit_identical_batches(
+    test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    for stack in STACKS:
+        with recorded(stack, monkeypatch) as kept:
+            tlx.run(
+                backend=stack,
+                data="cifar10",
+                data_root=str(test_data),
+                limit_train=50,
+                limit_test=20,
+                val_fraction=0.2,
+                batch_size=12,
+                epochs=2,
+                image_size=32,
+                strategy="feature_extract",
+                weights="none",
+                precision="float32",
+                out=str(tmp_path / stack),
+                quiet=True,
+            )
+        seen.append(kept)
+    assert len(seen[0]) == len(seen[1]) == 2 * (4 + 1) + 2  # 40 train (4 batches) and 10 val, twice; then 20 test
+    for reference, candidate in zip(*seen, strict=True):
+        for a, b in zip(reference, candidate, strict=True):
+            assert np.array_equal(a, b)
+    first, second = (np.concatenate([batch[2] for batch in seen[0][i : i + 4]]) for i in (0, 5))
+    assert not np.array_equal(first, second) and np.array_equal(np.sort(first), np.sort(second))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_run_continues_on_the_other_stack(optimizer: str) -> None:
+    """Values and optimizer state move from torch to OneFlow in the middle of six steps."""
+    arch = architecture("resnet18")
+    spec = OptimizerSpec(optimizer, float32_exact(0.9))
+    hyper = Hyper(float32_exact(1e-3), float32_exact(5e-4))
+
+    def start(stack: str) -> tuple[Any, Any, Any]:
+        backend = registry.load(stack)
+        model = backend.build(ModelSpec("resnet18", 10, arch.head), "cpu", "float64")
+        names = tuple(s.name for s in backend.param_specs(model) if s.role != "statistic")
+        norms = frozenset(s.module for s in backend.param_specs(model) if s.role == "statistic")
+        backend.load_arrays(model, initial_arrays(backend.param_specs(model), arch, "none", 0))
+        handle = backend.optimizer(model, spec, [names])
+        backend.set_phase(model, frozenset(names), norms)
+        return backend, model, handle
+
+    def steps(backend: Any, model: Any, handle: Any, numbers: range) -> None:
+        for i in numbers:
+            rng = np.random.default_rng(i)
+            images = rng.integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
+            batch = Batch(images, rng.integers(0, 10, 8), np.arange(8), Preprocess(32), (0, i))
+            backend.set_hyper(handle, [hyper])
+            backend.backward(model, backend.put(model, batch), Loss())
+            backend.update(model, handle)
+
+    whole = start("torch")
+    steps(*whole, range(6))
+    first, second = start("torch"), start("oneflow")
+    steps(*first, range(3))
+    second[0].load_arrays(second[1], first[0].dump_arrays(first[1]))
+    second[0].load_optimizer(second[2], first[0].dump_optimizer(first[2]))
+    steps(*second, range(3, 6))
+    expected, got = whole[0].dump_arrays(whole[1]), second[0].dump_arrays(second[1])
+    assert max(distance(expected[name], got[name]) for name in expected) <= LIMIT
