@@ -12,6 +12,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -31,11 +32,11 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=["torch", "oneflow"])
     backends = parser.parse_args().backends
     console = Console()
-    table = Table(title="Digits 5-9 from 25 images, after learning 0-4", title_justify="left")
+    table = Table(title="Digits 5-9 from 25 images, after learning 0-4", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("strategy")
-    table.add_column("trained parameters", justify="right")
+    table.add_column("trained\nparameters", justify="right")
     for backend in backends:
-        table.add_column(f"test accuracy\n{backend}", justify="right")
+        table.add_column(f"accuracy\n{backend}", justify="right")
     for backend in backends:
         table.add_column(f"seconds\n{backend}", justify="right")
 

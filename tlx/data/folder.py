@@ -42,7 +42,8 @@ def from_folder(folder: Path) -> Source:
         if other != classes:
             missing, extra = _list(set(classes) - set(other)), _list(set(other) - set(classes))
             raise DataError(
-                f"{folder}: train/ and {name}/ have different classes: only in train/: {missing}; only in {name}/: {extra}."
+                f"{folder}: train/ and {name}/ have different classes."
+                f" Only in train/: {missing}. Only in {name}/: {extra}."
             )
         parts[part] = _part(folder, name, classes, notes)
     return Source(folder.resolve().name, tuple(classes), parts, notes)

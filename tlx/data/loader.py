@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ class Loader:
     """Turns images into `Batch`es of uint8 [N, 3, h, w] with geometry applied.
 
     Photos are decoded and resampled to `preprocess.size` by `workers` threads (0: the caller's). Images of one size
-    that are not cropped at random are served from memory; those larger than `preprocess.size` are shrunk once, here, and
+    that are not cropped at random are served from memory: those larger than `preprocess.size` are shrunk once, here;
     smaller ones keep their size, as the device enlarges them. `crop_fraction` is the part of the shorter side that
     evaluation keeps: 0.875 for photos, 1 (the whole image) for images of one size. The last partial batch is kept.
     """
@@ -60,7 +61,7 @@ class Loader:
         n = len(self.images)
         return rng.permutation(self.seed, epoch, n) if self.shuffle else np.arange(n, dtype=np.int64)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from number `start` on; those before it are not decoded.
 
         Raises DataError, naming the file, where an image cannot be decoded. Closing the iterator stops the threads.
@@ -68,17 +69,20 @@ class Loader:
         order, geometry = self.order(epoch), self.augment.draw(self.seed, epoch, len(self.images))
         plan = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.steps)]
         pixels = self._from_memory(plan) if self._stored is not None else self._from_samples(plan, geometry)
-        for number, (indices, images) in enumerate(zip(plan, pixels, strict=True), start):
-            geometry[indices].flip(images)
-            key = (self.seed, epoch * self.steps + number)
-            yield Batch(images, self.images.labels[indices], indices, self.preprocess, key)
+        with closing(pixels):
+            for number, (indices, images) in enumerate(zip(plan, pixels, strict=True), start):
+                geometry[indices].flip(images)
+                key = (self.seed, epoch * self.steps + number)
+                yield Batch(images, self.images.labels[indices], indices, self.preprocess, key)
 
-    def _from_memory(self, plan: list[NDArray[np.int64]]) -> Iterator[NDArray[np.uint8]]:
+    def _from_memory(self, plan: list[NDArray[np.int64]]) -> Generator[NDArray[np.uint8], None, None]:
         assert self._stored is not None
         for indices in plan:
             yield self._stored[indices]
 
-    def _from_samples(self, plan: list[NDArray[np.int64]], geometry: Geometry) -> Iterator[NDArray[np.uint8]]:
+    def _from_samples(
+        self, plan: list[NDArray[np.int64]], geometry: Geometry
+    ) -> Generator[NDArray[np.uint8], None, None]:
         sample = self._sampler(geometry)
         if self.workers == 0:
             for indices in plan:
