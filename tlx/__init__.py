@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tlx.data import Data, load
     from tlx.errors import TlxError
+    from tlx.job import Result, run
+    from tlx.job import evaluate_run as evaluate
     from tlx.recipe import Recipe
-    from tlx.run import Result, run
-    from tlx.run import evaluate_run as evaluate
     from tlx.strategy import Group, Phase, Strategy
 
 # Public name -> (module, name there). Imported when first used, so that `import tlx` costs almost nothing.
 _PUBLIC = {
-    "run": ("tlx.run", "run"),
-    "evaluate": ("tlx.run", "evaluate_run"),
-    "Result": ("tlx.run", "Result"),
+    "run": ("tlx.job", "run"),
+    "evaluate": ("tlx.job", "evaluate_run"),
+    "Result": ("tlx.job", "Result"),
     "Recipe": ("tlx.recipe", "Recipe"),
     "Strategy": ("tlx.strategy", "Strategy"),
     "Group": ("tlx.strategy", "Group"),

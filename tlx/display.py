@@ -17,8 +17,8 @@ from tlx.train import Progress as Step
 
 if TYPE_CHECKING:
     from tlx.data import Data
+    from tlx.job import Result
     from tlx.recipe import Recipe
-    from tlx.run import Result
     from tlx.strategy import Plan, Row
 
 LINE_SECONDS = 10.0  # between two plain progress lines

@@ -57,7 +57,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         _resnet("resnet50", "0676ba61"),
         _resnet("resnet101", "63fe2227"),
         _squeezenet("squeezenet1_0", "b66bff10", ((0,), (3, 4, 5), (7, 8, 9, 10), (12,))),
-        Architecture("tiny-mlp", "fc", (("fc1", ("fc1", "bn1")),), ""),
+        *(Architecture(name, "fc", (("fc1", ("fc1", "bn1")),), "") for name in ("tiny-mlp", "tiny-mlp-dropout")),
     )
 }
 

@@ -1,0 +1,81 @@
+"""The command line as a user meets it: real processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TLX = Path(sys.executable).with_name("tlx")
+RUN = [
+    *("run", "--backend", "loopback", "--model", "tiny-mlp", "--weights", "none", "--data", "digits", "--epochs", "2"),
+    *("--image-size", "8", "--augment", "none", "--limit-train", "200", "--limit-test", "50", "--lr", "0.05"),
+]
+
+
+def tlx(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([TLX, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_run_prints_one_json_object_last_and_everything_else_to_stderr(tmp_path: Path) -> None:
+    done = tlx(*RUN, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    result = json.loads(done.stdout)
+    assert result["run_dir"] == "runs/digits-tiny-mlp-full-loopback-1"
+    for shown in ("10 classes", "parameters", "epoch 2/2", "test accuracy"):
+        assert shown in done.stderr
+    assert "\x1b" not in done.stderr
+    again = json.loads(tlx(*RUN, "--json", cwd=tmp_path).stdout)
+    assert again["run_dir"].endswith("-2") and again["test_accuracy"] == result["test_accuracy"]
+    saved = tlx("run", f"{result['run_dir']}/recipe.toml", "--epochs", "1", "--json", cwd=tmp_path)
+    assert json.loads(saved.stdout)["epochs_run"] == 1
+    evaluated = json.loads(tlx("evaluate", result["run_dir"], "--json", cwd=tmp_path).stdout)
+    assert evaluated["test_accuracy"] == evaluated["recorded_accuracy"] == result["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "--strateg", "full"], "--strateg"),
+        (["run", "--strategy", "ful"], "Unknown strategy 'ful'. Did you mean 'full'?"),
+        (["run", "--epochs", "many"], "epochs"),
+        (["run", "--epochs", "0"], "epochs is 0"),
+        (["run", "--lr", "nan"], "lr is nan"),
+        (["run", "--model", "resnet"], "Unknown model 'resnet'"),
+        (["run", "nowhere.toml"], "nowhere.toml: cannot read the recipe"),
+        (
+            ["run", "--backend", "loopback", "--model", "tiny-mlp", "--data", "nowhere"],
+            "neither a known data set nor an existing folder",
+        ),
+        (["run", "--backend", "loopback", "--model", "tiny-mlp", "--data", "."], "train/"),
+        (["run", "--backend", "jax"], "Unknown backend 'jax'"),
+        ([*RUN, "--device", "cuda"], "has no device 'cuda'"),
+        ([*RUN, "--batch-size", "-1"], "batch_size is -1"),
+        ([*RUN, "--classes", "1,seven"], "no class 'seven'"),
+        (["evaluate", "."], "holds no finished run"),
+        (["evaluat"], "evaluat"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = tlx(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("tlx: ") and done.stderr.count("\n") == 1
+    assert said in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tables(tmp_path: Path) -> None:
+    shown = {
+        name: tlx(*name.split(), cwd=tmp_path)
+        for name in ("models", "backends", "strategies --backend loopback --model tiny-mlp", "--version", "--help")
+    }
+    assert all(done.returncode == 0 for done in shown.values()), [done.stderr for done in shown.values()]
+    outputs = [done.stdout for done in shown.values()]
+    assert "squeezenet1_0" in outputs[0] and "classifier.1" in outputs[0]
+    assert "loopback" in outputs[1] and "tlx_torch" not in outputs[1]
+    assert all(name in outputs[2] for name in ("scratch", "diff_lr", "feature_extract", "frozen"))
+    assert "evaluate" in outputs[4] and "doctor" in outputs[4]

@@ -1,0 +1,57 @@
+"""The core is framework-neutral, and importing it costs nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tlx
+
+CORE = Path(tlx.__file__).parent
+FRAMEWORKS = {"torch", "torchvision", "oneflow", "flowvision"}
+
+
+def imported_by(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_import_tlx_is_light() -> None:
+    assert not imported_by("import tlx") & {*FRAMEWORKS, "numpy", "rich", "PIL", "sklearn", "cyclopts"}
+
+
+def test_help_imports_no_framework() -> None:
+    code = (
+        "import tlx.cli\nsys.argv = ['tlx', '--help']\ntry: tlx.cli.main()\nexcept SystemExit as e: assert e.code == 0"
+    )
+    assert not imported_by(code) & {*FRAMEWORKS, "sklearn"}
+
+
+def test_a_whole_run_on_the_loopback_imports_no_framework(tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    fields = "backend='loopback', model='tiny-mlp', weights='none', data='digits', image_size=8, limit_train=40"
+    code = f"import tlx\ntlx.run({fields}, limit_test=20, val_fraction=0, epochs=1, quiet=True, out={out!r})"
+    assert not imported_by(code) & FRAMEWORKS
+
+
+@pytest.mark.parametrize("file", sorted(CORE.rglob("*.py")), ids=lambda file: str(file.relative_to(CORE)))
+def test_no_file_of_the_core_imports_a_framework(file: Path) -> None:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").partition(".")[0])
+    assert not names & FRAMEWORKS
+
+
+def test_every_public_name_resolves() -> None:
+    assert all(getattr(tlx, name) is not None for name in tlx.__all__)
+    assert set(dir(tlx)) == set(tlx.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'runn'"):
+        _ = tlx.runn

@@ -1,0 +1,86 @@
+"""What a run starts from: drawn values, and weights from a file or a server."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.core.resnet import ARCH, SPECS
+from tlx import initial
+from tlx.checkpoint import write_safetensors
+from tlx.errors import WeightsError
+from tlx.initial import initial_arrays
+
+
+def test_draws_depend_on_the_seed_and_not_on_the_dtype() -> None:
+    first, again, other = (initial_arrays(SPECS, ARCH, "none", seed) for seed in (0, 0, 1))
+    double = initial_arrays([replace(spec, dtype="float64") for spec in SPECS], ARCH, "none", 0)
+    assert list(first) == [spec.name for spec in SPECS]
+    for name, array in first.items():
+        assert array.dtype == np.float32 and np.array_equal(array, again[name])
+        assert double[name].dtype == np.float64 and np.array_equal(array, double[name])
+    assert not np.array_equal(first["fc.weight"], other["fc.weight"])
+    assert not np.array_equal(first["conv1.weight"], first["layer1.0.conv1.weight"])
+
+
+def test_draws_have_the_customary_bounds() -> None:
+    arrays = initial_arrays(SPECS, ARCH, "none", 0)
+    assert np.all(arrays["bn1.weight"] == 1) and np.all(arrays["bn1.running_var"] == 1)
+    assert not arrays["bn1.bias"].any() and not arrays["bn1.running_mean"].any()
+    he, linear = np.sqrt(6 / (4 * 9)), 1 / np.sqrt(4)
+    assert 0.8 * he < np.abs(arrays["conv1.weight"]).max() <= he
+    for name in ("fc.weight", "fc.bias"):
+        assert 0.5 * linear < np.abs(arrays[name]).max() <= linear
+
+
+def test_a_checkpoint_fills_the_backbone_and_never_the_head(tmp_path: Path) -> None:
+    source = initial_arrays(SPECS, ARCH, "none", 5)
+    write_safetensors(tmp_path / "w.safetensors", source)
+    arrays = initial_arrays(SPECS, ARCH, str(tmp_path / "w.safetensors"), 0)
+    fresh = initial_arrays(SPECS, ARCH, "none", 0)
+    for name, array in arrays.items():
+        assert np.array_equal(array, (fresh if name.startswith("fc.") else source)[name])
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_imagenet_weights_come_from_a_server_with_their_hash_checked(
+    right: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_safetensors(tmp_path / "w.safetensors", initial_arrays(SPECS, ARCH, "none", 5))
+    content = (tmp_path / "w.safetensors").read_bytes()
+    digits = hashlib.sha256(content).hexdigest()[:8] if right else "0" * 8
+    (tmp_path / f"mini-{digits}.pth").write_bytes(content)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(initial, "IMAGENET_URL", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setenv("TLX_CACHE", str(tmp_path / "cache"))
+    arch = replace(ARCH, imagenet=f"mini-{digits}.pth")
+    try:
+        if right:
+            path = initial.imagenet_file(arch, progress=False)
+            assert path.read_bytes() == content and path.is_relative_to(tmp_path / "cache")
+        else:
+            with pytest.raises(WeightsError, match=r"expected SHA-256 00000000.*--weights FILE"):
+                initial.imagenet_file(arch, progress=False)
+            assert not list((tmp_path / "cache").rglob("*.pth*"))
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_weights_that_cannot_be_had_say_what_to_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initial, "IMAGENET_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv("TLX_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError) as error:
+        initial_arrays(SPECS, ARCH, "imagenet", 0)
+    said = str(error.value)
+    assert "resnet18-f37072fd.pth cannot be reached" in said and "--weights FILE" in said and "\n" not in said
+    with pytest.raises(WeightsError, match="tiny has no published ImageNet weights"):
+        initial_arrays(SPECS, replace(ARCH, name="tiny", imagenet=""), "imagenet", 0)

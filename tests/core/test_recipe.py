@@ -1,0 +1,91 @@
+"""A recipe is a value: checked when made, the same in Python and in TOML."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tlx.errors import RecipeError
+from tlx.recipe import Recipe
+
+CHANGED: list[dict[str, Any]] = [
+    {},
+    {"strategy": "diff_lr", "backbone_lr": 1e-5, "lr": 0.1, "classes": ("cat", "犬")},
+    {"strategy": "scratch", "limit_train": 7, "val_fraction": 0.0, "frozen_norm": "adapt", "seed": 2**62},
+    {"data": 'a "quoted" folder', "warmup": 0.5, "crop_fraction": 0.9, "precision": "float64", "workers": 0},
+]
+
+
+@pytest.mark.parametrize("fields", CHANGED)
+@pytest.mark.parametrize("resolved", [False, True])
+def test_toml_round_trip(fields: dict[str, Any], resolved: bool, tmp_path: Path) -> None:
+    recipe = Recipe(**fields)
+    recipe = recipe.resolved() if resolved else recipe
+    (tmp_path / "r.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    assert Recipe.from_toml(tmp_path / "r.toml") == recipe
+    assert Recipe.from_toml(tmp_path / "r.toml", {"epochs": 9}) == replace(recipe, epochs=9)
+
+
+def test_the_defaults_are_the_tutorial() -> None:
+    r = Recipe().resolved()
+    assert (r.data, r.model, r.weights, r.image_size, r.augment) == ("cifar10", "resnet18", "imagenet", 224, "flips")
+    assert (r.batch_size, r.epochs, r.optimizer, r.strategy) == (64, 3, "sgd", "full")
+    assert (r.lr, r.momentum, r.weight_decay) == (0.001, 0.9, 5e-4)
+    assert Recipe(strategy="scratch").resolved().weights == "none"
+    assert Recipe(strategy="diff_lr").resolved().backbone_lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"lr": float("nan")}, "lr is nan; expected a finite number, at least 0"),
+        ({"lr": "fast"}, "lr is 'fast'; expected a number"),
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"epochs": 0}, "epochs is 0; expected a finite number, at least 1"),
+        ({"epochs": 1.5}, "epochs is 1.5; expected a whole number"),
+        ({"epochs": True}, "epochs is True"),
+        ({"epochs": None}, "epochs may not be None; its default is 3"),
+        ({"image_size": -32}, "image_size is -32"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"val_fraction": 1.0}, "val_fraction is 1.0"),
+        ({"optimizer": "sdg"}, "Unknown optimizer 'sdg'. Did you mean 'sgd'?"),
+        ({"schedule": "cosin"}, "Unknown schedule 'cosin'. Did you mean 'cosine'?"),
+        ({"precision": "bf16"}, "Unknown precision 'bf16'."),
+        ({"frozen_norm": "kept"}, "Unknown frozen_norm 'kept'. Did you mean 'keep'?"),
+        ({"strategy": "fool"}, "Unknown strategy 'fool'. Did you mean 'full'?"),
+        ({"model": "resnet19"}, "Unknown model 'resnet19'. Did you mean 'resnet18'"),
+        ({"model": 18}, "model is 18; expected text"),
+        ({"data": ""}, "data is ''"),
+        ({"classes": ["cat", "cat"]}, "at least two different names"),
+        ({"classes": 3}, "expected a list of class names"),
+        ({"strategy": "full", "backbone_lr": 0.1}, "use strategy 'diff_lr' or leave backbone_lr out"),
+        ({"strategy": "scratch", "weights": "imagenet"}, "starts from random weights"),
+        ({"warmup": 3.0}, "warmup is 3.0 epochs, but the run has only 3"),
+    ],
+)
+def test_each_mistake_has_its_line(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        Recipe(**fields)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("strateg = 'full'", "unknown field 'strateg'. Did you mean 'strategy'?"),
+        ("recipe_version = 99", "recipe_version 99 is newer than this tlx reads (1); upgrade tlx"),
+        ("epochs = ", "not valid TOML"),
+        (b"\xff\xfe", "not valid TOML"),
+        (None, "cannot read the recipe: No such file"),
+    ],
+)
+def test_a_bad_recipe_file_is_one_line(text: str | bytes | None, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    if text is not None:
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(RecipeError) as error:
+        Recipe.from_toml(path)
+    assert said in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,172 @@
+"""The whole job on the NumPy backend: what a run does, returns and leaves behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import tlx
+from tlx import registry
+from tlx.errors import FrozenMovedError, TlxError
+
+FIELDS: dict[str, Any] = {
+    "backend": "loopback",
+    "model": "tiny-mlp",
+    "weights": "none",
+    "data": "digits",
+    "image_size": 8,
+    "augment": "none",
+    "limit_train": 300,
+    "limit_test": 100,
+    "batch_size": 32,
+    "lr": 0.05,
+    "quiet": True,
+}
+KEYS = [
+    *("backend", "strategy", "model", "test_accuracy", "val_accuracy", "best_epoch", "epochs_run", "history"),
+    *("trainable_parameters", "total_parameters", "train_images_per_second", "wall_seconds", "versions"),
+    *("recipe", "run_dir"),
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    count = iter(range(100))
+    return lambda **fields: tlx.run(**{**FIELDS, "out": str(tmp_path / f"run{next(count)}"), **fields})
+
+
+def test_a_run_learns_and_leaves_everything_behind(run: Any) -> None:
+    result = run(epochs=8)
+    assert result.test_accuracy > 0.6
+    assert sorted(path.name for path in result.run_dir.iterdir()) == [
+        "card.json",
+        "history.jsonl",
+        "model.safetensors",
+        "recipe.toml",
+        "result.json",
+    ]
+    saved = json.loads((result.run_dir / "result.json").read_text())
+    assert sorted(saved) == sorted(KEYS) and saved == json.loads(json.dumps(result.to_dict()))
+    history = [json.loads(line) for line in (result.run_dir / "history.jsonl").read_text().splitlines()]
+    assert history == result.history and [entry["epoch"] for entry in history] == list(range(1, 9))
+    card = json.loads((result.run_dir / "card.json").read_text())
+    assert card["classes"] == [str(digit) for digit in range(10)] and card["model"] == "tiny-mlp"
+    assert result.trainable_parameters == result.total_parameters > 0
+    assert {"python", "numpy", "tlx"} <= set(result.versions)
+
+
+def test_the_saved_recipe_repeats_the_run_bit_for_bit(run: Any) -> None:
+    first = run(epochs=2, augment="flips")
+    again = tlx.run(first.run_dir / "recipe.toml", out=str(first.run_dir) + "-again", quiet=True)
+    other = run(epochs=2, augment="flips", seed=1)
+    values = [load_file(r.run_dir / "model.safetensors") for r in (first, again, other)]
+    assert all(np.array_equal(values[0][name], values[1][name]) for name in values[0])
+    assert not np.array_equal(values[0]["fc.weight"], values[2]["fc.weight"])
+
+
+def test_the_best_epoch_is_restored(run: Any) -> None:
+    # Rates that fall to nothing after a good start, then a collapse: the warm-up ends in a rate that destroys.
+    result = run(epochs=6, warmup=5.9, lr=2.0, val_fraction=0.3)
+    accuracies = [entry["val_accuracy"] for entry in result.history]
+    assert result.best_epoch == 1 + accuracies.index(max(accuracies)) < 6
+    assert result.val_accuracy == max(accuracies) > accuracies[-1]
+    shorter = run(epochs=6, warmup=5.9, lr=2.0, val_fraction=0.3)
+    assert tlx.evaluate(shorter.run_dir, quiet=True)["test_accuracy"] == result.test_accuracy
+
+
+def test_without_a_validation_part_the_last_epoch_counts(run: Any) -> None:
+    result = run(epochs=2, val_fraction=0)
+    assert (result.best_epoch, result.val_accuracy) == (2, None)
+
+
+def test_feature_extract_keeps_the_backbone_bit_for_bit(run: Any) -> None:
+    source = run(epochs=1)
+    for frozen_norm in ("keep", "adapt"):
+        result = run(strategy="feature_extract", weights=str(source.run_dir), epochs=2, seed=3, frozen_norm=frozen_norm)
+        before, after = (load_file(r.run_dir / "model.safetensors") for r in (source, result))
+        moved = {name for name in before if not np.array_equal(before[name], after[name])}
+        statistics = {"bn1.running_mean", "bn1.running_var", "bn1.num_batches_tracked"} & set(before)
+        assert moved == {"fc.weight", "fc.bias"} | (statistics if frozen_norm == "adapt" else set())
+
+
+def test_a_backend_that_moves_what_is_frozen_is_convicted(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = registry.load("loopback")
+    honest = backend.update
+
+    def leak(model: Any, optimizer: Any, max_norm: float | None = None) -> None:
+        honest(model, optimizer, max_norm)
+        arrays = backend.dump_arrays(model)
+        backend.load_arrays(model, {**arrays, "fc1.bias": arrays["fc1.bias"] + np.float32(1e-6)})
+
+    monkeypatch.setattr(backend, "update", leak)
+    with pytest.raises(FrozenMovedError, match=r"first 'fc1\.bias'"):
+        run(strategy="feature_extract", epochs=1)
+    assert run(strategy="full", epochs=1).epochs_run == 1
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, on the way to infinity
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(run: Any) -> None:
+    with pytest.raises(TlxError, match=r"The train loss is (nan|inf) in epoch \d, step \d+ of 9. Lower lr"):
+        run(lr=1e30, epochs=5)
+
+
+def test_nothing_is_overwritten(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(TlxError, match="is not empty, and tlx overwrites nothing"):
+        run(out=str(tmp_path / "mine"), epochs=1)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_arrays_in_python(run: Any) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 2
+    images = (rng.integers(0, 120, (80, 8, 8, 3)) + 130 * labels[:, None, None, None]).astype(np.uint8)
+    both = run(data={"train": (images, labels), "test": (images[:20], labels[:20])}, limit_train=None, limit_test=None)
+    assert both.test_accuracy == 1.0 and both.recipe.to_dict()["data"] == "<arrays>"
+    untested = run(data={"train": (images, labels)}, limit_train=None, limit_test=None, epochs=1)
+    assert untested.test_accuracy is None
+
+
+def test_evaluate_repeats_the_recorded_accuracy_and_refuses_what_is_damaged(run: Any, tmp_path: Path) -> None:
+    result = run(epochs=2)
+    found = tlx.evaluate(result.run_dir, quiet=True)
+    assert found["test_accuracy"] == found["recorded_accuracy"] == result.test_accuracy and found["images"] == 100
+    for name, content, said in (
+        ("card.json", None, "holds no finished run"),
+        ("card.json", b"{", "card.json cannot be read"),
+        ("model.safetensors", b"junk", "damaged"),
+        ("recipe.toml", b"epochs=", "not valid TOML"),
+    ):
+        copy = Path(shutil.copytree(result.run_dir, tmp_path / f"{name}-{said[:6]}"))
+        (copy / name).unlink() if content is None else (copy / name).write_bytes(content)
+        with pytest.raises(TlxError, match=said):
+            tlx.evaluate(copy, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"backend": "torhc"}, "Unknown backend 'torhc'. Did you mean 'torch'"),
+        ({"device": "cuda"}, "has no device 'cuda' here; it has cpu"),
+        ({"precision": "bfloat16"}, "has no native bfloat16 on cpu"),
+        ({"model": "resnet18"}, "has no model 'resnet18'"),
+        ({"data": "digit"}, "Did you mean 'digits'"),
+        ({"augment": "flip"}, "unknown op 'flip'"),
+        ({"lrr": 1}, "unknown field 'lrr'. Did you mean 'lr'"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(
+    fields: dict[str, Any], said: str, run: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(TlxError) as error:
+        run(**fields)
+    assert said in str(error.value)
+    assert not list(tmp_path.iterdir())
