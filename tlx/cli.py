@@ -130,12 +130,14 @@ def strategies(
 @app.command
 def models() -> None:
     """List the architectures: head, stages, and the published ImageNet checkpoint."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from tlx.zoo import ARCHITECTURES
 
-    table = Table("model", "head", "stages", "ImageNet weights")
+    table = Table("model", "head", "stages", "ImageNet weights", box=SIMPLE_HEAD)
+    table.columns[-1].overflow = "fold"
     for arch in ARCHITECTURES.values():
         table.add_row(arch.name, arch.head, " ".join(name for name, _ in arch.stages), arch.imagenet or "-")
     Console().print(table)
@@ -144,12 +146,13 @@ def models() -> None:
 @app.command
 def backends() -> None:
     """List the backends that are registered, with their versions or with what keeps them from working."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from tlx import registry
 
-    table = Table("backend", "state", "versions or problem")
+    table = Table("backend", "state", "versions or problem", box=SIMPLE_HEAD)
     for entry in registry.available():
         state = "not installed" if not entry.installed else "broken" if entry.problem else "installed"
         found = ", ".join(f"{name} {version}" for name, version in entry.versions.items())
