@@ -1,0 +1,122 @@
+"""CIFAR-10 as published: read, downloaded, and refused where it is hostile."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tlx.data import cifar10, load
+from tlx.data.download import hash_file
+from tlx.errors import DataError
+
+NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+def batch(seed: int) -> bytes:
+    data = np.random.default_rng(seed).integers(0, 256, (20, 3072), dtype=np.uint8)
+    return pickle.dumps({b"data": data, b"labels": [i % 10 for i in range(20)]}, protocol=3)
+
+
+FILES = {**{name: batch(i) for i, name in enumerate((*cifar10.TRAIN, *cifar10.TEST))}}
+FILES[cifar10.META] = pickle.dumps({b"label_names": NAMES}, protocol=3)
+
+
+def archive(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_the_published_set(test_data: Path) -> None:
+    data = load("cifar10", root=test_data, val_fraction=0.1)
+    assert data.classes == tuple(NAMES)
+    assert [len(part) for part in (data.train, data.val, data.test)] == [45_000, 5_000, 10_000]
+    assert np.bincount(data.val.labels).tolist() == [500] * 10
+    assert data.train.size == (32, 32) and data.train.pixels(0).shape == (32, 32, 3)
+
+
+def test_it_is_downloaded_unpacked_and_then_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = archive(tmp_path / "c.tar.gz", {f"{cifar10.FOLDER}/{name}": content for name, content in FILES.items()})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("TLX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TLX_DATA_ROOT", raising=False)
+    monkeypatch.setattr(cifar10, "URL", f"http://127.0.0.1:{server.server_port}/c.tar.gz")
+    monkeypatch.setattr(cifar10, "SHA256", hash_file(served))
+    try:
+        first = load("cifar10", val_fraction=0)
+    finally:
+        server.shutdown()
+        server.server_close()
+    again = load("cifar10", val_fraction=0)  # the server is gone
+    assert first.fingerprint == again.fingerprint and len(first.train) == 100
+    assert [path.name for path in (tmp_path / "cache" / "data").iterdir()] == [cifar10.FOLDER]
+
+
+def test_where_it_cannot_be_downloaded_it_says_what_to_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLX_CACHE", str(tmp_path))
+    monkeypatch.delenv("TLX_DATA_ROOT", raising=False)
+    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/c.tar.gz")
+    with pytest.raises(DataError, match=r"cannot be reached.*--data-root FOLDER.*--data digits"):
+        load("cifar10")
+    with pytest.raises(DataError, match="no CIFAR-10 in"):
+        load("cifar10", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", f"{cifar10.FOLDER}/../../evil", f"{cifar10.FOLDER}/extra"])
+def test_an_archive_with_other_members_is_refused(name: str, tmp_path: Path) -> None:
+    bad = archive(tmp_path / "c.tar.gz", {name: b"x"})
+    with pytest.raises(DataError, match="is not the CIFAR-10 archive: it holds"):
+        cifar10.unpack(bad, tmp_path / "in" / cifar10.FOLDER)
+    assert not list((tmp_path / "in").iterdir()) and not (tmp_path / "evil").exists()
+
+
+class Hostile:
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [(os.system, "touch {}"), (eval, "open({!r}, 'w')"), (os.mkdir, "{}")],
+    ids=lambda v: str(v),
+)
+def test_a_pickle_that_calls_code_is_refused_by_name(function: Any, argument: str, tmp_path: Path) -> None:
+    victim = tmp_path / "pwned"
+    argument = argument.format(str(victim))
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(pickle.dumps({b"data": Hostile(function, argument)}, protocol=3))
+    with pytest.raises(DataError, match=rf"data_batch_1 is not a CIFAR-10 file: it refers to \S*{function.__name__}"):
+        cifar10.read_pickle(path)
+    assert not victim.exists()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 400), byte=st.integers(0, 255), cut=st.integers(0, 400))
+def test_a_damaged_pickle_is_an_error_or_still_a_dictionary(at: int, byte: int, cut: int, tmp_path: Path) -> None:
+    content = bytearray(FILES["test_batch"])
+    content[at] = byte
+    path = tmp_path / "test_batch"
+    path.write_bytes(bytes(content[: len(content) - cut]))
+    try:
+        assert isinstance(cifar10.read_pickle(path), dict)
+    except DataError as error:
+        assert str(path) in str(error) and "\n" not in str(error)

@@ -1,0 +1,100 @@
+"""Batches do not depend on workers, resume or anything but the seed."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlx import rng
+from tlx.backend import Batch, Preprocess
+from tlx.data import Augment, Loader, load
+
+BITS = ("images", "labels", "indices")
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return a.key == b.key and all(np.array_equal(getattr(a, name), getattr(b, name)) for name in BITS)
+
+
+@pytest.fixture
+def photos(test_data: Path) -> Any:
+    return load(test_data / "hymenoptera_data", limit_train=11, limit_test=4, val_fraction=0).train
+
+
+def make(images: Any, size: int = 48, **fields: Any) -> Loader:
+    return Loader(images, Preprocess(size), **{"batch_size": 4, "seed": 7, "shuffle": True, **fields})
+
+
+@pytest.mark.parametrize("augment", ["none", "photo", "crop+hflip+vflip"])
+def test_photos_are_the_same_for_any_number_of_workers_and_after_a_resume(photos: Any, augment: str) -> None:
+    runs = [list(make(photos, augment=Augment.parse(augment), workers=n).epoch(2)) for n in (0, 1, 4)]
+    resumed = list(make(photos, augment=Augment.parse(augment)).epoch(2, start=1))
+    assert [len(batch) for batch in runs[0]] == [4, 4, 3]
+    for batch in runs[0]:
+        assert batch.images.shape == (len(batch), 3, 48, 48) and batch.images.dtype == np.uint8
+        assert batch.images.flags.c_contiguous and batch.labels.dtype == np.int64
+    for other in runs[1:]:
+        assert all(same(a, b) for a, b in zip(runs[0], other, strict=True))
+    assert all(same(a, b) for a, b in zip(runs[0][1:], resumed, strict=True))
+
+
+def test_an_epoch_visits_each_sample_once_in_an_order_of_its_own() -> None:
+    images = load("digits", limit_train=50, val_fraction=0).train
+    loader = make(images, size=8)
+    orders = [np.concatenate([batch.indices for batch in loader.epoch(e)]) for e in (0, 1)]
+    assert all(np.array_equal(np.sort(order), np.arange(50)) for order in orders)
+    assert not np.array_equal(*orders)
+    assert np.array_equal(
+        np.concatenate([b.indices for b in make(images, size=8, shuffle=False).epoch(0)]), np.arange(50)
+    )
+    assert [batch.key for batch in loader.epoch(1)] == [(7, 13 + i) for i in range(13)]
+
+
+def test_flips_follow_the_words_of_each_sample() -> None:
+    images = load("digits", limit_train=30, val_fraction=0).train
+    batches = list(make(images, size=8, augment=Augment.parse("hflip")).epoch(3))
+    flipped = rng.words(7, "augment/hflip", 3, 30, 1)[:, 0] >= 2**31
+    assert 5 < flipped.sum() < 25
+    for batch in batches:
+        for pixels, index in zip(batch.images, batch.indices, strict=True):
+            original = images.pixels(index).transpose(2, 0, 1)
+            assert np.array_equal(pixels, original[..., ::-1] if flipped[index] else original)
+
+
+def test_small_images_keep_their_size_and_large_ones_are_shrunk_with_antialiasing() -> None:
+    images = load("digits", limit_train=20, val_fraction=0).train
+    assert next(make(images, size=32).epoch(0)).images.shape == (4, 3, 8, 8)
+    batch = next(make(images, size=4).epoch(0))
+    expected = Image.fromarray(images.pixels(int(batch.indices[0]))).resize((4, 4), Image.Resampling.BILINEAR)
+    assert np.array_equal(batch.images[0], np.asarray(expected).transpose(2, 0, 1))
+
+
+def test_evaluation_keeps_the_centre_as_torchvision_does(photos: Any) -> None:
+    batch = next(make(photos, size=56, shuffle=False).epoch(0))
+    image = photos.open(0)
+    short = 64  # 56 / 0.875
+    w, h = (
+        (short, short * image.height // image.width)
+        if image.width < image.height
+        else (
+            short * image.width // image.height,
+            short,
+        )
+    )
+    left, top = round((w - 56) / 2), round((h - 56) / 2)
+    two_steps = image.resize((w, h), Image.Resampling.BILINEAR).crop((left, top, left + 56, top + 56))
+    difference = np.abs(batch.images[0].astype(int) - np.asarray(two_steps).transpose(2, 0, 1))
+    assert difference.mean() < 1.0
+
+
+def test_closing_an_epoch_early_stops_its_threads(photos: Any) -> None:
+    epoch = make(photos, workers=3).epoch(0)
+    next(epoch)
+    assert any(thread.name.startswith("tlx-decode") for thread in threading.enumerate())
+    epoch.close()
+    assert not any(thread.name.startswith("tlx-decode") for thread in threading.enumerate())
