@@ -45,7 +45,7 @@ class Recipe:
     data: object = _field("cifar10", "cifar10, digits, or a folder with train/ and test/ (or val/)")
     data_root: str | None = _field(None, "folder that holds the published data set; default: the download cache")
     classes: tuple[str, ...] | None = _field(None, "take only these classes, in this order")
-    limit_train: int | None = _field(None, "take at most this many training images, in the proportions of the classes", low=1)
+    limit_train: int | None = _field(None, "take at most this many training images, classes in proportion", low=1)
     limit_test: int | None = _field(None, "take at most this many test images, likewise", low=1)
     val_fraction: float = _field(0.1, "part of train that chooses the best epoch; 0: keep the last", low=0, high=0.9)
     model: str = _field("resnet18", "architecture: see `tlx models`")
