@@ -21,6 +21,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from tlx.errors import BackendError
+
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 Role = Literal["weight", "bias", "norm", "statistic"]
@@ -60,6 +62,19 @@ class ParamSpec:
     dtype: str
     role: Role
     module: str  # path of the module that owns it
+
+
+def check_arrays(specs: Sequence[ParamSpec], arrays: Arrays) -> None:
+    """Raise BackendError, listing both sides, unless names, shapes and dtypes are exactly those of `specs`."""
+    expected = {spec.name: (spec.shape, spec.dtype) for spec in specs}
+    given = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
+    wrong = [
+        f"{name}: model has {expected.get(name, 'nothing')}, arrays have {given.get(name, 'nothing')}"
+        for name in sorted(expected.keys() | given.keys())
+        if expected.get(name) != given.get(name)
+    ]
+    if wrong:
+        raise BackendError(f"{len(wrong)} arrays do not fit the model: {'; '.join(wrong[:5])}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +131,7 @@ class Hyper:
 
 @runtime_checkable
 class Backend(Protocol):
-    """Fourteen methods. `tlx.conformance` tests every sentence of this file."""
+    """All that a framework must do. `tlx.conformance` tests the sentences of this file."""
 
     name: str
 

@@ -13,7 +13,20 @@ from typing import Any
 import numpy as np
 
 from tlx import rng
-from tlx.backend import Array, Arrays, Batch, Hyper, Lazy, Loss, ModelSpec, OptimizerSpec, ParamSpec, Precision, Role
+from tlx.backend import (
+    Array,
+    Arrays,
+    Batch,
+    Hyper,
+    Lazy,
+    Loss,
+    ModelSpec,
+    OptimizerSpec,
+    ParamSpec,
+    Precision,
+    Role,
+    check_arrays,
+)
 from tlx.errors import BackendError, closest
 
 
@@ -152,15 +165,7 @@ class ModuleBackend:
         return {**dict(model.module.named_parameters()), **dict(model.module.named_buffers())}
 
     def load_arrays(self, model: Net, arrays: Arrays) -> None:
-        expected = {s.name: (s.shape, s.dtype) for s in model.specs}
-        given = {name: (tuple(a.shape), str(a.dtype)) for name, a in arrays.items()}
-        wrong = [
-            f"{name}: model has {expected.get(name, 'nothing')}, arrays have {given.get(name, 'nothing')}"
-            for name in sorted(expected.keys() | given.keys())
-            if expected.get(name) != given.get(name)
-        ]
-        if wrong:
-            raise BackendError(f"{len(wrong)} arrays do not fit the model: {'; '.join(wrong[:5])}")
+        check_arrays(model.specs, arrays)
         with self.fw.no_grad():
             for name, tensor in self._tensors(model).items():
                 tensor.copy_(self.tensor(np.array(arrays[name], order="C", copy=True), model.device))

@@ -26,6 +26,7 @@ from tlx.backend import (
     OptimizerSpec,
     ParamSpec,
     Precision,
+    check_arrays,
 )
 from tlx.errors import BackendError, closest
 from tlx.registry import Check
@@ -140,16 +141,8 @@ class Loopback:
         return model.specs
 
     def load_arrays(self, model: Net, arrays: Arrays) -> None:
-        expected = {spec.name: (spec.shape, spec.dtype) for spec in model.specs}
-        given = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
-        wrong = [
-            f"{name}: model has {expected.get(name, 'nothing')}, arrays have {given.get(name, 'nothing')}"
-            for name in sorted(expected.keys() | given.keys())
-            if expected.get(name) != given.get(name)
-        ]
-        if wrong:
-            raise BackendError(f"{len(wrong)} arrays do not fit the model: {'; '.join(wrong[:5])}")
-        model.module.arrays = {name: np.array(arrays[name], order="C", copy=True) for name in expected}
+        check_arrays(model.specs, arrays)
+        model.module.arrays = {s.name: np.array(arrays[s.name], order="C", copy=True) for s in model.specs}
 
     def dump_arrays(self, model: Net) -> dict[str, Array]:
         return {name: array.copy() for name, array in model.module.arrays.items()}
