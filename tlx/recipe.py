@@ -81,7 +81,9 @@ class Recipe:
         for f in fields(self):
             object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
         custom = built_in(self.strategy)
-        architecture(self.model)
+        smallest = architecture(self.model).min_size
+        if self.image_size < smallest:
+            raise RecipeError(f"image_size is {self.image_size}; {self.model} needs at least {smallest} pixels")
         if custom.backbone_lr is None and self.backbone_lr is not None:
             raise RecipeError(
                 f"strategy {self.strategy!r} has no separate rate for the backbone, but backbone_lr is "

@@ -21,6 +21,7 @@ class Architecture:
     head: str
     stages: tuple[tuple[str, tuple[str, ...]], ...]
     imagenet: str
+    min_size: int = 1  # smallest image, in pixels, that no layer shrinks to nothing (torchvision's "min_size")
 
     def stage_of(self, module: str) -> str:
         """Return the stage that covers a module path, or ``"head"``."""
@@ -46,7 +47,7 @@ def _squeezenet(name: str, digits: str, blocks: tuple[tuple[int, ...], ...]) -> 
     stages = tuple(
         ("stem" if i == 0 else f"fire{i}", tuple(f"features.{k}" for k in block)) for i, block in enumerate(blocks)
     )
-    return Architecture(name, "classifier.1", stages, f"{name}-{digits}.pth")
+    return Architecture(name, "classifier.1", stages, f"{name}-{digits}.pth", min_size=21)
 
 
 ARCHITECTURES: dict[str, Architecture] = {

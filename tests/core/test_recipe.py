@@ -49,6 +49,7 @@ def test_the_defaults_are_the_tutorial() -> None:
         ({"epochs": True}, "epochs is True"),
         ({"epochs": None}, "epochs may not be None; its default is 3"),
         ({"image_size": -32}, "image_size is -32"),
+        ({"image_size": 20, "model": "squeezenet1_0"}, "image_size is 20; squeezenet1_0 needs at least 21 pixels"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"val_fraction": 1.0}, "val_fraction is 1.0"),
         ({"optimizer": "sdg"}, "Unknown optimizer 'sdg'. Did you mean 'sgd'?"),
