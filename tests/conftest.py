@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of real data: CIFAR-10, ants and bees, ImageNet weights (see CONTRIBUTING in the README)."""
+    """The folder of real data: CIFAR-10, ants and bees, ImageNet weights (the README says where)."""
     root = Path(os.environ.get("TLX_TEST_DATA", "~/.cache/tlx/test-data")).expanduser()
     if not (root / "weights").is_dir():
         pytest.skip(f"no test data in {root}; set TLX_TEST_DATA to a folder that holds it")
