@@ -34,6 +34,8 @@ def cifar10(root: Path | None) -> Source:
     """50,000 + 10,000 images, 32 x 32, 10 classes (Krizhevsky 2009)."""
     folder = find(root)
     names = _field(read_pickle(folder / META), "label_names", list, folder / META)
+    if not all(isinstance(name, (str, bytes)) for name in names):
+        raise DataError(f"{folder / META}: the label names are not all text.")
     classes = tuple(_text(name) for name in names)
     if len(set(classes)) != 10:
         raise DataError(f"{folder / META}: expected 10 different label names, got {list(classes)}.")
@@ -115,6 +117,9 @@ class _Array:
 
     __slots__ = ("value",)
     value: NDArray[np.uint8]
+
+    def __init__(self) -> None:
+        self.value = np.empty(0, dtype=np.uint8)  # a damaged pickle may hold an array without a state
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, raw = state
@@ -203,7 +208,7 @@ def _part(folder: Path, files: tuple[str, ...]) -> ArrayImages:
         if len(label) != len(array):
             raise DataError(f"{path}: {len(array)} images but {len(label)} labels.")
         ids = content.get("filenames")
-        if not isinstance(ids, list) or len(ids) != len(array):
+        if not isinstance(ids, list) or len(ids) != len(array) or not all(isinstance(i, (str, bytes)) for i in ids):
             ids = list(range(len(array)))
         pixels.append(array)
         labels.append(label)

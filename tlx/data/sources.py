@@ -148,11 +148,17 @@ def from_arrays(source: Mapping[str, Any] | tuple[Any, ...]) -> Source:
                 f"data: label {top} among {len(parts['train'])} training images; number the classes from 0."
             )
         names = [str(i) for i in range(top + 1)]
-    return Source("arrays", tuple(str(name) for name in names), parts)
+    names = tuple(str(name) for name in names)
+    if len(set(names)) != len(names):
+        raise DataError(f"data['classes'] holds a name twice: {', '.join(names)}.")
+    return Source("arrays", names, parts)
 
 
 def _array_part(x: Any, labels: NDArray[np.int64], part: str) -> ArrayImages:
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise DataError(f"{part}: images must be equal in size; resize them first or pass a folder.") from error
     if array.dtype != np.uint8:
         raise DataError(f"{part}: images must be uint8 0..255, got {array.dtype}; convert them first.")
     if array.ndim == 3:
