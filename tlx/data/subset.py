@@ -18,7 +18,7 @@ def check_labels(labels: Any, classes: int | None, where: str) -> NDArray[np.int
     try:
         array = np.asarray(labels)
     except ValueError as error:
-        raise DataError(f"{where}: labels must be integers in one dimension, got sequences of unequal length.") from error
+        raise DataError(f"{where}: labels must be integers in one dimension, got ragged lists.") from error
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise DataError(f"{where}: labels must be integers in one dimension, got {array.dtype} {list(array.shape)}.")
     bad = np.flatnonzero((array < 0) | (array >= classes if classes is not None else False))
