@@ -1,113 +1,14 @@
-"""Folders of photos, arrays, subsets: what is taken, in which order, and what is refused."""
+"""Named sources, arrays, subsets: what is taken, in which order, and what is refused."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
 
-from tlx.data import Augment, load
-from tlx.data.images import read_photo
-from tlx.data.transforms import crop_box
-from tlx.errors import DataError, TlxError
-
-
-def photo(
-    path: Path, colour: Any = (200, 30, 30), mode: str = "RGB", size: tuple[int, int] = (12, 8), **save: Any
-) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).convert(mode).save(path, **save)
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for part in ("train", "val"):
-        for name in ("Ärger", "zebra", "犬"):
-            for i in range(4):
-                photo(tmp_path / part / name / f"{i}.png")
-    return tmp_path
-
-
-def test_a_folder_is_read_in_the_order_of_names(folder: Path) -> None:
-    data = load(folder, val_fraction=0)
-    assert data.classes == ("zebra", "Ärger", "犬")
-    assert list(data.train.names[:5]) == [*(f"train/zebra/{i}.png" for i in range(4)), "train/Ärger/0.png"]
-    assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert len(data.test) == 12 and data.val is None
-
-
-def test_val_chooses_the_best_epoch_where_there_is_a_test_part(folder: Path) -> None:
-    for name in ("Ärger", "zebra", "犬"):
-        photo(folder / "test" / name / "t.JPEG")
-    data = load(folder)
-    assert (len(data.train), len(data.val), len(data.test)) == (12, 12, 3)
-
-
-def test_the_real_photos_and_their_stray_gif(test_data: Path) -> None:
-    data = load(test_data / "hymenoptera_data", val_fraction=0.1)
-    assert data.classes == ("ants", "bees")
-    assert (len(data.train) + len(data.val), len(data.test)) == (244, 153)
-    assert data.notes == ("skipped 1 file that is not an image by name: train/ants/imageNotFound.gif",)
-
-
-def test_what_is_wrong_with_a_folder_is_said(folder: Path, tmp_path: Path) -> None:
-    photo(folder / "val" / "cat" / "0.png")
-    with pytest.raises(DataError, match=r"Only in train/: none. Only in val/: cat"):
-        load(folder)
-    (folder / "train" / "cat").mkdir()
-    with pytest.raises(DataError, match=r"train/cat holds no photo"):
-        load(folder)
-    for name, said in (
-        ("empty", "has no train/ folder"),
-        ("one", "1 class to tell apart"),
-        ("bare", "no class folders"),
-    ):
-        (tmp_path / "x" / name).mkdir(parents=True)
-        if name == "one":
-            photo(tmp_path / "x" / name / "train" / "only" / "0.png")
-        elif name == "bare":
-            (tmp_path / "x" / name / "train").mkdir()
-        with pytest.raises(DataError, match=said):
-            load(tmp_path / "x" / name)
-    with pytest.raises(DataError, match=r"'digts' is neither .* Did you mean 'digits'"):
-        load("digts")
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "I;16"])
-def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
-    path = tmp_path / ("p.tif" if mode == "CMYK" else "p.png")
-    if mode == "I;16":
-        Image.fromarray(np.full((8, 12), 128 << 8, np.uint16)).save(path)
-    elif mode == "P":
-        Image.new("RGB", (12, 8), (128, 128, 128)).quantize().save(path)
-    else:
-        photo(path, (128, 128, 128), mode)
-    pixels = np.asarray(read_photo(path))
-    assert pixels.shape == (8, 12, 3) and pixels.dtype == np.uint8
-    if mode != "1":
-        assert np.abs(pixels.astype(int) - 128).max() <= 2
-
-
-def test_exif_orientation_is_honoured(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    assert read_photo(photo(tmp_path / "p.jpg", exif=exif)).size == (8, 12)
-
-
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
-def test_a_file_that_is_no_photo_is_named(damage: str, tmp_path: Path) -> None:
-    path = photo(tmp_path / "p.jpg", size=(300, 300))
-    content = path.read_bytes()
-    path.write_bytes({"truncated": content[: len(content) // 2], "text": b"hello", "empty": b""}[damage])
-    with pytest.raises(DataError, match=r"p\.jpg cannot be decoded as an image") as error:
-        read_photo(path)
-    assert "\n" not in str(error.value)
+from tlx.data import load
+from tlx.errors import DataError
 
 
 def test_classes_are_renumbered_in_the_order_given() -> None:
@@ -143,6 +44,11 @@ IMAGES = np.zeros((6, 8, 8, 3), np.uint8)
         ((IMAGES, np.array([0, 1])), "6"),
         ((IMAGES.astype(np.float32), np.array([0, 1] * 3)), "uint8"),
         ((IMAGES, np.array([[0, 1]] * 6)), "in one dimension"),
+        ((IMAGES, [0, 1, 0, 1, 0, [1]]), "got ragged lists"),
+        (([IMAGES[0], IMAGES[1, :4]], [0, 1]), "must be equal in size"),
+        ((IMAGES[:0], np.zeros(0, int)), r"got \[0, 8, 8, 3\]"),
+        ((IMAGES[..., :2], np.array([0, 1] * 3)), r"got \[6, 8, 8, 2\]"),
+        (IMAGES, "must be a pair"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(part: Any, said: str) -> None:
@@ -150,23 +56,54 @@ def test_arrays_that_do_not_fit_are_refused(part: Any, said: str) -> None:
         load({"train": part}, val_fraction=0)
 
 
-@given(st.lists(st.integers(0, 2**32 - 1), min_size=16, max_size=16), st.integers(1, 500), st.integers(1, 500))
-def test_a_random_crop_lies_inside_the_image(words: list[int], width: int, height: int) -> None:
-    left, top, w, h = box = crop_box(np.array(words, np.uint32), width, height)
-    assert all(type(n) is int for n in box)
-    assert left >= 0 and top >= 0 and w >= 1 and h >= 1 and left + w <= width and top + h <= height
+TWO = (IMAGES, np.array([0, 1] * 3))
 
 
-def test_augmentations_are_named_and_counted() -> None:
-    found = {
-        text: (str(Augment.parse(text)), Augment.parse(text).finite) for text in ("none", "flips", "photo", "vflip")
-    }
-    assert found == {
-        "none": ("none", 1),
-        "flips": ("hflip+vflip", 4),
-        "photo": ("crop+hflip", None),
-        "vflip": ("vflip", 2),
-    }
-    for text in ("flip", "hflip+hflip", "hflip+", ""):
-        with pytest.raises(TlxError, match="augment="):
-            Augment.parse(text)
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        ("digts", {}, r"neither a known data set nor an existing folder\. Did you mean 'digits'"),
+        (7, {}, "must be one of cifar10, digits, a folder, or arrays.*got int"),
+        (__file__, {}, "is a file, not a folder"),
+        ((TWO,), {}, r"must be \(train, test\).*got 1 items"),
+        ({"test": TWO}, {}, "need a 'train' entry"),
+        ({"train": TWO, "tset": TWO}, {}, "unknown key 'tset'. Did you mean 'test'"),
+        ({"train": TWO, "classes": ["a", "a"]}, {}, "holds a name twice: a, a"),
+        ({"train": TWO, "classes": ["a", "b", "c"]}, {}, "no training image of class 'c'"),
+        ({"train": TWO, "test": (IMAGES, np.array([0, 9] * 3)), "classes": ["a", "b"]}, {}, "label 9 of sample 1"),
+        ({"train": (IMAGES, np.array([0, 10**6] * 3))}, {}, "number the classes from 0"),
+        ("digits", {"classes": ("7", "7")}, "'7' is given twice"),
+        ("digits", {"classes": "7"}, "1 class to tell apart"),
+        ("digits", {"val_fraction": 1.0}, "at least 0 and below 1"),
+        ("digits", {"val_fraction": float("nan")}, "at least 0 and below 1"),
+        ("digits", {"limit_train": 20, "val_fraction": 0.1}, "cannot leave an image of each of 10 classes"),
+        ("digits", {"limit_test": 0}, "limit_test=0 leaves a class without an image"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_in_one_line(source: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said) as error:
+        load(source, **{"val_fraction": 0, **options})
+    assert "\n" not in str(error.value)
+
+
+def test_arrays_keep_their_pixels_and_grey_becomes_three_equal_channels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
+    data = load(((pixels, TWO[1]), (pixels[..., 0], TWO[1])), val_fraction=0)
+    assert data.classes == ("0", "1") and data.train.size == (4, 5)
+    for i in range(6):
+        assert np.array_equal(data.train.pixels(i), pixels[i])
+        assert np.array_equal(data.test.pixels(i), np.repeat(pixels[i, ..., :1], 3, axis=2))
+
+
+def test_a_limit_beyond_the_data_and_a_missing_test_part_are_noted() -> None:
+    data = load({"train": TWO}, limit_train=9, val_fraction=0)
+    assert data.notes == ("limit_train=9 is more than there are: all 6 are used", "there is no test part")
+    assert len(data.train) == 6 and data.test is None
+
+
+def test_the_fingerprint_changes_with_one_pixel_or_one_name() -> None:
+    other = IMAGES.copy()
+    other[5, 7, 7, 2] = 1
+    sources = [{"train": TWO}, {"train": (other, TWO[1])}, {"train": TWO, "classes": ["a", "b"]}, {"train": TWO}]
+    prints = [load(source, val_fraction=0).fingerprint for source in sources]
+    assert len(set(prints)) == 3 and prints[0] == prints[3]
