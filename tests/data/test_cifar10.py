@@ -53,7 +53,7 @@ def test_the_published_set(test_data: Path) -> None:
 def test_it_is_downloaded_unpacked_and_then_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served = archive(tmp_path / "c.tar.gz", {f"{cifar10.FOLDER}/{name}": content for name, content in FILES.items()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("TLX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TLX_DATA_ROOT", raising=False)
     monkeypatch.setattr(cifar10, "URL", f"http://127.0.0.1:{server.server_port}/c.tar.gz")
@@ -86,6 +86,73 @@ def test_an_archive_with_other_members_is_refused(name: str, tmp_path: Path) -> 
     assert not list((tmp_path / "in").iterdir()) and not (tmp_path / "evil").exists()
 
 
+WHOLE = {f"{cifar10.FOLDER}/{name}": content for name, content in FILES.items()}
+
+
+def symlink(path: Path) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        info = tarfile.TarInfo(f"{cifar10.FOLDER}/data_batch_1")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(info)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "limits", "said"),
+    [
+        (lambda path: archive(path, WHOLE), {"MAX_FILE": 61_000}, r"it holds '.*data_batch_1' \(\d+ bytes\)"),
+        (lambda path: archive(path, WHOLE), {"MAX_ARCHIVE": 300_000}, "unpacks to more than"),
+        (lambda path: archive(path, {k: v for k, v in WHOLE.items() if "_5" not in k}), {}, "it lacks data_batch_5"),
+        (symlink, {}, "it holds '.*data_batch_1'"),
+        (lambda path: path.write_bytes(archive(path, WHOLE).read_bytes()[:-50_000]), {}, ""),
+        (lambda path: path.write_bytes(b"<html>not found</html>"), {}, "gzip"),
+    ],
+    ids=["large member", "bomb", "missing", "link", "truncated", "html"],
+)
+def test_an_archive_unlike_the_published_one_leaves_nothing(
+    make: Any, limits: dict[str, int], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "c.tar.gz")
+    for name, value in limits.items():
+        monkeypatch.setattr(cifar10, name, value)
+    with pytest.raises(DataError, match=rf"c\.tar\.gz is not the CIFAR-10 archive: .*{said}"):
+        cifar10.unpack(tmp_path / "c.tar.gz", tmp_path / "in" / cifar10.FOLDER)
+    assert not list((tmp_path / "in").iterdir())
+
+
+def write(folder: Path, **files: bytes) -> Path:
+    for name, content in {**FILES, **files}.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+PIXELS = np.zeros((20, 3072), np.uint8)
+DEEP = b"]" * 5000 + b"a" * 4999
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("data_batch_2", {b"data": PIXELS, b"labels": [0] * 19 + [[1]]}, "ragged"),
+        ("data_batch_2", {b"data": PIXELS, b"labels": [0] * 19 + [10]}, "label 10 of sample 19"),
+        ("data_batch_2", {b"data": PIXELS, b"labels": [0] * 19}, "20 images but 19 labels"),
+        ("data_batch_2", {b"data": PIXELS[:, :3071], b"labels": [0] * 20}, r"got \[20, 3071\]"),
+        ("data_batch_2", {b"data": PIXELS.astype(np.float32), b"labels": [0] * 20}, "dtype"),
+        ("data_batch_2", {b"labels": [0] * 20}, r"'data', found \['labels'\]"),
+        ("data_batch_2", [1], "it holds a list"),
+        ("data_batch_2", b"\x80\x03}(C\x04datacnumpy.core.multiarray\n_reconstruct\n)RC\x06labels]u.", r"got \[0\]"),
+        (cifar10.META, {b"label_names": NAMES[:9] + NAMES[:1]}, "10 different label names"),
+        (cifar10.META, b"\x80\x03}C\x0blabel_names](" + DEEP + b"es.", "not all text"),
+    ],
+)
+def test_a_readable_pickle_with_the_wrong_content_is_named(name: str, content: Any, said: str, tmp_path: Path) -> None:
+    raw = content if isinstance(content, bytes) else pickle.dumps(content, protocol=3)
+    write(tmp_path, **{name: raw})
+    with pytest.raises(DataError, match=rf"{name}\b.*{said}") as error:
+        load("cifar10", root=tmp_path, val_fraction=0)
+    assert "\n" not in str(error.value)
+
+
 class Hostile:
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -109,14 +176,23 @@ def test_a_pickle_that_calls_code_is_refused_by_name(function: Any, argument: st
     assert not victim.exists()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(at=st.integers(0, 400), byte=st.integers(0, 255), cut=st.integers(0, 400))
-def test_a_damaged_pickle_is_an_error_or_still_a_dictionary(at: int, byte: int, cut: int, tmp_path: Path) -> None:
+# Bytes that matter: the opcodes before and after the pixels.
+PLACES = st.integers(0, 300) | st.integers(len(FILES["test_batch"]) - 150, len(FILES["test_batch"]) - 1)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(PLACES, st.integers(0, 255), max_size=4), cut=st.just(0) | st.integers(1, 400))
+def test_a_damaged_batch_is_an_error_or_still_twenty_images(changes: dict[int, int], cut: int, tmp_path: Path) -> None:
     content = bytearray(FILES["test_batch"])
-    content[at] = byte
+    for at, byte in changes.items():
+        content[at] = byte
     path = tmp_path / "test_batch"
     path.write_bytes(bytes(content[: len(content) - cut]))
     try:
-        assert isinstance(cifar10.read_pickle(path), dict)
+        part = cifar10._part(tmp_path, ("test_batch",))
     except DataError as error:
+        assert changes or cut
         assert str(path) in str(error) and "\n" not in str(error)
+    else:
+        assert part.array.shape[1:] == (3, 32, 32) and len(part.labels) == len(part.array) == len(part.names)
+        assert part.labels.min() >= 0 and part.labels.max() <= 9

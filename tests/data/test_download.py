@@ -26,6 +26,7 @@ class Server:
         self.ranges: list[str | None] = []
         self.cut: int | None = None
         self.honours_range = True
+        self.shift = 0  # what the server claims to send, off by so many bytes
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -36,10 +37,15 @@ class Server:
                     self.send_error(404)
                     return
                 start = int(wanted[6:].split("-")[0]) if wanted and outer.honours_range else 0
+                if start >= len(CONTENT):
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+                    self.end_headers()
+                    return
                 body = CONTENT[start:]
                 self.send_response(206 if start else 200)
                 if start:
-                    self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+                    self.send_header("Content-Range", f"bytes {start + outer.shift}-{len(CONTENT) - 1}/{len(CONTENT)}")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body[: outer.cut])
@@ -55,7 +61,7 @@ class Server:
 @pytest.fixture
 def server() -> Iterator[Server]:
     server = Server()
-    threading.Thread(target=server.http.serve_forever, daemon=True).start()
+    threading.Thread(target=server.http.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.http.shutdown()
     server.http.server_close()
@@ -92,12 +98,36 @@ def test_a_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> 
     server.honours_range = False
     (tmp_path / "f.part").write_bytes(b"stale" * 1000)
     assert get(server, tmp_path / "f").read_bytes() == CONTENT
+    assert server.ranges == ["bytes=5000-"]
+
+
+def test_a_server_that_sends_another_range_is_asked_for_the_whole(server: Server, tmp_path: Path) -> None:
+    server.shift = 1
+    (tmp_path / "f.part").write_bytes(CONTENT[:1000])
+    assert get(server, tmp_path / "f").read_bytes() == CONTENT
+    assert server.ranges == ["bytes=1000-", None]
+
+
+@pytest.mark.parametrize(("tail", "asked"), [(b"", ["bytes=700000-"]), (b"more", ["bytes=700004-", None])])
+def test_a_partial_file_that_is_whole_or_too_long(
+    tail: bytes, asked: list[str | None], server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "f.part").write_bytes(CONTENT + tail)
+    assert get(server, tmp_path / "f").read_bytes() == CONTENT
+    assert server.ranges == asked and [path.name for path in tmp_path.iterdir()] == ["f"]
 
 
 def test_a_wrong_hash_leaves_nothing(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"expected SHA-256 {'0' * 64}, got {SHA256}"):
         get(server, tmp_path / "f", sha256="0" * 64)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_good_file_is_kept_where_the_server_has_another(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"good")
+    with pytest.raises(DataError, match="expected SHA-256"):
+        get(server, tmp_path / "f", sha256="0" * 64)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("f", b"good")]
 
 
 def test_a_stale_file_is_kept_until_its_successor_is_whole(server: Server, tmp_path: Path) -> None:
@@ -116,3 +146,8 @@ def test_what_cannot_be_had_is_one_line(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be reached") as error:
         fetch("http://127.0.0.1:9/f", tmp_path / "f", sha256=SHA256, progress=False)
     assert "\n" not in str(error.value) and not (tmp_path / "f").exists()
+    with pytest.raises(DataError, match="only http and https"):
+        fetch(f"file://{__file__}", tmp_path / "f", progress=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be saved as"):
+        get(server, tmp_path / "file" / "f")
