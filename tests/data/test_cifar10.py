@@ -126,6 +126,16 @@ def write(folder: Path, **files: bytes) -> Path:
     return folder
 
 
+def test_a_row_holds_the_red_plane_then_green_then_blue(tmp_path: Path) -> None:
+    data = load("cifar10", root=write(tmp_path), val_fraction=0)
+    row = np.random.default_rng(1).integers(0, 256, (20, 3072), dtype=np.uint8)[3]  # as `batch` draws data_batch_2
+    pixels = data.train.pixels(23)
+    assert [pixels[r, c, k] for r, c, k in np.ndindex(32, 32, 3)] == [
+        row[k * 1024 + r * 32 + c] for r, c, k in np.ndindex(32, 32, 3)
+    ]
+    assert data.train.names[23] == "data_batch_2/3" and data.train.labels[23] == 3
+
+
 PIXELS = np.zeros((20, 3072), np.uint8)
 DEEP = b"]" * 5000 + b"a" * 4999
 

@@ -167,3 +167,25 @@ def test_large_arrays_are_shrunk_from_their_centre() -> None:
     batch = next(make(images, size=8, shuffle=False, crop_fraction=0.5).epoch(0))
     centre = Image.fromarray(pixels[3]).crop((10, 5, 20, 15)).resize((8, 8), Image.Resampling.BILINEAR)
     assert np.array_equal(batch.images[3], np.asarray(centre).transpose(2, 0, 1))
+
+
+def test_no_more_than_two_batches_are_decoded_ahead() -> None:
+    too_far = threading.Event()
+
+    class Watched:
+        labels, names, size = np.zeros(40, np.int64), [str(i) for i in range(40)], None
+
+        def __len__(self) -> int:
+            return 40
+
+        def open(self, index: int) -> Image.Image:
+            if index >= 12:
+                too_far.set()
+            return Image.new("RGB", (60, 40))
+
+    epoch = make(Watched(), shuffle=False).epoch(0)
+    assert next(epoch).indices.tolist() == [0, 1, 2, 3]
+    assert not too_far.wait(0.3)  # a slow machine can only make this pass
+    next(epoch)
+    assert too_far.wait(60)
+    epoch.close()

@@ -95,6 +95,13 @@ def test_arrays_keep_their_pixels_and_grey_becomes_three_equal_channels() -> Non
         assert np.array_equal(data.test.pixels(i), np.repeat(pixels[i, ..., :1], 3, axis=2))
 
 
+@pytest.mark.parametrize(("count", "shares"), [(7, [2, 3, 2]), (10, [3, 5, 2]), (3, [1, 1, 1]), (19, [6, 8, 5])])
+def test_a_limit_is_divided_by_largest_remainders(count: int, shares: list[int]) -> None:
+    labels = np.repeat([0, 1, 2], [6, 9, 5])
+    data = load({"train": (np.zeros((20, 2, 2), np.uint8), labels)}, limit_train=count, val_fraction=0)
+    assert np.bincount(data.train.labels).tolist() == shares
+
+
 def test_a_limit_beyond_the_data_and_a_missing_test_part_are_noted() -> None:
     data = load({"train": TWO}, limit_train=9, val_fraction=0)
     assert data.notes == ("limit_train=9 is more than there are: all 6 are used", "there is no test part")
