@@ -2,7 +2,8 @@
 
 Only NumPy arrays, Python numbers, the frozen dataclasses below and opaque handles cross. The contract:
 
-- The loss is the mean over the samples of a batch; labels are int64 [N] in ``0 .. classes - 1``; images are NCHW.
+- The loss is cross-entropy, the mean over the samples of a batch; labels are int64 [N] in ``0 .. classes - 1``; images
+  are NCHW. With ``targets`` [N, classes] it is ``-(targets * log_softmax(logits)).sum() / N``; the rows may sum to anything.
 - ``backward`` may be called several times before ``update``: gradients add up, each weighted with its ``scale``.
 - ``update`` leaves every gradient ``None``, never zero, so a frozen parameter cannot be moved by momentum or decay.
 - A group whose parameters are all frozen is legal. Groups never change after ``optimizer``.
@@ -14,7 +15,7 @@ Only NumPy arrays, Python numbers, the frozen dataclasses below and opaque handl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -97,17 +98,38 @@ class Batch:
     labels: Array  # int64 [N]
     indices: Array  # int64 [N]: which samples these are
     preprocess: Preprocess
-    key: tuple[int, int] = (0, 0)  # (seed, step): names the random stream of dropout masks
+    key: tuple[int, int, int] = (0, 0, 0)  # (seed, step, first row): places the random stream of dropout masks
+    targets: Array | None = None  # float64 [N, classes]: smoothed, mixed or weighted labels; None: the labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def parts(self, size: int | None) -> Iterator[Batch]:
+        """Cut into consecutive batches of at most `size` samples; their dropout masks are those of the whole."""
+        seed, step, row = self.key
+        for at in range(0, len(self), size or len(self)):
+            cut = slice(at, at + (size or len(self)))
+            yield Batch(
+                self.images[cut],
+                self.labels[cut],
+                self.indices[cut],
+                self.preprocess,
+                (seed, step, row + at),
+                None if self.targets is None else self.targets[cut],
+            )
 
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """Cross-entropy, mean over the samples."""
 
-    label_smoothing: float = 0.0
+def check_targets(batch: Batch, classes: int) -> None:
+    """Raise BackendError unless the targets of a batch, if it has any, are finite float64 [N, classes]."""
+    targets = batch.targets
+    if targets is None:
+        return
+    if targets.dtype != np.float64 or targets.shape != (len(batch), classes):
+        raise BackendError(
+            f"Targets are {targets.dtype} {list(targets.shape)}; expected float64 [{len(batch)}, {classes}]"
+        )
+    if not np.isfinite(targets).all():
+        raise BackendError("Targets hold a value that is not finite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +189,13 @@ class Backend(Protocol):
     def put(self, model: Model, batch: Batch) -> Handle:
         """Copy a batch to the model's device and preprocess it there, in the model's dtype."""
 
-    def backward(self, model: Model, batch: Handle, loss: Loss, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+    def backward(self, model: Model, batch: Handle, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         """Train-mode forward, loss times `scale`, gradients. Returns the summed loss and the correct count."""
 
     def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
         """Clip the gradients' joint norm to `max_norm`, take one step, set the gradients to None."""
 
-    def evaluate(self, model: Model, batch: Handle, loss: Loss) -> tuple[Lazy, Lazy]:
+    def evaluate(self, model: Model, batch: Handle) -> tuple[Lazy, Lazy]:
         """Eval-mode forward. Returns the loss summed over the samples and the correct count."""
 
     def logits(self, model: Model, batch: Handle) -> Lazy:

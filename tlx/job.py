@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tlx import registry
-from tlx.backend import Backend, Loss, ModelSpec, OptimizerSpec, Precision, Preprocess
+from tlx.backend import Backend, ModelSpec, OptimizerSpec, Precision, Preprocess
 from tlx.checkpoint import digest, match, read_weights, write_atomic, write_json, write_safetensors
 from tlx.data import Augment, Data, Loader, load
 from tlx.display import Display
@@ -108,12 +108,12 @@ def execute(recipe: Recipe, display: Display) -> Result:
     history: list[dict[str, Any]] = []
     with display.live(recipe):
         best_epoch, best = _follow(
-            train(backend, model, optimizer, plan, Loss(), loader, val), display, history, run_dir / "history.jsonl"
+            train(backend, model, optimizer, plan, loader, val), display, history, run_dir / "history.jsonl"
         )
         backend.load_arrays(model, best)
         test = None
         if data.test is not None:
-            test = _follow(evaluate(backend, model, make_loader(recipe, data.test), Loss(), "test"), display)
+            test = _follow(evaluate(backend, model, make_loader(recipe, data.test), "test"), display)
 
     seconds = sum(entry["seconds"] for entry in history)
     result = Result(
@@ -199,7 +199,7 @@ def evaluate_run(run_dir: str | Path, backend: str | None = None, *, quiet: bool
     stack.load_arrays(model, match(arrays, specs, head=arch.head, model_name=arch.name, take_head=True))
     display = Display(quiet)
     with display.live(recipe):
-        metrics = _follow(evaluate(stack, model, make_loader(recipe, data.test), Loss(), "test"), display)
+        metrics = _follow(evaluate(stack, model, make_loader(recipe, data.test), "test"), display)
     return {
         "backend": recipe.backend,
         "test_accuracy": metrics.accuracy,

@@ -19,13 +19,13 @@ from tlx.backend import (
     Batch,
     Hyper,
     Lazy,
-    Loss,
     ModelSpec,
     OptimizerSpec,
     ParamSpec,
     Precision,
     Role,
     check_arrays,
+    check_targets,
 )
 from tlx.errors import BackendError, closest
 
@@ -52,8 +52,9 @@ class DeviceBatch:
 
     images: Any
     labels: Any
+    targets: Any | None
     size: int
-    key: tuple[int, int]
+    key: tuple[int, int, int]
 
 
 class ModuleBackend:
@@ -81,8 +82,8 @@ class ModuleBackend:
     def autocast(self, net: Net) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def cross_entropy(self, logits: Any, labels: Any, loss: Loss) -> Any:
-        """Mean over the samples."""
+    def exact(self, logits: Any) -> Any:
+        """Cast logits to the dtype in which the loss is taken."""
         raise NotImplementedError
 
     def make_optimizer(self, spec: OptimizerSpec, groups: list[dict[str, Any]]) -> Any:
@@ -230,6 +231,7 @@ class ModuleBackend:
             raise BackendError(f"put: labels are {labels.dtype} {labels.shape}; expected int64 [{len(images)}]")
         if labels.min() < 0 or labels.max() >= model.classes:
             raise BackendError(f"put: a label is outside 0..{model.classes - 1}")
+        check_targets(batch, model.classes)
         pre, fw = batch.preprocess, self.fw
         if max(images.shape[2:]) > pre.size:
             raise BackendError(
@@ -244,16 +246,25 @@ class ModuleBackend:
             self.tensor(np.array(values).reshape(1, 3, 1, 1), model.device).to(model.dtype)
             for values in (pre.mean, pre.std)
         )
-        return DeviceBatch((pixels / 255 - mean) / std, self.tensor(labels, model.device), len(labels), batch.key)
+        targets = None if batch.targets is None else self.tensor(batch.targets, model.device)
+        ready = (pixels / 255 - mean) / std
+        return DeviceBatch(ready, self.tensor(labels, model.device), targets, len(labels), batch.key)
 
-    def backward(self, model: Net, batch: DeviceBatch, loss: Loss, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+    def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         self._set_mode(model, "train")
         for layer in model.dropouts:
             layer.key = batch.key
         logits = self._train_forward(model, batch)
-        mean = self.cross_entropy(logits, batch.labels, loss)
+        mean = self._loss(logits, batch)
         (mean if scale == 1.0 else mean * scale).backward()
         return mean.detach() * batch.size, self._correct(logits, batch.labels)
+
+    def _loss(self, logits: Any, batch: DeviceBatch) -> Any:
+        """Mean over the samples."""
+        functional, logits = self.fw.nn.functional, self.exact(logits)
+        if batch.targets is None:
+            return functional.cross_entropy(logits, batch.labels)
+        return -(batch.targets.to(logits.dtype) * functional.log_softmax(logits, dim=1)).sum() / batch.size
 
     def _train_forward(self, model: Net, batch: DeviceBatch) -> Any:
         try:
@@ -285,10 +296,10 @@ class ModuleBackend:
         with self.fw.no_grad():
             return (logits.argmax(1) == labels).sum()
 
-    def evaluate(self, model: Net, batch: DeviceBatch, loss: Loss) -> tuple[Lazy, Lazy]:
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
         with self.fw.no_grad():
             logits = self._forward(model, batch)
-            return self.cross_entropy(logits, batch.labels, loss) * batch.size, self._correct(logits, batch.labels)
+            return self._loss(logits, batch) * batch.size, self._correct(logits, batch.labels)
 
     def logits(self, model: Net, batch: DeviceBatch) -> Lazy:
         with self.fw.no_grad():
@@ -365,7 +376,7 @@ def _dropout_class(fw: Any) -> Callable[[float, int], Any]:
     class Dropout(fw.nn.Module):  # type: ignore[misc]
         def __init__(self, p: float, layer: int) -> None:
             super().__init__()
-            self.p, self.layer, self.key = p, layer, (0, 0)
+            self.p, self.layer, self.key = p, layer, (0, 0, 0)
 
         def forward(self, x: Any) -> Any:
             if not self.training or self.p == 0.0:

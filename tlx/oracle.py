@@ -60,17 +60,17 @@ def clip_by_norm(grads: Mapping[str, Array], max_norm: float) -> dict[str, Array
     return {name: scale * g for name, g in grads.items()}
 
 
-def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> tuple[float, Array]:
+def cross_entropy(logits: Array, labels: Array, targets: Array | None = None) -> tuple[float, Array]:
     """Mean cross-entropy of logits [N, K] to labels int64 [N], and its gradient [N, K] to the logits.
 
-    With smoothing e the target is 1 - e at the label plus e / K everywhere: Szegedy et al. 2016, section 7.
+    Targets [N, K] replace the labels; a row's sum weighs its sample, as class weights do.
     """
     n, classes = logits.shape
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    target = np.full_like(logits, label_smoothing / classes)
-    target[np.arange(n), labels] += 1 - label_smoothing
-    return float(-(target * log_p).sum() / n), (np.exp(log_p) - target) / n
+    target = np.eye(classes, dtype=logits.dtype)[labels] if targets is None else targets.astype(logits.dtype)
+    weight = target.sum(axis=1, keepdims=True)
+    return float(-(target * log_p).sum() / n), (weight * np.exp(log_p) - target) / n
 
 
 def linear(x: Array, weight: Array, bias: Array) -> Array:

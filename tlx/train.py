@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
-from tlx.backend import Arrays, Backend, Handle, Lazy, Loss, Model
+from tlx.backend import Arrays, Backend, Handle, Lazy, Model
 from tlx.checkpoint import digests
 from tlx.data.loader import Loader
 from tlx.errors import FrozenMovedError, TlxError
@@ -96,17 +96,17 @@ class Meter:
 
 
 def evaluate(
-    backend: Backend, model: Model, loader: Loader, loss: Loss, part: str, epoch: int = 0
+    backend: Backend, model: Model, loader: Loader, part: str, epoch: int = 0
 ) -> Generator[Progress, None, Metrics]:
     """Read a part of the data once, in eval mode; returns its metrics."""
     meter = Meter(backend, part, epoch, loader.steps)
     for batch in loader.epoch(0):
-        yield from meter.add(backend.evaluate(model, backend.put(model, batch), loss), len(batch))
+        yield from meter.add(backend.evaluate(model, backend.put(model, batch)), len(batch))
     return meter.metrics()
 
 
 def train(
-    backend: Backend, model: Model, optimizer: Handle, plan: Plan, loss: Loss, loader: Loader, val: Loader | None
+    backend: Backend, model: Model, optimizer: Handle, plan: Plan, loader: Loader, val: Loader | None
 ) -> Generator[Event, None, tuple[int, Arrays]]:
     """Train through all phases of the plan; returns the best epoch and its values.
 
@@ -129,13 +129,13 @@ def train(
                 phase = state.phase
                 yield PhaseStarted(epoch, phase)
             backend.set_hyper(optimizer, state.hyper)
-            lazies = backend.backward(model, backend.put(model, batch), loss)
+            lazies = backend.backward(model, backend.put(model, batch))
             backend.update(model, optimizer)
             yield from meter.add(lazies, len(batch))
         seconds = meter.fetched - meter.started
         validated = None
         if val is not None:
-            validated = yield from evaluate(backend, model, val, loss, "val", epoch)
+            validated = yield from evaluate(backend, model, val, "val", epoch)
         improved = validated is None or validated.accuracy > best_accuracy
         if improved:
             best_epoch, best = epoch, backend.dump_arrays(model)

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from tlx import registry
-from tlx.backend import Batch, Loss
+from tlx.backend import Batch
 from tlx.conformance.loopback import Loopback
 from tlx.errors import BackendError
 
 
 class Renamed(Loopback):
-    def evaluate(self, model: Any, data: Any, loss: Loss) -> Any:  # the protocol says `batch`
-        return super().evaluate(model, data, loss)
+    def evaluate(self, model: Any, data: Any) -> Any:  # the protocol says `batch`
+        return super().evaluate(model, data)
 
 
 class WithoutDefault(Loopback):
-    def backward(self, model: Any, batch: Any, loss: Loss, scale: float) -> Any:
-        return super().backward(model, batch, loss, scale)
+    def backward(self, model: Any, batch: Any, scale: float) -> Any:
+        return super().backward(model, batch, scale)
 
 
 class FurtherArgument(Loopback):
@@ -86,8 +86,8 @@ def test_an_unknown_backend_is_answered_with_the_nearest(name: str, hint: str) -
 @pytest.mark.parametrize(
     ("backend", "named"),
     [
-        (Renamed, r"evaluate\(model, data, loss\) should be evaluate\(model, batch, loss\)"),
-        (WithoutDefault, r"backward\(.*\) should be backward\(model, batch, loss, scale=1.0\)"),
+        (Renamed, r"evaluate\(model, data\) should be evaluate\(model, batch\)"),
+        (WithoutDefault, r"backward\(.*\) should be backward\(model, batch, scale=1.0\)"),
         (FurtherArgument, r"put\(model, batch, stream\) should be put\(model, batch\)"),
         (WithoutFetch, "fetch is missing"),
     ],

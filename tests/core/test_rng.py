@@ -18,7 +18,7 @@ def test_golden_values() -> None:
     assert rng.words(0, "augment/hflip", 0, 2, 2).tolist() == GOLDEN_WORDS
     assert rng.permutation(0, 1, 8).tolist() == GOLDEN_ORDER
     assert rng.uniform(1, "init/fc.weight", (2,)).tolist() == GOLDEN_UNIFORM
-    assert np.packbits(rng.keep_mask(0, 3, 1, (4, 8), 0.5)).tolist() == GOLDEN_MASK
+    assert np.packbits(rng.keep_mask(0, 3, 0, 1, (4, 8), 0.5)).tolist() == GOLDEN_MASK
 
 
 @pytest.mark.parametrize("per_sample", [1, 3, 16])
@@ -40,12 +40,18 @@ def test_a_permutation_holds_each_index_once() -> None:
 
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
 def test_dropout_keeps_the_right_share(p: float) -> None:
-    mask = rng.keep_mask(0, 5, 0, (100, 1000), p)
+    mask = rng.keep_mask(0, 5, 0, 0, (100, 1000), p)
     # Five standard deviations of 100,000 draws, and the 1/65536 to which p is rounded.
     assert abs(mask.mean() - (1 - p)) <= 5 * np.sqrt(p * (1 - p) / 1e5) + 1 / 65536
-    assert p in (0.0, 1.0) or not np.array_equal(mask, rng.keep_mask(0, 6, 0, (100, 1000), p))
+    assert p in (0.0, 1.0) or not np.array_equal(mask, rng.keep_mask(0, 6, 0, 0, (100, 1000), p))
 
 
 def test_uniform_fills_the_unit_interval() -> None:
     values = rng.uniform(0, "u", (10_000,))
     assert 0 <= values.min() < 0.001 and 0.999 < values.max() < 1 and abs(values.mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("row", [1, 7])
+def test_the_parts_of_a_batch_have_the_mask_of_the_whole(row: int) -> None:
+    whole = rng.keep_mask(0, 5, 0, 2, (9, 3, 5), 0.3)
+    assert np.array_equal(rng.keep_mask(0, 5, row, 2, (9 - row, 3, 5), 0.3), whole[row:])

@@ -9,7 +9,7 @@ import pytest
 
 from tests.parity.test_two_stacks import STACKS, distance, pytestmark  # noqa: F401
 from tlx import registry
-from tlx.backend import Batch, Hyper, Loss, ModelSpec, OptimizerSpec, Preprocess
+from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess
 from tlx.initial import initial_arrays
 from tlx.zoo import ARCHITECTURES, Architecture
 
@@ -30,7 +30,7 @@ def computed(stack: str, arch: Architecture) -> tuple[Any, ...]:
     optimizer = backend.optimizer(model, OptimizerSpec("sgd"), [names])
     backend.set_phase(model, frozenset(names), frozenset(spec.module for spec in specs if spec.role == "statistic"))
     backend.set_hyper(optimizer, [Hyper(1.0, 0.0)])
-    loss = backend.fetch(backend.backward(model, batch, Loss()))[0]
+    loss = backend.fetch(backend.backward(model, batch))[0]
     backend.update(model, optimizer)
     return specs, logits, features, loss, backend.dump_arrays(model)
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 import tlx
 from tlx import registry
-from tlx.backend import Batch, Hyper, Loss, ModelSpec, OptimizerSpec, Preprocess
+from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess
 from tlx.initial import initial_arrays
 from tlx.schedule import float32_exact
 from tlx.zoo import architecture
@@ -144,9 +144,9 @@ def test_a_run_continues_on_the_other_stack(optimizer: str) -> None:
         for i in numbers:
             rng = np.random.default_rng(i)
             images = rng.integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
-            batch = Batch(images, rng.integers(0, 10, 8), np.arange(8), Preprocess(32), (0, i))
+            batch = Batch(images, rng.integers(0, 10, 8), np.arange(8), Preprocess(32), (0, i, 0))
             backend.set_hyper(handle, [hyper])
-            backend.backward(model, backend.put(model, batch), Loss())
+            backend.backward(model, backend.put(model, batch))
             backend.update(model, handle)
 
     whole = start("torch")

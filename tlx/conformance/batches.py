@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tlx import oracle
-from tlx.backend import Array, Backend, Loss, OptimizerSpec, Preprocess
+from tlx.backend import Array, Backend, OptimizerSpec, Preprocess
 from tlx.conformance.subject import (
     CLASSES,
     PLAIN,
@@ -25,6 +25,7 @@ from tlx.conformance.subject import (
 from tlx.rng import keep_mask
 
 MOMENTUM = OptimizerSpec("sgd", momentum=exact(0.9))
+KEYS = [(seed, step, row) for seed in (0, 1) for step in (0, 1) for row in (0, 1)]
 RATE = 0.5  # the dropout of both models that have one
 
 
@@ -78,6 +79,9 @@ UNFIT: dict[str, tuple[dict[str, Any], list[str]]] = {
     "int32 labels": ({"labels": np.zeros(N, np.int32)}, ["int32", "int64"]),
     "one-hot labels": ({"labels": np.zeros((N, CLASSES), np.int64)}, [str(CLASSES)]),
     "label too high": ({"labels": np.array([0, 1, 2, CLASSES])}, [str(CLASSES - 1)]),
+    "targets of another shape": ({"targets": np.zeros((N, CLASSES + 1))}, [str(CLASSES + 1), str(CLASSES)]),
+    "targets in float32": ({"targets": np.zeros((N, CLASSES), np.float32)}, ["float32", "float64"]),
+    "targets that are NaN": ({"targets": np.full((N, CLASSES), np.nan)}, ["finite"]),
     "negative label": ({"labels": np.array([0, 1, 2, -1])}, [str(CLASSES - 1)]),
 }
 
@@ -105,7 +109,7 @@ def test_evaluation_changes_nothing(subject: Subject) -> None:
         subject.free(batch_norm=subject.norms)
         optimizer, handle, other = subject.optimizer(MOMENTUM), subject.put(), subject.put(3, seed=2)
         for _ in range(2):
-            subject.backend.backward(subject.model, handle, Loss())
+            subject.backend.backward(subject.model, handle)
             if evaluated:
                 before, state = subject.dump(), subject.backend.dump_optimizer(optimizer)
                 subject.evaluate(other)
@@ -156,8 +160,8 @@ def test_features_are_what_enters_the_head(subject: Subject, dropper: Subject) -
 
 
 def test_dropout_takes_the_masks_of_the_core(dropper: Subject) -> None:
-    """Seed and step of the batch's key name the mask, so every backend drops the same units."""
-    for key in ((0, 0), (0, 1), (5, 1)):
+    """Seed, step and row of the batch's key name the mask, so every backend drops the same units."""
+    for key in ((0, 0, 0), (0, 1, 0), (5, 1, 0), (5, 1, 3)):
         handle = dropper.put(key=key)
         features = dropper.features(handle)
         kept = features * keep_mask(*key, 0, features.shape, RATE) / (1 - RATE)
@@ -166,17 +170,17 @@ def test_dropout_takes_the_masks_of_the_core(dropper: Subject) -> None:
 
 
 def test_dropout_repeats_for_a_key_and_differs_between_keys(dropper: Subject) -> None:
-    losses = {key: dropper.backward(dropper.put(key=key))[0] for key in ((0, 0), (0, 1), (1, 0), (1, 1))}
-    assert len(set(losses.values())) == 4
+    losses = {key: dropper.backward(dropper.put(key=key))[0] for key in KEYS}
+    assert len(set(losses.values())) == 8
     for key, loss in losses.items():
         assert dropper.backward(dropper.put(key=key))[0] == pytest.approx(loss, rel=1e-13)
 
 
 def test_dropout_reaches_the_gradients(dropper: Subject) -> None:
     """A head's weight gets no gradient from units that were dropped for every sample."""
-    handle = dropper.put(1, key=(3, 3))
+    handle = dropper.put(1, key=(3, 3, 0))
     features = dropper.features(handle)
-    kept = keep_mask(3, 3, 0, features.shape, RATE) & (features != 0)
+    kept = keep_mask(3, 3, 0, 0, features.shape, RATE) & (features != 0)
     reached = kept.reshape(kept.shape[1], -1).any(axis=1)
     weight = dropper.gradients(handle)[dropper.head[0]]
     slopes = np.abs(weight).reshape(CLASSES, len(reached), -1).sum(axis=(0, 2))
@@ -184,7 +188,7 @@ def test_dropout_reaches_the_gradients(dropper: Subject) -> None:
 
 
 def test_dropout_rests_in_evaluation_and_away_from_what_trains(dropper: Subject) -> None:
-    losses = {dropper.evaluate(dropper.put(key=(0, step)))[0] for step in range(3)}
+    losses = {dropper.evaluate(dropper.put(key=(0, step, 0)))[0] for step in range(3)}
     assert len(losses) == 1
     around = dropper.spec.head.rpartition(".")[0]
     far = [name for name in dropper.backbone if around and not name.startswith(around + ".")]
@@ -195,7 +199,7 @@ def test_dropout_rests_in_evaluation_and_away_from_what_trains(dropper: Subject)
 
 def test_fetch_copies_to_the_host_in_order(subject: Subject) -> None:
     handle = subject.put()
-    total, correct = subject.backend.evaluate(subject.model, handle, Loss())
+    total, correct = subject.backend.evaluate(subject.model, handle)
     logits = subject.backend.logits(subject.model, handle)
     fetched = subject.backend.fetch([correct, logits, total, correct])
     assert [type(array) for array in fetched] == [np.ndarray] * 4

@@ -21,12 +21,12 @@ from tlx.backend import (
     Capabilities,
     Hyper,
     Lazy,
-    Loss,
     ModelSpec,
     OptimizerSpec,
     ParamSpec,
     Precision,
     check_arrays,
+    check_targets,
 )
 from tlx.errors import BackendError, closest
 from tlx.registry import Check
@@ -81,7 +81,8 @@ class Optimizer:
 class DeviceBatch:
     pixels: Array  # [N, 3 * GRID * GRID], in the model's dtype
     labels: Array
-    key: tuple[int, int]
+    key: tuple[int, int, int]
+    targets: Array | None
 
 
 @dataclass(slots=True, eq=False)
@@ -182,6 +183,7 @@ class Loopback:
             raise BackendError(f"Labels are {labels.dtype} {list(labels.shape)}; expected int64 [{len(images)}]")
         if labels.min() < 0 or labels.max() >= model.classes:
             raise BackendError(f"A label is outside 0..{model.classes - 1}")
+        check_targets(batch, model.classes)
         height, width = images.shape[2:]
         if max(height, width) > pre.size:
             raise BackendError(f"Images of {height} x {width} pixels do not fit size {pre.size}; shrink them first")
@@ -189,12 +191,12 @@ class Loopback:
         mean, std = (np.array(v).reshape(3, 1, 1) for v in (pre.mean, pre.std))
         pool = _average(pre.size)
         pooled = pool @ ((enlarged / 255 - mean) / std) @ pool.T
-        return DeviceBatch(pooled.reshape(len(images), -1).astype(model.dtype), labels.copy(), batch.key)
+        return DeviceBatch(pooled.reshape(len(images), -1).astype(model.dtype), labels.copy(), batch.key, batch.targets)
 
-    def backward(self, model: Net, batch: DeviceBatch, loss: Loss, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+    def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         p = model.module.arrays
         run = self._forward(model, batch, train=True)
-        mean, dlogits = oracle.cross_entropy(run.logits, batch.labels, loss.label_smoothing)
+        mean, dlogits = oracle.cross_entropy(run.logits, batch.labels, batch.targets)
         dh, dw, db = oracle.linear_backward(dlogits * scale, run.h, p["fc.weight"])
         dy = oracle.relu_backward(dh * run.mask, run.y)
         dz = dy * p["bn1.weight"]
@@ -228,9 +230,9 @@ class Loopback:
 
     # Evaluation.
 
-    def evaluate(self, model: Net, batch: DeviceBatch, loss: Loss) -> tuple[Lazy, Lazy]:
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
         logits = self._forward(model, batch).logits
-        mean, _ = oracle.cross_entropy(logits, batch.labels, loss.label_smoothing)
+        mean, _ = oracle.cross_entropy(logits, batch.labels, batch.targets)
         return np.array(mean * len(batch.labels)), _correct(logits, batch.labels)
 
     def logits(self, model: Net, batch: DeviceBatch) -> Lazy:
@@ -256,8 +258,7 @@ class Loopback:
         drop = model.module.dropout if train and model.trainable else 0.0
         mask: Array | float = 1.0
         if drop:
-            seed, step = batch.key
-            mask = keep_mask(seed, step, 0, y.shape, drop).astype(model.dtype) / (1 - drop)
+            mask = keep_mask(*batch.key, 0, y.shape, drop).astype(model.dtype) / (1 - drop)
         h = oracle.relu(y) * mask
         return Pass(batch.pixels, a, var, z, y, mask, h, oracle.linear(h, p["fc.weight"], p["fc.bias"]))
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tlx import oracle
-from tlx.backend import Array, Arrays, Batch, Hyper, Lazy, Loss, OptimizerSpec
+from tlx.backend import Array, Arrays, Batch, Hyper, Lazy, OptimizerSpec
 from tlx.conformance.loopback import DeviceBatch, Loopback, Net, Optimizer, Pass
 
 
@@ -83,16 +83,16 @@ class ConstantMoments(Mutant):
 
     caught_by = "test_gradients_are_the_slopes_of_the_mean_loss"
 
-    def backward(self, model: Net, batch: DeviceBatch, loss: Loss, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+    def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         if not model.batch_norm:
-            return super().backward(model, batch, loss, scale)
+            return super().backward(model, batch, scale)
         arrays = dict(model.module.arrays)
         found = super()._forward(model, batch, train=True)
         moved = dict(model.module.arrays)
         phase, model.batch_norm = model.batch_norm, frozenset()
         model.module.arrays = {**arrays, "bn1.running_mean": found.a.mean(axis=0), "bn1.running_var": found.var}
         try:
-            return super().backward(model, batch, loss, scale)
+            return super().backward(model, batch, scale)
         finally:
             model.batch_norm, model.module.arrays = phase, moved
 
@@ -102,9 +102,9 @@ class EvaluationAdapts(Mutant):
 
     caught_by = "test_evaluation_changes_nothing"
 
-    def evaluate(self, model: Net, batch: DeviceBatch, loss: Loss) -> tuple[Lazy, Lazy]:
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
         self._forward(model, batch, train=True)
-        return super().evaluate(model, batch, loss)
+        return super().evaluate(model, batch)
 
 
 class EvaluationDropsGradients(Mutant):
@@ -216,7 +216,7 @@ class LastSampleDropped(Mutant):
     def put(self, model: Net, batch: Batch) -> DeviceBatch:
         handle = super().put(model, batch)
         n = max(len(batch) - 1, 1)
-        return DeviceBatch(handle.pixels[:n], handle.labels[:n], handle.key)
+        return DeviceBatch(handle.pixels[:n], handle.labels[:n], handle.key, None)
 
 
 class LossSummed(Mutant):
@@ -224,23 +224,23 @@ class LossSummed(Mutant):
 
     caught_by = "test_gradients_are_the_slopes_of_the_mean_loss"
 
-    def backward(self, model: Net, batch: DeviceBatch, loss: Loss, scale: float = 1.0) -> tuple[Lazy, Lazy]:
-        return super().backward(model, batch, loss, scale * len(batch.labels))
+    def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+        return super().backward(model, batch, scale * len(batch.labels))
 
 
-class SmoothingOnlyInTraining(Mutant):
+class TargetsOnlyInTraining(Mutant):
     caught_by = "test_the_loss_is_cross_entropy_summed_over_the_samples"
 
-    def evaluate(self, model: Net, batch: DeviceBatch, loss: Loss) -> tuple[Lazy, Lazy]:
-        return super().evaluate(model, batch, Loss())
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
+        return super().evaluate(model, replace(batch, targets=None))
 
 
 class AccumulationOverwrites(Mutant):
     caught_by = "test_accumulated_parts_equal_the_whole_batch"
 
-    def backward(self, model: Net, batch: DeviceBatch, loss: Loss, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+    def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         model.grads = {}
-        return super().backward(model, batch, loss, scale)
+        return super().backward(model, batch, scale)
 
 
 class ScaleReported(Mutant):
@@ -248,8 +248,8 @@ class ScaleReported(Mutant):
 
     caught_by = "test_scale_weighs_gradients_but_not_the_loss"
 
-    def backward(self, model: Net, batch: DeviceBatch, loss: Loss, scale: float = 1.0) -> tuple[Lazy, Lazy]:
-        total, correct = super().backward(model, batch, loss, scale)
+    def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+        total, correct = super().backward(model, batch, scale)
         return total * scale, correct
 
 
@@ -337,17 +337,26 @@ class DropoutIgnoresItsKey(Mutant):
     caught_by = "test_dropout_repeats_for_a_key_and_differs_between_keys"
 
     def put(self, model: Net, batch: Batch) -> DeviceBatch:
-        return super().put(model, replace(batch, key=(0, 0)))
+        return super().put(model, replace(batch, key=(0, 0, 0)))
+
+
+class DropoutIgnoresTheRow(Mutant):
+    """Every part of an accumulated batch drops the units of its first samples."""
+
+    caught_by = "test_accumulated_parts_equal_the_whole_batch"
+
+    def put(self, model: Net, batch: Batch) -> DeviceBatch:
+        return super().put(model, replace(batch, key=(*batch.key[:2], 0)))
 
 
 class DropoutInEvaluation(Mutant):
     caught_by = "test_dropout_rests_in_evaluation_and_away_from_what_trains"
 
-    def evaluate(self, model: Net, batch: DeviceBatch, loss: Loss) -> tuple[Lazy, Lazy]:
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
         if not model.module.dropout:
-            return super().evaluate(model, batch, loss)
+            return super().evaluate(model, batch)
         before = dict(model.module.arrays), dict(model.grads)
-        found = self.backward(model, batch, loss)
+        found = self.backward(model, batch)
         model.module.arrays, model.grads = before
         return found
 
@@ -373,9 +382,9 @@ class NoiseBetweenRuns(Mutant):
     caught_by = "test_a_run_repeats_bit_for_bit"
     calls = 0
 
-    def backward(self, model: Net, batch: DeviceBatch, loss: Loss, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+    def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         self.calls += 1
-        return super().backward(model, batch, loss, scale * (1 + self.calls * 1e-15))
+        return super().backward(model, batch, scale * (1 + self.calls * 1e-15))
 
 
 MUTANTS: tuple[type[Mutant], ...] = tuple(Mutant.__subclasses__())

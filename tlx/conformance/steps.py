@@ -8,8 +8,19 @@ import numpy as np
 import pytest
 
 from tlx import oracle
-from tlx.backend import Array, Hyper, Loss, OptimizerSpec
-from tlx.conformance.subject import CLASSES, N, Subject, apply, assert_near, batch, exact, part, refused, same_bits
+from tlx.backend import Array, Hyper, OptimizerSpec
+from tlx.conformance.subject import (
+    CLASSES,
+    N,
+    Subject,
+    apply,
+    assert_near,
+    batch,
+    exact,
+    refused,
+    same_bits,
+    soft_targets,
+)
 
 SPECS = {
     "sgd": OptimizerSpec("sgd"),
@@ -22,19 +33,19 @@ each = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 stateful = pytest.mark.parametrize("spec", [SPECS["momentum"], SPECS["adam"]], ids=["momentum", "adam"])
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.125])
-def test_the_loss_is_cross_entropy_summed_over_the_samples(subject: Subject, smoothing: float) -> None:
-    loss = Loss(smoothing)
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "targets"])
+def test_the_loss_is_cross_entropy_summed_over_the_samples(subject: Subject, soft: bool) -> None:
     for n in (1, 3):
-        whole = batch(n)
-        handle = subject.put(n)
+        targets = soft_targets(n) if soft else None
+        whole = batch(n, targets=targets)
+        handle = subject.backend.put(subject.model, whole)
         logits = subject.logits(handle)
         assert logits.shape == (n, CLASSES)
-        expected = oracle.cross_entropy(logits, whole.labels, smoothing)[0] * n
-        total, correct = subject.evaluate(handle, loss)
+        expected = oracle.cross_entropy(logits, whole.labels, targets)[0] * n
+        total, correct = subject.evaluate(handle)
         assert total == pytest.approx(expected, rel=1e-12)
         assert correct == int((logits.argmax(axis=1) == whole.labels).sum())
-        trained, counted = subject.backward(handle, loss=loss)
+        trained, counted = subject.backward(handle)
         assert trained == pytest.approx(expected, rel=1e-12) and counted == correct
 
 
@@ -46,20 +57,20 @@ def test_correct_counts_right_answers(subject: Subject) -> None:
         assert subject.evaluate(handle)[1] == N - wrong == subject.backward(handle)[1]
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.125])
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "targets"])
 @pytest.mark.parametrize("adapting", [False, True], ids=["kept", "batch"])
-def test_gradients_are_the_slopes_of_the_mean_loss(subject: Subject, adapting: bool, smoothing: float) -> None:
+def test_gradients_are_the_slopes_of_the_mean_loss(subject: Subject, adapting: bool, soft: bool) -> None:
     """Along two directions, by central differences of the training loss."""
     subject.free(batch_norm=subject.norms if adapting else ())
-    handle, loss = subject.put(), Loss(smoothing)
-    gradients = subject.gradients(handle, loss)
+    handle = subject.put(targets=soft_targets() if soft else None)
+    gradients = subject.gradients(handle)
     for seed in (0, 1):
         rng = np.random.Generator(np.random.Philox(seed))
         way = {name: rng.normal(size=subject.start[name].shape) for name in subject.params}
         h, ends = 1e-9, []  # small, so that few of ResNet's units cross the bend of their ReLU
         for sign in (1, -1):
             subject.load({**subject.start, **{n: subject.start[n] + sign * h * way[n] for n in way}})
-            ends.append(subject.backward(handle, loss=loss)[0] / N)
+            ends.append(subject.backward(handle)[0] / N)
         expected = sum(float((gradients[name] * way[name]).sum()) for name in way)
         assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(expected, rel=1e-4)
         subject.free(batch_norm=subject.norms if adapting else ())  # drop the gradients of the two probes
@@ -73,14 +84,15 @@ def test_scale_weighs_gradients_but_not_the_loss(subject: Subject) -> None:
     assert_near(subject.probe(), {name: 0.25 * g for name, g in gradients.items()}, 1e-12)
 
 
-@pytest.mark.parametrize("cut", [2, 3])
-def test_accumulated_parts_equal_the_whole_batch(subject: Subject, cut: int) -> None:
-    whole = batch()
-    expected = subject.gradients(subject.put())
-    for where in (slice(0, cut), slice(cut, N)):
-        piece = part(whole, where)
-        subject.backward(subject.backend.put(subject.model, piece), scale=len(piece) / N)
-    assert_near(subject.probe(), expected, 1e-11)
+@pytest.mark.parametrize("size", [2, 3])
+def test_accumulated_parts_equal_the_whole_batch(subject: Subject, dropper: Subject, size: int) -> None:
+    """Whatever the parts' sizes, with targets, and with the same units dropped."""
+    for model in (subject, dropper):
+        whole = batch(targets=soft_targets())
+        expected = model.gradients(model.backend.put(model.model, whole))
+        for piece in whole.parts(size):
+            model.backward(model.backend.put(model.model, piece), scale=len(piece) / N)
+        assert_near(model.probe(), expected, 1e-11)
 
 
 def test_backward_alone_moves_nothing(subject: Subject) -> None:

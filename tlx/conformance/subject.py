@@ -21,7 +21,6 @@ from tlx.backend import (
     Batch,
     Handle,
     Hyper,
-    Loss,
     ModelSpec,
     OptimizerSpec,
     Precision,
@@ -109,7 +108,7 @@ class Subject:
         names = self.params if trainable is None else trainable
         self.backend.set_phase(self.model, frozenset(names), frozenset(batch_norm))
 
-    def put(self, n: int = N, *, seed: int = 1, key: tuple[int, int] = (0, 0), **replaced: Any) -> Handle:
+    def put(self, n: int = N, *, seed: int = 1, key: tuple[int, int, int] = (0, 0, 0), **replaced: Any) -> Handle:
         return self.backend.put(self.model, batch(n, seed=seed, key=key, **replaced))
 
     def optimizer(self, spec: OptimizerSpec, hyper: Hyper | None = None) -> Handle:
@@ -119,16 +118,16 @@ class Subject:
         self.backend.set_hyper(optimizer, [hyper, hyper])
         return optimizer
 
-    def backward(self, handle: Handle, scale: float = 1.0, loss: Loss = Loss()) -> tuple[float, int]:  # noqa: B008
-        total, correct = self.backend.fetch(self.backend.backward(self.model, handle, loss, scale))
+    def backward(self, handle: Handle, scale: float = 1.0) -> tuple[float, int]:
+        total, correct = self.backend.fetch(self.backend.backward(self.model, handle, scale))
         return float(total), int(correct)
 
     def step(self, optimizer: Handle, handle: Handle, max_norm: float | None = None) -> None:
-        self.backend.backward(self.model, handle, Loss())
+        self.backend.backward(self.model, handle)
         self.backend.update(self.model, optimizer, max_norm)
 
-    def evaluate(self, handle: Handle, loss: Loss = Loss()) -> tuple[float, int]:  # noqa: B008
-        total, correct = self.backend.fetch(self.backend.evaluate(self.model, handle, loss))
+    def evaluate(self, handle: Handle) -> tuple[float, int]:
+        total, correct = self.backend.fetch(self.backend.evaluate(self.model, handle))
         return float(total), int(correct)
 
     def logits(self, handle: Handle) -> Array:
@@ -146,16 +145,16 @@ class Subject:
         self.load(before)
         return {name: (before[name] - after[name]) / _PROBE_LR for name in self.params}
 
-    def gradients(self, handle: Handle, loss: Loss = Loss()) -> dict[str, Array]:  # noqa: B008
+    def gradients(self, handle: Handle) -> dict[str, Array]:
         """The gradients of one batch in the present phase; the model is left as it was, statistics included."""
         before = self.dump()
-        self.backend.backward(self.model, handle, loss)
+        self.backend.backward(self.model, handle)
         found = self.probe()
         self.load(before)
         return found
 
 
-def batch(n: int = N, *, seed: int = 1, key: tuple[int, int] = (0, 0), **replaced: Any) -> Batch:
+def batch(n: int = N, *, seed: int = 1, key: tuple[int, int, int] = (0, 0, 0), **replaced: Any) -> Batch:
     """A batch of noise; `replaced` names fields to set."""
     rng = np.random.Generator(np.random.Philox(seed))
     fields: dict[str, Any] = {
@@ -168,8 +167,11 @@ def batch(n: int = N, *, seed: int = 1, key: tuple[int, int] = (0, 0), **replace
     return Batch(**{**fields, **replaced})
 
 
-def part(whole: Batch, where: slice) -> Batch:
-    return Batch(whole.images[where], whole.labels[where], whole.indices[where], whole.preprocess, whole.key)
+def soft_targets(n: int = N) -> Array:
+    """Targets whose rows sum to anything, with one that is zero."""
+    targets = np.random.Generator(np.random.Philox(7)).uniform(0, 1, (n, CLASSES))
+    targets[0, 0] = 0.0
+    return targets
 
 
 def _values(name: str, shape: tuple[int, ...], dtype: str, seed: int) -> Array:

@@ -72,7 +72,7 @@ class Loader:
         with closing(pixels):
             for number, (indices, images) in enumerate(zip(plan, pixels, strict=True), start):
                 geometry[indices].flip(images)
-                key = (self.seed, epoch * self.steps + number)
+                key = (self.seed, epoch * self.steps + number, 0)
                 yield Batch(images, self.images.labels[indices], indices, self.preprocess, key)
 
     def _from_memory(self, plan: list[NDArray[np.int64]]) -> Generator[NDArray[np.uint8], None, None]:
