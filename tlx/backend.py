@@ -3,7 +3,8 @@
 Only NumPy arrays, Python numbers, the frozen dataclasses below and opaque handles cross. The contract:
 
 - The loss is cross-entropy, the mean over the samples of a batch; labels are int64 [N] in ``0 .. classes - 1``; images
-  are NCHW. With ``targets`` [N, classes] it is ``-(targets * log_softmax(logits)).sum() / N``; the rows may sum to anything.
+  are NCHW. With ``targets`` [N, classes] the loss is ``-(targets * log_softmax(logits)).sum() / N``; their rows may sum
+  to anything, so they carry smoothing, mixing and class weights alike.
 - ``backward`` may be called several times before ``update``: gradients add up, each weighted with its ``scale``.
 - ``update`` leaves every gradient ``None``, never zero, so a frozen parameter cannot be moved by momentum or decay.
 - A group whose parameters are all frozen is legal. Groups never change after ``optimizer``.
