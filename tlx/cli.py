@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, TypedDict, get_type_hints
 
 from cyclopts import App, CycloptsError, Parameter
 
-from tlx.errors import TlxError
+from tlx.errors import Interrupted, TlxError
 from tlx.recipe import Recipe
 
 app = App(
@@ -23,7 +24,7 @@ app = App(
 def _option(name: str) -> Any:
     """Return a recipe field as an option: its type, and its help with the default."""
     f = Recipe.__dataclass_fields__[name]
-    hint = str if name in ("data", "classes") else get_type_hints(Recipe)[name]
+    hint = str if name in ("data", "classes", "stages", "strategy", "model") else get_type_hints(Recipe)[name]
     default = "" if f.default is None else f" [default: {f.default}]"
     choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
     return Annotated[hint, Parameter(help=f"{f.metadata['help']}{choices}{default}", show_default=False)]
@@ -40,13 +41,16 @@ def run(
     recipe: Annotated[Path | None, Parameter(help="A recipe file (TOML). Options replace its values.")] = None,
     /,
     *,
+    resume: Annotated[
+        Path | None, Parameter(help="Go on with an interrupted run; takes --backend, --device, --workers and the like.")
+    ] = None,
     overrides: Annotated[Fields | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
     """Train, keep the best epoch, evaluate once on the test part. Without arguments: the CIFAR-10 tutorial's job."""
     import tlx
 
-    result = tlx.run(recipe, **(overrides or {}))
+    result = tlx.run(recipe, resume=resume, **(overrides or {}))
     if json:
         print(jsonlib.dumps(result.to_dict()))
     elif result.test_accuracy is not None:
@@ -93,7 +97,7 @@ def strategies(
     Parameters
     ----------
     strategy:
-        Show only this one.
+        Show only this one, or the one of a recipe file (TOML).
     model:
         The architecture: see `tlx models`.
     backend:
@@ -109,22 +113,27 @@ def strategies(
     from tlx.backend import ModelSpec
     from tlx.display import group_table
     from tlx.schedule import Schedule
-    from tlx.strategy import STRATEGIES, built_in
+    from tlx.strategy import STRATEGIES
     from tlx.zoo import architecture
 
     console = Console()
-    arch = architecture(model)
-    chosen = [strategy] if strategy else list(STRATEGIES)
-    recipes = [Recipe(strategy=name, model=model, epochs=epochs).resolved() for name in chosen]
+    if strategy is not None and strategy.endswith(".toml"):
+        recipes = [Recipe.from_toml(strategy)]
+    else:
+        names = [strategy] if strategy else list(STRATEGIES)
+        recipes = [Recipe(strategy=name, model=model, epochs=epochs) for name in names]
+    arch = architecture(recipes[0].model_name)
     stack = registry.load(backend)
-    specs = stack.param_specs(stack.build(ModelSpec(model, classes, arch.head), "cpu", "float32"))
+    specs = stack.param_specs(stack.build(ModelSpec(arch.name, classes, arch.head), "cpu", "float32"))
     for recipe in recipes:
-        custom = built_in(recipe.strategy)
-        bound = custom.make(recipe.lr or 0.0, recipe.backbone_lr).bind(
-            specs, arch, Schedule(recipe.schedule, epochs, 1), recipe.weight_decay
+        schedule = Schedule(recipe.schedule, recipe.epochs, 1)
+        bound = recipe.bound_strategy(arch).bind(
+            specs, arch, schedule, recipe.weight_decay, recipe.frozen_norm, recipe.decay_on
         )
-        console.print(group_table(recipe.strategy, bound.table()))
-        console.print(f"{custom.summary}; weights {custom.weights}\n")
+        console.print(group_table(recipe.strategy_name, bound.table()))
+        if isinstance(recipe.strategy, str):
+            custom = STRATEGIES[recipe.strategy]
+            console.print(f"{custom.summary}; weights {custom.weights}\n")
 
 
 @app.command
@@ -171,7 +180,7 @@ def doctor() -> int:
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 a check failed, 2 a mistake in the input, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 a check failed, 2 a mistake in the input, 130 stopped by Ctrl-C."""
     try:
         code = app(exit_on_error=False, print_error=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -179,7 +188,7 @@ def main() -> None:
         print(f"tlx: {error}", file=sys.stderr)
     except CycloptsError as error:
         print(f"tlx: {' '.join(str(error).split())} See `tlx --help`.", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("tlx: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        print(f"tlx: {str(stop) or 'interrupted'}", file=sys.stderr)
+        sys.exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT))
     sys.exit(2)

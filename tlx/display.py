@@ -12,14 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from tlx.train import EpochEnded, Event, PhaseStarted
-from tlx.train import Progress as Step
+from tlx.metrics import EpochEnded, Event, PhaseStarted
+from tlx.metrics import Progress as Step
 
 if TYPE_CHECKING:
     from tlx.data import Data
     from tlx.job import Result
     from tlx.recipe import Recipe
     from tlx.strategy import Plan, Row
+    from tlx.train import State, Training
 
 LINE_SECONDS = 10.0  # between two plain progress lines
 
@@ -48,10 +49,16 @@ class Display:
     def plan(self, plan: Plan, recipe: Recipe) -> None:
         """Print the group table before anything trains."""
         self.console.print(
-            f"[bold]{recipe.model}[/] on {recipe.backend} ({recipe.device}, {recipe.precision}), "
+            f"[bold]{recipe.model_name}[/] on {recipe.backend} ({recipe.device}, {recipe.precision}), "
             f"weights {recipe.weights}, {recipe.optimizer}, schedule {recipe.schedule}"
         )
         self.console.print(group_table(plan.strategy.name, plan.table()))
+
+    def resumed(self, state: State, job: Training) -> None:
+        """Say from where a run goes on."""
+        steps = job.loader.steps
+        epoch, step = divmod(state.step, steps)
+        self.console.print(f"resumed in epoch {epoch + 1} after {step} of {steps} steps")
 
     @contextmanager
     def live(self, recipe: Recipe) -> Iterator[None]:

@@ -26,6 +26,14 @@ class BackendError(TlxError):
     """A backend is unknown, not installed, broken, or cannot do what was asked."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run was told to stop by a signal, and has saved where it stands; its text says how to go on."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
 class FrozenMovedError(TlxError):
     """A frozen parameter or statistic changed during training: a defect of the backend, never of the input."""
 

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
+import signal
+import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from tlx import registry
-from tlx.backend import Backend, ModelSpec, OptimizerSpec, Precision, Preprocess
+from tlx.backend import Backend, Model, ModelSpec, OptimizerSpec, Precision, Preprocess
 from tlx.checkpoint import digest, match, read_weights, write_atomic, write_json, write_safetensors
 from tlx.data import Augment, Data, Loader, load
 from tlx.display import Display
-from tlx.errors import BackendError, RecipeError, TlxError
+from tlx.errors import BackendError, Interrupted, RecipeError, TlxError
 from tlx.initial import initial_arrays
+from tlx.metrics import EpochEnded, Event, Metrics, Stepped
 from tlx.recipe import Recipe
+from tlx.resume import FOLDER as LAST
+from tlx.resume import STATE
+from tlx.resume import load as load_state
+from tlx.resume import save as save_state
 from tlx.schedule import Schedule, float32_exact
-from tlx.strategy import built_in
-from tlx.train import EpochEnded, Event, Metrics, evaluate, train
-from tlx.zoo import architecture
+from tlx.train import State, Training, evaluate, train
+from tlx.zoo import Architecture, architecture
 
 T = TypeVar("T")
+LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +65,31 @@ class Result:
         return {**values, "model": self.recipe.model, "recipe": self.recipe.to_dict(), "run_dir": str(self.run_dir)}
 
 
-def run(recipe: Recipe | Mapping[str, Any] | str | Path | None = None, *, quiet: bool = False, **fields: Any) -> Result:
+def run(
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    *,
+    resume: str | Path | None = None,
+    quiet: bool = False,
+    **fields: Any,
+) -> Result:
     """Train by a recipe and evaluate once on the test part.
 
     Args:
         recipe: a Recipe, its fields as a mapping, or the path of a TOML file. Default: the CIFAR-10 tutorial's job.
+        resume: the folder of an interrupted run, to go on where it was saved last. Of `fields` only those that cannot
+            change the result may be given, and `backend`; `data` and `model` again where they were Python objects.
         quiet: show nothing on stderr.
         **fields: recipe fields, which replace those of `recipe`. See `tlx.Recipe`.
 
     Raises:
         TlxError: anything in the input, the data or the environment is not as it must be; one line says how to mend it.
+        KeyboardInterrupt: Ctrl-C or SIGTERM stopped the run; it was saved, and the text says how to resume it.
     """
-    return execute(_recipe(recipe, fields), Display(quiet))
+    if resume is None:
+        return execute(_recipe(recipe, fields), Display(quiet))
+    if recipe is not None:
+        raise RecipeError("resume goes on with the recipe of the run's folder; leave the other recipe out")
+    return execute(_resumed_recipe(Path(resume), fields), Display(quiet), Path(resume))
 
 
 def _recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
@@ -77,86 +101,196 @@ def _recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapp
     return Recipe.from_dict({**(recipe or {}), **fields})
 
 
-def execute(recipe: Recipe, display: Display) -> Result:
-    """Run a recipe, showing its progress on a display."""
+RESUMABLE = ("backend", "device", "precision", "workers", "save_seconds", "data", "data_root", "model")
+
+
+def _resumed_recipe(run_dir: Path, fields: Mapping[str, Any]) -> Recipe:
+    for name in fields:
+        if name not in RESUMABLE:
+            raise RecipeError(f"resume: {name} cannot change in the middle of a run; what can: {', '.join(RESUMABLE)}")
+    if not (run_dir / "recipe.toml").is_file():
+        raise TlxError(f"{run_dir} holds no run: recipe.toml is missing. Pass a folder that `tlx run` wrote.")
+    if (run_dir / "result.json").exists():
+        raise TlxError(
+            f"{run_dir} is finished; to train on from its weights, start a run with weights={str(run_dir)!r}"
+        )
+    return Recipe.from_toml(run_dir / "recipe.toml", fields)
+
+
+def execute(recipe: Recipe, display: Display, resumed: Path | None = None) -> Result:
+    """Run a recipe, or go on with the run in the folder `resumed`, showing its progress on a display."""
     started = time.perf_counter()
     backend = registry.load(recipe.backend)
     recipe = place(recipe.resolved(), backend)
     data = open_data(recipe)
     display.data(data, recipe)
-
-    arch = architecture(recipe.model)
-    spec = ModelSpec(recipe.model, len(data.classes), arch.head)
-    model = backend.build(spec, recipe.device, _precision(recipe))
+    check_fit(recipe, data)
+    model, arch = build(recipe, backend, len(data.classes))
     specs = backend.param_specs(model)
-    assert recipe.weights is not None and recipe.lr is not None
-    backend.load_arrays(model, initial_arrays(specs, arch, recipe.weights, recipe.seed, display.shown))
+    if resumed is None:
+        assert recipe.weights is not None
+        backend.load_arrays(model, initial_arrays(specs, arch, recipe.weights, recipe.seed, display.shown))
+    job = training(recipe, backend, data, model, arch)
+    display.plan(job.plan, recipe)
 
-    loader = make_loader(recipe, data.train, training=True)
-    val = make_loader(recipe, data.val) if data.val is not None else None
-    schedule = Schedule(recipe.schedule, recipe.epochs, loader.steps, recipe.warmup, recipe.step_size, recipe.gamma)
-    strategy = built_in(recipe.strategy).make(recipe.lr, recipe.backbone_lr)
-    plan = strategy.bind(specs, arch, schedule, recipe.weight_decay, recipe.frozen_norm)
-    optimizer = backend.optimizer(
-        model, OptimizerSpec(recipe.optimizer, float32_exact(recipe.momentum)), [g.params for g in plan.groups]
-    )
-    display.plan(plan, recipe)
-
-    run_dir = make_run_dir(recipe)
-    recipe = replace(recipe, out=None)
-    write_atomic(run_dir / "recipe.toml", recipe.to_toml().encode())
-    history: list[dict[str, Any]] = []
-    with display.live(recipe):
-        best_epoch, best = _follow(
-            train(backend, model, optimizer, plan, loader, val), display, history, run_dir / "history.jsonl"
+    with run_folder(recipe, resumed) as run_dir, interruptible() as signalled:
+        recipe = replace(recipe, out=None)
+        state = State()
+        if resumed is None:
+            write_atomic(run_dir / "recipe.toml", recipe.to_toml().encode())
+        elif (run_dir / STATE).exists():
+            state = load_state(job, run_dir, data.fingerprint)
+            display.resumed(state, job)
+        else:  # it was stopped before its first save
+            assert recipe.weights is not None
+            backend.load_arrays(model, initial_arrays(specs, arch, recipe.weights, recipe.seed, display.shown))
+        with display.live(recipe):
+            _train(job, state, run_dir, data.fingerprint, recipe.save_seconds, display, signalled)
+            backend.load_arrays(model, state.best)
+            test = None
+            if data.test is not None:
+                events = evaluate(backend, model, make_loader(recipe, data.test), "test")
+                test = _follow(events, display, lambda event: _stop_if(signalled(), run_dir, "during the test"))
+        result = Result(
+            backend=recipe.backend,
+            strategy=recipe.strategy_name,
+            test_accuracy=test.accuracy if test else None,
+            val_accuracy=val.accuracy if (val := state.history[state.best_epoch].val) else None,
+            best_epoch=state.best_epoch + 1,
+            epochs_run=len(state.history),
+            history=[_entry(epoch) for epoch in state.history],
+            trainable_parameters=job.plan.trainable_parameters(),
+            total_parameters=job.plan.total_parameters(),
+            train_images_per_second=sum(e.train.images for e in state.history) / sum(e.seconds for e in state.history),
+            wall_seconds=time.perf_counter() - started,
+            versions={**versions(), **backend.capabilities().versions},
+            recipe=recipe,
+            run_dir=run_dir,
+            model=model.module,
         )
-        backend.load_arrays(model, best)
-        test = None
-        if data.test is not None:
-            test = _follow(evaluate(backend, model, make_loader(recipe, data.test), "test"), display)
-
-    seconds = sum(entry["seconds"] for entry in history)
-    result = Result(
-        backend=recipe.backend,
-        strategy=recipe.strategy,
-        test_accuracy=test.accuracy if test else None,
-        val_accuracy=history[best_epoch]["val_accuracy"],
-        best_epoch=best_epoch + 1,
-        epochs_run=len(history),
-        history=history,
-        trainable_parameters=plan.trainable_parameters(),
-        total_parameters=plan.total_parameters(),
-        train_images_per_second=len(history) * len(data.train) / seconds,
-        wall_seconds=time.perf_counter() - started,
-        versions={**versions(), **backend.capabilities().versions},
-        recipe=recipe,
-        run_dir=run_dir,
-        model=model.module,
-    )
-    write_safetensors(run_dir / "model.safetensors", best)
-    write_json(run_dir / "card.json", card(recipe, data, arch.head, digest(best)))
-    write_json(run_dir / "result.json", result.to_dict())
+        write_safetensors(run_dir / "model.safetensors", state.best)
+        write_json(run_dir / "card.json", card(recipe, data, arch.head, digest(state.best)))
+        write_json(run_dir / "result.json", result.to_dict())
+        shutil.rmtree(run_dir / LAST, ignore_errors=True)
     display.result(result)
     return result
 
 
-def _follow(
-    events: Generator[Event, None, T],
+def build(recipe: Recipe, backend: Backend, classes: int) -> tuple[Model, Architecture]:
+    """Build the recipe's model with its new head."""
+    assert isinstance(recipe.model, str)
+    arch = architecture(recipe.model)
+    return backend.build(ModelSpec(recipe.model, classes, arch.head), recipe.device, _precision(recipe)), arch
+
+
+def check_fit(recipe: Recipe, data: Data) -> None:
+    """Refuse what a recipe asks of data that does not have it."""
+    if recipe.batch_size > len(data.train):
+        raise RecipeError(
+            f"batch_size is {recipe.batch_size}, but there are only {len(data.train)} training images; "
+            f"use at most {len(data.train)}"
+        )
+    for asked, name in ((recipe.schedule == "plateau", "schedule 'plateau'"), (recipe.patience, "patience")):
+        if asked and data.val is None:
+            raise RecipeError(f"{name} watches the validation part, but there is none; raise val_fraction")
+
+
+def training(recipe: Recipe, backend: Backend, data: Data, model: Model, arch: Architecture) -> Training:
+    """Put together what trains: loaders, plan, optimizer, and the shadow that averages the weights."""
+    specs = backend.param_specs(model)
+    loader = make_loader(recipe, data.train, training=True)
+    schedule = Schedule(recipe.schedule, recipe.epochs, loader.steps, recipe.warmup, recipe.step_size, recipe.gamma)
+    plan = recipe.bound_strategy(arch).bind(
+        specs, arch, schedule, recipe.weight_decay, recipe.frozen_norm, recipe.decay_on
+    )
+    optimizer = OptimizerSpec(recipe.optimizer, float32_exact(recipe.momentum))
+    shadow = None
+    if recipe.ema is not None:
+        shadow, _ = build(recipe, backend, len(data.classes))
+        backend.load_arrays(shadow, backend.dump_arrays(model))
+    return Training(
+        backend,
+        model,
+        backend.optimizer(model, optimizer, [group.params for group in plan.groups]),
+        plan,
+        loader,
+        make_loader(recipe, data.val) if data.val is not None else None,
+        recipe.micro_batch,
+        None if recipe.clip_norm is None else float32_exact(recipe.clip_norm),
+        shadow,
+        recipe.ema or 0.0,
+        recipe.patience,
+    )
+
+
+def _train(
+    job: Training,
+    state: State,
+    run_dir: Path,
+    fingerprint: str,
+    save_seconds: float,
     display: Display,
-    history: list[dict[str, Any]] | None = None,
-    file: Path | None = None,
-) -> T:
-    """Run a generator of events to its end, showing each and keeping the epochs; returns what it returned."""
-    while True:
-        try:
-            event = next(events)
-        except StopIteration as stop:
-            value: T = stop.value
-            return value
-        display.event(event)
-        if isinstance(event, EpochEnded) and history is not None and file is not None:
-            history.append(_entry(event))
-            write_atomic(file, "".join(json.dumps(entry) + "\n" for entry in history).encode())
+    signalled: Callable[[], int],
+) -> None:
+    """Train to the end; save at each epoch's end, every `save_seconds` in between, and when a signal says stop."""
+    saved = time.monotonic()
+
+    def after(event: Event) -> None:
+        nonlocal saved
+        if isinstance(event, EpochEnded):
+            lines = "".join(json.dumps(_entry(epoch)) + "\n" for epoch in state.history)
+            write_atomic(run_dir / "history.jsonl", lines.encode())
+        elif not isinstance(event, Stepped):
+            return
+        stop = signalled()
+        if stop or isinstance(event, EpochEnded) or time.monotonic() - saved >= save_seconds:
+            save_state(job, state, run_dir, fingerprint)
+            saved = time.monotonic()
+        _stop_if(stop, run_dir, f"after step {state.step} of {job.plan.schedule.epochs * job.loader.steps}")
+
+    _follow(train(job, state), display, after)
+
+
+def _stop_if(signum: int, run_dir: Path, where: str) -> None:
+    if signum:
+        raise Interrupted(f"stopped {where}; the run is saved. Go on with: tlx run --resume {run_dir}", signum)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], int]]:
+    """Turn the first Ctrl-C or SIGTERM into a number to ask for between two steps; the second acts at once."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield lambda: 0
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def note(number: int, frame: Any) -> None:
+        seen.append(number)
+        for each in signals:
+            signal.signal(each, before[each])
+
+    for number in signals:
+        signal.signal(number, note)
+    try:
+        yield lambda: seen[0] if seen else 0
+    finally:
+        for number in signals:
+            signal.signal(number, before[number])
+
+
+def _follow(events: Generator[Event, None, T], display: Display, after: Callable[[Event], None]) -> T:
+    """Run a generator of events to its end, showing each, then calling `after`; returns what it returned."""
+    with closing(events):
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
+            display.event(event)
+            after(event)
 
 
 def _entry(event: EpochEnded) -> dict[str, Any]:
@@ -192,14 +326,13 @@ def evaluate_run(run_dir: str | Path, backend: str | None = None, *, quiet: bool
         raise TlxError(f"{run_dir} was trained on classes {recorded['classes']}; the data has {list(data.classes)}")
     if data.test is None:
         raise TlxError(f"{data.name} has no test part")
-    arch = architecture(recipe.model)
-    model = stack.build(ModelSpec(recipe.model, len(data.classes), arch.head), recipe.device, _precision(recipe))
+    model, arch = build(recipe, stack, len(data.classes))
     arrays = read_weights(run_dir)
     specs = stack.param_specs(model)
     stack.load_arrays(model, match(arrays, specs, head=arch.head, model_name=arch.name, take_head=True))
     display = Display(quiet)
     with display.live(recipe):
-        metrics = _follow(evaluate(stack, model, make_loader(recipe, data.test), "test"), display)
+        metrics = _follow(evaluate(stack, model, make_loader(recipe, data.test), "test"), display, lambda event: None)
     return {
         "backend": recipe.backend,
         "test_accuracy": metrics.accuracy,
@@ -261,27 +394,49 @@ def _precision(recipe: Recipe) -> Precision:
     return recipe.precision  # type: ignore[return-value]
 
 
-def make_run_dir(recipe: Recipe) -> Path:
-    """Create the run's folder: `out`, which must not hold anything, or the next free one below runs/."""
+@contextmanager
+def run_folder(recipe: Recipe, resumed: Path | None) -> Iterator[Path]:
+    """Hold the run's folder against other runs: `out`, which must be empty, the next free one below runs/, or the old.
+
+    The lock is the operating system's, so it ends with the process, however that ends.
+    """
+    path = resumed or (Path(recipe.out) if recipe.out is not None else _free_folder(recipe))
     try:
-        if recipe.out is not None:
-            path = Path(recipe.out)
-            path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise RecipeError(f"out: {path} is not empty, and tlx overwrites nothing; choose another folder")
-            return path
-        data = Path(recipe.data).name if isinstance(recipe.data, str) else "arrays"
-        stem = f"{data}-{recipe.model}-{recipe.strategy}-{recipe.backend}"
-        number = 1
-        while True:
-            path = Path("runs") / f"{stem}-{number}"
-            try:
-                path.mkdir(parents=True)
-                return path
-            except FileExistsError:
-                number += 1
+        path.mkdir(parents=True, exist_ok=True)
+        _must_be_empty(path, resumed)
+        lock = FileLock(path / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise TlxError(f"{path} is in use by another run; choose another folder, or wait for its end") from None
     except OSError as error:
-        raise TlxError(f"Cannot create {path}: {error.strerror}. Choose another folder with out.") from error
+        raise TlxError(f"Cannot write to {path}: {error.strerror}. Choose another folder with out.") from error
+    try:
+        _must_be_empty(path, resumed)  # another run may have come and gone
+        yield path
+    finally:
+        with suppress(OSError):
+            (path / LOCK).unlink()
+        lock.release()
+
+
+def _must_be_empty(path: Path, resumed: Path | None) -> None:
+    if resumed is None and any(entry.name != LOCK for entry in path.iterdir()):
+        raise RecipeError(f"out: {path} is not empty, and tlx overwrites nothing; choose another folder")
+
+
+def _free_folder(recipe: Recipe) -> Path:
+    data = Path(recipe.data).name if isinstance(recipe.data, str) else "arrays"
+    stem = f"{data}-{recipe.model_name}-{recipe.strategy_name}-{recipe.backend}"
+    for number in count(1):
+        path = Path("runs") / f"{stem}-{number}"
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise TlxError(f"Cannot create {path}: {error.strerror}. Choose another folder with out.") from error
+    raise AssertionError("unreachable")
 
 
 def card(recipe: Recipe, data: Data, head: str, weights_digest: str) -> dict[str, Any]:

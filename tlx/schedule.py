@@ -1,9 +1,12 @@
-"""Learning-rate schedules: each is a pure function of the step that scales every group's base rate."""
+"""Learning-rate schedules: each is a pure function of the step that scales every group's base rate.
+
+Only `plateau` looks at more than the step: at the validation losses of the epochs before it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +19,7 @@ def float32_exact(value: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A schedule over a whole run. `warmup` is in epochs, `step_size` in epochs, `gamma` a factor."""
+    """A schedule over a whole run. `warmup` and `step_size` are in epochs, `gamma` is the factor of a drop."""
 
     name: str
     epochs: int
@@ -25,33 +28,67 @@ class Schedule:
     step_size: int = 7
     gamma: float = 0.1
 
-    def factor(self, step: int) -> float:
+    def factor(self, step: int, losses: Sequence[float] = ()) -> float:
         """Return the factor of step ``0 .. epochs * steps_per_epoch - 1``.
 
-        Warm-up rises linearly and reaches 1 after `warmup` epochs; the schedule itself begins there.
+        Warm-up rises linearly and reaches 1 after `warmup` epochs; the schedule itself begins there. `losses` are the
+        validation losses of all epochs before this one.
         """
         warm = round(self.warmup * self.steps_per_epoch)
         if step < warm:
             return (step + 1) / warm
-        return SCHEDULES[self.name](self, step, warm)
+        if self.name == "plateau":
+            return self.gamma ** drops(losses, self.step_size)
+        return SCHEDULES[self.name](self, step - warm, self.epochs * self.steps_per_epoch - warm)
 
 
-def _constant(schedule: Schedule, step: int, warm: int) -> float:
+def drops(losses: Sequence[float], patience: int) -> int:
+    """Count how often `patience` epochs in a row had no loss below the lowest so far; each count starts anew.
+
+    Below means by a ten-thousandth of it. Source: torch.optim.lr_scheduler.ReduceLROnPlateau, whose patience is one
+    less: it drops at the first epoch *beyond* its patience.
+    """
+    lowest, waited, count = math.inf, 0, 0
+    for loss in losses:
+        if loss < lowest * (1 - 1e-4):
+            lowest, waited = loss, 0
+        else:
+            waited += 1
+        if waited == patience:
+            waited, count = 0, count + 1
+    return count
+
+
+def _constant(schedule: Schedule, step: int, total: int) -> float:
     return 1.0
 
 
-def _step(schedule: Schedule, step: int, warm: int) -> float:
-    return schedule.gamma ** (step // schedule.steps_per_epoch // schedule.step_size)
+def _step(schedule: Schedule, step: int, total: int) -> float:
+    done = schedule.epochs * schedule.steps_per_epoch - total + step
+    return schedule.gamma ** (done // schedule.steps_per_epoch // schedule.step_size)
 
 
-def _cosine(schedule: Schedule, step: int, warm: int) -> float:
+def _cosine(schedule: Schedule, step: int, total: int) -> float:
     # Loshchilov & Hutter 2017, equation 5, without restarts: 1 at the start, towards 0 after the last step.
-    total = schedule.epochs * schedule.steps_per_epoch
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / (total - warm)))
+    return 0.5 * (1.0 + math.cos(math.pi * step / total))
+
+
+def _one_cycle(schedule: Schedule, step: int, total: int) -> float:
+    # Smith & Topin 2018 with the constants of torch.optim.lr_scheduler.OneCycleLR, without its cycle of the momentum:
+    # from 1/25 up to 1 over 30 % of the steps, then down to 1/250,000, along half cosines. A warm-up replaces the rise.
+    top = -1.0 if schedule.warmup else 0.3 * total - 1
+    if step <= top:
+        start, end, part = 1 / 25, 1.0, step / top if top else 1.0
+    else:
+        peak = max(top, 0.0)
+        start, end, part = 1.0, 1 / 25 / 1e4, (step - peak) / max(total - 1 - peak, 1.0)
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
 
 
 SCHEDULES: dict[str, Callable[[Schedule, int, int], float]] = {
     "constant": _constant,
     "step": _step,
     "cosine": _cosine,
+    "one_cycle": _one_cycle,
+    "plateau": _constant,  # and drops with the losses: see `factor`
 }

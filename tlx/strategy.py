@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from tlx.backend import Hyper, ParamSpec
 from tlx.errors import RecipeError, closest
@@ -18,6 +18,7 @@ from tlx.schedule import Schedule, float32_exact
 from tlx.zoo import Architecture
 
 FrozenNorm = Literal["keep", "adapt"]
+DecayOn = Literal["all", "weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,26 @@ class Strategy:
     groups: tuple[Group, ...]
     phases: tuple[Phase, ...]
 
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Strategy:
+        """Build a strategy from plain values, as TOML gives them; RecipeError names what is wrong."""
+        where = f"Strategy {values.get('name', '')!r}"
+        _only(values, ("name", "groups", "phases"), where)
+        try:
+            groups = tuple(_made(Group, g, f"{where}, groups") for g in values["groups"])
+            phases = tuple(_made(Phase, p, f"{where}, phases") for p in values["phases"])
+            return Strategy(str(values["name"]), groups, phases)
+        except KeyError as error:
+            raise RecipeError(f"{where}: {error.args[0]!r} is missing; a strategy has name, groups, phases") from None
+        except TypeError as error:
+            raise RecipeError(f"{where}: {error}; groups and phases are lists of tables") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that TOML can hold; a weight decay of None is left out."""
+        groups = [{k: v for k, v in asdict(group).items() if v is not None} for group in self.groups]
+        phases = [{"name": p.name, "start": p.start, "lr": dict(p.lr)} for p in self.phases]
+        return {"name": self.name, "groups": groups, "phases": phases}
+
     def __post_init__(self) -> None:
         names = [group.name for group in self.groups]
         starts = [phase.start for phase in self.phases]
@@ -53,13 +74,16 @@ class Strategy:
             raise RecipeError(f"Strategy {self.name!r}: group names repeat: {', '.join(names)}")
         if not starts or starts[0] != 0 or starts != sorted(set(starts)):
             raise RecipeError(f"Strategy {self.name!r}: phases must start at epoch 0 and rise; they start at {starts}")
+        for group in self.groups:
+            _rate(group.weight_decay, f"Strategy {self.name!r}, group {group.name!r}: weight_decay")
         for phase in self.phases:
+            where = f"Strategy {self.name!r}, phase {phase.name!r}"
             if not phase.lr:
-                raise RecipeError(f"Strategy {self.name!r}, phase {phase.name!r}: no group trains")
-            for group in phase.lr:
-                if group not in names:
-                    near = closest(group, names)
-                    raise RecipeError(f"Strategy {self.name!r}, phase {phase.name!r}: no group {group!r}.{near}")
+                raise RecipeError(f"{where}: no group trains")
+            for name, lr in phase.lr.items():
+                if name not in names:
+                    raise RecipeError(f"{where}: no group {name!r}.{closest(name, names)}")
+                _rate(lr, f"{where}: lr of {name!r}")
 
     def bind(
         self,
@@ -68,17 +92,24 @@ class Strategy:
         schedule: Schedule,
         weight_decay: float,
         frozen_norm: FrozenNorm = "keep",
+        decay_on: DecayOn = "all",
     ) -> Plan:
-        """Resolve the groups against a model's parameters."""
+        """Resolve the groups against a model's parameters.
+
+        With `decay_on` "weights", norms and biases form groups of their own without weight decay.
+        """
         late = [phase.name for phase in self.phases if phase.start >= schedule.epochs]
         if late:
             raise RecipeError(f"Strategy {self.name!r}: phase {late[0]!r} starts after the last epoch; raise epochs")
         resolved = dict(partition([(g.name, g.match) for g in self.groups], specs, arch))
-        groups = tuple(
-            BoundGroup(g.name, resolved[g.name], weight_decay if g.weight_decay is None else g.weight_decay)
-            for g in self.groups
-        )
-        return Plan(self, groups, tuple(specs), schedule, frozen_norm)
+        weights = {spec.name for spec in specs if spec.role == "weight" or decay_on == "all"}
+        groups = []
+        for g in self.groups:
+            decay = weight_decay if g.weight_decay is None else g.weight_decay
+            decayed = tuple(name for name in resolved[g.name] if name in weights)
+            spared = tuple(name for name in resolved[g.name] if name not in weights)
+            groups += [BoundGroup(g.name, names, d) for names, d in ((decayed, decay), (spared, 0.0)) if names]
+        return Plan(self, tuple(groups), tuple(specs), schedule, frozen_norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +159,13 @@ class Plan:
         epoch = step // self.schedule.steps_per_epoch
         return next(phase for phase in reversed(self.strategy.phases) if phase.start <= epoch)
 
-    def state_at(self, step: int) -> StepState:
-        """Return what trains at a step, and every group's scalars, float32-exact."""
+    def state_at(self, step: int, losses: Sequence[float] = ()) -> StepState:
+        """Return what trains at a step, and every group's scalars, float32-exact.
+
+        `losses` are the validation losses of the epochs before, which the schedule plateau follows.
+        """
         phase = self.phase_at(step)
-        factor = self.schedule.factor(step)
+        factor = self.schedule.factor(step, losses)
         hyper = tuple(
             Hyper(float32_exact(phase.lr.get(g.name, 0.0) * factor), float32_exact(g.weight_decay)) for g in self.groups
         )
@@ -180,41 +214,117 @@ class Plan:
         return sum(math.prod(s.shape) for s in self.specs if s.role != "statistic")
 
 
-def _one_group(name: str) -> Callable[[float, float | None], Strategy]:
-    return lambda lr, backbone_lr: Strategy(name, (Group("all", "all"),), (Phase("train", {"all": lr}),))
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The recipe's fields that shape a built-in strategy; None where the strategy does not use one."""
+
+    lr: float
+    backbone_lr: float | None = None
+    stages: tuple[str, ...] | None = None
+    layer_decay: float | None = None
+    phase_epochs: int | None = None
 
 
-def _backbone_and_head(name: str) -> Callable[[float, float | None], Strategy]:
-    groups = (Group("backbone", "backbone"), Group("head", "head"))
+OPTIONS = tuple(Options.__dataclass_fields__)
+_BACKBONE_AND_HEAD = (Group("backbone", "backbone"), Group("head", "head"))
 
-    def make(lr: float, backbone_lr: float | None) -> Strategy:
-        rates = {"head": lr} if backbone_lr is None else {"backbone": backbone_lr, "head": lr}
-        return Strategy(name, groups, (Phase("train", rates),))
 
-    return make
+def _whole(name: str, o: Options, arch: Architecture) -> Strategy:
+    return Strategy(name, (Group("all", "all"),), (Phase("train", {"all": o.lr}),))
+
+
+def _diff_lr(name: str, o: Options, arch: Architecture) -> Strategy:
+    assert o.backbone_lr is not None
+    return Strategy(name, _BACKBONE_AND_HEAD, (Phase("train", {"backbone": o.backbone_lr, "head": o.lr}),))
+
+
+def _feature_extract(name: str, o: Options, arch: Architecture) -> Strategy:
+    return Strategy(name, _BACKBONE_AND_HEAD, (Phase("train", {"head": o.lr}),))
+
+
+def _partial(name: str, o: Options, arch: Architecture) -> Strategy:
+    assert o.backbone_lr is not None
+    known = [stage for stage, _ in arch.stages]
+    chosen = o.stages or (known[-1],)
+    for stage in chosen:
+        if stage not in known:
+            raise RecipeError(f"stages: {arch.name} has no stage {stage!r}.{closest(stage, known)}")
+    early = tuple(Group(stage, f"stage:{stage}") for stage in known if stage not in chosen)
+    late = tuple(Group(stage, f"stage:{stage}") for stage in known if stage in chosen)
+    if early:
+        early = (Group("early", " | ".join(g.match for g in early)),)
+    rates = {**{g.name: o.backbone_lr for g in late}, "head": o.lr}
+    return Strategy(name, (*early, *late, Group("head", "head")), (Phase("train", rates),))
+
+
+def _head_then_full(name: str, o: Options, arch: Architecture) -> Strategy:
+    assert o.backbone_lr is not None and o.phase_epochs is not None
+    full = Phase("full", {"backbone": o.backbone_lr, "head": o.backbone_lr}, o.phase_epochs)
+    return Strategy(name, _BACKBONE_AND_HEAD, (Phase("head", {"head": o.lr}), full))
+
+
+def _gradual(name: str, o: Options, arch: Architecture) -> Strategy:
+    assert o.backbone_lr is not None and o.phase_epochs is not None
+    rates, phases = {"head": o.lr}, [Phase("head", {"head": o.lr})]
+    for number, (stage, _) in enumerate(reversed(arch.stages), 1):
+        rates = {stage: o.backbone_lr, **rates}
+        phases.append(Phase(stage, rates, number * o.phase_epochs))
+    return Strategy(name, _stages(arch), tuple(phases))
+
+
+def _layer_decay(name: str, o: Options, arch: Architecture) -> Strategy:
+    assert o.layer_decay is not None
+    depth = len(arch.stages)
+    rates = {stage: o.lr * o.layer_decay ** (depth - i) for i, (stage, _) in enumerate(arch.stages)}
+    return Strategy(name, _stages(arch), (Phase("train", {**rates, "head": o.lr}),))
+
+
+def _stages(arch: Architecture) -> tuple[Group, ...]:
+    return (*(Group(stage, f"stage:{stage}") for stage, _ in arch.stages), Group("head", "head"))
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
-    """A strategy known by name: what it is, and the recipe values that are customary with it."""
+    """A strategy known by name: what it is, and the customary values of the recipe's fields that it uses."""
 
     summary: str
-    make: Callable[[float, float | None], Strategy]  # from lr and backbone_lr
+    build: Callable[[str, Options, Architecture], Strategy]
+    customary: Mapping[str, Any]
     weights: str = "imagenet"
-    lr: float = 1e-3
-    backbone_lr: float | None = None  # None: the strategy has no separate rate for the backbone
 
 
 STRATEGIES: dict[str, BuiltIn] = {
-    "scratch": BuiltIn("random weights, everything trains", _one_group("scratch"), weights="none"),
-    "full": BuiltIn("pretrained, everything trains at one rate (the tutorial's method 1)", _one_group("full")),
+    "scratch": BuiltIn("random weights, everything trains", _whole, {"lr": 1e-3}, weights="none"),
+    "full": BuiltIn("pretrained, everything trains at one rate (the tutorial's method 1)", _whole, {"lr": 1e-3}),
     "diff_lr": BuiltIn(
         "pretrained, the backbone trains slower than the head (method 2)",
-        _backbone_and_head("diff_lr"),
-        backbone_lr=1e-4,
+        _diff_lr,
+        {"lr": 1e-3, "backbone_lr": 1e-4},
     ),
     "feature_extract": BuiltIn(
-        "pretrained, the backbone is frozen, only the head trains (method 3)", _backbone_and_head("feature_extract")
+        "pretrained, the backbone is frozen, only the head trains (method 3)", _feature_extract, {"lr": 1e-3}
+    ),
+    "partial": BuiltIn(
+        "pretrained, the early stages are frozen; `stages` (default: the last) and the head train",
+        _partial,
+        {"lr": 1e-3, "backbone_lr": 1e-4, "stages": None},
+    ),
+    "head_then_full": BuiltIn(
+        "pretrained, the head alone for `phase_epochs`, then everything at backbone_lr",
+        _head_then_full,
+        {"lr": 1e-3, "backbone_lr": 1e-4, "phase_epochs": 1},
+    ),
+    # Howard & Ruder 2018, section 3.3.
+    "gradual": BuiltIn(
+        "pretrained, the head first, then every `phase_epochs` one more stage from the last to the first",
+        _gradual,
+        {"lr": 1e-3, "backbone_lr": 1e-4, "phase_epochs": 1},
+    ),
+    # Clark et al. 2020, section 3.4 and Bao et al. 2022, appendix; there by transformer layer, here by stage.
+    "layer_decay": BuiltIn(
+        "pretrained, everything trains; each stage's rate is layer_decay times that of the next",
+        _layer_decay,
+        {"lr": 1e-3, "layer_decay": 0.65},
     ),
 }
 
@@ -225,3 +335,38 @@ def built_in(name: str) -> BuiltIn:
         return STRATEGIES[name]
     except KeyError:
         raise RecipeError(f"Unknown strategy {name!r}.{closest(name, STRATEGIES)}") from None
+
+
+def make(name: str, options: Options, arch: Architecture, epochs: int) -> Strategy:
+    """Make a built-in strategy for an architecture; phases that would begin after the run's end are left out.
+
+    That leaves stages frozen where `gradual` has too few epochs, as its table shows.
+    """
+    made = built_in(name).build(name, options, arch)
+    if name != "gradual":
+        return made
+    return replace(made, phases=tuple(phase for phase in made.phases if phase.start < epochs))
+
+
+def _only(values: Any, known: Sequence[str], where: str) -> None:
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"{where}: unknown entry {key!r}.{closest(str(key), known)}")
+
+
+def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
+    """Build a Group or a Phase from a table."""
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{where}: {values!r} is not a table")
+    _only(values, list(kind.__dataclass_fields__), where)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise RecipeError(f"{where}: {str(error).partition('__init__() ')[2] or error}") from None
+
+
+def _rate(value: Any, what: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise RecipeError(f"{what} is {value!r}; expected a finite number, at least 0")

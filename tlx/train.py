@@ -2,170 +2,151 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 
 from tlx.backend import Arrays, Backend, Handle, Lazy, Model
 from tlx.checkpoint import digests
 from tlx.data.loader import Loader
-from tlx.errors import FrozenMovedError, TlxError
+from tlx.errors import FrozenMovedError
+from tlx.metrics import EpochEnded, Event, Meter, Metrics, PhaseStarted, Stepped
+from tlx.schedule import float32_exact
 from tlx.strategy import Plan
 
-FETCH_SECONDS = 1.0  # how often the loop waits for the device to report, at most
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Training:
+    """What trains, by which plan, on what: all that does not change during a run."""
+
+    backend: Backend
+    model: Model
+    optimizer: Handle
+    plan: Plan
+    loader: Loader
+    val: Loader | None = None
+    micro_batch: int | None = None
+    clip_norm: float | None = None
+    shadow: Model | None = None  # holds the moving average of the weights, which is then what is evaluated
+    ema: float = 0.0
+    patience: int | None = None
+
+    @property
+    def judged(self) -> Model:
+        return self.model if self.shadow is None else self.shadow
 
 
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """Over `images` images: mean loss, and the part that was classified rightly."""
+@dataclass(slots=True, eq=False)
+class State:
+    """Where a run stands: with the backend's values, all that is needed to go on."""
 
-    loss: float
-    accuracy: float
-    images: int
+    history: list[EpochEnded] = field(default_factory=list)
+    step: int = 0  # steps taken since the start
+    meter: Meter | None = None  # of the training epoch under way
+    best: Arrays = field(default_factory=dict)
+    frozen: dict[str, str] = field(default_factory=dict)  # hashes of what the present phase froze
+    phase: str = ""  # that the backend was told
+    best_saved: int = -1  # the epoch whose values are on disk
 
-
-@dataclass(frozen=True, slots=True)
-class PhaseStarted:
-    epoch: int
-    phase: str
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """`part` is train, val or test; the metrics run from the start of this pass to the last fetch."""
-
-    part: str
-    epoch: int
-    step: int
-    steps: int
-    metrics: Metrics
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class EpochEnded:
-    """`best` says that these are the best values so far; `seconds` counts training alone."""
-
-    epoch: int
-    phase: str
-    train: Metrics
-    val: Metrics | None
-    lr: tuple[float, ...]
-    seconds: float
-    best: bool
-
-
-Event = PhaseStarted | Progress | EpochEnded
-
-
-class Meter:
-    """Sums lazy losses and counts, and waits for the device at most once every `FETCH_SECONDS`."""
-
-    def __init__(self, backend: Backend, part: str, epoch: int, steps: int) -> None:
-        self.backend, self.part, self.epoch, self.steps = backend, part, epoch, steps
-        self.lazies: list[Lazy] = []
-        self.loss, self.correct, self.images, self.step = 0.0, 0, 0, 0
-        self.started = self.fetched = time.perf_counter()
-
-    def add(self, lazies: tuple[Lazy, Lazy], images: int) -> Iterator[Progress]:
-        """Take one step's results; yields progress when it is time to look."""
-        self.lazies += lazies
-        self.images += images
-        self.step += 1
-        if self.step == self.steps or time.perf_counter() - self.fetched > FETCH_SECONDS:
-            yield self.progress()
-
-    def progress(self) -> Progress:
-        values = self.backend.fetch(self.lazies)
-        first = self.step - len(values) // 2
-        for number, (loss, correct) in enumerate(zip(values[::2], values[1::2], strict=True), first + 1):
-            if not math.isfinite(float(loss)):
-                raise TlxError(
-                    f"The {self.part} loss is {float(loss)} in epoch {self.epoch + 1}, step {number} of {self.steps}. "
-                    "Lower lr, or add warmup; with precision float32 if it was bfloat16."
-                )
-            self.loss += float(loss)
-            self.correct += int(correct)
-        self.lazies = []
-        self.fetched = time.perf_counter()
-        return Progress(self.part, self.epoch, self.step, self.steps, self.metrics(), self.fetched - self.started)
-
-    def metrics(self) -> Metrics:
-        return Metrics(self.loss / self.images, self.correct / self.images, self.images)
+    @property
+    def best_epoch(self) -> int:
+        """The first with the highest validation accuracy; the last where there is no validation part; -1: none."""
+        return max((epoch.epoch for epoch in self.history if epoch.best), default=-1)
 
 
 def evaluate(
     backend: Backend, model: Model, loader: Loader, part: str, epoch: int = 0
-) -> Generator[Progress, None, Metrics]:
+) -> Generator[Event, None, Metrics]:
     """Read a part of the data once, in eval mode; returns its metrics."""
     meter = Meter(backend, part, epoch, loader.steps)
     for batch in loader.epoch(0):
-        yield from meter.add(backend.evaluate(model, backend.put(model, batch)), len(batch))
+        yield from meter.add([*backend.evaluate(model, backend.put(model, batch))], len(batch))
+        yield Stepped()
     return meter.metrics()
 
 
-def train(
-    backend: Backend, model: Model, optimizer: Handle, plan: Plan, loader: Loader, val: Loader | None
-) -> Generator[Event, None, tuple[int, Arrays]]:
-    """Train through all phases of the plan; returns the best epoch and its values.
+def train(job: Training, state: State) -> Generator[Event, None, None]:
+    """Train through all phases of the plan, from wherever `state` stands, and keep the state up to date.
 
-    The best epoch is the first with the highest validation accuracy; without a validation part it is the last.
-    Raises FrozenMovedError if anything changed that a phase had frozen.
+    Raises FrozenMovedError if anything changed that a phase had frozen, TlxError if a loss is not finite.
     """
-    guard = FrozenGuard(backend, model)
-    phase = ""
-    best_epoch, best_accuracy = -1, -1.0
-    best: Arrays = {}
-    for epoch in range(plan.schedule.epochs):
-        meter = Meter(backend, "train", epoch, loader.steps)
-        for number, batch in enumerate(loader.epoch(epoch)):
-            step = epoch * loader.steps + number
-            state = plan.state_at(step)
-            if state.phase != phase:
-                guard.check()
-                backend.set_phase(model, state.trainable, state.batch_norm)
-                guard.watch(plan.frozen_at(step))
-                phase = state.phase
-                yield PhaseStarted(epoch, phase)
-            backend.set_hyper(optimizer, state.hyper)
-            lazies = backend.backward(model, backend.put(model, batch))
-            backend.update(model, optimizer)
-            yield from meter.add(lazies, len(batch))
-        seconds = meter.fetched - meter.started
+    guard = FrozenGuard(job, state)
+    while len(state.history) < job.plan.schedule.epochs and not stalled(state.history, job.patience):
+        yield from _train_epoch(job, state, guard)
+        assert state.meter is not None
         validated = None
-        if val is not None:
-            validated = yield from evaluate(backend, model, val, "val", epoch)
-        improved = validated is None or validated.accuracy > best_accuracy
-        if improved:
-            best_epoch, best = epoch, backend.dump_arrays(model)
-            best_accuracy = validated.accuracy if validated else best_accuracy
-        lr = tuple(hyper.lr for hyper in state.hyper)
-        yield EpochEnded(epoch, phase, meter.metrics(), validated, lr, seconds, improved)
+        epoch = len(state.history)
+        if job.val is not None:
+            validated = yield from evaluate(job.backend, job.judged, job.val, "val", epoch)
+        best = validated is None or all(e.val is None or validated.accuracy > e.val.accuracy for e in state.history)
+        if best:
+            state.best = job.backend.dump_arrays(job.judged)
+        last = job.plan.state_at(state.step - 1, val_losses(state.history))
+        lr = tuple(hyper.lr for hyper in last.hyper)
+        ended = EpochEnded(epoch, last.phase, state.meter.metrics(), validated, lr, state.meter.seconds, best)
+        state.history.append(ended)
+        state.meter = None
+        yield ended
     guard.check()
-    return best_epoch, best
+
+
+def _train_epoch(job: Training, state: State, guard: FrozenGuard) -> Generator[Event, None, None]:
+    backend, model, epoch = job.backend, job.model, len(state.history)
+    losses = val_losses(state.history)
+    if state.meter is None:
+        state.meter = Meter(backend, "train", epoch, job.loader.steps)
+    meter = state.meter
+    for batch in job.loader.epoch(epoch, state.step - epoch * job.loader.steps):
+        now = job.plan.state_at(state.step, losses)
+        if now.phase != state.phase:
+            guard.check()
+            backend.set_phase(model, now.trainable, now.batch_norm)
+            guard.watch(job.plan.frozen_at(state.step))
+            state.phase = now.phase
+            if state.step == job.plan.phase_at(state.step).start * job.loader.steps:
+                yield PhaseStarted(epoch, now.phase)
+        backend.set_hyper(job.optimizer, now.hyper)
+        lazies: list[Lazy] = []
+        for part in batch.parts(job.micro_batch):
+            lazies += backend.backward(model, backend.put(model, part), len(part) / len(batch))
+        backend.update(model, job.optimizer, job.clip_norm)
+        if job.shadow is not None:
+            # The start weighs less the fewer steps there are, as in tf.train.ExponentialMovingAverage.
+            decay = min(job.ema, (1 + state.step) / (10 + state.step))
+            backend.average(job.shadow, model, float32_exact(decay))
+        state.step += 1
+        yield from meter.add(lazies, len(batch))
+        yield Stepped()
+
+
+def val_losses(history: Sequence[EpochEnded]) -> list[float]:
+    return [epoch.val.loss for epoch in history if epoch.val is not None]
+
+
+def stalled(history: Sequence[EpochEnded], patience: int | None) -> bool:
+    """Whether the last `patience` epochs brought no better validation accuracy."""
+    return patience is not None and len(history) > patience and not any(e.best for e in history[-patience:])
 
 
 class FrozenGuard:
-    """Proves by hash that what a phase froze did not move while it lasted."""
+    """Proves by hash that what a phase froze did not move while it lasted, over a resume too."""
 
-    def __init__(self, backend: Backend, model: Model) -> None:
-        self.backend, self.model = backend, model
-        self.hashes: dict[str, str] = {}
+    def __init__(self, job: Training, state: State) -> None:
+        self.job, self.state = job, state
 
     def watch(self, frozen: frozenset[str]) -> None:
-        self.hashes = self._hashes(frozen)
+        self.state.frozen = self._hashes(frozen)
 
     def check(self) -> None:
-        now = self._hashes(frozenset(self.hashes))
-        moved = [name for name, value in self.hashes.items() if now[name] != value]
+        now = self._hashes(frozenset(self.state.frozen))
+        moved = [name for name, value in self.state.frozen.items() if now[name] != value]
         if moved:
             raise FrozenMovedError(
                 f"{len(moved)} frozen arrays changed during training, first {moved[0]!r}: "
-                f"backend {self.backend.name!r} is defective; run its conformance suite"
+                f"backend {self.job.backend.name!r} is defective; run its conformance suite"
             )
 
     def _hashes(self, names: frozenset[str]) -> dict[str, str]:
         if not names:
             return {}
-        return digests({name: array for name, array in self.backend.dump_arrays(self.model).items() if name in names})
+        arrays = self.job.backend.dump_arrays(self.job.model)
+        return digests({name: array for name, array in arrays.items() if name in names})

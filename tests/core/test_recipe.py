@@ -10,11 +10,20 @@ import pytest
 
 from tlx.errors import RecipeError
 from tlx.recipe import Recipe
+from tlx.strategy import Group, Phase, Strategy
 
+STRATEGY = Strategy(
+    "mine",
+    (Group("early", "backbone !stage:layer4"), Group("late", "stage:layer4 | head", weight_decay=0.0)),
+    (Phase("one", {"late": 1e-3}), Phase("two", {"early": 1e-5, "late": 1e-4}, start=1)),
+)
 CHANGED: list[dict[str, Any]] = [
     {},
     {"strategy": "diff_lr", "backbone_lr": 1e-5, "lr": 0.1, "classes": ("cat", "犬")},
     {"strategy": "scratch", "limit_train": 7, "val_fraction": 0.0, "frozen_norm": "adapt", "seed": 2**62},
+    {"strategy": "partial", "stages": ("layer3", "layer4"), "ema": 0.99, "patience": 3, "clip_norm": 1.0},
+    {"strategy": "head_then_full", "phase_epochs": 2, "schedule": "one_cycle", "optimizer": "adamw"},
+    {"strategy": STRATEGY, "decay_on": "weights"},
     {"data": 'a "quoted" folder', "warmup": 0.5, "crop_fraction": 0.9, "precision": "float64", "workers": 0},
 ]
 
@@ -58,11 +67,29 @@ def test_the_defaults_are_the_tutorial() -> None:
         ({"frozen_norm": "kept"}, "Unknown frozen_norm 'kept'. Did you mean 'keep'?"),
         ({"strategy": "fool"}, "Unknown strategy 'fool'. Did you mean 'full'?"),
         ({"model": "resnet19"}, "Unknown model 'resnet19'. Did you mean 'resnet18'"),
-        ({"model": 18}, "model is 18; expected text"),
+        ({"model": 18}, "model is 18; expected a name of `tlx models`, or a module"),
+        ({"strategy": 3}, "strategy is 3; expected a name, a tlx.Strategy or a table"),
+        ({"stages": []}, "stages is []; expected at least 1 names"),
+        (
+            {"strategy": "full", "stages": ["layer4"]},
+            "has no stages, but it is ('layer4',); leave it out, or use one of: partial",
+        ),
+        ({"strategy": STRATEGY, "lr": 0.1}, "strategy 'mine' has no lr, but it is 0.1"),
+        ({"strategy": {"name": "x"}}, "'groups' is missing"),
+        ({"head": "classifier"}, "the head of resnet18 is 'fc': leave it out"),
+        ({"weights": "own"}, "the model is one of the zoo"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"patience": 0}, "patience is 0"),
+        ({"clip_norm": 0}, "clip_norm is 0"),
+        ({"micro_batch": 0}, "micro_batch is 0"),
+        ({"sampler": "balance"}, "Unknown sampler 'balance'. Did you mean 'balanced'?"),
         ({"data": ""}, "data is ''"),
-        ({"classes": ["cat", "cat"]}, "at least two different names"),
-        ({"classes": 3}, "expected a list of class names"),
-        ({"strategy": "full", "backbone_lr": 0.1}, "use strategy 'diff_lr' or leave backbone_lr out"),
+        ({"classes": ["cat", "cat"]}, "expected at least 2 names, all different"),
+        ({"classes": 3}, "expected a list of names, such as ['cat', 'dog']"),
+        (
+            {"strategy": "full", "backbone_lr": 0.1},
+            "strategy 'full' has no backbone_lr, but it is 0.1; leave it out, or use one of: diff_lr, partial",
+        ),
         ({"strategy": "scratch", "weights": "imagenet"}, "starts from random weights"),
         ({"warmup": 3.0}, "warmup is 3.0 epochs, but the run has only 3"),
     ],
@@ -76,7 +103,7 @@ def test_each_mistake_has_its_line(fields: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("strateg = 'full'", "unknown field 'strateg'. Did you mean 'strategy'?"),
+        ("strateg = 'full'", "unknown field 'strateg'. Did you mean 'strategy'"),
         ("recipe_version = 99", "recipe_version 99 is newer than this tlx reads (1); upgrade tlx"),
         ("epochs = ", "not valid TOML"),
         (b"\xff\xfe", "not valid TOML"),

@@ -9,22 +9,31 @@ import pytest
 from tests.core.resnet import ARCH, PARAMS, SPECS
 from tlx.errors import RecipeError
 from tlx.schedule import Schedule, float32_exact
-from tlx.strategy import STRATEGIES, Group, Phase, Plan, Strategy, built_in
+from tlx.strategy import STRATEGIES, Group, Options, Phase, Plan, Strategy, built_in, make
 
 NORMS = {spec.module for spec in SPECS if spec.role == "statistic"}
 HEAD = {"fc.weight", "fc.bias"}
+STAGES = [stage for stage, _ in ARCH.stages]
+
+
+def of_stages(*stages: str) -> set[str]:
+    return {spec.name for spec in SPECS if spec.role != "statistic" and ARCH.stage_of(spec.module) in stages}
+
+
+def norms_of(names: set[str]) -> set[str]:
+    return {spec.module for spec in SPECS if spec.name in names} & NORMS
 
 
 def bind(strategy: Strategy, epochs: int = 4, **fields: Any) -> Plan:
     return strategy.bind(SPECS, ARCH, Schedule("constant", epochs, 5), 5e-4, **fields)
 
 
-def plan_of(name: str, **fields: Any) -> Plan:
-    custom = built_in(name)
-    return bind(custom.make(custom.lr, custom.backbone_lr), **fields)
+def plan_of(name: str, epochs: int = 4, options: dict[str, Any] | None = None, **fields: Any) -> Plan:
+    chosen = Options(**{**built_in(name).customary, **(options or {})})
+    return bind(make(name, chosen, ARCH, epochs), epochs, **fields)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", ["scratch", "full", "diff_lr", "feature_extract"])
 def test_what_trains_and_what_must_not(name: str) -> None:
     plan = plan_of(name)
     state = plan.state_at(0)
@@ -39,7 +48,17 @@ def test_what_trains_and_what_must_not(name: str) -> None:
 def test_the_customary_rates() -> None:
     rates = {name: [hyper.lr for hyper in plan_of(name).state_at(0).hyper] for name in STRATEGIES}
     one, tenth = float32_exact(1e-3), float32_exact(1e-4)
-    assert rates == {"scratch": [one], "full": [one], "diff_lr": [tenth, one], "feature_extract": [0.0, one]}
+    falling = [float32_exact(1e-3 * 0.65**distance) for distance in range(len(STAGES), 0, -1)]
+    assert rates == {
+        "scratch": [one],
+        "full": [one],
+        "diff_lr": [tenth, one],
+        "feature_extract": [0.0, one],
+        "partial": [0.0, tenth, one],
+        "head_then_full": [0.0, one],
+        "gradual": [*[0.0] * len(STAGES), one],
+        "layer_decay": [*falling, one],
+    }
     assert {hyper.weight_decay for hyper in plan_of("diff_lr").state_at(0).hyper} == {float32_exact(5e-4)}
 
 
@@ -47,6 +66,61 @@ def test_adapting_norms_move_while_their_weights_stay() -> None:
     plan = plan_of("feature_extract", frozen_norm="adapt")
     assert plan.state_at(0).batch_norm == NORMS and plan.state_at(0).trainable == HEAD
     assert plan.frozen_at(0) == set(PARAMS) - HEAD
+
+
+@pytest.mark.parametrize("stages", [("layer4",), ("layer3", "layer4"), ("stem", "layer2")])
+def test_partial_trains_the_chosen_stages_and_the_head(stages: tuple[str, ...]) -> None:
+    plan = plan_of("partial", options={"stages": stages})
+    state = plan.state_at(0)
+    free = of_stages(*stages)
+    assert state.trainable == free | HEAD and state.batch_norm == norms_of(free)
+    assert plan.frozen_at(0) == {
+        s.name for s in SPECS if s.name not in state.trainable and s.module not in norms_of(free)
+    }
+    rates = {name: hyper.lr for group, hyper in zip(plan.groups, state.hyper, strict=True) for name in group.params}
+    assert {rates[name] for name in free} == {float32_exact(1e-4)} and rates["fc.weight"] == float32_exact(1e-3)
+
+
+def test_partial_by_default_trains_the_last_stage_and_may_train_all() -> None:
+    assert plan_of("partial").state_at(0) == plan_of("partial", options={"stages": (STAGES[-1],)}).state_at(0)
+    assert plan_of("partial", options={"stages": tuple(STAGES)}).state_at(0).trainable == set(PARAMS)
+    with pytest.raises(RecipeError, match=r"has no stage 'layer5'\. Did you mean 'layer"):
+        plan_of("partial", options={"stages": ("layer5",)})
+
+
+def test_head_then_full_lowers_the_heads_rate_when_the_backbone_begins() -> None:
+    plan = plan_of("head_then_full", options={"phase_epochs": 3})
+    before, after = plan.state_at(14), plan.state_at(15)
+    one, tenth = float32_exact(1e-3), float32_exact(1e-4)
+    assert (before.trainable, before.batch_norm, [h.lr for h in before.hyper]) == (HEAD, set(), [0.0, one])
+    assert (after.trainable, after.batch_norm, [h.lr for h in after.hyper]) == (set(PARAMS), NORMS, [tenth, tenth])
+
+
+def test_gradual_unfreezes_stage_by_stage_from_the_head() -> None:
+    plan = plan_of("gradual", epochs=20, options={"phase_epochs": 2})
+    for epoch in range(20):
+        free = STAGES[max(len(STAGES) - epoch // 2, 0) :]
+        assert plan.state_at(5 * epoch).trainable == of_stages(*free) | HEAD
+        assert plan.state_at(5 * epoch + 4).batch_norm == norms_of(of_stages(*free))
+
+
+def test_gradual_in_few_epochs_leaves_the_first_stages_frozen() -> None:
+    plan = plan_of("gradual", epochs=2)
+    assert {row.phase for row in plan.table()} == {"head", STAGES[-1]}
+    assert plan.state_at(9).trainable == of_stages(STAGES[-1]) | HEAD
+
+
+def test_norms_and_biases_can_be_left_without_decay() -> None:
+    plan = plan_of("diff_lr", decay_on="weights")
+    role = {spec.name: spec.role for spec in SPECS}
+    decays = {
+        name: hyper.weight_decay
+        for group, hyper in zip(plan.groups, plan.state_at(0).hyper, strict=True)
+        for name in group.params
+    }
+    assert sorted(decays) == sorted(PARAMS)
+    assert {n for n, decay in decays.items() if decay} == {n for n in PARAMS if role[n] == "weight"}
+    assert sum(row.parameters for row in plan.table()) == plan.total_parameters()
 
 
 LATE = Strategy(
@@ -98,6 +172,32 @@ def test_a_strategy_that_cannot_be_meant_is_refused(groups: Any, phases: Any, sa
     with pytest.raises(RecipeError) as error:
         Strategy("mine", groups, phases)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"phases": [{"name": "p", "lr": {"head": float("nan")}}]}, "lr of 'head' is nan; expected a finite number"),
+        ({"phases": [{"name": "p", "lr": {"head": -1}}]}, "lr of 'head' is -1"),
+        ({"phases": [{"name": "p", "lr": {"head": "fast"}}]}, "lr of 'head' is 'fast'"),
+        ({"phases": [{"name": "p", "rate": 1}]}, "phases: unknown entry 'rate'"),
+        ({"phases": [{"name": "p"}]}, "missing 1 required positional argument: 'lr'"),
+        ({"phases": ["p"]}, "'p' is not a table"),
+        ({"phases": 3}, "groups and phases are lists of tables"),
+        ({"groups": [{"name": "g", "macth": "all"}]}, "unknown entry 'macth'. Did you mean 'match'"),
+        ({"group": []}, "unknown entry 'group'. Did you mean 'groups'"),
+    ],
+)
+def test_a_mistake_in_a_written_strategy_is_named(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        Strategy.from_dict({**LATE.to_dict(), **change})
+    assert said in str(error.value) and "'late'" in str(error.value)
+
+
+def test_a_strategy_survives_being_written() -> None:
+    assert Strategy.from_dict(LATE.to_dict()) == LATE
+    with pytest.raises(RecipeError, match="'phases' is missing"):
+        Strategy.from_dict({"name": "x", "groups": []})
 
 
 def test_a_phase_after_the_end_is_refused() -> None:
