@@ -106,17 +106,18 @@ class Batch:
         return len(self.labels)
 
     def parts(self, size: int | None) -> Iterator[Batch]:
-        """Cut into consecutive batches of at most `size` samples; their dropout masks are those of the whole."""
+        """Cut into batches of about equal length, at most `size`; their dropout masks are those of the whole."""
+        count = -(-len(self) // size) if size else 1
+        edges = [len(self) * i // count for i in range(count + 1)]
         seed, step, row = self.key
-        for at in range(0, len(self), size or len(self)):
-            cut = slice(at, at + (size or len(self)))
+        for at, end in zip(edges, edges[1:], strict=False):
             yield Batch(
-                self.images[cut],
-                self.labels[cut],
-                self.indices[cut],
+                self.images[at:end],
+                self.labels[at:end],
+                self.indices[at:end],
                 self.preprocess,
                 (seed, step, row + at),
-                None if self.targets is None else self.targets[cut],
+                None if self.targets is None else self.targets[at:end],
             )
 
 
