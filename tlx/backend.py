@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -110,7 +111,7 @@ class Batch:
         count = -(-len(self) // size) if size else 1
         edges = [len(self) * i // count for i in range(count + 1)]
         seed, step, row = self.key
-        for at, end in zip(edges, edges[1:], strict=False):
+        for at, end in pairwise(edges):
             yield Batch(
                 self.images[at:end],
                 self.labels[at:end],

@@ -34,8 +34,10 @@ def test_help_imports_no_framework() -> None:
 
 def test_a_whole_run_on_the_loopback_imports_no_framework(tmp_path: Path) -> None:
     out = str(tmp_path / "run")
-    fields = "backend='loopback', model='tiny-mlp', weights='none', data='digits', image_size=8, limit_train=40"
-    code = f"import tlx\ntlx.run({fields}, batch_size=20, limit_test=20, val_fraction=0, epochs=1, quiet=True, out={out!r})"
+    fields = (
+        "backend='loopback', model='tiny-mlp', weights='none', data='digits', image_size=8, limit_train=40, epochs=1"
+    )
+    code = f"import tlx\ntlx.run({fields}, batch_size=20, limit_test=20, val_fraction=0, quiet=True, out={out!r})"
     assert not imported_by(code) & FRAMEWORKS
 
 

@@ -13,7 +13,11 @@ from safetensors.numpy import load_file
 
 import tlx
 from tlx import registry
+from tlx.backend import ModelSpec
 from tlx.errors import FrozenMovedError, TlxError
+from tlx.initial import initial_arrays
+from tlx.schedule import drops
+from tlx.zoo import architecture
 
 FIELDS: dict[str, Any] = {
     "backend": "loopback",
@@ -83,6 +87,77 @@ def test_the_best_epoch_is_restored(run: Any) -> None:
 def test_without_a_validation_part_the_last_epoch_counts(run: Any) -> None:
     result = run(epochs=2, val_fraction=0)
     assert (result.best_epoch, result.val_accuracy) == (2, None)
+
+
+def test_patience_stops_after_so_many_epochs_without_a_better_one(run: Any) -> None:
+    # The warm-up ends in a rate that destroys, so the best epoch comes early.
+    result = run(epochs=9, warmup=8.9, lr=2.0, val_fraction=0.3, patience=2)
+    assert result.epochs_run == result.best_epoch + 2 < 9
+    accuracies = [entry["val_accuracy"] for entry in result.history]
+    assert max(accuracies) == accuracies[-3] >= max(accuracies[-2:])
+
+
+def test_plateau_lowers_the_rate_for_the_next_epoch(run: Any) -> None:
+    result = run(epochs=7, lr=2.0, schedule="plateau", step_size=1, gamma=0.25, val_fraction=0.3)
+    losses, rates = ([entry[name] for entry in result.history] for name in ("val_loss", "lr"))
+    expected = [2.0 * 0.25 ** drops(losses[:epoch], 1) for epoch in range(7)]
+    assert [rate for (rate,) in rates] == expected and expected[-1] < 2.0
+
+
+def test_gradients_of_micro_batches_add_up_to_those_of_the_batch(run: Any) -> None:
+    """Without statistics of the batch, which depend on what enters together."""
+    source = run(model="tiny-mlp-dropout", epochs=1, precision="float64")
+    fields = {"strategy": "feature_extract", "weights": str(source.run_dir), "model": "tiny-mlp-dropout", "epochs": 2}
+    runs = [run(**fields, precision="float64", clip_norm=0.5, micro_batch=size) for size in (None, 5, 32, 100)]
+    values = [load_file(r.run_dir / "model.safetensors") for r in runs]
+    for name, whole in values[0].items():
+        for parts in values[1:]:
+            np.testing.assert_allclose(parts[name], whole, rtol=1e-12, atol=1e-14)
+    assert not np.array_equal(values[0]["fc.weight"], load_file(source.run_dir / "model.safetensors")["fc.weight"])
+
+
+def test_clipping_bounds_a_step(run: Any) -> None:
+    start = initial("tiny-mlp", seed=0)
+    moved = []
+    for norm in (1e-3, 1e-2):
+        result = run(clip_norm=norm, batch_size=270, epochs=1, momentum=0.0, weight_decay=0.0, lr=1.0)
+        after = load_file(result.run_dir / "model.safetensors")
+        steps = [
+            after[name] - start[name] for name in start if not name.startswith("bn1.running") and "num" not in name
+        ]
+        moved.append(np.sqrt(sum(float((step.astype(np.float64) ** 2).sum()) for step in steps)))
+    assert moved == pytest.approx([1e-3, 1e-2], rel=1e-3)
+
+
+def initial(model: str, seed: int) -> dict[str, np.ndarray]:
+    backend, arch = registry.load("loopback"), architecture(model)
+    built = backend.build(ModelSpec(model, 10, arch.head), "cpu", "float32")
+    return initial_arrays(backend.param_specs(built), arch, "none", seed)
+
+
+def test_the_moving_average_is_what_is_judged_and_kept(run: Any) -> None:
+    """A decay of 0 is no average at all; a slow one lags behind the weights."""
+    plain, same, slow = run(epochs=3), run(epochs=3, ema=0.0), run(epochs=3, ema=0.999)
+    values = [load_file(r.run_dir / "model.safetensors") for r in (plain, same, slow)]
+    assert all(np.array_equal(values[0][name], values[1][name]) for name in values[0])
+    start = initial("tiny-mlp", seed=0)
+    far, near = (np.linalg.norm(v["fc1.weight"] - start["fc1.weight"]) for v in (values[0], values[2]))
+    assert 0 < near < far and slow.val_accuracy != plain.val_accuracy
+    assert tlx.evaluate(slow.run_dir, quiet=True)["test_accuracy"] == slow.test_accuracy
+
+
+def test_a_strategy_of_ones_own_is_saved_and_repeated(run: Any) -> None:
+    mine = tlx.Strategy(
+        "mine",
+        (tlx.Group("norms", "role:norm", weight_decay=0.0), tlx.Group("rest", "!role:norm")),
+        (tlx.Phase("all", {"norms": 0.01, "rest": 0.05}), tlx.Phase("rest", {"rest": 0.01}, start=1)),
+    )
+    first = run(strategy=mine, lr=None, epochs=2)
+    again = tlx.run(first.run_dir / "recipe.toml", out=str(first.run_dir) + "-again", quiet=True)
+    assert again.recipe.strategy == mine and first.strategy == "mine"
+    values = [load_file(r.run_dir / "model.safetensors") for r in (first, again)]
+    assert all(np.array_equal(values[0][name], values[1][name]) for name in values[0])
+    assert [entry["phase"] for entry in first.history] == ["all", "rest"]
 
 
 def test_feature_extract_keeps_the_backbone_bit_for_bit(run: Any) -> None:
@@ -160,6 +235,11 @@ def test_evaluate_repeats_the_recorded_accuracy_and_refuses_what_is_damaged(run:
         ({"model": "resnet18"}, "has no model 'resnet18'"),
         ({"data": "digit"}, "Did you mean 'digits'"),
         ({"augment": "flip"}, "unknown op 'flip'"),
+        ({"batch_size": 271}, "batch_size is 271, but there are only 270 training images; use at most 270"),
+        ({"patience": 1, "val_fraction": 0}, "patience watches the validation part, but there is none"),
+        ({"schedule": "plateau", "val_fraction": 0}, "schedule 'plateau' watches the validation part"),
+        ({"strategy": "head_then_full", "epochs": 1}, "phase 'full' starts after the last epoch; raise epochs"),
+        ({"strategy": "partial", "stages": "fc9"}, "tiny-mlp has no stage 'fc9'. Did you mean 'fc1'"),
         ({"lrr": 1}, "unknown field 'lrr'. Did you mean 'lr'"),
     ],
 )
