@@ -42,7 +42,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The whole comparison. `first` says where the first difference lies and what that means; empty if there is none."""
+    """The whole comparison. `first` says where the first difference lies and what it means; empty: there is none."""
 
     reference: str  # such as "torch 2.14.1 (cpu)"
     candidate: str
