@@ -18,6 +18,7 @@ app = App(
     name="tlx",
     help="Transfer learning for computer vision in one call, with the same numbers on PyTorch and on OneFlow.",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
 
 

@@ -123,7 +123,6 @@ def execute(recipe: Recipe, display: Display, resumed: Path | None = None) -> Re
     backend = registry.load(recipe.backend)
     recipe = place(recipe.resolved(), backend)
     data = open_data(recipe)
-    display.data(data, recipe)
     check_fit(recipe, data)
     model, arch = build(recipe, backend, len(data.classes))
     specs = backend.param_specs(model)
@@ -131,6 +130,7 @@ def execute(recipe: Recipe, display: Display, resumed: Path | None = None) -> Re
         assert recipe.weights is not None
         backend.load_arrays(model, initial_arrays(specs, arch, recipe.weights, recipe.seed, display.shown))
     job = training(recipe, backend, data, model, arch)
+    display.data(data, recipe)
     display.plan(job.plan, recipe)
 
     with run_folder(recipe, resumed) as run_dir, interruptible() as signalled:

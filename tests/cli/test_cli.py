@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,11 @@ def test_run_prints_one_json_object_last_and_everything_else_to_stderr(tmp_path:
         ([*RUN, "--device", "cuda"], "has no device 'cuda'"),
         ([*RUN, "--batch-size", "-1"], "batch_size is -1"),
         ([*RUN, "--classes", "1,seven"], "no class 'seven'"),
+        (["run", "--optimizer", "adm"], "Unknown optimizer 'adm'. Did you mean 'adam'"),
+        ([*RUN, "--batch-size", "500"], "there are only 180 training images; use at most 180"),
+        ([*RUN, "--strategy", "partial", "--stages", "layer4"], "tiny-mlp has no stage 'layer4'"),
+        ([*RUN, "--patience", "2", "--val-fraction", "0"], "patience watches the validation part"),
+        (["run", "--resume", "nowhere"], "nowhere holds no run"),
         (["evaluate", "."], "holds no finished run"),
         (["evaluat"], "evaluat"),
     ],
@@ -66,6 +73,23 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], said: str, 
     assert done.stderr.startswith("tlx: ") and done.stderr.count("\n") == 1
     assert said in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_says_how_to_go_on_and_it_does(tmp_path: Path) -> None:
+    options = ["60" if option == "2" else option for option in RUN] + ["--save-seconds", "0", "--out", "mine"]
+    with subprocess.Popen([TLX, *options], cwd=tmp_path, stdout=-1, stderr=-1, text=True) as child:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "mine" / "last" / "state.safetensors").exists():
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        out, shown = child.communicate(timeout=60)
+    last = shown.splitlines()[-1]
+    assert child.returncode == 130 and not out and "Traceback" not in shown
+    assert "tlx: stopped" in last and last.endswith("Go on with: tlx run --resume mine")
+    assert "epochs cannot change" in tlx("run", "--resume", "mine", "--epochs", "3", cwd=tmp_path).stderr
+    done = tlx("run", "--resume", "mine", "--save-seconds", "60", "--json", cwd=tmp_path)
+    assert "resumed in epoch" in done.stderr and json.loads(done.stdout)["epochs_run"] == 60
 
 
 def test_the_tables(tmp_path: Path) -> None:
