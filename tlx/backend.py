@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -78,6 +78,14 @@ def check_arrays(specs: Sequence[ParamSpec], arrays: Arrays) -> None:
     ]
     if wrong:
         raise BackendError(f"{len(wrong)} arrays do not fit the model: {'; '.join(wrong[:5])}")
+
+
+def check_alike(first: Sequence[ParamSpec], second: Sequence[ParamSpec]) -> None:
+    """Raise BackendError, naming the first difference, unless two models have the same values in the same order."""
+    for a, b in zip_longest(first, second):
+        if a != b:
+            sides = [f"{s.name} {list(s.shape)} {s.dtype}" if s else "nothing" for s in (a, b)]
+            raise BackendError(f"The two models differ: one has {sides[0]} where the other has {sides[1]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +152,18 @@ class OptimizerSpec:
     nesterov: bool = False
     betas: tuple[float, float] = field(default=(float(np.float32(0.9)), float(np.float32(0.999))))
     eps: float = float(np.float32(1e-8))
+    alpha: float = float(np.float32(0.99))  # of rmsprop
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The arrays that the optimizer keeps for each parameter it has moved; empty where the name is unknown."""
+        known: dict[str, tuple[str, ...]] = {
+            "sgd": ("momentum",),
+            "adam": ("exp_avg", "exp_avg_sq", "step"),
+            "adamw": ("exp_avg", "exp_avg_sq", "step"),
+            "rmsprop": ("square_avg", "momentum") if self.momentum else ("square_avg",),
+        }
+        return known.get(self.name, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +218,12 @@ class Backend(Protocol):
     def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
         """Clip the gradients' joint norm to `max_norm`, take one step, set the gradients to None."""
 
+    def average(self, shadow: Model, model: Model, weight: float) -> None:
+        """Move every floating value of `shadow`, a model of the same kind, towards `model`: s += weight * (m - s).
+
+        So equal values stay as they are, bit for bit. Counters are copied. Nothing waits for the device.
+        """
+
     def evaluate(self, model: Model, batch: Handle) -> tuple[Lazy, Lazy]:
         """Eval-mode forward. Returns the loss summed over the samples and the correct count."""
 
@@ -208,7 +234,7 @@ class Backend(Protocol):
         """Eval-mode input of the head module, as it enters."""
 
     def dump_optimizer(self, optimizer: Handle) -> dict[str, Array]:
-        """Copy the state as ``"<parameter>/<slot>"``: momentum; exp_avg, exp_avg_sq, step."""
+        """Copy the state as ``"<parameter>/<slot>"``, by the slots of the optimizer's spec."""
 
     def load_optimizer(self, optimizer: Handle, state: Arrays) -> None:
         """Restore what `dump_optimizer` of any backend returned."""

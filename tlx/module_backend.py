@@ -24,6 +24,7 @@ from tlx.backend import (
     ParamSpec,
     Precision,
     Role,
+    check_alike,
     check_arrays,
     check_targets,
 )
@@ -89,11 +90,11 @@ class ModuleBackend:
     def make_optimizer(self, spec: OptimizerSpec, groups: list[dict[str, Any]]) -> Any:
         raise NotImplementedError
 
-    def optimizer_slots(self, optimizer: Any, param: Any) -> Mapping[str, Any] | None:
+    def optimizer_slots(self, optimizer: Optimizer, param: Any) -> Mapping[str, Any] | None:
         """Return a parameter's portable slots, or None before its first update."""
         raise NotImplementedError
 
-    def set_optimizer_slots(self, optimizer: Any, param: Any, slots: Mapping[str, Any] | None) -> None:
+    def set_optimizer_slots(self, optimizer: Optimizer, param: Any, slots: Mapping[str, Any] | None) -> None:
         raise NotImplementedError
 
     def tensor(self, array: Array, device: str) -> Any:
@@ -201,8 +202,8 @@ class ModuleBackend:
             model.mode = mode
 
     def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Any:
-        if spec.name not in SLOTS:
-            raise BackendError(f"Unknown optimizer {spec.name!r}.{closest(spec.name, SLOTS)}")
+        if spec.name not in OPTIMIZERS:
+            raise BackendError(f"Unknown optimizer {spec.name!r}.{closest(spec.name, OPTIMIZERS)}")
         params = dict(model.module.named_parameters())
         listed = [name for group in groups for name in group]
         for name in listed:
@@ -285,6 +286,16 @@ class ModuleBackend:
         for param in optimizer.params.values():
             param.grad = None
 
+    def average(self, shadow: Net, model: Net, weight: float) -> None:
+        check_alike(shadow.specs, model.specs)
+        now = self._tensors(model)
+        with self.fw.no_grad():
+            for name, old in self._tensors(shadow).items():
+                if old.is_floating_point():
+                    old.add_((now[name] - old) * weight)
+                else:
+                    old.copy_(now[name])
+
     # Evaluation.
 
     def _forward(self, model: Net, batch: DeviceBatch) -> Any:
@@ -326,13 +337,13 @@ class ModuleBackend:
     def dump_optimizer(self, optimizer: Optimizer) -> dict[str, Array]:
         state = {}
         for name, param in optimizer.params.items():
-            for slot, value in (self.optimizer_slots(optimizer.native, param) or {}).items():
+            for slot, value in (self.optimizer_slots(optimizer, param) or {}).items():
                 state[f"{name}/{slot}"] = self.array(value) if hasattr(value, "detach") else np.asarray(value)
         return state
 
     def load_optimizer(self, optimizer: Optimizer, state: Arrays) -> None:
         slots: dict[str, dict[str, Array]] = {}
-        allowed = SLOTS[optimizer.spec.name]
+        allowed = optimizer.spec.slots
         for key, value in state.items():
             name, _, slot = key.rpartition("/")
             if name not in optimizer.params or slot not in allowed:
@@ -348,7 +359,7 @@ class ModuleBackend:
             given = slots.get(name)
             if given is not None and set(given) != set(allowed):
                 raise BackendError(f"load_optimizer: {name!r} has slots {sorted(given)}; expected {sorted(allowed)}")
-            self.set_optimizer_slots(optimizer.native, param, given)
+            self.set_optimizer_slots(optimizer, param, given)
 
     def fetch(self, lazies: Sequence[Lazy]) -> list[Array]:
         if lazies and all(lazy.ndim == 0 for lazy in lazies):
@@ -358,7 +369,7 @@ class ModuleBackend:
 
 
 ONE_VALUE = "more than 1 value per channel"  # of a normalisation layer's ValueError
-SLOTS = {"sgd": ("momentum",), "adam": ("exp_avg", "exp_avg_sq", "step")}
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 
 
 @dataclass(slots=True, eq=False)

@@ -50,6 +50,35 @@ def adam_step(
     return p - lr / (1 - beta1**step) * (m / root), slots
 
 
+def adamw_step(
+    p: Array, g: Array, state: Slots, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
+) -> tuple[Array, dict[str, Array]]:
+    """One step of AdamW: the parameter shrinks by ``lr * weight_decay`` of itself, then Adam moves it without decay.
+
+    Loshchilov & Hutter 2019, algorithm 2, the rate multiplying the decay as in the pseudocode of torch.optim.AdamW.
+    """
+    return adam_step(p * (1 - lr * weight_decay), g, state, lr=lr, weight_decay=0.0, betas=betas, eps=eps)
+
+
+def rmsprop_step(
+    p: Array, g: Array, state: Slots, *, lr: float, weight_decay: float, alpha: float, eps: float, momentum: float = 0.0
+) -> tuple[Array, dict[str, Array]]:
+    """One step of RMSprop: the new parameter and its state, ``{}`` before the first step.
+
+    v = alpha v + (1 - alpha) g^2;  u = g / (sqrt(v) + eps);  p - lr u, or with momentum m = mu m + u and p - lr m. The
+    decay is added to the gradient. Source: the pseudocode of torch.optim.RMSprop, not centered (Graves 2013 without
+    the mean, Tieleman & Hinton 2012).
+    """
+    g = g + weight_decay * p
+    zero = np.zeros_like(p)
+    v = alpha * state.get("square_avg", zero) + (1 - alpha) * g * g
+    u = g / (np.sqrt(v) + eps)
+    if not momentum:
+        return p - lr * u, {"square_avg": v}
+    m = momentum * state.get("momentum", zero) + u
+    return p - lr * m, {"square_avg": v, "momentum": m}
+
+
 def clip_by_norm(grads: Mapping[str, Array], max_norm: float) -> dict[str, Array]:
     """Scale gradients by ``max_norm / (norm + 1e-6)`` where that is below 1; the norm is the L2 norm of them all.
 

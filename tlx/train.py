@@ -112,7 +112,7 @@ def _train_epoch(job: Training, state: State, guard: FrozenGuard) -> Generator[E
         if job.shadow is not None:
             # The start weighs less the fewer steps there are, as in tf.train.ExponentialMovingAverage.
             decay = min(job.ema, (1 + state.step) / (10 + state.step))
-            backend.average(job.shadow, model, float32_exact(decay))
+            backend.average(job.shadow, model, float32_exact(1 - decay))
         state.step += 1
         yield from meter.add(lazies, len(batch))
         yield Stepped()

@@ -10,10 +10,10 @@ import numpy as np
 
 from tlx.backend import Array, Capabilities, OptimizerSpec
 from tlx.errors import BackendError
-from tlx.module_backend import ONE_VALUE, ModuleBackend, Net
+from tlx.module_backend import ONE_VALUE, OPTIMIZERS, ModuleBackend, Net, Optimizer
 from tlx.zoo import ARCHITECTURES
 from tlx_oneflow.bootstrap import cuda_driver, flow, flowvision
-from tlx_oneflow.optim import Adam
+from tlx_oneflow.optim import Adam, RMSprop, TensorOptimizer
 
 
 class OneFlowBackend(ModuleBackend):
@@ -29,7 +29,7 @@ class OneFlowBackend(ModuleBackend):
             versions={"oneflow": flow.__version__, "flowvision": flowvision.__version__},
             devices=devices,
             precisions={device: ("float32", "float64") for device in devices},
-            optimizers=("sgd", "adam"),
+            optimizers=OPTIMIZERS,
             models=tuple(name for name in ARCHITECTURES if hasattr(flowvision.models, name)),
             deterministic=True,
         )
@@ -48,26 +48,29 @@ class OneFlowBackend(ModuleBackend):
     def make_optimizer(self, spec: OptimizerSpec, groups: list[dict[str, Any]]) -> Any:
         if spec.name == "sgd":
             return flow.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov)
-        return Adam(groups, spec.betas, spec.eps)
+        if spec.name == "rmsprop":
+            return RMSprop(groups, spec.alpha, spec.eps, spec.momentum)
+        return Adam(groups, spec.betas, spec.eps, decoupled=spec.name == "adamw")
 
-    def optimizer_slots(self, optimizer: Any, param: Any) -> Mapping[str, Any] | None:
-        if isinstance(optimizer, Adam):
-            return optimizer.state.get(param)
-        momentum = optimizer._state[param].get("momentum_buf")
+    def optimizer_slots(self, optimizer: Optimizer, param: Any) -> Mapping[str, Any] | None:
+        if isinstance(optimizer.native, TensorOptimizer):
+            return optimizer.native.state.get(param)
+        momentum = optimizer.native._state[param].get("momentum_buf")
         return None if momentum is None else {"momentum": momentum}
 
-    def set_optimizer_slots(self, optimizer: Any, param: Any, slots: Mapping[str, Array] | None) -> None:
+    def set_optimizer_slots(self, optimizer: Optimizer, param: Any, slots: Mapping[str, Array] | None) -> None:
         def tensor(value: Array) -> Any:
             return flow.tensor(np.array(value, order="C", copy=True), dtype=param.dtype, device=param.device)
 
-        if isinstance(optimizer, Adam):
-            optimizer.state.pop(param, None)
+        native = optimizer.native
+        if isinstance(native, TensorOptimizer):
+            native.state.pop(param, None)
             if slots is not None:
-                optimizer.state[param] = {k: float(v) if k == "step" else tensor(v) for k, v in slots.items()}
+                native.state[param] = {k: float(v) if k == "step" else tensor(v) for k, v in slots.items()}
         elif slots is None:
-            optimizer._state[param].pop("momentum_buf", None)
+            native._state[param].pop("momentum_buf", None)
         else:
-            optimizer._state[param]["momentum_buf"] = tensor(slots["momentum"])
+            native._state[param]["momentum_buf"] = tensor(slots["momentum"])
 
 
 @cache

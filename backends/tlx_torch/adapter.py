@@ -11,12 +11,11 @@ import torch
 import torchvision
 
 from tlx.backend import Array, Capabilities, OptimizerSpec
-from tlx.module_backend import ModuleBackend, Net
+from tlx.module_backend import OPTIMIZERS, ModuleBackend, Net, Optimizer
 from tlx.schedule import float32_exact
 from tlx.zoo import ARCHITECTURES
 
-# PyTorch's slot names under the portable ones.
-SLOTS = {"sgd": {"momentum": "momentum_buffer"}, "adam": {k: k for k in ("exp_avg", "exp_avg_sq", "step")}}
+NATIVE = {"momentum": "momentum_buffer"}  # PyTorch's names of slots, where they are not the portable ones
 
 
 class TorchBackend(ModuleBackend):
@@ -36,7 +35,7 @@ class TorchBackend(ModuleBackend):
             versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
             devices=tuple(precisions),
             precisions=precisions,
-            optimizers=("sgd", "adam"),
+            optimizers=OPTIMIZERS,
             models=tuple(name for name in ARCHITECTURES if hasattr(torchvision.models, name)),
             deterministic=True,
         )
@@ -63,27 +62,29 @@ class TorchBackend(ModuleBackend):
     def make_optimizer(self, spec: OptimizerSpec, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         if spec.name == "sgd":
             return torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov)
-        return torch.optim.Adam(groups, lr=0.0, betas=spec.betas, eps=spec.eps)
+        if spec.name == "rmsprop":
+            return torch.optim.RMSprop(groups, lr=0.0, alpha=spec.alpha, eps=spec.eps, momentum=spec.momentum)
+        kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
+        return kind(groups, lr=0.0, betas=spec.betas, eps=spec.eps)
 
-    def optimizer_slots(self, optimizer: torch.optim.Optimizer, param: Any) -> Mapping[str, Any] | None:
-        state = optimizer.state.get(param)
+    def optimizer_slots(self, optimizer: Optimizer, param: Any) -> Mapping[str, Any] | None:
+        state = optimizer.native.state.get(param)
         if not state or any(value is None for value in state.values()):
             return None
-        names = SLOTS["adam" if "step" in state else "sgd"]
-        return {slot: state[native] for slot, native in names.items()}
+        return {slot: state[NATIVE.get(slot, slot)] for slot in optimizer.spec.slots}
 
-    def set_optimizer_slots(
-        self, optimizer: torch.optim.Optimizer, param: Any, slots: Mapping[str, Array] | None
-    ) -> None:
-        optimizer.state.pop(param, None)
+    def set_optimizer_slots(self, optimizer: Optimizer, param: Any, slots: Mapping[str, Array] | None) -> None:
+        optimizer.native.state.pop(param, None)
         if slots is None:
             return
-        names = SLOTS["adam" if "step" in slots else "sgd"]
         state = {}
         for slot, value in slots.items():
             tensor = torch.from_numpy(np.array(value, order="C", copy=True))
             if slot == "step":
-                state[names[slot]] = tensor.to(torch.float32)
+                state[slot] = tensor.to(torch.float32)
             else:
-                state[names[slot]] = torch.empty_like(param, memory_format=torch.preserve_format).copy_(tensor)
-        optimizer.state[param] = state
+                like = torch.empty_like(param, memory_format=torch.preserve_format)
+                state[NATIVE.get(slot, slot)] = like.copy_(tensor)
+        if optimizer.spec.name == "rmsprop":
+            state["step"] = torch.zeros(())  # it is counted, and used for nothing
+        optimizer.native.state[param] = state

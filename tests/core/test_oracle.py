@@ -119,6 +119,25 @@ def test_adam_moves_by_lr_at_first_whatever_the_gradient(rng: np.random.Generato
     np.testing.assert_allclose(p, -0.04 * np.sign(g), rtol=1e-3)
 
 
+def test_adamw_shrinks_the_parameter_apart_from_the_gradient() -> None:
+    p, g = np.array([2.0, -4.0]), np.array([1.0, 3.0])
+    found, _ = oracle.adamw_step(p, g, {}, lr=0.1, weight_decay=0.5, betas=BETAS, eps=0.0)
+    assert found == pytest.approx(p * (1 - 0.05) - 0.1 * np.sign(g))
+
+
+def test_rmsprop_closed_forms() -> None:
+    p, g = np.array([2.0]), np.array([3.0])
+    rule = {"lr": 0.1, "weight_decay": 0.5, "alpha": 0.9, "eps": 0.25}
+    plain, state = oracle.rmsprop_step(p, g, {}, **rule)
+    assert state["square_avg"] == pytest.approx(0.1 * 4.0**2) and "momentum" not in state
+    assert plain == pytest.approx(2 - 0.1 * 4 / (4 * 0.1**0.5 + 0.25))
+    for _ in range(3):
+        p, state = oracle.rmsprop_step(
+            p, np.array([1.0]), {} if _ == 0 else state, momentum=0.5, **{**rule, "weight_decay": 0.0}
+        )
+    assert state["momentum"] > 1 / (1 + 0.25)  # three pushes add up
+
+
 def test_adam_adds_decay_to_the_gradient() -> None:
     p, g = np.array([2.0]), np.array([1.0])
     with_decay = oracle.adam_step(p, g, {}, lr=0.1, weight_decay=0.5, betas=BETAS, eps=EPS)

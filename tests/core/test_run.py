@@ -139,10 +139,10 @@ def test_the_moving_average_is_what_is_judged_and_kept(run: Any) -> None:
     """A decay of 0 is no average at all; a slow one lags behind the weights."""
     plain, same, slow = run(epochs=3), run(epochs=3, ema=0.0), run(epochs=3, ema=0.999)
     values = [load_file(r.run_dir / "model.safetensors") for r in (plain, same, slow)]
-    assert all(np.array_equal(values[0][name], values[1][name]) for name in values[0])
+    assert all(np.allclose(values[0][name], values[1][name], rtol=1e-5, atol=1e-6) for name in values[0])
     start = initial("tiny-mlp", seed=0)
     far, near = (np.linalg.norm(v["fc1.weight"] - start["fc1.weight"]) for v in (values[0], values[2]))
-    assert 0 < near < far and slow.val_accuracy != plain.val_accuracy
+    assert 0 < near < far and slow.history[-1]["val_loss"] != plain.history[-1]["val_loss"]
     assert tlx.evaluate(slow.run_dir, quiet=True)["test_accuracy"] == slow.test_accuracy
 
 

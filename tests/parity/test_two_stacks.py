@@ -123,7 +123,7 @@ def test_both_stacks_receive_bit_identical_batches(
     assert not np.array_equal(first, second) and np.array_equal(np.sort(first), np.sort(second))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
 def test_a_run_continues_on_the_other_stack(optimizer: str) -> None:
     """Values and optimizer state move from torch to OneFlow in the middle of six steps."""
     arch = architecture("resnet18")

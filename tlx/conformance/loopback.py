@@ -25,6 +25,7 @@ from tlx.backend import (
     OptimizerSpec,
     ParamSpec,
     Precision,
+    check_alike,
     check_arrays,
     check_targets,
 )
@@ -35,7 +36,7 @@ from tlx.rng import keep_mask
 DISTRIBUTIONS = ("numpy",)
 DROPOUT = {"tiny-mlp": 0.0, "tiny-mlp-dropout": 0.5}
 GRID, HIDDEN = 8, 32
-SLOTS = {"sgd": ("momentum",), "adam": ("exp_avg", "exp_avg_sq", "step")}
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 
 
 def check() -> list[Check]:
@@ -109,7 +110,7 @@ class Loopback:
             versions={"numpy": np.__version__},
             devices=("cpu",),
             precisions={"cpu": ("float32", "float64")},
-            optimizers=tuple(SLOTS),
+            optimizers=OPTIMIZERS,
             models=tuple(DROPOUT),
             deterministic=True,
         )
@@ -159,7 +160,7 @@ class Loopback:
         model.trainable, model.batch_norm, model.grads = trainable, batch_norm, {}
 
     def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Optimizer:
-        _known("optimizer", spec.name, SLOTS)
+        _known("optimizer", spec.name, OPTIMIZERS)
         parameters = [s.name for s in model.specs if s.role != "statistic"]
         listed = [name for group in groups for name in group]
         for name in listed:
@@ -213,11 +214,13 @@ class Loopback:
     def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
         spec, arrays = optimizer.spec, model.module.arrays
         grads = model.grads if max_norm is None else oracle.clip_by_norm(model.grads, max_norm)
-        step: Callable[..., tuple[Array, dict[str, Array]]] = (
-            partial(oracle.sgd_step, momentum=spec.momentum, nesterov=spec.nesterov)
-            if spec.name == "sgd"
-            else partial(oracle.adam_step, betas=spec.betas, eps=spec.eps)
-        )
+        rules: dict[str, Callable[..., tuple[Array, dict[str, Array]]]] = {
+            "sgd": partial(oracle.sgd_step, momentum=spec.momentum, nesterov=spec.nesterov),
+            "adam": partial(oracle.adam_step, betas=spec.betas, eps=spec.eps),
+            "adamw": partial(oracle.adamw_step, betas=spec.betas, eps=spec.eps),
+            "rmsprop": partial(oracle.rmsprop_step, alpha=spec.alpha, eps=spec.eps, momentum=spec.momentum),
+        }
+        step = rules[spec.name]
         for group, hyper in zip(optimizer.groups, optimizer.hyper, strict=True):
             for name in grads.keys() & set(group):
                 state = optimizer.state.get(name, {})
@@ -227,6 +230,13 @@ class Loopback:
                 if state:
                     optimizer.state[name] = state
         model.grads = {}
+
+    def average(self, shadow: Net, model: Net, weight: float) -> None:
+        check_alike(shadow.specs, model.specs)
+        for name, value in model.module.arrays.items():
+            old = shadow.module.arrays[name]
+            new = old + weight * (value - old) if value.dtype.kind == "f" else value.copy()
+            shadow.module.arrays[name] = np.asarray(new, value.dtype)
 
     # Evaluation.
 
@@ -268,7 +278,7 @@ class Loopback:
         return {f"{name}/{slot}": a.copy() for name, slots in optimizer.state.items() for slot, a in slots.items()}
 
     def load_optimizer(self, optimizer: Optimizer, state: Arrays) -> None:
-        net, slots = optimizer.net, SLOTS[optimizer.spec.name]
+        net, slots = optimizer.net, optimizer.spec.slots
         loaded: dict[str, dict[str, Array]] = {}
         for key, array in state.items():
             name, _, slot = key.rpartition("/")

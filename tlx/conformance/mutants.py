@@ -145,6 +145,57 @@ class AdamWithItsOwnEps(Mutant):
         return super().optimizer(model, replace(spec, eps=1e-8), groups)
 
 
+class CoupledDecay(Mutant):
+    """Adam's decay under AdamW's name."""
+
+    caught_by = "test_updates_follow_the_oracle and adamw"
+
+    def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Optimizer:
+        return super().optimizer(model, replace(spec, name="adam") if spec.name == "adamw" else spec, groups)
+
+
+class EpsInsideTheRoot(Mutant):
+    """RMSprop as OneFlow 0.9 has it."""
+
+    caught_by = "test_updates_follow_the_oracle and rmsprop"
+
+    def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
+        if optimizer.spec.name != "rmsprop":
+            return super().update(model, optimizer, max_norm)
+        spec, hyper = optimizer.spec, optimizer.hyper
+        before, grads = dict(model.module.arrays), dict(model.grads)
+        super().update(model, optimizer, max_norm)
+        for group, at in zip(optimizer.groups, hyper, strict=True):
+            for name in grads.keys() & set(group):
+                g = grads[name] + at.weight_decay * before[name]
+                root = np.sqrt(optimizer.state[name]["square_avg"] + spec.eps)
+                model.module.arrays[name] = before[name] - at.lr * g / root
+        return None
+
+
+class AverageOfParametersOnly(Mutant):
+    """The running statistics stay where they were."""
+
+    caught_by = "test_the_average_moves_by_its_weight_towards_the_model"
+
+    def average(self, shadow: Net, model: Net, weight: float) -> None:
+        kept = {name: a for name, a in shadow.module.arrays.items() if "running" in name}
+        super().average(shadow, model, weight)
+        shadow.module.arrays.update(kept)
+
+
+class AverageOfTwoProducts(Mutant):
+    """(1 - w) s + w m, which moves what is equal by rounding."""
+
+    caught_by = "test_the_average_of_equal_values_keeps_every_bit"
+
+    def average(self, shadow: Net, model: Net, weight: float) -> None:
+        super().average(shadow, model, 0.0)
+        for name, a in model.module.arrays.items():
+            if a.dtype.kind == "f":
+                shadow.module.arrays[name] = (1 - weight) * shadow.module.arrays[name] + weight * a
+
+
 class DecoupledDecay(Mutant):
     """AdamW's decay under Adam's name."""
 

@@ -23,10 +23,12 @@ from tlx.conformance.subject import (
 
 SGD = OptimizerSpec("sgd", momentum=exact(0.9))
 ADAM = OptimizerSpec("adam", eps=exact(1e-4))
-both = pytest.mark.parametrize("spec", [SGD, ADAM], ids=["sgd", "adam"])
+RMSPROP = OptimizerSpec("rmsprop", momentum=exact(0.9), eps=exact(1e-4))
+ADAMW = OptimizerSpec("adamw", eps=exact(1e-4))
+each = pytest.mark.parametrize("spec", [SGD, ADAM, ADAMW, RMSPROP], ids=["sgd", "adam", "adamw", "rmsprop"])
 
 
-@both
+@each
 def test_what_is_frozen_does_not_move(subject: Subject, spec: OptimizerSpec) -> None:
     subject.free(subject.head)
     optimizer, handle = subject.optimizer(spec), subject.put()
@@ -37,7 +39,7 @@ def test_what_is_frozen_does_not_move(subject: Subject, spec: OptimizerSpec) -> 
     assert moved(subject.start, after, subject.head) == list(subject.head)
 
 
-@both
+@each
 def test_a_parameter_frozen_mid_run_stops_at_once(subject: Subject, spec: OptimizerSpec) -> None:
     """Momentum and decay would move it on if its gradient were zero instead of absent."""
     optimizer, handle = subject.optimizer(spec), subject.put()
@@ -51,7 +53,7 @@ def test_a_parameter_frozen_mid_run_stops_at_once(subject: Subject, spec: Optimi
     assert moved(before, after, subject.head) == list(subject.head)
 
 
-@both
+@each
 def test_optimizer_state_survives_freezing(subject: Subject, spec: OptimizerSpec) -> None:
     """Four steps, the backbone frozen in the second, the head in the third; the oracle skips what is frozen."""
     hyper = Hyper(exact(0.01), exact(0.1))
@@ -66,7 +68,7 @@ def test_optimizer_state_survives_freezing(subject: Subject, spec: OptimizerSpec
         assert_near(subject.dump(), expected)
 
 
-@both
+@each
 def test_a_parameter_unfrozen_late_starts_afresh(subject: Subject, spec: OptimizerSpec) -> None:
     """Adam's bias correction counts a parameter's own steps."""
     hyper = Hyper(exact(0.01), 0.0)

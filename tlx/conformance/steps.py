@@ -28,9 +28,13 @@ SPECS = {
     "nesterov": OptimizerSpec("sgd", momentum=exact(0.9), nesterov=True),
     # A large eps shows where it stands, and bounds how far rounding of a tiny gradient can move a parameter.
     "adam": OptimizerSpec("adam", eps=exact(1e-4)),
+    "adamw": OptimizerSpec("adamw", eps=exact(1e-4)),
+    "rmsprop": OptimizerSpec("rmsprop", eps=exact(1e-4)),
+    "rmsprop with momentum": OptimizerSpec("rmsprop", momentum=exact(0.9), eps=exact(1e-4)),
 }
 each = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-stateful = pytest.mark.parametrize("spec", [SPECS["momentum"], SPECS["adam"]], ids=["momentum", "adam"])
+_STATEFUL = ("momentum", "adam", "adamw", "rmsprop", "rmsprop with momentum")
+stateful = pytest.mark.parametrize("spec", [SPECS[name] for name in _STATEFUL], ids=_STATEFUL)
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["labels", "targets"])
@@ -148,6 +152,47 @@ def test_clipping_takes_the_joint_norm_of_what_trains(subject: Subject, share: f
     assert_near(steps, oracle.clip_by_norm(gradients, max_norm), 1e-10)
 
 
+@pytest.mark.parametrize("weight", [0.125, exact(0.001)])
+def test_the_average_moves_by_its_weight_towards_the_model(subject: Subject, weight: float) -> None:
+    shadow = subject.another()
+    subject.free(batch_norm=subject.norms)
+    for seed in range(2):
+        subject.step(subject.optimizer(SPECS["sgd"]), subject.put(seed=seed))
+        before, now = shadow.dump(), subject.dump()
+        subject.backend.average(shadow.model, subject.model, weight)
+        after = shadow.dump()
+        assert same_bits(subject.dump(), now)
+        floats = [name for name in now if now[name].dtype.kind == "f"]
+        expected = {name: before[name] + weight * (now[name] - before[name]) for name in floats}
+        assert_near({name: after[name] for name in floats}, expected, 1e-13)
+        assert same_bits(after, now, [name for name in now if name not in floats])
+
+
+def test_the_average_of_equal_values_keeps_every_bit(subject: Subject) -> None:
+    """So what is frozen in the model is frozen in its average."""
+    shadow = subject.another()
+    for _ in range(3):
+        subject.backend.average(shadow.model, subject.model, exact(0.3))
+    assert same_bits(shadow.dump(), subject.start)
+
+
+def test_the_average_leaves_gradients_alone(subject: Subject) -> None:
+    shadow, handle = subject.another(), subject.put()
+    expected = subject.gradients(handle)
+    subject.backward(handle)
+    subject.backend.average(shadow.model, subject.model, 0.5)
+    assert_near(subject.probe(), expected, 1e-12)
+
+
+def test_the_average_of_another_model_is_refused(subject: Subject, dropper: Subject) -> None:
+    if dropper.name.startswith(subject.name):
+        dropper = Subject(subject.backend, subject.name, "float32")
+    before = subject.dump()
+    with refused("differ"):
+        subject.backend.average(subject.model, dropper.model, 0.5)
+    assert same_bits(subject.dump(), before)
+
+
 def test_every_parameter_is_in_exactly_one_group(subject: Subject) -> None:
     params, spec = subject.params, SPECS["sgd"]
     for groups, named in (
@@ -187,8 +232,7 @@ def test_optimizer_state_is_named_by_parameter_and_slot(subject: Subject, spec: 
     assert subject.backend.dump_optimizer(optimizer) == {}
     subject.step(optimizer, subject.put())
     state = subject.backend.dump_optimizer(optimizer)
-    slots = ("momentum",) if spec.name == "sgd" else ("exp_avg", "exp_avg_sq", "step")
-    assert sorted(state) == sorted(f"{name}/{slot}" for name in subject.head for slot in slots)
+    assert sorted(state) == sorted(f"{name}/{slot}" for name in subject.head for slot in spec.slots)
     for key, array in state.items():
         name, _, slot = key.rpartition("/")
         assert array.shape == (() if slot == "step" else subject.start[name].shape)

@@ -191,7 +191,11 @@ def apply(spec: OptimizerSpec, hyper: Hyper, p: Array, g: Array, state: Arrays) 
     lr, decay = hyper.lr, hyper.weight_decay
     if spec.name == "sgd":
         return oracle.sgd_step(p, g, state, lr=lr, weight_decay=decay, momentum=spec.momentum, nesterov=spec.nesterov)
-    return oracle.adam_step(p, g, state, lr=lr, weight_decay=decay, betas=spec.betas, eps=spec.eps)
+    if spec.name == "rmsprop":
+        rest = {"alpha": spec.alpha, "eps": spec.eps, "momentum": spec.momentum}
+        return oracle.rmsprop_step(p, g, state, lr=lr, weight_decay=decay, **rest)
+    rule = oracle.adamw_step if spec.name == "adamw" else oracle.adam_step
+    return rule(p, g, state, lr=lr, weight_decay=decay, betas=spec.betas, eps=spec.eps)
 
 
 def same_bits(a: Arrays, b: Arrays, names: Sequence[str] | None = None) -> bool:

@@ -55,7 +55,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; an infinite error becomes the text "inf"."""
-        return _finite({**asdict(self), "verdict": self.verdict.name.lower().replace("_", " ")})
+        values: dict[str, Any] = _finite({**asdict(self), "verdict": self.verdict.name.lower().replace("_", " ")})
+        return values
 
 
 def _finite(value: Any) -> Any:
