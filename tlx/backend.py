@@ -49,11 +49,17 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A zoo model whose head is replaced by a fresh layer of the same kind with `classes` outputs."""
+    """A model whose head is replaced by a fresh layer of the same kind with `classes` outputs.
+
+    It is one of the zoo, built with `options`, or a copy of `module`, the framework's own object; the latter's values
+    are kept, also those of its head where that has as many outputs already.
+    """
 
     name: str
     classes: int
     head: str  # module path, such as "fc" or "classifier.1"
+    options: tuple[tuple[str, bool], ...] = ()
+    module: Any = None
 
 
 @dataclass(frozen=True, slots=True)

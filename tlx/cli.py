@@ -125,7 +125,7 @@ def strategies(
         recipes = [Recipe(strategy=name, model=model, epochs=epochs) for name in names]
     arch = architecture(recipes[0].model_name)
     stack = registry.load(backend)
-    specs = stack.param_specs(stack.build(ModelSpec(arch.name, classes, arch.head), "cpu", "float32"))
+    specs = stack.param_specs(stack.build(ModelSpec(arch.name, classes, arch.head, arch.options), "cpu", "float32"))
     for recipe in recipes:
         schedule = Schedule(recipe.schedule, recipe.epochs, 1)
         bound = recipe.bound_strategy(arch).bind(

@@ -26,7 +26,9 @@ def initial_arrays(
     arrays = {spec.name: _draw(spec, specs, arch, seed) for spec in specs}
     if weights != "none":
         path = imagenet_file(arch, progress) if weights == "imagenet" else Path(weights)
-        arrays |= match(read_weights(path), specs, head=arch.head, model_name=arch.name, take_head=False)
+        arrays |= match(
+            arch.translate(read_weights(path)), specs, head=arch.head, model_name=arch.name, take_head=False
+        )
     return {spec.name: arrays[spec.name] for spec in specs}
 
 

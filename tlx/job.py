@@ -33,7 +33,7 @@ from tlx.resume import load as load_state
 from tlx.resume import save as save_state
 from tlx.schedule import Schedule, float32_exact
 from tlx.train import State, Training, evaluate, train
-from tlx.zoo import Architecture, architecture
+from tlx.zoo import Architecture, architecture, own_architecture
 
 T = TypeVar("T")
 LOCK = ".lock"
@@ -178,9 +178,14 @@ def execute(recipe: Recipe, display: Display, resumed: Path | None = None) -> Re
 
 def build(recipe: Recipe, backend: Backend, classes: int) -> tuple[Model, Architecture]:
     """Build the recipe's model with its new head."""
-    assert isinstance(recipe.model, str)
-    arch = architecture(recipe.model)
-    return backend.build(ModelSpec(recipe.model, classes, arch.head), recipe.device, _precision(recipe)), arch
+    if isinstance(recipe.model, str):
+        arch = architecture(recipe.model)
+        spec = ModelSpec(arch.name, classes, arch.head, arch.options)
+        return backend.build(spec, recipe.device, _precision(recipe)), arch
+    assert recipe.head is not None
+    spec = ModelSpec(recipe.model_name, classes, recipe.head, module=recipe.model)
+    model = backend.build(spec, recipe.device, _precision(recipe))
+    return model, own_architecture(recipe.model_name, recipe.head, backend.param_specs(model))
 
 
 def check_fit(recipe: Recipe, data: Data) -> None:
@@ -382,7 +387,7 @@ def place(recipe: Recipe, backend: Backend) -> Recipe:
         raise BackendError(
             f"backend {backend.name!r} has no native {precision} on {device}; it has {', '.join(offered)}"
         )
-    if recipe.model not in can.models:
+    if isinstance(recipe.model, str) and recipe.model not in can.models:
         raise BackendError(f"backend {backend.name!r} has no model {recipe.model!r}; it has {', '.join(can.models)}")
     if recipe.optimizer not in can.optimizers:
         raise BackendError(f"backend {backend.name!r} has no optimizer {recipe.optimizer!r}")

@@ -5,6 +5,7 @@ An adapter subclasses `ModuleBackend`, hands it the framework's package and its 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -63,9 +64,10 @@ class ModuleBackend:
 
     name: str
 
-    def __init__(self, framework: Any, zoo: Any) -> None:
+    def __init__(self, framework: Any, zoo: Any, depth: Any) -> None:
         self.fw = framework
         self.zoo = zoo
+        self.depth = depth  # the zoo's stochastic depth
         nn = framework.nn
         self.batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         self.norms = (*self.batch_norms, nn.LayerNorm, nn.GroupNorm)
@@ -73,9 +75,13 @@ class ModuleBackend:
 
     # What an adapter may replace, each with its reason.
 
-    def construct(self, name: str) -> Any:
+    def construct(self, name: str, **options: bool) -> Any:
         """Build a zoo model with whatever initial values the zoo gives it."""
-        return getattr(self.zoo, name)()
+        return getattr(self.zoo, name)(**options)
+
+    def copied(self, module: Any) -> Any:
+        """Copy a user's own module, which stays as it is."""
+        return copy.deepcopy(module)
 
     def prepare(self, net: Net) -> None:
         """Adjust a freshly built model, for example its layout in memory."""
@@ -109,19 +115,18 @@ class ModuleBackend:
 
     def build(self, spec: ModelSpec, device: str, precision: Precision) -> Net:
         fw = self.fw
-        if not hasattr(self.zoo, spec.name):
-            raise BackendError(f"backend {self.name!r} has no model {spec.name!r}; `tlx models` lists what it has")
-        module = self.construct(spec.name)
-        parent, attribute, old = self._locate(module, spec.head, spec.name)
-        if isinstance(old, fw.nn.Linear):
-            new = fw.nn.Linear(old.in_features, spec.classes, bias=old.bias is not None)
-        elif isinstance(old, fw.nn.Conv2d):
-            new = fw.nn.Conv2d(old.in_channels, spec.classes, old.kernel_size, bias=old.bias is not None)
+        if spec.module is not None:
+            if not isinstance(spec.module, fw.nn.Module):
+                kind = f"{type(spec.module).__module__}.{type(spec.module).__name__}"
+                raise BackendError(
+                    f"model is a {kind}, not a module of {self.name}; choose the backend it is made with"
+                )
+            module = self.copied(spec.module)
+        elif hasattr(self.zoo, spec.name):
+            module = self.construct(spec.name, **dict(spec.options))
         else:
-            raise BackendError(f"{spec.name}: head {spec.head!r} is a {type(old).__name__}; expected Linear or Conv2d")
-        setattr(parent, attribute, new)
-        if hasattr(module, "num_classes"):
-            module.num_classes = spec.classes
+            raise BackendError(f"backend {self.name!r} has no model {spec.name!r}; `tlx models` lists what it has")
+        self._replace_head(module, spec)
         dropouts = self._replace_dropouts(module)
         dtype = fw.float64 if precision == "float64" else fw.float32
         module = module.to(dtype).to(device)
@@ -132,6 +137,26 @@ class ModuleBackend:
         self.prepare(net)
         module.eval()
         return net
+
+    def _replace_head(self, module: Any, spec: ModelSpec) -> None:
+        nn = self.fw.nn
+        layers = [path for path, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        if spec.head not in layers:
+            found = dict(module.named_modules()).get(spec.head)
+            what = "there is no such module" if found is None else f"it is a {type(found).__name__}"
+            near = closest(spec.head, layers)
+            raise BackendError(f"{spec.name}: head {spec.head!r} must be a Linear or Conv2d layer, but {what}.{near}")
+        parent, attribute, old = self._locate(module, spec.head, spec.name)
+        outputs = old.out_features if isinstance(old, nn.Linear) else old.out_channels
+        if spec.module is not None and outputs == spec.classes:
+            return
+        if isinstance(old, nn.Linear):
+            new = nn.Linear(old.in_features, spec.classes, bias=old.bias is not None)
+        else:
+            new = nn.Conv2d(old.in_channels, spec.classes, old.kernel_size, bias=old.bias is not None)
+        setattr(parent, attribute, new)
+        if hasattr(module, "num_classes"):
+            module.num_classes = spec.classes
 
     def _locate(self, module: Any, path: str, model: str) -> tuple[Any, str, Any]:
         """Return the parent, attribute and module at a path."""
@@ -144,9 +169,11 @@ class ModuleBackend:
     def _replace_dropouts(self, module: Any) -> list[Any]:
         found: list[Any] = []
         for path, old in list(module.named_modules()):
-            if isinstance(old, self.fw.nn.Dropout):
+            if isinstance(old, (self.fw.nn.Dropout, self.depth)):
+                if isinstance(old, self.depth) and old.mode != "row":
+                    raise BackendError(f"{path}: stochastic depth of mode {old.mode!r} is not supported; use 'row'")
                 parent, attribute, _ = self._locate(module, path, "model")
-                setattr(parent, attribute, self.dropout(old.p, len(found)))
+                setattr(parent, attribute, self.dropout(old.p, len(found), isinstance(old, self.depth)))
                 found.append(getattr(parent, attribute))
         return found
 
@@ -270,7 +297,7 @@ class ModuleBackend:
     def _train_forward(self, model: Net, batch: DeviceBatch) -> Any:
         try:
             with self.autocast(model):
-                return model.module(batch.images)
+                return _only(model.module(batch.images))
         except ValueError as error:
             if ONE_VALUE not in str(error):
                 raise
@@ -301,7 +328,7 @@ class ModuleBackend:
     def _forward(self, model: Net, batch: DeviceBatch) -> Any:
         self._set_mode(model, "eval")
         with self.autocast(model):
-            return model.module(batch.images)
+            return _only(model.module(batch.images))
 
     def _correct(self, logits: Any, labels: Any) -> Any:
         with self.fw.no_grad():
@@ -381,18 +408,27 @@ class Optimizer:
     params: dict[str, Any]
 
 
-def _dropout_class(fw: Any) -> Callable[[float, int], Any]:
-    """Make the dropout layer whose mask the core draws, so that every framework drops the same units."""
+def _only(output: Any) -> Any:
+    """Return the logits where a model returns them first among others, as GoogLeNet does."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _dropout_class(fw: Any) -> Callable[[float, int, bool], Any]:
+    """Make the layer whose mask the core draws, so that every framework drops the same units, or the same samples.
+
+    The latter is stochastic depth (Huang et al. 2016): a residual branch is dropped as a whole.
+    """
 
     class Dropout(fw.nn.Module):  # type: ignore[misc]
-        def __init__(self, p: float, layer: int) -> None:
+        def __init__(self, p: float, layer: int, whole: bool) -> None:
             super().__init__()
-            self.p, self.layer, self.key = p, layer, (0, 0, 0)
+            self.p, self.layer, self.whole, self.key = p, layer, whole, (0, 0, 0)
 
         def forward(self, x: Any) -> Any:
             if not self.training or self.p == 0.0:
                 return x
-            keep = rng.keep_mask(*self.key, self.layer, tuple(x.shape), self.p)
+            shape = (x.shape[0], *([1] * (x.ndim - 1))) if self.whole else tuple(x.shape)
+            keep = rng.keep_mask(*self.key, self.layer, shape, self.p)
             mask = fw.tensor(keep.astype(np.uint8), device=x.device).to(x.dtype)
             return x * mask * (1.0 / (1.0 - self.p))
 

@@ -1,15 +1,23 @@
 """The models: where each keeps its head, how it divides into stages, and its published ImageNet checkpoint.
 
-An architecture is described by names alone, so the core can group parameters without building anything.
+An architecture is described by names alone, so the core can group parameters without building anything. Here is every
+classifier whose name torchvision and flowvision share; their parameters agree in names, order and shapes. Where there
+are several checkpoints it is torchvision's IMAGENET1K_V1; regnet_y_128gf has only IMAGENET1K_SWAG_E2E_V1.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from tlx.errors import RecipeError, closest
 
-# The checkpoints are torchvision's; the eight hex digits in each name begin the file's SHA-256.
+if TYPE_CHECKING:
+    from tlx.backend import ParamSpec
+
+# The hex digits at the end of each checkpoint's name begin the file's SHA-256.
 IMAGENET_URL = "https://download.pytorch.org/models/"
 
 
@@ -22,6 +30,9 @@ class Architecture:
     stages: tuple[tuple[str, tuple[str, ...]], ...]
     imagenet: str
     min_size: int = 1  # smallest image, in pixels, that no layer shrinks to nothing (torchvision's "min_size")
+    options: tuple[tuple[str, bool], ...] = ()  # of the zoo's constructor, the same on every stack
+    left_out: tuple[str, ...] = ()  # beginnings of names in the checkpoint that the model does without
+    renamed: tuple[str, str] = ("", "")  # pattern and replacement for names in the checkpoint
 
     def stage_of(self, module: str) -> str:
         """Return the stage that covers a module path, or ``"head"``."""
@@ -32,9 +43,37 @@ class Architecture:
                 return stage
         raise RecipeError(f"{self.name}: module {module!r} belongs to no stage")
 
+    def translate(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a checkpoint's arrays under the model's names, without what it leaves out."""
+        pattern, replacement = self.renamed
+        names = {name: re.sub(pattern, replacement, name) if pattern else name for name in arrays}
+        return {new: arrays[old] for old, new in names.items() if not old.startswith(self.left_out or ("\0",))}
+
+
+def own_architecture(name: str, head: str, specs: Sequence[ParamSpec]) -> Architecture:
+    """Describe a module of the user's own: its stages are the children that own parameters, in the module's order.
+
+    Where one container holds all of them but the head, the stages are that container's children.
+    """
+    modules = list(dict.fromkeys(spec.module for spec in specs if not _covers(head, spec.module)))
+    depth = 1
+    while len({_first(module, depth) for module in modules}) == 1 and any(m.count(".") >= depth for m in modules):
+        depth += 1
+    stages = dict.fromkeys(_first(module, depth) for module in modules)
+    return Architecture(name, head, tuple((stage or "root", (stage,)) for stage in stages), "")
+
+
+def _first(module: str, depth: int) -> str:
+    return ".".join(module.split(".")[:depth])
+
 
 def _covers(path: str, module: str) -> bool:
     return module == path or module.startswith(path + ".")
+
+
+def _stages(prefix: str, **numbers: Iterable[int | str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Name stages by the numbered children of one container."""
+    return tuple((stage, tuple(f"{prefix}.{number}" for number in found)) for stage, found in numbers.items())
 
 
 def _resnet(name: str, digits: str) -> Architecture:
@@ -42,12 +81,77 @@ def _resnet(name: str, digits: str) -> Architecture:
     return Architecture(name, "fc", (("stem", ("conv1", "bn1")), *layers), f"{name}-{digits}.pth")
 
 
-def _squeezenet(name: str, digits: str, blocks: tuple[tuple[int, ...], ...]) -> Architecture:
+def _squeezenet(name: str, digits: str, min_size: int, numbers: Mapping[str, Iterable[int]]) -> Architecture:
     # The stages end where the network halves its resolution; the head is a convolution.
-    stages = tuple(
-        ("stem" if i == 0 else f"fire{i}", tuple(f"features.{k}" for k in block)) for i, block in enumerate(blocks)
+    return Architecture(name, "classifier.1", _stages("features", **numbers), f"{name}-{digits}.pth", min_size)
+
+
+def _alexnet(name: str, digits: str) -> Architecture:
+    convolutions = _stages("features", conv1=[0], conv2=[3], conv3=[6], conv4=[8], conv5=[10])
+    linear = _stages("classifier", fc6=[1], fc7=[4])
+    return Architecture(name, "classifier.6", convolutions + linear, f"alexnet-owt-{digits}.pth", min_size=63)
+
+
+def _vgg(name: str, digits: str, blocks: tuple[int, ...]) -> Architecture:
+    # Each block is some convolutions, each with its ReLU and in the bn variants its norm, and ends in a pooling.
+    per_convolution = 3 if name.endswith("_bn") else 2
+    stages, at = {}, 0
+    for i, convolutions in enumerate(blocks, 1):
+        stages[f"block{i}"] = range(at, at + convolutions * per_convolution)
+        at += convolutions * per_convolution + 1
+    whole = _stages("features", **stages) + _stages("classifier", fc6=[0], fc7=[3])
+    return Architecture(name, "classifier.6", whole, f"{name}-{digits}.pth", min_size=32)
+
+
+def _densenet(name: str, digits: str) -> Architecture:
+    ends = {1: "transition1", 2: "transition2", 3: "transition3", 4: "norm5"}
+    blocks = {f"block{i}": [f"denseblock{i}", end] for i, end in ends.items()}
+    return Architecture(
+        name,
+        "classifier",
+        _stages("features", stem=["conv0", "norm0"], **blocks),
+        f"{name}-{digits}.pth",
+        min_size=29,
+        renamed=(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2"),  # the checkpoints are older than the names
     )
-    return Architecture(name, "classifier.1", stages, f"{name}-{digits}.pth", min_size=21)
+
+
+def _efficientnet(name: str, trained_by: str, digits: str) -> Architecture:
+    stages = {f"stage{i}": [i] for i in range(1, 8)}
+    file = f"{name}_{trained_by}-{digits}.pth"
+    return Architecture(name, "classifier.1", _stages("features", stem=[0], **stages, top=[8]), file)
+
+
+def _mobilenet_v3(name: str, digits: str, numbers: Mapping[str, Iterable[int]]) -> Architecture:
+    *stages, (top, paths) = _stages("features", **numbers)
+    whole = (*stages, (top, (*paths, "classifier.0")))
+    return Architecture(name, "classifier.3", whole, f"{name}-{digits}.pth")
+
+
+def _mnasnet(name: str, file: str) -> Architecture:
+    stages = {f"stage{i}": [i + 7] for i in range(1, 7)}
+    return Architecture(name, "classifier.1", _stages("layers", stem=range(8), **stages, top=[14, 15]), file)
+
+
+def _shufflenet(name: str, digits: str) -> Architecture:
+    stages = tuple((stage, (stage,)) for stage in ("stage2", "stage3", "stage4"))
+    file = f"{name.replace('_v2', 'v2').replace('x0_5', 'x0.5').replace('x1_0', 'x1')}-{digits}.pth"
+    return Architecture(name, "fc", (("stem", ("conv1",)), *stages, ("top", ("conv5",))), file)
+
+
+def _regnet(name: str, digits: str, kind: str = "") -> Architecture:
+    blocks = _stages("trunk_output", **{f"block{i}": [f"block{i}"] for i in range(1, 5)})
+    return Architecture(name, "fc", (("stem", ("stem",)), *blocks), f"{name}{kind}-{digits}.pth")
+
+
+# Their ImageNet weights expect pixels normalised in their own way, which the model then does itself; the auxiliary
+# classifiers serve only training from nothing on ImageNet.
+_GOOGLE = (("aux_logits", False), ("transform_input", True), ("init_weights", False))
+
+
+def _google(name: str, file: str, min_size: int, left_out: tuple[str, ...], stages: Mapping[str, str]) -> Architecture:
+    found = tuple((stage, tuple(paths.split())) for stage, paths in stages.items())
+    return Architecture(name, "fc", found, file, min_size, _GOOGLE, left_out)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -57,7 +161,98 @@ ARCHITECTURES: dict[str, Architecture] = {
         _resnet("resnet34", "b627a593"),
         _resnet("resnet50", "0676ba61"),
         _resnet("resnet101", "63fe2227"),
-        _squeezenet("squeezenet1_0", "b66bff10", ((0,), (3, 4, 5), (7, 8, 9, 10), (12,))),
+        _resnet("resnet152", "394f9c45"),
+        _resnet("wide_resnet50_2", "95faca4d"),
+        _resnet("wide_resnet101_2", "32ee1156"),
+        _resnet("resnext50_32x4d", "7cdf4587"),
+        _resnet("resnext101_32x8d", "8ba56ff5"),
+        _squeezenet("squeezenet1_0", "b66bff10", 21, dict(stem=[0], fire1=[3, 4, 5], fire2=[7, 8, 9, 10], fire3=[12])),
+        _squeezenet("squeezenet1_1", "b8a52dc0", 17, dict(stem=[0], fire1=[3, 4], fire2=[6, 7], fire3=[9, 10, 11, 12])),
+        _alexnet("alexnet", "7be5be79"),
+        _vgg("vgg11", "8a719046", (1, 1, 2, 2, 2)),
+        _vgg("vgg11_bn", "6002323d", (1, 1, 2, 2, 2)),
+        _vgg("vgg13", "19584684", (2, 2, 2, 2, 2)),
+        _vgg("vgg13_bn", "abd245e5", (2, 2, 2, 2, 2)),
+        _vgg("vgg16", "397923af", (2, 2, 3, 3, 3)),
+        _vgg("vgg16_bn", "6c64b313", (2, 2, 3, 3, 3)),
+        _vgg("vgg19", "dcbb9e9d", (2, 2, 4, 4, 4)),
+        _vgg("vgg19_bn", "c79401a0", (2, 2, 4, 4, 4)),
+        _densenet("densenet121", "a639ec97"),
+        _densenet("densenet161", "8d451a50"),
+        _densenet("densenet169", "b2777c0a"),
+        _densenet("densenet201", "c1103571"),
+        _efficientnet("efficientnet_b0", "rwightman", "7f5810bc"),
+        _efficientnet("efficientnet_b1", "rwightman", "bac287d4"),
+        _efficientnet("efficientnet_b2", "rwightman", "c35c1473"),
+        _efficientnet("efficientnet_b3", "rwightman", "b3899882"),
+        _efficientnet("efficientnet_b4", "rwightman", "23ab8bcd"),
+        _efficientnet("efficientnet_b5", "lukemelas", "1a07897c"),
+        _efficientnet("efficientnet_b6", "lukemelas", "24a108a5"),
+        _efficientnet("efficientnet_b7", "lukemelas", "c5b4e57e"),
+        Architecture(
+            "mobilenet_v2",
+            "classifier.1",
+            _stages("features", stem=[0, 1], stage1=[2, 3], stage2=range(4, 7), stage3=range(7, 14))
+            + _stages("features", stage4=range(14, 18), top=[18]),
+            "mobilenet_v2-b0353104.pth",
+        ),
+        _mobilenet_v3(
+            "mobilenet_v3_large",
+            "8738ca79",
+            dict(stem=[0, 1], stage1=[2, 3], stage2=[4, 5, 6], stage3=range(7, 13), stage4=[13, 14, 15], top=[16]),
+        ),
+        _mobilenet_v3(
+            "mobilenet_v3_small",
+            "047dcff4",
+            dict(stem=[0], stage1=[1], stage2=[2, 3], stage3=range(4, 9), stage4=[9, 10, 11], top=[12]),
+        ),
+        _mnasnet("mnasnet0_5", "mnasnet0.5_top1_67.823-3ffadce67e.pth"),
+        _mnasnet("mnasnet0_75", "mnasnet0_75-7090bc5f.pth"),
+        _mnasnet("mnasnet1_0", "mnasnet1.0_top1_73.512-f206786ef8.pth"),
+        _mnasnet("mnasnet1_3", "mnasnet1_3-a4c69d6f.pth"),
+        _shufflenet("shufflenet_v2_x0_5", "f707e7126e"),
+        _shufflenet("shufflenet_v2_x1_0", "5666bf0f80"),
+        _shufflenet("shufflenet_v2_x1_5", "3c479a10"),
+        _shufflenet("shufflenet_v2_x2_0", "8be3c8ee"),
+        _regnet("regnet_x_400mf", "adf1edd5"),
+        _regnet("regnet_x_800mf", "ad17e45c"),
+        _regnet("regnet_x_1_6gf", "e3633e7f"),
+        _regnet("regnet_x_3_2gf", "f342aeae"),
+        _regnet("regnet_x_8gf", "03ceed89"),
+        _regnet("regnet_x_16gf", "2007eb11"),
+        _regnet("regnet_x_32gf", "9d47f8d0"),
+        _regnet("regnet_y_400mf", "c65dace8"),
+        _regnet("regnet_y_800mf", "1b27b58c"),
+        _regnet("regnet_y_1_6gf", "b11a554e"),
+        _regnet("regnet_y_3_2gf", "b5a9779c"),
+        _regnet("regnet_y_8gf", "d0d0e4a8"),
+        _regnet("regnet_y_16gf", "9e6ed7dd"),
+        _regnet("regnet_y_32gf", "4dee3f7a"),
+        _regnet("regnet_y_128gf", "c8ce3e52", "_swag"),
+        _google(
+            "googlenet",
+            "googlenet-1378be20.pth",
+            15,
+            ("aux1.", "aux2."),
+            dict(
+                stem="conv1 conv2 conv3",
+                inception3="inception3a inception3b",
+                inception4="inception4a inception4b inception4c inception4d inception4e",
+                inception5="inception5a inception5b",
+            ),
+        ),
+        _google(
+            "inception_v3",
+            "inception_v3_google-0cc3c7bd.pth",
+            75,
+            ("AuxLogits.",),
+            dict(
+                stem="Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 Conv2d_3b_1x1 Conv2d_4a_3x3",
+                mixed5="Mixed_5b Mixed_5c Mixed_5d",
+                mixed6="Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e",
+                mixed7="Mixed_7a Mixed_7b Mixed_7c",
+            ),
+        ),
         *(Architecture(name, "fc", (("fc1", ("fc1", "bn1")),), "") for name in ("tiny-mlp", "tiny-mlp-dropout")),
     )
 }

@@ -20,7 +20,7 @@ class OneFlowBackend(ModuleBackend):
     name = "oneflow"
 
     def __init__(self) -> None:
-        super().__init__(flow, flowvision.models)
+        super().__init__(flow, flowvision.models, flowvision.layers.StochasticDepth)
 
     def capabilities(self) -> Capabilities:
         # Its first use of cuda without a driver ends the process, so the driver is asked first, not OneFlow.
@@ -33,6 +33,15 @@ class OneFlowBackend(ModuleBackend):
             models=tuple(name for name in ARCHITECTURES if hasattr(flowvision.models, name)),
             deterministic=True,
         )
+
+    def construct(self, name: str, **options: bool) -> Any:
+        module = super().construct(name, **options)
+        if name.startswith("regnet"):
+            module.stem[0].padding = (1, 1)  # as torchvision has it; flowvision forgot it
+        if name == "inception_v3":  # flowvision takes transform_input and does not act on it
+            forward, transform = module.forward, module._transform_input
+            module.forward = lambda x: forward(transform(x))
+        return module
 
     def prepare(self, net: Net) -> None:
         for module in net.module.modules():

@@ -22,7 +22,7 @@ class TorchBackend(ModuleBackend):
     name = "torch"
 
     def __init__(self) -> None:
-        super().__init__(torch, torchvision.models)
+        super().__init__(torch, torchvision.models, torchvision.ops.StochasticDepth)
 
     def capabilities(self) -> Capabilities:
         cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -48,6 +48,8 @@ class TorchBackend(ModuleBackend):
                 # Other stacks hold these constants as float32 and weigh the old mean with fl32(0.9).
                 module.eps = float32_exact(module.eps)
                 module.momentum = 1.0 - float32_exact(1.0 - module.momentum)
+            elif isinstance(module, torch.nn.Hardsigmoid) and net.dtype is torch.float64:
+                module.__class__ = _ExactHardsigmoid
 
     def autocast(self, net: Net) -> AbstractContextManager[Any]:
         return torch.autocast(net.device, dtype=torch.bfloat16, enabled=net.autocast)
@@ -88,3 +90,10 @@ class TorchBackend(ModuleBackend):
         if optimizer.spec.name == "rmsprop":
             state["step"] = torch.zeros(())  # it is counted, and used for nothing
         optimizer.native.state[param] = state
+
+
+class _ExactHardsigmoid(torch.nn.Hardsigmoid):
+    """The native gradient takes 1/6 in float32, which is 3e-8 off in float64."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + 3).clamp(0, 6) / 6

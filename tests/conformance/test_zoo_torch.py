@@ -1,0 +1,24 @@
+"""The table of models says what torchvision publishes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tlx.zoo import ARCHITECTURES, IMAGENET_URL, Architecture
+
+if "torch" not in os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(","):
+    pytest.skip("TLX_BACKENDS leaves torch out", allow_module_level=True)
+
+from torchvision.models import get_model_weights
+
+SWAG = "IMAGENET1K_SWAG_E2E_V1"  # the only kind that regnet_y_128gf has
+
+
+@pytest.mark.parametrize("arch", [a for a in ARCHITECTURES.values() if a.imagenet], ids=lambda a: a.name)
+def test_checkpoint_and_smallest_image(arch: Architecture) -> None:
+    published = {weights.name: weights for weights in get_model_weights(arch.name)}
+    weights = published.get("IMAGENET1K_V1") or published[SWAG]
+    assert IMAGENET_URL + arch.imagenet == weights.url
+    assert (arch.min_size, arch.min_size) == weights.meta["min_size"]
