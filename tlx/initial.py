@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tlx import rng
-from tlx.backend import Array, ParamSpec
+from tlx.backend import Array, Arrays, ParamSpec
 from tlx.checkpoint import match, read_weights
 from tlx.data.download import cache_folder, fetch
 from tlx.errors import DataError, WeightsError
@@ -17,14 +17,23 @@ from tlx.zoo import IMAGENET_URL, Architecture
 
 
 def initial_arrays(
-    specs: Sequence[ParamSpec], arch: Architecture, weights: str, seed: int, progress: bool = False
+    specs: Sequence[ParamSpec],
+    arch: Architecture,
+    weights: str,
+    seed: int,
+    progress: bool = False,
+    own: Arrays | None = None,
 ) -> dict[str, Array]:
     """Return every parameter and buffer of a model: `weights` for the backbone, a fresh head from the seed.
 
-    `weights` is ``"none"``, ``"imagenet"`` (downloaded, hash-checked), a .safetensors or .pth file, or a run folder.
+    `weights` is ``"none"``, ``"imagenet"`` (downloaded, hash-checked), a .safetensors or .pth file, a run folder, or
+    ``"own"``: the values in `own`, which a user's module brought along.
     """
     arrays = {spec.name: _draw(spec, specs, arch, seed) for spec in specs}
-    if weights != "none":
+    if weights == "own":
+        assert own is not None
+        arrays |= {spec.name: own[spec.name] for spec in specs if arch.stage_of(spec.module) != "head"}
+    elif weights != "none":
         path = imagenet_file(arch, progress) if weights == "imagenet" else Path(weights)
         arrays |= match(
             arch.translate(read_weights(path)), specs, head=arch.head, model_name=arch.name, take_head=False

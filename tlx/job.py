@@ -62,7 +62,12 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `model` is the architecture's name."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        return {**values, "model": self.recipe.model, "recipe": self.recipe.to_dict(), "run_dir": str(self.run_dir)}
+        return {
+            **values,
+            "model": self.recipe.model_name,
+            "recipe": self.recipe.to_dict(),
+            "run_dir": str(self.run_dir),
+        }
 
 
 def run(
@@ -125,10 +130,8 @@ def execute(recipe: Recipe, display: Display, resumed: Path | None = None) -> Re
     data = open_data(recipe)
     check_fit(recipe, data)
     model, arch = build(recipe, backend, len(data.classes))
-    specs = backend.param_specs(model)
-    if resumed is None:
-        assert recipe.weights is not None
-        backend.load_arrays(model, initial_arrays(specs, arch, recipe.weights, recipe.seed, display.shown))
+    if resumed is None or not (resumed / STATE).exists():  # the latter was stopped before its first save
+        start(recipe, backend, model, arch, display.shown)
     job = training(recipe, backend, data, model, arch)
     display.data(data, recipe)
     display.plan(job.plan, recipe)
@@ -141,9 +144,6 @@ def execute(recipe: Recipe, display: Display, resumed: Path | None = None) -> Re
         elif (run_dir / STATE).exists():
             state = load_state(job, run_dir, data.fingerprint)
             display.resumed(state, job)
-        else:  # it was stopped before its first save
-            assert recipe.weights is not None
-            backend.load_arrays(model, initial_arrays(specs, arch, recipe.weights, recipe.seed, display.shown))
         with display.live(recipe):
             _train(job, state, run_dir, data.fingerprint, recipe.save_seconds, display, signalled)
             backend.load_arrays(model, state.best)
@@ -186,6 +186,14 @@ def build(recipe: Recipe, backend: Backend, classes: int) -> tuple[Model, Archit
     spec = ModelSpec(recipe.model_name, classes, recipe.head, module=recipe.model)
     model = backend.build(spec, recipe.device, _precision(recipe))
     return model, own_architecture(recipe.model_name, recipe.head, backend.param_specs(model))
+
+
+def start(recipe: Recipe, backend: Backend, model: Model, arch: Architecture, progress: bool) -> None:
+    """Give a model the values that the recipe starts from."""
+    assert recipe.weights is not None
+    own = backend.dump_arrays(model) if recipe.weights == "own" else None
+    specs = backend.param_specs(model)
+    backend.load_arrays(model, initial_arrays(specs, arch, recipe.weights, recipe.seed, progress, own))
 
 
 def check_fit(recipe: Recipe, data: Data) -> None:
@@ -313,15 +321,18 @@ def _entry(event: EpochEnded) -> dict[str, Any]:
     }
 
 
-def evaluate_run(run_dir: str | Path, backend: str | None = None, *, quiet: bool = False) -> dict[str, Any]:
+def evaluate_run(
+    run_dir: str | Path, backend: str | None = None, *, quiet: bool = False, **objects: Any
+) -> dict[str, Any]:
     """Evaluate a finished run's model on its test part, on the same backend or on another.
 
+    Where `data` or `model` were Python objects, they are given again, as `objects`.
     Returns backend, test_accuracy, test_loss, images, recorded_accuracy (of the run itself) and run_dir.
     """
     run_dir = Path(run_dir)
     if not (run_dir / "card.json").is_file():
         raise TlxError(f"{run_dir} holds no finished run: card.json is missing. Pass a folder that `tlx run` wrote.")
-    recipe = Recipe.from_toml(run_dir / "recipe.toml")
+    recipe = Recipe.from_toml(run_dir / "recipe.toml", objects)
     recipe = recipe if backend is None else replace(recipe, backend=backend, device="auto", precision="auto")
     stack = registry.load(recipe.backend)
     recipe = place(recipe, stack)
@@ -448,7 +459,7 @@ def card(recipe: Recipe, data: Data, head: str, weights_digest: str) -> dict[str
     """Describe what is needed to use the model again."""
     return {
         "format": 1,
-        "model": recipe.model,
+        "model": recipe.model_name,
         "head": head,
         "classes": list(data.classes),
         "preprocess": asdict(Preprocess(recipe.image_size)),

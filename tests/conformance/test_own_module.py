@@ -1,0 +1,133 @@
+"""A module that a user wrote: trained, saved, evaluated, resumed, and equal on both stacks."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import tlx
+from tlx.errors import TlxError
+
+STACKS = [
+    stack
+    for stack in ("torch", "oneflow")
+    if stack in os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(",")
+]
+FIELDS: dict[str, Any] = {
+    "strategy": "scratch",
+    "data": "digits",
+    "image_size": 16,
+    "limit_train": 400,
+    "limit_test": 100,
+    "batch_size": 32,
+    "optimizer": "adam",
+    "lr": 0.003,
+    "augment": "none",
+    "quiet": True,
+}
+
+
+def network(stack: str, outputs: int = 10) -> Any:
+    """Three convolutions, written as the user of that framework would."""
+    if stack == "oneflow":
+        importlib.import_module("tlx_oneflow.bootstrap")  # it loads what the wheel lacks
+    nn = importlib.import_module(f"{stack}.nn")
+
+    class Net(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+            self.conv2 = nn.Conv2d(8, 16, 3, padding=1)
+            self.conv3 = nn.Conv2d(16, 32, 3, padding=1)
+            self.pool = nn.MaxPool2d(2)
+            self.classifier = nn.Sequential(nn.Dropout(0.25), nn.Linear(32 * 4, outputs))
+
+        def forward(self, x: Any) -> Any:
+            for conv in (self.conv1, self.conv2, self.conv3):
+                x = self.pool(conv(x).relu())
+            return self.classifier(x.flatten(1))
+
+    return Net()
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_small_network_learns_from_scratch_with_adam(stack: str, tmp_path: Path) -> None:
+    net = network(stack, outputs=3)
+    before = [np.array(p.detach().numpy(), copy=True) for p in net.parameters()]
+    result = tlx.run(backend=stack, model=net, head="classifier.1", epochs=6, out=str(tmp_path / "a"), **FIELDS)
+    assert result.test_accuracy is not None and result.test_accuracy > 0.8
+    assert all(np.array_equal(old, p.detach().numpy()) for old, p in zip(before, net.parameters(), strict=True))
+    assert net.classifier[1].out_features == 3 and result.model.classifier[1].out_features == 10
+    found = tlx.evaluate(result.run_dir, model=network(stack), quiet=True)
+    assert found["test_accuracy"] == result.test_accuracy
+    with pytest.raises(TlxError, match=r"model is '<Net>'.*pass it again, as model="):
+        tlx.evaluate(result.run_dir, quiet=True)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_its_own_values_are_kept_but_for_the_head(stack: str, tmp_path: Path) -> None:
+    net = network(stack)
+    fields = {**FIELDS, "strategy": "feature_extract", "epochs": 1}
+    result = tlx.run(backend=stack, model=net, head="classifier.1", out=str(tmp_path / "a"), **fields)
+    assert result.recipe.weights == "own" and result.trainable_parameters == 32 * 4 * 10 + 10
+    values = load_file(result.run_dir / "model.safetensors")
+    for name, param in net.named_parameters():
+        assert np.array_equal(values[name], param.detach().numpy()) == (not name.startswith("classifier"))
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_its_stages_train_one_by_one(stack: str, tmp_path: Path) -> None:
+    fields = {**FIELDS, "strategy": "partial", "stages": ("conv3",), "backbone_lr": 0.001, "epochs": 1}
+    net = network(stack)
+    result = tlx.run(backend=stack, model=net, head="classifier.1", out=str(tmp_path / "a"), **fields)
+    values = load_file(result.run_dir / "model.safetensors")
+    moved = {name for name, p in net.named_parameters() if not np.array_equal(values[name], p.detach().numpy())}
+    assert moved == {"conv3.weight", "conv3.bias", "classifier.1.weight", "classifier.1.bias"}
+
+
+@pytest.mark.skipif(len(STACKS) < 2, reason="TLX_BACKENDS leaves a stack out")
+def test_both_stacks_train_it_alike(tmp_path: Path) -> None:
+    runs = [
+        tlx.run(
+            **{**FIELDS, "precision": "float64", "epochs": 2},
+            backend=stack,
+            model=network(stack),
+            head="classifier.1",
+            out=str(tmp_path / stack),
+        )
+        for stack in STACKS
+    ]
+    values = [load_file(run.run_dir / "model.safetensors") for run in runs]
+    for name, array in values[0].items():
+        assert np.linalg.norm(array - values[1][name]) <= 1e-9 * np.linalg.norm(array), name
+    assert runs[0].test_accuracy == runs[1].test_accuracy
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "say which layer is its head, as head='fc'"),
+        ({"head": "classifier.2"}, "no such module. Did you mean 'classifier.1'"),
+        ({"head": "classifier.0"}, "but it is a Dropout. Did you mean 'classifier.1'"),
+        ({"head": "classifier.1", "weights": "imagenet"}, "the model is your own; use own, none, a file"),
+    ],
+)
+def test_a_mistake_is_one_line(stack: str, fields: dict[str, Any], said: str, tmp_path: Path) -> None:
+    options = {**FIELDS, "strategy": "full", **fields}
+    with pytest.raises(TlxError) as error:
+        tlx.run(backend=stack, model=network(stack), out=str(tmp_path / "a"), **options)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.skipif(len(STACKS) < 2, reason="TLX_BACKENDS leaves a stack out")
+def test_a_module_of_the_other_framework_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TlxError, match=r"not a module of torch; choose the backend it is made with"):
+        tlx.run(backend="torch", model=network("oneflow"), head="conv1", out=str(tmp_path / "a"), **FIELDS)
