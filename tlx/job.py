@@ -368,6 +368,8 @@ def open_data(recipe: Recipe) -> Data:
         limit_train=recipe.limit_train,
         limit_test=recipe.limit_test,
         val_fraction=recipe.val_fraction,
+        test_fraction=recipe.test_fraction,
+        on_bad_image=recipe.on_bad_image,
         seed=recipe.seed,
     )
 

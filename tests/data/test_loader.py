@@ -63,7 +63,7 @@ def test_an_epoch_visits_each_sample_once_in_an_order_of_its_own() -> None:
     assert np.array_equal(
         np.concatenate([b.indices for b in make(images, size=8, shuffle=False).epoch(0)]), np.arange(50)
     )
-    assert [batch.key for batch in loader.epoch(1)] == [(7, 13 + i) for i in range(13)]
+    assert [batch.key for batch in loader.epoch(1)] == [(7, 13 + i, 0) for i in range(13)]
 
 
 def test_flips_follow_the_words_of_each_sample() -> None:

@@ -63,8 +63,8 @@ TWO = (IMAGES, np.array([0, 1] * 3))
     ("source", "options", "said"),
     [
         ("digts", {}, r"neither a known data set nor an existing folder\. Did you mean 'digits'"),
-        (7, {}, "must be one of cifar10, digits, a folder, or arrays.*got int"),
-        (__file__, {}, "is a file, not a folder"),
+        (7, {}, "must be one of cifar10, digits, a folder, a .csv or .npz.*got int"),
+        (__file__, {}, "is a file, but neither .csv nor .npz"),
         ((TWO,), {}, r"must be \(train, test\).*got 1 items"),
         ({"test": TWO}, {}, "need a 'train' entry"),
         ({"train": TWO, "tset": TWO}, {}, "unknown key 'tset'. Did you mean 'test'"),

@@ -1,4 +1,4 @@
-"""Photos in a folder: ``train/<class>/*`` and ``test/<class>/*`` or ``val/<class>/*``."""
+"""Photos in a folder: ``train/<class>/*`` and ``test/<class>/*`` or ``val/<class>/*``; or ``<class>/*`` alone."""
 
 from __future__ import annotations
 
@@ -18,14 +18,21 @@ SHOWN = 5  # names of left-out files in a note
 def from_folder(folder: Path) -> Source:
     """A data set of photos; their classes are the names of the folders that hold them.
 
-    The test part is ``test/``, else ``val/`` or ``valid/``; where both exist, the latter is the validation part. Files
-    and classes are in the order of their names' code points. Hidden files are ignored, other files that are not
+    The test part is ``test/``, else ``val/`` or ``valid/``; where both exist, the latter is for validation. A folder
+    that holds none of these but folders of photos is one whole, of which the test part is drawn. Files and classes are
+    in the order of their names' code points. Hidden files are ignored, other files that are not
     photos by their extension are listed in the notes. Raises DataError.
     """
-    if not (folder / "train").is_dir():
+    reserved = [name for name in ("train", "test", "val", "valid") if (folder / name).is_dir()]
+    if not reserved and any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)):
+        found: list[str] = []
+        names = _classes(folder)
+        return Source(folder.resolve().name, tuple(names), {"all": _part(folder, "", names, found)}, found)
+    if "train" not in reserved:
         inside = ", ".join(sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())[:8]) or "nothing"
         raise DataError(
-            f"{folder} has no train/ folder: expected train/<class>/*.jpg and test/ or val/ beside it, found {inside}."
+            f"{folder} has no train/ folder: expected train/<class>/*.jpg and test/ or val/ beside it, or <class>/*.jpg"
+            f" alone; found {inside}."
         )
     validation = [name for name in ("val", "valid") if (folder / name).is_dir()]
     if len(validation) > 1:
@@ -64,9 +71,9 @@ def _part(folder: Path, part: str, classes: list[str], notes: list[str]) -> File
     names: list[str] = []
     labels: list[int] = []
     skipped = [e.name for e in os.scandir(folder / part) if e.is_file() and not e.name.startswith(".")]
-    skipped = [f"{part}/{name}" for name in skipped]
+    skipped = [f"{part}/{name}".lstrip("/") for name in skipped]
     for label, name in enumerate(classes):
-        files = _files(folder / part / name, f"{part}/{name}")
+        files = _files(folder / part / name, f"{part}/{name}".lstrip("/"))
         photos = [file for file in files if os.path.splitext(file)[1].lower() in EXTENSIONS]
         if not photos:
             raise DataError(f"{folder / part / name} holds no photo ({', '.join(sorted(EXTENSIONS))}).")

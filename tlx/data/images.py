@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,6 +17,9 @@ from tlx.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+LISTED = 10  # bad photos that an error spells out before it counts
 
 
 class Images(Protocol):
@@ -86,6 +91,7 @@ class FileImages:
     root: Path
     labels: NDArray[np.int64]
     names: Sequence[str]
+    _scan: Lock = field(default_factory=Lock, repr=False)
 
     @property
     def size(self) -> None:
@@ -95,7 +101,33 @@ class FileImages:
         return len(self.labels)
 
     def open(self, index: int) -> Image:
-        return read_photo(self.root / self.names[index])
+        """Decode a photo. The first that fails has all others tried, so that the error lists every bad one."""
+        try:
+            return read_photo(self.root / self.names[index])
+        except DataError as error:
+            with self._scan:
+                bad = self.undecodable()
+            if len(bad) < 2:
+                raise
+            listed = "; ".join(bad[name] for name in list(bad)[:LISTED])
+            more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
+            raise DataError(
+                f"{len(bad)} of {len(self)} photos cannot be decoded; replace or remove them, or leave them out with "
+                f"on_bad_image='skip': {listed}{more}"
+            ) from error
+
+    def undecodable(self, workers: int = 2) -> dict[str, str]:
+        """Try every photo; return the names of those that cannot be decoded, each with what is wrong."""
+
+        def fault(name: str) -> str:
+            try:
+                read_photo(self.root / name)
+            except DataError as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor(workers) as pool:
+            return {name: said for name, said in zip(self.names, pool.map(fault, self.names), strict=True) if said}
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         return np.asarray(self.open(index))
@@ -125,7 +157,7 @@ def read_photo(path: Path) -> Image:
             if limit is not None and image.width * image.height > limit:
                 raise DataError(f"{path}: {image.width} x {image.height} pixels is more than the limit of {limit}.")
             upright: Image.Image = ImageOps.exif_transpose(image)
-            return _to_rgb(upright, path)
+            return to_rgb(upright, path)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -135,11 +167,12 @@ def read_photo(path: Path) -> Image:
         raise DataError(f"{path} cannot be decoded as an image: {reason}. Replace or remove the file.") from error
 
 
-def _to_rgb(image: Image, path: Path) -> Image:
+def to_rgb(image: Image, where: object) -> Image:
+    """Convert an image of any mode to RGB; see `read_photo`."""
     from PIL import Image as module
 
     if image.mode == "F":
-        raise DataError(f"{path} holds floating-point pixels; convert it to 8 bits per channel.")
+        raise DataError(f"{where} holds floating-point pixels; convert it to 8 bits per channel.")
     if image.mode.startswith("I"):  # convert("RGB") would clip 16-bit grey to white
         wide: NDArray[Any] = np.asarray(image)
         return module.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")

@@ -6,15 +6,16 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.data.images import ArrayImages, Images
-from tlx.data.subset import check_labels, limit, pick_classes, split
+from tlx.data.images import ArrayImages, FileImages, Images
+from tlx.data.sequence import from_sequence, is_sequence
+from tlx.data.subset import check_labels, hold_out, limit, pick_classes, split
 from tlx.errors import DataError, closest
 
 
@@ -37,7 +38,7 @@ class Source:
 
     name: str
     classes: tuple[str, ...]
-    parts: Mapping[str, Images]  # "train" and any of "val", "test"
+    parts: Mapping[str, Images]  # "train" and any of "val", "test"; or "all", of which the test part is drawn
     notes: list[str] = field(default_factory=list)
 
 
@@ -49,22 +50,32 @@ def load(
     limit_train: int | None = None,
     limit_test: int | None = None,
     val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    on_bad_image: str = "error",
     seed: int = 0,
 ) -> Data:
-    """Load a data set by name ("cifar10", "digits"), by folder, or from arrays.
+    """Load a data set by name ("cifar10", "digits"), by folder, from a .csv or .npz file, or from Python objects.
 
-    Arrays are ``{"train": (images, labels), "test": ..., "val": ..., "classes": names}`` (all but train optional) or
-    ``(train, test)``; images are uint8 NHWC or NHW, labels integers [N].
+    In Python: ``{"train": part, "test": part, "val": part, "classes": names}`` (all but train optional), ``(train,
+    test)``, or one part alone, of which the test part is drawn. A part is (images, labels), uint8 NHWC or NHW and
+    integers [N]; or a sequence of (image, label), such as a torchvision data set without transforms.
 
     root: folder that holds the data; where absent, TLX_DATA_ROOT, then the cache.
     classes: names to keep, in the order that numbers their labels.
     limit_train, limit_test: at most so many images, in the classes' proportions, always the same ones. The limit comes
     before the split.
     val_fraction: share of train for validation, drawn by `seed`; unused where the data has its own validation part.
+    test_fraction: share for the test where the data is one whole; the same images whatever the seed.
+    on_bad_image: "error" lists all photos that cannot be decoded when the first is met; "skip" tries all before
+    training, leaves the bad ones out and says which.
     Raises DataError.
     """
     found = _find(source, None if root is None else Path(root).expanduser())
     names, parts, notes = found.classes, dict(found.parts), list(found.notes)
+    if on_bad_image == "skip":
+        parts = {part: _decodable(images, part, notes) for part, images in parts.items()}
+    elif on_bad_image != "error":
+        raise DataError(f"on_bad_image is {on_bad_image!r}; expected error or skip.")
     if classes is not None:
         wanted = (classes,) if isinstance(classes, str) else tuple(classes)
         parts = {part: pick_classes(images, names, wanted) for part, images in parts.items()}
@@ -73,6 +84,12 @@ def load(
         raise DataError(
             f"{found.name} has {len(names)} class to tell apart ({', '.join(names)}); at least 2 are needed."
         )
+    if "all" in parts:
+        whole = parts.pop("all")
+        parts["train"] = whole
+        if test_fraction:
+            parts["train"], parts["test"] = hold_out(whole, names, test_fraction)
+            notes.append(f"{len(parts['test'])} of {len(whole)} images were drawn for the test (test_fraction)")
     for part, images in parts.items():
         present = np.bincount(images.labels, minlength=len(names))
         if part == "train" and not present.all():
@@ -91,6 +108,21 @@ def load(
     return Data(found.name, names, train, val, test, _fingerprint(found.name, names, train, val, test), tuple(notes))
 
 
+def _decodable(images: Images, part: str, notes: list[str]) -> Images:
+    """The images without those that cannot be decoded, which a note counts and names."""
+    if not isinstance(images, FileImages):
+        return images
+    bad = images.undecodable()
+    if not bad:
+        return images
+    listed = ", ".join(list(bad)[:5]) + (", ..." if len(bad) > 5 else "")
+    notes.append(f"left out {len(bad)} of {len(images)} photos that cannot be decoded: {listed}")
+    good = np.array([i for i, name in enumerate(images.names) if name not in bad], dtype=np.int64)
+    if not len(good):
+        raise DataError(f"no photo of {part} can be decoded: {next(iter(bad.values()))}")
+    return images.select(good, images.labels[good])
+
+
 def _fingerprint(name: str, classes: Sequence[str], *parts: Images | None) -> str:
     digest = hashlib.sha256(json.dumps([name, list(classes)]).encode())
     for images in parts:
@@ -102,14 +134,14 @@ def _fingerprint(name: str, classes: Sequence[str], *parts: Images | None) -> st
 
 
 def _find(source: Any, root: Path | None) -> Source:
-    if isinstance(source, (Mapping, tuple)):
+    if isinstance(source, (Mapping, tuple)) or (is_sequence(source) and not isinstance(source, os.PathLike)):
         return from_arrays(source)
     if isinstance(source, str) and source in SOURCES:
         return SOURCES[source](root)
     if not isinstance(source, (str, os.PathLike)):
         raise DataError(
-            f"data must be one of {', '.join(SOURCES)}, a folder, or arrays as"
-            f" {{'train': (images, labels), 'test': (images, labels)}}; got {type(source).__name__}."
+            f"data must be one of {', '.join(SOURCES)}, a folder, a .csv or .npz file, a sequence of (image, label), or"
+            f" arrays as {{'train': (images, labels), 'test': (images, labels)}}; got {type(source).__name__}."
         )
     from tlx.data.folder import from_folder
 
@@ -117,41 +149,79 @@ def _find(source: Any, root: Path | None) -> Source:
     for place in [folder] if root is None else [folder, root / folder]:
         if place.is_dir():
             return from_folder(place)
-    what = "is a file, not a folder" if folder.exists() else "is neither a known data set nor an existing folder"
+        if place.is_file() and place.suffix.lower() == ".csv":
+            from tlx.data.table import from_csv
+
+            return from_csv(place, root)
+        if place.is_file() and place.suffix.lower() == ".npz":
+            from tlx.data.npz import read_npz
+
+            return replace(from_arrays(read_npz(place)), name=place.stem)
+    what = (
+        "is a file, but neither .csv nor .npz"
+        if folder.exists()
+        else "is neither a known data set nor an existing folder"
+    )
     raise DataError(f"data={str(source)!r} {what}.{closest(str(source), SOURCES)}")
 
 
-def from_arrays(source: Mapping[str, Any] | tuple[Any, ...]) -> Source:
-    """Arrays in memory; see `load`."""
+def from_arrays(source: Any) -> Source:
+    """Arrays and sequences in Python; see `load`."""
+    parts_given = _parts_given(source)
+    names = parts_given.pop("classes", None)
+    if names is not None:
+        names = tuple(str(name) for name in names)
+    parts: dict[str, Images] = {}
+    for part, given in parts_given.items():
+        if _is_pair_of_arrays(given):
+            x, y = given
+            parts[part] = _array_part(x, check_labels(y, None if names is None else len(names), part), part)
+        elif is_sequence(given):
+            parts[part], own = from_sequence(given, part)
+            names = names or own
+        else:
+            raise DataError(f"data[{part!r}] must be a pair (images, labels) or a sequence of (image, label).")
+    if names is None:
+        top = max(int(images.labels.max(initial=0)) for images in parts.values())
+        count = len(parts.get("train", parts.get("all", ())))
+        if top >= count:
+            raise DataError(f"data: label {top} among {count} training images; number the classes from 0.")
+        names = tuple(str(i) for i in range(top + 1))
+    if len(set(names)) != len(names):
+        raise DataError(f"data['classes'] holds a name twice: {', '.join(names)}.")
+    for part, images in parts.items():
+        check_labels(images.labels, len(names), part)
+    return Source("arrays", names, parts)
+
+
+def _parts_given(source: Any) -> dict[str, Any]:
     if isinstance(source, tuple):
         if len(source) != 2:
             raise DataError(f"data as a tuple must be (train, test), each (images, labels); got {len(source)} items.")
-        source = {"train": source[0], "test": source[1]}
+        return {"train": source[0], "test": source[1]}
+    if not isinstance(source, Mapping):
+        return {"all": source}
     for key in source:
-        if key not in ("train", "val", "test", "classes"):
+        if key not in ("train", "val", "test", "all", "classes"):
             raise DataError(f"data: unknown key {key!r}.{closest(str(key), ['train', 'val', 'test', 'classes'])}")
-    if "train" not in source:
+    if "train" not in source and "all" not in source:
         raise DataError("data: arrays need a 'train' entry: (images, labels).")
-    names = source.get("classes")
-    parts: dict[str, Images] = {}
-    for part in ("train", "val", "test"):
-        if part in source:
-            try:
-                x, y = source[part]
-            except (TypeError, ValueError) as error:
-                raise DataError(f"data[{part!r}] must be a pair (images, labels).") from error
-            parts[part] = _array_part(x, check_labels(y, None if names is None else len(names), part), part)
-    if names is None:
-        top = max(int(images.labels.max(initial=0)) for images in parts.values())
-        if top >= len(parts["train"]):
-            raise DataError(
-                f"data: label {top} among {len(parts['train'])} training images; number the classes from 0."
-            )
-        names = [str(i) for i in range(top + 1)]
-    names = tuple(str(name) for name in names)
-    if len(set(names)) != len(names):
-        raise DataError(f"data['classes'] holds a name twice: {', '.join(names)}.")
-    return Source("arrays", names, parts)
+    order = ("all", "train", "val", "test", "classes")
+    return {key: source[key] for key in order if key in source}
+
+
+def _is_pair_of_arrays(given: Any) -> bool:
+    """Whether it is (images, labels), and no sequence of two (image, label)."""
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        return False
+    first = given[0]
+    return not (
+        isinstance(first, (tuple, list)) and len(first) == 2 and not np.isscalar(first[0]) and _is_label(first[1])
+    )
+
+
+def _is_label(value: Any) -> bool:
+    return np.ndim(value) == 0 and not isinstance(value, str)
 
 
 def _array_part(x: Any, labels: NDArray[np.int64], part: str) -> ArrayImages:

@@ -67,6 +67,18 @@ def split(images: Images, classes: Sequence[str], fraction: float, seed: int) ->
     return images.select(rest, images.labels[rest]), images.select(held, images.labels[held])
 
 
+def hold_out(images: Images, classes: Sequence[str], fraction: float) -> tuple[Images, Images]:
+    """Carve a test part out of a whole: always the same images, whatever the seed, so that runs can be compared."""
+    count, least = round(fraction * len(images)), int(np.bincount(images.labels, minlength=len(classes)).min())
+    if count < len(classes) or least < 2 or count > len(images) - len(classes):
+        raise DataError(
+            f"test_fraction={fraction} of {len(images)} images is {count}, which cannot leave an image of each of"
+            f" {len(classes)} classes on both sides: use more images, another fraction, or test_fraction=0."
+        )
+    held, rest = _divide(images.labels, len(classes), count, leave=1, seed=0, purpose="test")
+    return images.select(rest, images.labels[rest]), images.select(held, images.labels[held])
+
+
 def _divide(
     labels: NDArray[np.int64], classes: int, count: int, *, leave: int, seed: int, purpose: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

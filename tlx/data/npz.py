@@ -1,0 +1,72 @@
+"""Arrays in a NumPy ``.npz`` file, read without pickle and within its declared size."""
+
+from __future__ import annotations
+
+import zipfile
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from tlx.errors import DataError, closest
+
+NAMES = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test", "images", "labels", "classes")
+LIMIT = 32 * 2**30  # bytes of all arrays together; more does not belong in memory
+
+
+def read_npz(file: Path) -> dict[str, Any]:
+    """Return what `tlx.data.from_arrays` takes: parts as (images, labels), and class names if there are any.
+
+    The file holds ``x_train, y_train`` and, if wanted, ``x_val, y_val``, ``x_test, y_test``; or ``images, labels``,
+    of which the test part is drawn; and ``classes``, an array of text. Raises DataError.
+    """
+    arrays = _arrays(file)
+    for name in arrays:
+        if name not in NAMES:
+            raise DataError(f"{file}: unknown array {name!r}.{closest(name, NAMES)}")
+    pairs = {"all": ("images", "labels"), **{part: (f"x_{part}", f"y_{part}") for part in ("train", "val", "test")}}
+    found: dict[str, Any] = {}
+    for part, (x, y) in pairs.items():
+        if (x in arrays) != (y in arrays):
+            raise DataError(f"{file}: has {x if x in arrays else y} but not {y if x in arrays else x}.")
+        if x in arrays:
+            found[part] = (arrays[x], arrays[y])
+    if ("all" in found) == ("train" in found):
+        raise DataError(f"{file}: holds {', '.join(arrays) or 'nothing'}; expected x_train, y_train or images, labels.")
+    if "all" in found and len(found) > 1:
+        raise DataError(f"{file}: has images, labels beside parts of their own; name them x_train, y_train.")
+    if "classes" in arrays:
+        found["classes"] = [str(name) for name in arrays["classes"].ravel()]
+    return found
+
+
+def _arrays(file: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > LIMIT:
+                raise DataError(f"{file}: its arrays take more than {LIMIT // 2**30} GiB; use a folder of photos.")
+            return {entry.filename.removesuffix(".npy"): _array(archive, entry, file) for entry in entries}
+    except DataError:
+        raise
+    except Exception as error:  # zipfile and zlib raise a dozen kinds on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{file} is damaged or not an .npz file ({reason}).") from error
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: Path) -> NDArray[Any]:
+    with archive.open(entry) as stream:
+        version = npy.read_magic(stream)  # type: ignore[no-untyped-call]
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(stream)  # type: ignore[no-untyped-call]
+        if dtype.hasobject:
+            raise DataError(
+                f"{file}: {entry.filename} holds Python objects, which are not read; save it as plain numbers."
+            )
+        if prod(shape) * dtype.itemsize > entry.file_size:
+            raise DataError(f"{file}: {entry.filename} declares {list(shape)} {dtype}, more than it holds.")
+    with archive.open(entry) as stream:
+        array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)  # type: ignore[no-untyped-call]
+    return array
