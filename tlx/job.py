@@ -22,6 +22,7 @@ from tlx import registry
 from tlx.backend import Backend, Model, ModelSpec, OptimizerSpec, Precision, Preprocess
 from tlx.checkpoint import digest, match, read_weights, write_atomic, write_json, write_safetensors
 from tlx.data import Augment, Data, Loader, load
+from tlx.data.mixing import Targets, balanced_weights
 from tlx.display import Display
 from tlx.errors import BackendError, Interrupted, RecipeError, TlxError
 from tlx.initial import initial_arrays
@@ -211,7 +212,7 @@ def check_fit(recipe: Recipe, data: Data) -> None:
 def training(recipe: Recipe, backend: Backend, data: Data, model: Model, arch: Architecture) -> Training:
     """Put together what trains: loaders, plan, optimizer, and the shadow that averages the weights."""
     specs = backend.param_specs(model)
-    loader = make_loader(recipe, data.train, training=True)
+    loader = make_loader(recipe, data.train, training=True, classes=len(data.classes))
     schedule = Schedule(recipe.schedule, recipe.epochs, loader.steps, recipe.warmup, recipe.step_size, recipe.gamma)
     plan = recipe.bound_strategy(arch).bind(
         specs, arch, schedule, recipe.weight_decay, recipe.frozen_norm, recipe.decay_on
@@ -374,7 +375,7 @@ def open_data(recipe: Recipe) -> Data:
     )
 
 
-def make_loader(recipe: Recipe, images: Any, *, training: bool = False) -> Loader:
+def make_loader(recipe: Recipe, images: Any, *, training: bool = False, classes: int = 0) -> Loader:
     """Return the loader of a part: shuffled and augmented for training, else in order and centred."""
     return Loader(
         images,
@@ -385,7 +386,14 @@ def make_loader(recipe: Recipe, images: Any, *, training: bool = False) -> Loade
         seed=recipe.seed,
         workers=recipe.workers,
         shuffle=training,
+        balanced=training and recipe.sampler == "balanced",
+        targets=_targets(recipe, images.labels, classes) if training else None,
     )
+
+
+def _targets(recipe: Recipe, labels: Any, classes: int) -> Targets:
+    weights = balanced_weights(labels, classes) if recipe.class_weights == "balanced" else None
+    return Targets(classes, recipe.label_smoothing, weights, recipe.mixup, recipe.cutmix)
 
 
 def place(recipe: Recipe, backend: Backend) -> Recipe:

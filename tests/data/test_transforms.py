@@ -80,7 +80,11 @@ def test_augmentations_are_named_and_counted() -> None:
         ("hflip+hflip", "'hflip' is given twice"),
         ("hflip+", "unknown op ''"),
         ("", "unknown op ''"),
-        ("photo+vflip", "unknown op 'photo'"),
+        ("photo+hflip", "'hflip' is given twice"),
+        ("rotate:0", "strength of rotate must be a whole number in 1 .. 180"),
+        ("color:loud", "strength of color must be a whole number in 1 .. 100"),
+        ("hflip:3", "hflip takes no strength; write 'hflip'"),
+        ("randaug", "Did you mean 'randaugment'"),
     ],
 )
 def test_an_unknown_augmentation_is_named(text: str, said: str) -> None:

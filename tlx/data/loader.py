@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,14 @@ from numpy.typing import NDArray
 from tlx import rng
 from tlx.backend import Batch, Preprocess
 from tlx.data.images import ArrayImages, Images
-from tlx.data.transforms import Augment, Box, Geometry, centre_box, crop_box, resize
+from tlx.data.mixing import Targets, balanced_order, slots
+from tlx.data.transforms import Augment, Box, Geometry, centre_box, crop_box, planes, resize
 from tlx.errors import RecipeError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Plan = list[tuple[NDArray[np.int64], NDArray[np.int64]]]  # per batch: samples, and their rows of random words
 BATCHES_AHEAD = 2  # decoded before they are asked for; more only costs memory
 
 
@@ -26,6 +32,7 @@ class Loader:
     that are not cropped at random are served from memory: those larger than `preprocess.size` are shrunk once, here;
     smaller ones keep their size, as the device enlarges them. `crop_fraction` is the part of the shorter side that
     evaluation keeps: 0.875 for photos, 1 (the whole image) for images of one size. The last partial batch is kept.
+    `balanced` visits each class equally often; `targets` says what becomes of the labels.
     """
 
     def __init__(
@@ -39,6 +46,8 @@ class Loader:
         seed: int = 0,
         workers: int = 2,
         shuffle: bool = False,
+        balanced: bool = False,
+        targets: Targets | None = None,
     ) -> None:
         if batch_size < 1:
             raise RecipeError(f"batch_size must be at least 1, got {batch_size}.")
@@ -50,7 +59,8 @@ class Loader:
             raise RecipeError(f"crop_fraction must be above 0 and at most 1, got {crop_fraction}.")
         self.images, self.preprocess, self.augment = images, preprocess, augment
         self.batch_size, self.crop_fraction = batch_size, crop_fraction
-        self.seed, self.workers, self.shuffle = seed, workers, shuffle
+        self.seed, self.workers, self.shuffle, self.balanced = seed, workers, shuffle, balanced
+        self.targets = targets
         self.steps = -(-len(images) // batch_size)
         self._stored: NDArray[np.uint8] | None = None
         if isinstance(images, ArrayImages) and "crop" not in augment.ops:
@@ -59,6 +69,8 @@ class Loader:
     def order(self, epoch: int) -> NDArray[np.int64]:
         """In which order an epoch visits the samples, int64 [N]."""
         n = len(self.images)
+        if self.balanced:
+            return balanced_order(self.images.labels, int(self.images.labels.max()) + 1, self.seed, epoch)
         return rng.permutation(self.seed, epoch, n) if self.shuffle else np.arange(n, dtype=np.int64)
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
@@ -66,33 +78,37 @@ class Loader:
 
         Raises DataError, naming the file, where an image cannot be decoded. Closing the iterator stops the threads.
         """
-        order, geometry = self.order(epoch), self.augment.draw(self.seed, epoch, len(self.images))
-        plan = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.steps)]
-        pixels = self._from_memory(plan) if self._stored is not None else self._from_samples(plan, geometry)
+        order, n = self.order(epoch), len(self.images)
+        rows = slots(order, n) if self.balanced else order
+        geometry = self.augment.draw(self.seed, epoch, max(n, int(rows.max()) + 1))
+        cuts = [slice(i * self.batch_size, (i + 1) * self.batch_size) for i in range(start, self.steps)]
+        plan = [(order[cut], rows[cut]) for cut in cuts]
+        simple = self._stored is not None and not geometry.pixels
+        pixels = self._from_memory(plan) if simple else self._from_samples(plan, geometry)
         with closing(pixels):
-            for number, (indices, images) in enumerate(zip(plan, pixels, strict=True), start):
-                geometry[indices].flip(images)
+            for number, ((indices, drawn), images) in enumerate(zip(plan, pixels, strict=True), start):
+                geometry[drawn].flip(images)
+                labels = self.images.labels[indices]
+                targets = self.targets.apply(images, labels, self.seed, epoch, number) if self.targets else None
                 key = (self.seed, epoch * self.steps + number, 0)
-                yield Batch(images, self.images.labels[indices], indices, self.preprocess, key)
+                yield Batch(images, labels, indices, self.preprocess, key, targets)
 
-    def _from_memory(self, plan: list[NDArray[np.int64]]) -> Generator[NDArray[np.uint8], None, None]:
+    def _from_memory(self, plan: Plan) -> Generator[NDArray[np.uint8], None, None]:
         assert self._stored is not None
-        for indices in plan:
+        for indices, _ in plan:
             yield self._stored[indices]
 
-    def _from_samples(
-        self, plan: list[NDArray[np.int64]], geometry: Geometry
-    ) -> Generator[NDArray[np.uint8], None, None]:
+    def _from_samples(self, plan: Plan, geometry: Geometry) -> Generator[NDArray[np.uint8], None, None]:
         sample = self._sampler(geometry)
         if self.workers == 0:
-            for indices in plan:
-                yield self._stack(len(indices), (sample(int(i)) for i in indices))
+            for indices, rows in plan:
+                yield self._stack(len(indices), map(sample, indices, rows))
             return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="tlx-decode")
         ahead: deque[list[Future[NDArray[np.uint8]]]] = deque()
         try:
-            for indices in plan:
-                ahead.append([pool.submit(sample, int(i)) for i in indices])
+            for indices, rows in plan:
+                ahead.append([pool.submit(sample, i, row) for i, row in zip(indices, rows, strict=True)])
                 if len(ahead) > BATCHES_AHEAD:
                     yield self._stack(len(ahead[0]), (future.result() for future in ahead.popleft()))
             while ahead:
@@ -102,27 +118,38 @@ class Loader:
 
     def _stack(self, count: int, samples: Iterator[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """One contiguous batch; `np.stack` would keep the samples' channel-last memory."""
-        batch = np.empty((count, 3, self.preprocess.size, self.preprocess.size), dtype=np.uint8)
+        sides = (self.preprocess.size,) * 2 if self._stored is None else self._stored.shape[2:]
+        batch = np.empty((count, 3, *sides), dtype=np.uint8)
         for row, pixels in zip(batch, samples, strict=True):
             row[...] = pixels
         return batch
 
-    def _sampler(self, geometry: Geometry) -> Callable[[int], NDArray[np.uint8]]:
+    def _sampler(self, geometry: Geometry) -> Callable[[int, int], NDArray[np.uint8]]:
         size, fraction, fixed = self.preprocess.size, self.crop_fraction, self.images.size is not None
+        stored = self._stored
 
-        def sample(index: int) -> NDArray[np.uint8]:
-            image = self.images.open(index)
+        def sample(index: int, row: int) -> NDArray[np.uint8]:
+            if stored is not None:
+                return planes(geometry.paint(fromarray(stored[index]), row))
+            image = self.images.open(int(index))
             box: Box
             if geometry.crop is not None:
-                left, top, width, height = crop_box(geometry.crop[index], image.width, image.height)
+                left, top, width, height = crop_box(geometry.crop[row], image.width, image.height)
                 box = (left, top, left + width, top + height)
             elif fixed and fraction == 1:
                 box = (0, 0, image.width, image.height)
             else:
                 box = centre_box(image.width, image.height, size, fraction)
-            return resize(image, box, size)
+            return planes(geometry.paint(resize(image, box, size), row))
 
         return sample
+
+
+def fromarray(pixels: NDArray[np.uint8]) -> Image:
+    """uint8 [3, h, w] as an RGB image."""
+    from PIL import Image as module
+
+    return module.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 def _fit(images: ArrayImages, size: int, crop_fraction: float) -> NDArray[np.uint8]:
@@ -136,9 +163,7 @@ def _fit(images: ArrayImages, size: int, crop_fraction: float) -> NDArray[np.uin
     height, width = array.shape[2:]
     if max(height, width) <= size:
         return array
-    from PIL.Image import fromarray
-
     small = np.empty((len(array), 3, size, size), dtype=np.uint8)
     for row, pixels in zip(small, array, strict=True):
-        row[...] = resize(fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), (0, 0, width, height), size)
+        row[...] = planes(resize(fromarray(pixels), (0, 0, width, height), size))
     return small

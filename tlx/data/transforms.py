@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx import rng
+from tlx.data.pixels import PIXEL_OPS
 from tlx.errors import RecipeError, closest
 
 if TYPE_CHECKING:
@@ -24,11 +25,13 @@ OPS: dict[str, tuple[int | None, int]] = {
     "crop": (None, 2 * CROP_ATTEMPTS),
     "hflip": (2, 1),
     "vflip": (2, 1),
+    **{op: (None, words) for op, (_, words, _, _) in PIXEL_OPS.items()},
 }
 PRESETS: dict[str, tuple[str, ...]] = {
     "none": (),
     "flips": ("hflip", "vflip"),  # the CIFAR-10 tutorial
     "photo": ("crop", "hflip"),  # the ants-and-bees tutorial
+    "strong": ("crop", "hflip", "randaugment"),  # as recent ImageNet recipes begin
 }
 
 
@@ -39,13 +42,23 @@ class Geometry:
     hflip: NDArray[np.bool_] | None = None  # [N]
     vflip: NDArray[np.bool_] | None = None  # [N]
     crop: NDArray[np.uint32] | None = None  # [N, 16]: see `crop_box`
+    pixels: tuple[
+        tuple[str, int, NDArray[np.uint32]], ...
+    ] = ()  # (op, strength, words [N, ...]): see `tlx.data.pixels`
 
-    def __getitem__(self, indices: NDArray[np.int64]) -> Geometry:
+    def __getitem__(self, rows: NDArray[np.int64]) -> Geometry:
         return Geometry(
-            None if self.hflip is None else self.hflip[indices],
-            None if self.vflip is None else self.vflip[indices],
-            None if self.crop is None else self.crop[indices],
+            None if self.hflip is None else self.hflip[rows],
+            None if self.vflip is None else self.vflip[rows],
+            None if self.crop is None else self.crop[rows],
+            tuple((op, strength, words[rows]) for op, strength, words in self.pixels),
         )
+
+    def paint(self, image: Image, row: int) -> Image:
+        """Change the pixels of one RGB image of its final size."""
+        for op, strength, words in self.pixels:
+            image = PIXEL_OPS[op][0](image, words[row], strength)
+        return image
 
     def flip(self, images: NDArray[np.uint8]) -> None:
         """Mirror a batch [N, 3, h, w] in place."""
@@ -57,25 +70,40 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Augment:
-    """Random geometry of the training images, as a set of ops from `OPS`; printed as ``"crop+hflip"`` or ``"none"``."""
+    """Random changes of the training images, as a set of ops from `OPS`; printed as ``"crop+rotate:30"`` or ``"none"``.
+
+    `strengths` are those that differ from the default: degrees of rotate, percent of color, magnitude of randaugment.
+    """
 
     ops: tuple[str, ...] = ()
+    strengths: tuple[tuple[str, int], ...] = ()
 
     @staticmethod
     def parse(text: str) -> Augment:
         """Read a preset of `PRESETS` or ops joined by ``+``; the order in which they are written does not matter."""
         if text in PRESETS:
             return Augment(PRESETS[text])
-        wanted = text.split("+")
-        for op in wanted:
+        wanted: list[str] = []
+        strengths: dict[str, int] = {}
+        for written in text.split("+"):
+            op, colon, value = written.partition(":")
+            if op in PRESETS and op != "none" and not colon:
+                wanted += PRESETS[op]
+                continue
             if op not in OPS:
                 raise RecipeError(f"augment={text!r}: unknown op {op!r}.{closest(op, [*OPS, *PRESETS])}")
+            wanted.append(op)
+            if colon:
+                strengths[op] = _strength(text, op, value)
+        for op in wanted:
             if wanted.count(op) > 1:
                 raise RecipeError(f"augment={text!r}: {op!r} is given twice.")
-        return Augment(tuple(op for op in OPS if op in wanted))
+        ops = tuple(op for op in OPS if op in wanted)
+        return Augment(ops, tuple((op, strengths[op]) for op in ops if op in strengths))
 
     def __str__(self) -> str:
-        return "+".join(self.ops) or "none"
+        strengths = dict(self.strengths)
+        return "+".join(f"{op}:{strengths[op]}" if op in strengths else op for op in self.ops) or "none"
 
     @property
     def finite(self) -> int | None:
@@ -87,7 +115,18 @@ class Augment:
         """The geometry of samples ``0 .. n - 1`` in an epoch. A flip is the top bit of its word."""
         words = {op: rng.words(seed, f"augment/{op}", epoch, n, OPS[op][1]) for op in self.ops}
         flips = {op: words[op][:, 0] >= np.uint32(2**31) for op in ("hflip", "vflip") if op in words}
-        return Geometry(flips.get("hflip"), flips.get("vflip"), words.get("crop"))
+        strengths = {**{op: PIXEL_OPS[op][2] for op in words if op in PIXEL_OPS}, **dict(self.strengths)}
+        pixels = tuple((op, strength, words[op]) for op, strength in strengths.items())
+        return Geometry(flips.get("hflip"), flips.get("vflip"), words.get("crop"), pixels)
+
+
+def _strength(text: str, op: str, value: str) -> int:
+    if op not in PIXEL_OPS:
+        raise RecipeError(f"augment={text!r}: {op} takes no strength; write {op!r}.")
+    highest = PIXEL_OPS[op][3]
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= highest:
+        raise RecipeError(f"augment={text!r}: the strength of {op} must be a whole number in 1 .. {highest}.")
+    return int(value)
 
 
 def crop_box(words: NDArray[np.uint32], width: int, height: int) -> tuple[int, int, int, int]:
@@ -125,8 +164,13 @@ def centre_box(width: int, height: int, size: int, crop_fraction: float) -> Box:
     return (left * width / w, top * height / h, (left + size) * width / w, (top + size) * height / h)
 
 
-def resize(image: Image, box: Box, size: int) -> NDArray[np.uint8]:
-    """Resample a box of an RGB image to uint8 [3, size, size]: bilinear, antialiased where it shrinks."""
+def resize(image: Image, box: Box, size: int) -> Image:
+    """Resample a box of an image to size x size: bilinear, antialiased where it shrinks."""
     from PIL.Image import Resampling
 
-    return np.asarray(image.resize((size, size), Resampling.BILINEAR, box=box)).transpose(2, 0, 1)
+    return image.resize((size, size), Resampling.BILINEAR, box=box)
+
+
+def planes(image: Image) -> NDArray[np.uint8]:
+    """An RGB image as uint8 [3, h, w]."""
+    return np.asarray(image).transpose(2, 0, 1)
