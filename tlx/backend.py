@@ -116,6 +116,7 @@ class Batch:
     preprocess: Preprocess
     key: tuple[int, int, int] = (0, 0, 0)  # (seed, step, first row): places the random stream of dropout masks
     targets: Array | None = None  # float64 [N, classes]: smoothed, mixed or weighted labels; None: the labels
+    cut: str = ""  # path of a module: `images` are what enters it, of any shape [N, ...], and not pixels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -133,6 +134,7 @@ class Batch:
                 self.preprocess,
                 (seed, step, row + at),
                 None if self.targets is None else self.targets[at:end],
+                self.cut,
             )
 
 
@@ -236,8 +238,15 @@ class Backend(Protocol):
     def logits(self, model: Model, batch: Handle) -> Lazy:
         """Eval-mode outputs [N, classes]."""
 
-    def features(self, model: Model, batch: Handle) -> Lazy:
-        """Eval-mode input of the head module, as it enters."""
+    def cuts(self, model: Model) -> tuple[str, ...]:
+        """Name modules, best first, before which the present phase trains, adapts and drops nothing.
+
+        What enters such a module is the same in training as in evaluation. Whether `put` with that cut then computes
+        what the whole model computes is for the caller to check: a module may use more than its input.
+        """
+
+    def features(self, model: Model, batch: Handle, cut: str = "") -> Lazy:
+        """Eval-mode input of the module at `cut`, by default of the head, as it enters: [N, ...]."""
 
     def dump_optimizer(self, optimizer: Handle) -> dict[str, Array]:
         """Copy the state as ``"<parameter>/<slot>"``, by the slots of the optimizer's spec."""

@@ -64,7 +64,8 @@ def _draw(spec: ParamSpec, specs: Sequence[ParamSpec], arch: Architecture, seed:
     weight = next((s for s in specs if s.module == spec.module and s.role == "weight"), spec)
     if len(weight.shape) == 4 and arch.stage_of(spec.module) != "head":
         # He et al. 2015, equation 10 with fan-out, as ResNet uses it; uniform, because that needs no logarithm.
-        fan_out = weight.shape[0] * math.prod(weight.shape[2:])
+        # A depthwise filter feeds one channel, not all: otherwise activations die where no BatchNorm has seen data.
+        fan_out = (1 if weight.shape[1] == 1 else weight.shape[0]) * math.prod(weight.shape[2:])
         bound = math.sqrt(6.0 / fan_out) if spec.role == "weight" else 0.0
     else:
         # The customary default of linear layers: uniform within 1 / sqrt(fan-in), for weight and bias.

@@ -6,14 +6,13 @@ An adapter subclasses `ModuleBackend`, hands it the framework's package and its 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tlx import rng
 from tlx.backend import (
     Array,
     Arrays,
@@ -24,12 +23,13 @@ from tlx.backend import (
     OptimizerSpec,
     ParamSpec,
     Precision,
-    Role,
     check_alike,
     check_arrays,
     check_targets,
 )
 from tlx.errors import BackendError, closest
+from tlx.module_build import describe, dropout_class, locate, replace_dropouts, replace_head
+from tlx.module_cut import Reached, bypass, candidates, replaced, stop_class
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +46,8 @@ class Net:
     specs: tuple[ParamSpec, ...]
     mode: str = "eval"
     dropouts: list[Any] = field(default_factory=list)
+    entering: dict[str, Any] = field(default_factory=dict)  # cut -> dtype of what entered it
+    as_maps: set[str] = field(default_factory=set)  # cuts that take vectors [N, C] as maps [N, C, 1, 1]
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +59,7 @@ class DeviceBatch:
     targets: Any | None
     size: int
     key: tuple[int, int, int]
+    cut: str
 
 
 class ModuleBackend:
@@ -71,7 +74,8 @@ class ModuleBackend:
         nn = framework.nn
         self.batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         self.norms = (*self.batch_norms, nn.LayerNorm, nn.GroupNorm)
-        self.dropout = _dropout_class(framework)
+        self.dropout = dropout_class(framework)
+        self.stop = stop_class(nn.Module)
 
     # What an adapter may replace, each with its reason.
 
@@ -126,66 +130,17 @@ class ModuleBackend:
             module = self.construct(spec.name, **dict(spec.options))
         else:
             raise BackendError(f"backend {self.name!r} has no model {spec.name!r}; `tlx models` lists what it has")
-        self._replace_head(module, spec)
-        dropouts = self._replace_dropouts(module)
+        replace_head(fw.nn, module, spec)
+        dropouts = replace_dropouts(fw.nn, self.depth, self.dropout, module)
         dtype = fw.float64 if precision == "float64" else fw.float32
         module = module.to(dtype).to(device)
-        specs = tuple(self._specs(module))
+        specs = tuple(describe(module, self.norms))
         modes = dict.fromkeys(module.modules(), True)
         net = Net(module, spec.head, spec.classes, device, dtype, precision == "bfloat16", modes, specs)
         net.dropouts = dropouts
         self.prepare(net)
         module.eval()
         return net
-
-    def _replace_head(self, module: Any, spec: ModelSpec) -> None:
-        nn = self.fw.nn
-        layers = [path for path, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-        if spec.head not in layers:
-            found = dict(module.named_modules()).get(spec.head)
-            what = "there is no such module" if found is None else f"it is a {type(found).__name__}"
-            near = closest(spec.head, layers)
-            raise BackendError(f"{spec.name}: head {spec.head!r} must be a Linear or Conv2d layer, but {what}.{near}")
-        parent, attribute, old = self._locate(module, spec.head, spec.name)
-        outputs = old.out_features if isinstance(old, nn.Linear) else old.out_channels
-        if spec.module is not None and outputs == spec.classes:
-            return
-        if isinstance(old, nn.Linear):
-            new = nn.Linear(old.in_features, spec.classes, bias=old.bias is not None)
-        else:
-            new = nn.Conv2d(old.in_channels, spec.classes, old.kernel_size, bias=old.bias is not None)
-        setattr(parent, attribute, new)
-        if hasattr(module, "num_classes"):
-            module.num_classes = spec.classes
-
-    def _locate(self, module: Any, path: str, model: str) -> tuple[Any, str, Any]:
-        """Return the parent, attribute and module at a path."""
-        modules = dict(module.named_modules())
-        if path not in modules:
-            raise BackendError(f"{model}: no module {path!r}.{closest(path, modules)}")
-        parent, _, attribute = path.rpartition(".")
-        return modules[parent], attribute, modules[path]
-
-    def _replace_dropouts(self, module: Any) -> list[Any]:
-        found: list[Any] = []
-        for path, old in list(module.named_modules()):
-            if isinstance(old, (self.fw.nn.Dropout, self.depth)):
-                if isinstance(old, self.depth) and old.mode != "row":
-                    raise BackendError(f"{path}: stochastic depth of mode {old.mode!r} is not supported; use 'row'")
-                parent, attribute, _ = self._locate(module, path, "model")
-                setattr(parent, attribute, self.dropout(old.p, len(found), isinstance(old, self.depth)))
-                found.append(getattr(parent, attribute))
-        return found
-
-    def _specs(self, module: Any) -> Iterator[ParamSpec]:
-        norms = {path for path, m in module.named_modules() if isinstance(m, self.norms)}
-        for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
-            for name, tensor in named:
-                owner, _, leaf = name.rpartition(".")
-                role: Role = "statistic" if kind == "buffer" else "norm" if owner in norms else "weight"
-                if role == "weight" and leaf.endswith("bias"):
-                    role = "bias"
-                yield ParamSpec(name, tuple(tensor.shape), str(tensor.dtype).rpartition(".")[2], role, owner)
 
     def param_specs(self, model: Net) -> tuple[ParamSpec, ...]:
         return model.specs
@@ -252,15 +207,27 @@ class ModuleBackend:
             group["weight_decay"] = hyper.weight_decay
 
     def put(self, model: Net, batch: Batch) -> DeviceBatch:
-        images, labels = batch.images, batch.labels
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
-            raise BackendError(f"put: images are {images.dtype} {images.shape}; expected uint8 [N, 3, h, w]")
-        if labels.dtype != np.int64 or labels.shape != (len(images),):
-            raise BackendError(f"put: labels are {labels.dtype} {labels.shape}; expected int64 [{len(images)}]")
+        labels, count = batch.labels, len(batch.images)
+        if labels.dtype != np.int64 or labels.shape != (count,) or not count:
+            raise BackendError(f"put: labels are {labels.dtype} {labels.shape}; expected int64 [{count}], at least one")
         if labels.min() < 0 or labels.max() >= model.classes:
             raise BackendError(f"put: a label is outside 0..{model.classes - 1}")
         check_targets(batch, model.classes)
-        pre, fw = batch.preprocess, self.fw
+        entering = self._features(model, batch) if batch.cut else self._pixels(model, batch)
+        targets = None if batch.targets is None else self.tensor(batch.targets, model.device)
+        on_device = self.tensor(labels, model.device)
+        return DeviceBatch(entering, on_device, targets, count, batch.key, batch.cut)
+
+    def _features(self, model: Net, batch: Batch) -> Any:
+        if batch.cut not in model.entering:
+            raise BackendError(f"put: nothing was taken at {batch.cut!r} yet; known cuts: {sorted(model.entering)}")
+        return self.tensor(batch.images, model.device).to(model.entering[batch.cut])
+
+    def _pixels(self, model: Net, batch: Batch) -> Any:
+        """Enlarge and normalise on the device."""
+        images, pre, fw = batch.images, batch.preprocess, self.fw
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise BackendError(f"put: images are {images.dtype} {images.shape}; expected uint8 [N, 3, h, w]")
         if max(images.shape[2:]) > pre.size:
             raise BackendError(
                 f"put: images of {images.shape[2:]} pixels are larger than {pre.size}; shrink them first"
@@ -274,9 +241,7 @@ class ModuleBackend:
             self.tensor(np.array(values).reshape(1, 3, 1, 1), model.device).to(model.dtype)
             for values in (pre.mean, pre.std)
         )
-        targets = None if batch.targets is None else self.tensor(batch.targets, model.device)
-        ready = (pixels / 255 - mean) / std
-        return DeviceBatch(ready, self.tensor(labels, model.device), targets, len(labels), batch.key)
+        return (pixels / 255 - mean) / std
 
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         self._set_mode(model, "train")
@@ -296,8 +261,7 @@ class ModuleBackend:
 
     def _train_forward(self, model: Net, batch: DeviceBatch) -> Any:
         try:
-            with self.autocast(model):
-                return _only(model.module(batch.images))
+            return self._run(model, batch)
         except ValueError as error:
             if ONE_VALUE not in str(error):
                 raise
@@ -327,8 +291,46 @@ class ModuleBackend:
 
     def _forward(self, model: Net, batch: DeviceBatch) -> Any:
         self._set_mode(model, "eval")
+        return self._run(model, batch)
+
+    def _run(self, model: Net, batch: DeviceBatch) -> Any:
+        """Return the logits, whose shape is checked: the loss of other shapes ends OneFlow's process."""
+        output = self._from_cut(model, batch) if batch.cut else self._whole(model, batch)
+        logits = output[0] if isinstance(output, tuple) else output  # GoogLeNet returns them among others
+        if tuple(getattr(logits, "shape", ())) != (batch.size, model.classes):
+            found = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
+            raise BackendError(
+                f"The model returns {found} instead of logits [{batch.size}, {model.classes}]; "
+                "is its head its last layer?"
+            )
+        return logits
+
+    def _whole(self, model: Net, batch: DeviceBatch) -> Any:
         with self.autocast(model):
-            return _only(model.module(batch.images))
+            return model.module(batch.images)
+
+    def _from_cut(self, model: Net, batch: DeviceBatch) -> Any:
+        x = batch.images
+        with self.autocast(model), replaced(bypass(model.module, batch.cut, self.fw.nn.Identity())):
+            if batch.cut not in model.as_maps:
+                try:
+                    return model.module(x)
+                except (RuntimeError, IndexError, TypeError):
+                    if x.ndim != 2:
+                        raise
+                    model.as_maps.add(batch.cut)
+            return model.module(x.reshape(*x.shape, 1, 1))
+
+    def cuts(self, model: Net) -> tuple[str, ...]:
+        statistics = {s.module for s in model.specs if s.role == "statistic"}
+        norms = {module for path, module in model.module.named_modules() if path in statistics}
+
+        def active(leaf: Any) -> bool:
+            if any(param.requires_grad for param in leaf.parameters()):
+                return True
+            return (leaf in norms or leaf in model.dropouts) and model.training[leaf]
+
+        return candidates(model.module, active)
 
     def _correct(self, logits: Any, labels: Any) -> Any:
         with self.fw.no_grad():
@@ -343,21 +345,16 @@ class ModuleBackend:
         with self.fw.no_grad():
             return self._forward(model, batch).to(model.dtype)
 
-    def features(self, model: Net, batch: DeviceBatch) -> Lazy:
-        with self._tapped(model) as tap, self.fw.no_grad():
-            self._forward(model, batch)
-        return tap.value.to(model.dtype)
-
-    @contextmanager
-    def _tapped(self, model: Net) -> Iterator[Any]:
-        """Replace the head by a module that keeps what enters it."""
-        parent, attribute, head = self._locate(model.module, model.head, "model")
-        tap = _tap_class(self.fw)()
-        setattr(parent, attribute, tap)
+    def features(self, model: Net, batch: DeviceBatch, cut: str = "") -> Lazy:
+        cut = cut or model.head
+        parent, attribute, _ = locate(model.module, cut, "features")
         try:
-            yield tap
-        finally:
-            setattr(parent, attribute, head)
+            with replaced([(parent, attribute, self.stop())]), self.fw.no_grad():
+                self._forward(model, batch)
+        except Reached as reached:
+            model.entering[cut] = reached.value.dtype
+            return reached.value.to(model.dtype)
+        raise BackendError(f"features: a forward pass never comes to {cut!r}")
 
     # State.
 
@@ -406,39 +403,3 @@ class Optimizer:
     native: Any
     spec: OptimizerSpec
     params: dict[str, Any]
-
-
-def _only(output: Any) -> Any:
-    """Return the logits where a model returns them first among others, as GoogLeNet does."""
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _dropout_class(fw: Any) -> Callable[[float, int, bool], Any]:
-    """Make the layer whose mask the core draws, so that every framework drops the same units, or the same samples.
-
-    The latter is stochastic depth (Huang et al. 2016): a residual branch is dropped as a whole.
-    """
-
-    class Dropout(fw.nn.Module):  # type: ignore[misc]
-        def __init__(self, p: float, layer: int, whole: bool) -> None:
-            super().__init__()
-            self.p, self.layer, self.whole, self.key = p, layer, whole, (0, 0, 0)
-
-        def forward(self, x: Any) -> Any:
-            if not self.training or self.p == 0.0:
-                return x
-            shape = (x.shape[0], *([1] * (x.ndim - 1))) if self.whole else tuple(x.shape)
-            keep = rng.keep_mask(*self.key, self.layer, shape, self.p)
-            mask = fw.tensor(keep.astype(np.uint8), device=x.device).to(x.dtype)
-            return x * mask * (1.0 / (1.0 - self.p))
-
-    return Dropout
-
-
-def _tap_class(fw: Any) -> Callable[[], Any]:
-    class Tap(fw.nn.Module):  # type: ignore[misc]
-        def forward(self, x: Any) -> Any:
-            self.value = x
-            return x
-
-    return Tap

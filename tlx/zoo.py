@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tlx.errors import RecipeError, closest
+from tlx.errors import RecipeError, WeightsError, closest
 
 if TYPE_CHECKING:
     from tlx.backend import ParamSpec
@@ -47,6 +47,8 @@ class Architecture:
         """Return a checkpoint's arrays under the model's names, without what it leaves out."""
         pattern, replacement = self.renamed
         names = {name: re.sub(pattern, replacement, name) if pattern else name for name in arrays}
+        if len(set(names.values())) != len(names):
+            raise WeightsError(f"{self.name}: the weights hold an entry under its old name and under its new one")
         return {new: arrays[old] for old, new in names.items() if not old.startswith(self.left_out or ("\0",))}
 
 

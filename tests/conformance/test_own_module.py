@@ -131,3 +131,35 @@ def test_a_mistake_is_one_line(stack: str, fields: dict[str, Any], said: str, tm
 def test_a_module_of_the_other_framework_is_named(tmp_path: Path) -> None:
     with pytest.raises(TlxError, match=r"not a module of torch; choose the backend it is made with"):
         tlx.run(backend="torch", model=network("oneflow"), head="conv1", out=str(tmp_path / "a"), **FIELDS)
+
+
+def broken(stack: str, fault: str) -> Any:
+    """A module that cannot be trained as it is."""
+    nn = importlib.import_module(f"{stack}.nn")
+
+    class Broken(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(3 * 16 * 16, 12)
+            self.head = nn.Linear(12, 10)
+            if fault == "dropout":
+                self.drop = nn.AlphaDropout(0.1) if stack == "torch" else nn.Dropout1d(0.1)
+
+        def forward(self, x: Any) -> Any:
+            x = self.body(x.flatten(1))
+            return self.head(x)[:, :7] if fault == "shape" else self.head(x)
+
+    return Broken()
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("shape", r"returns \[32, 7\] instead of logits \[32, 10\]; is its head its last layer"),
+        ("dropout", "whose masks tlx does not draw; use nn.Dropout"),
+    ],
+)
+def test_a_module_that_cannot_be_trained_is_refused(stack: str, fault: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(TlxError, match=said):
+        tlx.run(backend=stack, model=broken(stack, fault), head="head", out=str(tmp_path / "a"), **FIELDS)

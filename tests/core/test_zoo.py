@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tlx.backend import ParamSpec
-from tlx.errors import RecipeError
+from tlx.errors import RecipeError, WeightsError
 from tlx.zoo import ARCHITECTURES, architecture, own_architecture
 
 
@@ -35,6 +35,8 @@ def test_names_of_checkpoints_are_translated() -> None:
     old = {"features.denseblock2.denselayer11.norm.1.weight": 1, "features.denseblock2.denselayer11.conv.2.weight": 2}
     new = {"features.denseblock2.denselayer11.norm1.weight": 1, "features.denseblock2.denselayer11.conv2.weight": 2}
     assert dense.translate(old) == new == dense.translate(new)
+    with pytest.raises(WeightsError, match="under its old name and under its new one"):
+        dense.translate({**old, **new})
     google = architecture("googlenet")
     assert google.translate({"aux1.fc1.weight": 1, "aux2.conv.bn.bias": 2, "conv1.bn.bias": 3}) == {"conv1.bn.bias": 3}
     assert architecture("resnet18").translate({"aux1.x": 1}) == {"aux1.x": 1}

@@ -36,6 +36,7 @@ from tlx.rng import keep_mask
 DISTRIBUTIONS = ("numpy",)
 DROPOUT = {"tiny-mlp": 0.0, "tiny-mlp-dropout": 0.5}
 GRID, HIDDEN = 8, 32
+CUTS = ("bn1", "dropout", "fc")  # modules, in order of execution, at which a batch may begin
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 
 
@@ -80,10 +81,11 @@ class Optimizer:
 
 @dataclass(slots=True, eq=False)
 class DeviceBatch:
-    pixels: Array  # [N, 3 * GRID * GRID], in the model's dtype
+    pixels: Array  # [N, 3 * GRID * GRID], in the model's dtype; or what enters the module at `cut`
     labels: Array
     key: tuple[int, int, int]
     targets: Array | None
+    cut: str
 
 
 @dataclass(slots=True, eq=False)
@@ -178,6 +180,9 @@ class Loopback:
 
     def put(self, model: Net, batch: Batch) -> DeviceBatch:
         images, labels, pre = batch.images, batch.labels, batch.preprocess
+        if batch.cut:
+            _known("cut", batch.cut, CUTS)
+            return DeviceBatch(images.astype(model.dtype), labels.copy(), batch.key, batch.targets, batch.cut)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
             raise BackendError(f"Images are {images.dtype} {list(images.shape)}; expected uint8 [N, 3, h, w]")
         if labels.dtype != np.int64 or labels.shape != (len(images),):
@@ -192,7 +197,9 @@ class Loopback:
         mean, std = (np.array(v).reshape(3, 1, 1) for v in (pre.mean, pre.std))
         pool = _average(pre.size)
         pooled = pool @ ((enlarged / 255 - mean) / std) @ pool.T
-        return DeviceBatch(pooled.reshape(len(images), -1).astype(model.dtype), labels.copy(), batch.key, batch.targets)
+        return DeviceBatch(
+            pooled.reshape(len(images), -1).astype(model.dtype), labels.copy(), batch.key, batch.targets, ""
+        )
 
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         p = model.module.arrays
@@ -248,12 +255,23 @@ class Loopback:
     def logits(self, model: Net, batch: DeviceBatch) -> Lazy:
         return self._forward(model, batch).logits
 
-    def features(self, model: Net, batch: DeviceBatch) -> Lazy:
-        return self._forward(model, batch).h
+    def cuts(self, model: Net) -> tuple[str, ...]:
+        active = {name.partition(".")[0] for name in model.trainable} | model.batch_norm
+        if model.module.dropout and model.trainable:
+            active = active | {"dropout"}
+        first = next((module for module in ("fc1", *CUTS) if module in active), "fc1")
+        return () if first == "fc1" else (first,)
+
+    def features(self, model: Net, batch: DeviceBatch, cut: str = "") -> Lazy:
+        _known("cut", cut or "fc", CUTS)
+        run = self._forward(model, batch)
+        return {"bn1": run.a, "dropout": run.h, "fc": run.h}[cut or "fc"]
 
     def _forward(self, model: Net, batch: DeviceBatch, train: bool = False) -> Pass:
         p = model.module.arrays
-        a = oracle.linear(batch.pixels, p["fc1.weight"], p["fc1.bias"])
+        if batch.cut in ("dropout", "fc"):
+            return self._head(model, batch, batch.pixels, train)
+        a = batch.pixels if batch.cut else oracle.linear(batch.pixels, p["fc1.weight"], p["fc1.bias"])
         mean, var = p["bn1.running_mean"], p["bn1.running_var"]
         if train and "bn1" in model.batch_norm:
             if len(a) < 2:
@@ -265,12 +283,18 @@ class Loopback:
             mean, var = oracle.moments(a)
         z = oracle.normalise(a, mean, var, self.bn_eps)
         y = z * p["bn1.weight"] + p["bn1.bias"]
+        found = self._head(model, batch, oracle.relu(y), train)
+        return Pass(batch.pixels, a, var, z, y, found.mask, found.h, found.logits)
+
+    def _head(self, model: Net, batch: DeviceBatch, h: Array, train: bool) -> Pass:
+        """Dropout and the head; what a forward pass keeps of the layers before is empty."""
+        p = model.module.arrays
         drop = model.module.dropout if train and model.trainable else 0.0
         mask: Array | float = 1.0
         if drop:
-            mask = keep_mask(*batch.key, 0, y.shape, drop).astype(model.dtype) / (1 - drop)
-        h = oracle.relu(y) * mask
-        return Pass(batch.pixels, a, var, z, y, mask, h, oracle.linear(h, p["fc.weight"], p["fc.bias"]))
+            mask = keep_mask(*batch.key, 0, h.shape, drop).astype(model.dtype) / (1 - drop)
+        none, h = np.zeros_like(h), h * mask
+        return Pass(none, none, none[0], none, none, mask, h, oracle.linear(h, p["fc.weight"], p["fc.bias"]))
 
     # State.
 

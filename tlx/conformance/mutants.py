@@ -267,7 +267,7 @@ class LastSampleDropped(Mutant):
     def put(self, model: Net, batch: Batch) -> DeviceBatch:
         handle = super().put(model, batch)
         n = max(len(batch) - 1, 1)
-        return DeviceBatch(handle.pixels[:n], handle.labels[:n], handle.key, None)
+        return DeviceBatch(handle.pixels[:n], handle.labels[:n], handle.key, None, "")
 
 
 class LossSummed(Mutant):
@@ -415,8 +415,30 @@ class DropoutInEvaluation(Mutant):
 class FeaturesBehindTheHead(Mutant):
     caught_by = "test_features_are_what_enters_the_head"
 
-    def features(self, model: Net, batch: DeviceBatch) -> Lazy:
+    def features(self, model: Net, batch: DeviceBatch, cut: str = "") -> Lazy:
         return self.logits(model, batch)
+
+
+class CutBehindTheDropout(Mutant):
+    """Kept features go to the head as they are, though units would be dropped."""
+
+    caught_by = "test_a_model_can_be_cut_where_it_begins_to_train"
+
+    def _head(self, model: Net, batch: DeviceBatch, h: Array, train: bool) -> Pass:
+        return super()._head(model, batch, h, train and not batch.cut)
+
+
+class CutInFrontOfWhatAdapts(Mutant):
+    """Statistics that go on adapting are kept in front of the cut, where nothing moves."""
+
+    caught_by = "test_what_trains_or_adapts_first_has_no_cut_before_it"
+
+    def cuts(self, model: Net) -> tuple[str, ...]:
+        adapting, model.batch_norm = model.batch_norm, frozenset()
+        try:
+            return super().cuts(model)
+        finally:
+            model.batch_norm = adapting
 
 
 class FetchSorts(Mutant):
