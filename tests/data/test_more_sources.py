@@ -147,6 +147,7 @@ def test_an_npz_gives_what_its_arrays_give(tmp_path: Path) -> None:
         ({"images": np.array([{}], dtype=object), "labels": LABELS}, "holds Python objects, which are not read"),
         ({"images": PIXELS.astype(np.float32), "labels": LABELS}, "images must be uint8 0..255, got float32"),
         ({"images": PIXELS, "labels": LABELS.astype(np.float32)}, "labels must be integers"),
+        ({"images": PIXELS, "labels": LABELS, "classes": np.array([1.5, 2, 3])}, "classes are float64; expected text"),
         ({"images": PIXELS, "labels": LABELS, "classes": np.array(["a", "b"])}, "label 2 of sample 2 is not in 0 .. 1"),
     ],
 )
@@ -321,3 +322,85 @@ def test_a_name_in_any_script(name: str, tmp_path: Path) -> None:
     data = load(tmp_path / "set", val_fraction=0)
     index = [i for i, known in enumerate(data.train.names) if known.endswith(name)]
     assert len(index) == 1 and data.train.pixels(index[0])[0, 0].tolist() == [7, 8, 9]
+
+
+def test_a_link_that_leads_in_a_circle_is_named(whole: Path) -> None:
+    (whole / "cat" / "again").symlink_to(whole / "cat", target_is_directory=True)
+    with pytest.raises(DataError, match=r"again is a link to .*cat, which is read already"):
+        load(whole)
+
+
+def test_what_is_no_file_is_named_and_never_waited_for(whole: Path) -> None:
+    (whole / "cat" / "dangling.png").symlink_to(whole / "nowhere.png")
+    with pytest.raises(DataError, match=r"dangling\.png cannot be read: No such file"):
+        load(whole)
+    os.mkfifo(whole / "cat" / "pipe.png")
+    (whole / "dog" / "folder.png").mkdir()
+    photo(whole / "dog" / "folder.png" / "inside.png")
+    data = load(whole, on_bad_image="skip")
+    assert any(
+        "left out 2 of 43 photos" in note and "dangling.png" in note and "pipe.png" in note for note in data.notes
+    )
+    assert "dog/folder.png/inside.png" in chain.from_iterable(names(data).values())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_named(whole: Path) -> None:
+    (whole / "cat").chmod(0)
+    try:
+        with pytest.raises(DataError, match="cat cannot be read: Permission denied"):
+            load(whole)
+    finally:
+        (whole / "cat").chmod(0o755)
+
+
+def test_one_photo_under_two_spellings_is_found(whole: Path) -> None:
+    path = table(whole.parent, "path,label\npets/cat/01.png,cat\n./pets//cat/01.png,dog\n")
+    with pytest.raises(DataError, match=r"line 3: ./pets//cat/01.png stands in line 2 already"):
+        load(path)
+    with pytest.raises(DataError, match="line 2: no such file"):
+        load(table(whole.parent, f"path,label\n{'x' * 300},cat\n"))
+
+
+def test_an_npz_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
+    np.savez_compressed(
+        tmp_path / "flat.npz", images=np.zeros((2**17, 32, 32, 3), np.uint8), labels=np.zeros(2**17, int)
+    )
+    with pytest.raises(DataError, match=r"images.npy unpacks to 402653312 bytes, suspiciously many"):
+        load(tmp_path / "flat.npz")
+
+
+class Faulty(Listed):
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        if i == 7:
+            raise OSError("the disk\nis gone")
+        return super().__getitem__(i)
+
+
+def test_an_item_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(DataError, match="all: item 7 cannot be read: the disk is gone"):
+        load(Faulty())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_upright(orientation: int, tmp_path: Path) -> None:
+    corner = np.zeros((16, 24, 3), np.uint8)
+    corner[:8, :12] = 255  # top left, as a viewer shows it
+    stored = Image.fromarray(corner)
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpositions that the reader must take back
+    if orientation in undo:
+        stored = stored.transpose(list(Image.Transpose)[undo[orientation]])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "x.png", exif=exif)
+    from tlx.data.images import read_photo
+
+    assert np.array_equal(np.asarray(read_photo(tmp_path / "x.png")), corner)
+
+
+def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames[0].save(tmp_path / "x.webp", save_all=True, append_images=frames[1:], lossless=True)
+    from tlx.data.images import read_photo
+
+    assert np.asarray(read_photo(tmp_path / "x.webp"))[0, 0].tolist() == [255, 0, 0]

@@ -90,7 +90,16 @@ def _part(folder: Path, part: str, classes: list[str], notes: list[str]) -> File
 def _files(folder: Path, prefix: str) -> list[str]:
     """All visible files below a folder, as sorted paths that start with `prefix`."""
     found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
+    seen: set[str] = set()
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            raise DataError(f"{place} is a link to {real}, which is read already; remove the link.")
+        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         inner = Path(place).relative_to(folder).as_posix()
         start = prefix if inner == "." else f"{prefix}/{inner}"

@@ -137,8 +137,15 @@ class FileImages:
 
     def digest(self) -> bytes:
         """Covers names and sizes: to read every photo would take as long as an epoch."""
-        lines = (f"{name}\0{(self.root / name).stat().st_size}\n" for name in self.names)
+        lines = [f"{name}\0{_size(self.root / name)}\n" for name in self.names]
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).digest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Replace or remove it.") from error
 
 
 def read_photo(path: Path) -> Image:
@@ -152,6 +159,8 @@ def read_photo(path: Path) -> Image:
 
     # Pillow's decoders raise much more than OSError on damaged files (SyntaxError, struct.error, IndexError ...).
     try:
+        if not path.is_file():  # to open a pipe would wait for ever
+            raise DataError(f"{path} is not a file, or a link to nothing. Remove it.")
         with Image.open(path) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:

@@ -14,6 +14,7 @@ from tlx.errors import DataError, closest
 
 NAMES = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test", "images", "labels", "classes")
 LIMIT = 32 * 2**30  # bytes of all arrays together; more does not belong in memory
+RATIO, SUSPECT = 100, 2**28  # photos never shrink to a hundredth; beyond so many bytes that is taken for a bomb
 
 
 def read_npz(file: Path) -> dict[str, Any]:
@@ -38,6 +39,8 @@ def read_npz(file: Path) -> dict[str, Any]:
     if "all" in found and len(found) > 1:
         raise DataError(f"{file}: has images, labels beside parts of their own; name them x_train, y_train.")
     if "classes" in arrays:
+        if arrays["classes"].dtype.kind != "U":
+            raise DataError(f"{file}: classes are {arrays['classes'].dtype}; expected text.")
         found["classes"] = [str(name) for name in arrays["classes"].ravel()]
     return found
 
@@ -48,6 +51,9 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > LIMIT:
                 raise DataError(f"{file}: its arrays take more than {LIMIT // 2**30} GiB; use a folder of photos.")
+            for entry in entries:
+                if entry.file_size > max(SUSPECT, RATIO * entry.compress_size):
+                    raise DataError(f"{file}: {entry.filename} unpacks to {entry.file_size} bytes, suspiciously many.")
             return {entry.filename.removesuffix(".npy"): _array(archive, entry, file) for entry in entries}
     except DataError:
         raise

@@ -105,6 +105,8 @@ def _labels(source: Any, part: str) -> Any:
             _, label = source[i]
         except (TypeError, ValueError) as error:
             raise DataError(f"{part}: item {i} is not a pair (image, label).") from error
+        except Exception as error:
+            raise DataError(f"{part}: item {i} cannot be read: {' '.join(str(error).split())}") from error
         labels.append(label if isinstance(label, (str, float)) else np.asarray(label))
     return labels
 

@@ -70,7 +70,10 @@ def load(
     training, leaves the bad ones out and says which.
     Raises DataError.
     """
-    found = _find(source, None if root is None else Path(root).expanduser())
+    try:
+        found = _find(source, None if root is None else Path(root).expanduser())
+    except OSError as error:  # such as a folder that may not be read
+        raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
     names, parts, notes = found.classes, dict(found.parts), list(found.notes)
     if on_bad_image == "skip":
         parts = {part: _decodable(images, part, notes) for part, images in parts.items()}

@@ -69,6 +69,8 @@ def split(images: Images, classes: Sequence[str], fraction: float, seed: int) ->
 
 def hold_out(images: Images, classes: Sequence[str], fraction: float) -> tuple[Images, Images]:
     """Carve a test part out of a whole: always the same images, whatever the seed, so that runs can be compared."""
+    if not 0 < fraction < 1:
+        raise DataError(f"test_fraction must be at least 0 and below 1, got {fraction}.")
     count, least = round(fraction * len(images)), int(np.bincount(images.labels, minlength=len(classes)).min())
     if count < len(classes) or least < 2 or count > len(images) - len(classes):
         raise DataError(

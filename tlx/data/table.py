@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,11 @@ def from_csv(file: Path, root: Path | None) -> Source:
     number = {label: i for i, label in enumerate(classes)}
     first: dict[str, int] = {}
     for line, (path, _, _) in enumerate(rows, 2):
-        if path in first:
-            raise DataError(f"{file}, line {line}: {path} stands in line {first[path]} already.")
-        first[path] = line
-        if not (place / path).is_file():
+        same = os.path.normpath(path)
+        if same in first:
+            raise DataError(f"{file}, line {line}: {path} stands in line {first[same]} already.")
+        first[same] = line
+        if not os.path.isfile(place / path):
             raise DataError(f"{file}, line {line}: no such file: {place / path}. Paths are relative to {place}.")
     parts: dict[str, Images] = {}
     for part in dict.fromkeys(split for _, _, split in rows):
