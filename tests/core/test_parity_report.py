@@ -67,7 +67,7 @@ UNDERPOWERED = replace(
     stages=(*CLEAN.stages[:10], replace(CLEAN.stages[10], figure=0.021, limit=0.005, summary="3 paired seeds")),
 )
 REPORTS = {"clean": CLEAN, "different": DIFFERENT, "refused": REFUSED, "underpowered": UNDERPOWERED}
-VOID = {"meta", "line", "circle", "path", "polyline", "br"}
+VOID = {"meta", "br"}
 
 
 def screen(report: Report, width: int = 80) -> str:

@@ -1,0 +1,121 @@
+"""A run that changes horses: killed on one stack and resumed on the other, it ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+import tlx
+
+STACKS = ("torch", "oneflow")
+chosen = os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(",")
+pytestmark = pytest.mark.skipif(not set(STACKS) <= set(chosen), reason=f"TLX_BACKENDS is {','.join(chosen)}")
+
+FIELDS: dict[str, Any] = {
+    "data": "digits",
+    "limit_train": 40,
+    "limit_test": 100,
+    "val_fraction": 0,
+    "batch_size": 8,
+    "epochs": 2,
+    "image_size": 32,
+    "weights": "none",
+    "augment": "flips",
+    "strategy": "head_then_full",
+    "phase_epochs": 1,
+    "lr": 0.01,
+    "precision": "float64",
+    "workers": 0,
+    "quiet": True,
+}
+STEPS = 5  # in an epoch: the first trains the head, the second everything
+# Relative L2 of each array at the end.
+LIMITS = {"sgd": 1e-9, "adam": 1e-9}
+CHILD = "import tlx; tlx.run(**{fields!r}, save_seconds=0)"
+
+
+def killed(out: Path, steps: int, **fields: Any) -> None:
+    """Start a run in a process of its own, and kill it once so many steps are on disk."""
+    code = CHILD.format(fields={**FIELDS, **fields, "out": str(out)})
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while saved_steps(out) < steps:
+        assert child.poll() is None and time.monotonic() < deadline, child.communicate()[1]
+        time.sleep(0.001)
+    child.kill()
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL and not (out / "result.json").exists()
+
+
+def saved_steps(out: Path) -> int:
+    state = out / "last" / "state.safetensors"
+    if not state.exists():
+        return 0
+    with safe_open(state, "np") as file:
+        return int(json.loads(file.metadata()["tlx"])["step"])
+
+
+def apart(reference: Path, candidate: Path) -> dict[str, float]:
+    """Relative L2 distance of each array; absolute where the reference is zero."""
+    a, b = (load_file(run / "model.safetensors") for run in (reference, candidate))
+    assert a.keys() == b.keys() and all(a[name].dtype == b[name].dtype for name in a)
+    return {
+        name: float(np.linalg.norm(np.subtract(a[name], b[name], dtype=np.float64)) / (np.linalg.norm(a[name]) or 1.0))
+        for name in a
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """The runs that nobody stopped, by stack and optimizer."""
+    runs = {}
+    for stack in STACKS:
+        for optimizer in LIMITS:
+            out = tmp_path_factory.mktemp("whole") / f"{stack}-{optimizer}"
+            runs[stack, optimizer] = tlx.run(**FIELDS, backend=stack, optimizer=optimizer, out=str(out)).run_dir
+    return runs
+
+
+@pytest.mark.parametrize("optimizer", LIMITS)
+@pytest.mark.parametrize("first", STACKS)
+# Before the unfreeze, so that the other stack crosses it, and after, so that momentum of both phases moves over.
+@pytest.mark.parametrize("steps", [STEPS - 2, STEPS + 2])
+def test_a_killed_run_goes_on_on_the_other_stack(
+    first: str, optimizer: str, steps: int, whole: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    second = next(stack for stack in STACKS if stack != first)
+    killed(tmp_path / "run", steps, backend=first, optimizer=optimizer)
+    assert saved_steps(tmp_path / "run") < 2 * STEPS
+    result = tlx.run(resume=tmp_path / "run", backend=second, quiet=True)
+    assert result.backend == second and result.epochs_run == 2
+    found = apart(whole[first, optimizer], result.run_dir)
+    worst = max(found, key=lambda name: found[name])
+    print(f"{optimizer} {first} {steps} {worst} {found[worst]:.1e}")
+    assert found[worst] <= LIMITS[optimizer], f"{worst}: {found[worst]:.1e}"
+    expected = json.loads((whole[first, optimizer] / "result.json").read_text())
+    assert result.test_accuracy == expected["test_accuracy"]
+    for a, b in zip(expected["history"], result.history, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=LIMITS[optimizer])
+        assert a["train_accuracy"] == b["train_accuracy"]
+
+
+@pytest.mark.parametrize("trained", STACKS)
+def test_a_model_predicts_the_same_classes_on_both_stacks(trained: str, whole: dict[tuple[str, str], Path]) -> None:
+    run_dir = whole[trained, "adam"]
+    test = tlx.load("digits", limit_test=100).test
+    assert test is not None
+    images = np.stack([test.pixels(i) for i in range(len(test))])
+    here, there = (tlx.predict(run_dir, images, backend=stack) for stack in STACKS)
+    assert len({found["class"] for found in here}) > 1
+    assert [found["class"] for found in here] == [found["class"] for found in there]
