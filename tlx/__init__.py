@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tlx.errors import TlxError
     from tlx.job import Result, run
     from tlx.job import evaluate_run as evaluate
+    from tlx.prediction import predict
     from tlx.recipe import Recipe
     from tlx.strategy import Group, Phase, Strategy
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "run": ("tlx.job", "run"),
     "evaluate": ("tlx.job", "evaluate_run"),
+    "predict": ("tlx.prediction", "predict"),
     "Result": ("tlx.job", "Result"),
     "Recipe": ("tlx.recipe", "Recipe"),
     "Strategy": ("tlx.strategy", "Strategy"),
@@ -27,7 +29,7 @@ _PUBLIC = {
     "TlxError": ("tlx.errors", "TlxError"),
 }
 
-__all__ = ["Data", "Group", "Phase", "Recipe", "Result", "Strategy", "TlxError", "evaluate", "load", "run"]
+__all__ = ["Data", "Group", "Phase", "Recipe", "Result", "Strategy", "TlxError", "evaluate", "load", "predict", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -84,6 +84,39 @@ def evaluate(run_dir: Path, /, *, backend: str | None = None, json: Json = False
 
 
 @app.command
+def predict(
+    run_dir: Path,
+    /,
+    *images: Path,
+    backend: str | None = None,
+    top: int | None = None,
+    json: Json = False,
+) -> None:
+    """Classify photos with a finished run.
+
+    Parameters
+    ----------
+    run_dir:
+        A folder that `tlx run` wrote.
+    images:
+        Files, or folders of which every photo is taken.
+    backend:
+        Classify on this stack instead of the one that trained.
+    top:
+        Print so many classes for each image, the most probable first. [default: 1; with --json: up to 5]
+    """
+    import tlx
+
+    found = tlx.predict(run_dir, images, backend, top)
+    if json:
+        print(jsonlib.dumps({"run_dir": str(run_dir), "predictions": found}))
+        return
+    for image in found:
+        listed = ", ".join(f"{each['class']} {each['probability']:.4f}" for each in image["top"][: top or 1])
+        print(f"{image['path']}: {listed}")
+
+
+@app.command
 def strategies(
     strategy: str | None = None,
     /,
