@@ -40,7 +40,8 @@ def predict(
         run_dir: a folder that `tlx run` wrote.
         images: a file, a folder (all photos below it, by their sorted paths), a uint8 array [N, H, W, 3], [H, W, 3] or
             [N, H, W], or a list of files, folders and arrays [H, W, 3] or [H, W].
-        backend: classify on this stack instead of the one that trained.
+        backend: classify on this stack instead of the one that trained, on its best device, and in the precision of
+            the training where that is native there.
         top: how many classes to list for each image, the most probable first. Default: up to 5.
         quiet: do not say on stderr what was left out.
 
@@ -58,9 +59,8 @@ def predict(
     if not 1 <= count <= len(classes):
         raise TlxError(f"top is {top}; expected 1 to {len(classes)}, the number of classes of {run_dir}")
     inputs = _collect(images, quiet)
-    recipe = recipe if backend is None else replace(recipe, backend=backend, device="auto", precision="auto")
-    stack = registry.load(recipe.backend)
-    recipe = place(recipe, stack)
+    stack = registry.load(backend or recipe.backend)
+    recipe = place(recipe, stack) if backend is None else _moved(recipe, stack)
     model, arch = build(recipe, stack, len(classes))
     specs = stack.param_specs(model)
     values = match(read_weights(run_dir), specs, head=arch.head, model_name=arch.name, take_head=True)
@@ -89,6 +89,14 @@ def _read_run(run_dir: Path) -> tuple[dict[str, Any], Recipe]:
     if not (run_dir / "result.json").is_file():
         raise TlxError(f"{run_dir} is not finished; finish it with: tlx run --resume {run_dir}")
     return read_json(run_dir / "card.json"), Recipe.from_toml(run_dir / "recipe.toml")
+
+
+def _moved(recipe: Recipe, stack: Backend) -> Recipe:
+    """Place a run on another stack: in the precision it was trained in where that is native there, else as by auto."""
+    placed = place(replace(recipe, backend=stack.name, device="auto", precision="auto"), stack)
+    if recipe.precision in stack.capabilities().precisions[placed.device]:
+        return replace(placed, precision=recipe.precision)
+    return placed
 
 
 def _of_photos(recipe: Recipe) -> bool:
