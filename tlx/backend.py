@@ -16,7 +16,7 @@ Only NumPy arrays, Python numbers, the frozen dataclasses below and opaque handl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, zip_longest
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -180,6 +180,43 @@ class Hyper:
 
     lr: float
     weight_decay: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Visit:
+    """One call of a module, in order of execution. Modules that own no parameters leave only their kind."""
+
+    path: str
+    kind: str  # the class's name
+    input: Array | None = None
+    output: Array | None = None
+    grad: Array | None = None  # of the loss to the output, where a backward pass went through
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replay:
+    """What one module gives by itself; the last three only where an output gradient was given."""
+
+    output: Array
+    input_grad: Array | None = None
+    gradients: Arrays = field(default_factory=dict)  # by the parameter's full name
+    buffers: Arrays = field(default_factory=dict)  # after the call, by full name
+
+
+class Probe(Protocol):
+    """Looks into a model, for `tlx parity` only: what an adapter may offer as ``probe(model)``."""
+
+    def record(self, call: Callable[[], Any]) -> tuple[Visit, ...]:
+        """Run `call`, which passes through the model once, and return what its modules saw."""
+
+    def gradients(self) -> dict[str, Array]:
+        """Copy the gradients that are there."""
+
+    def set_gradients(self, gradients: Arrays) -> None:
+        """Set these gradients; all others become None."""
+
+    def replay(self, path: str, x: Array, dy: Array | None = None, *, training: bool = False) -> Replay:
+        """Run the module at `path` ("": the whole) on `x` and, where given, backward from `dy`; changes nothing."""
 
 
 @runtime_checkable

@@ -23,6 +23,7 @@ from tlx.backend import (
     OptimizerSpec,
     ParamSpec,
     Precision,
+    Probe,
     check_alike,
     check_arrays,
     check_targets,
@@ -390,6 +391,12 @@ class ModuleBackend:
             stacked = self.fw.stack([lazy.to(self.fw.float64) for lazy in lazies])
             return list(self.array(stacked))
         return [self.array(lazy) for lazy in lazies]
+
+    def probe(self, model: Net) -> Probe:
+        """Look into a model; what `tlx parity` records."""
+        from tlx.module_probe import ModuleProbe
+
+        return ModuleProbe(self, model)
 
 
 ONE_VALUE = "more than 1 value per channel"  # of a normalisation layer's ValueError
