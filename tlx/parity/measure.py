@@ -1,0 +1,100 @@
+"""How far apart two arrays are, and the sketch that stands for a large one."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tlx import rng
+from tlx.backend import Array, Arrays
+
+BUCKETS = 1024
+# An array whose norm is below this part of the largest of its kind is measured against that part: the gradient of a
+# bias before BatchNorm is zero in exact arithmetic, and its rounding errors have no relation to each other.
+FLOOR = 1e-6
+
+
+def relative(reference: Array | None, candidate: Array | None, floor: float = 0.0) -> float:
+    """The L2 norm of the difference over that of the reference (or `floor`, if larger); absolute where both are 0.
+
+    Infinite where one is missing or empty, shapes differ, or another set of elements is not finite.
+    """
+    if reference is None or candidate is None or reference.shape != candidate.shape or not reference.size:
+        return math.inf
+    a, b = (np.asarray(x, dtype=np.float64).ravel() for x in (reference, candidate))
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)) or not finite.any():
+        return math.inf
+    a, b = a[finite], b[finite]
+    return float(np.linalg.norm(a - b) / (max(float(np.linalg.norm(a)), floor) or 1.0))
+
+
+def floor_of(arrays: Sequence[Array]) -> float:
+    """The floor for arrays of one kind, such as all gradients of a step."""
+    norms = [float(np.linalg.norm(np.nan_to_num(np.asarray(a, dtype=np.float64)))) for a in arrays]
+    return FLOOR * max(norms, default=0.0)
+
+
+def flips(reference: Array, candidate: Array) -> int:
+    """Count elements that a ReLU would let through on one side only."""
+    return int(np.count_nonzero((reference > 0) != (candidate > 0)))
+
+
+def sketch(array: Array) -> Array:
+    """Stand for an array by at most 1024 numbers whose relative L2 distance is that of the arrays, within about 5 %.
+
+    Every element is given a random sign and added to one of the buckets; arrays that fit are kept as they are.
+    Source: the count sketch of Charikar, Chen & Farach-Colton 2002; the error follows from its variance, 2 / buckets.
+    """
+    flat = np.asarray(array, dtype=np.float64).ravel()
+    if flat.size <= BUCKETS:
+        return flat.copy()
+    rows = -(-flat.size // BUCKETS)
+    signed = np.zeros(rows * BUCKETS)
+    np.multiply(flat, _signs(1 << (flat.size - 1).bit_length())[: flat.size], out=signed[: flat.size])
+    return np.asarray(signed.reshape(rows, BUCKETS).sum(axis=0))
+
+
+@lru_cache(maxsize=4)
+def _signs(n: int) -> Array:
+    bits = np.unpackbits(rng.words(0, "sketch", 0, -(-n // 32), 1).view(np.uint8).ravel(), count=n)
+    return (2 * bits.astype(np.int8) - 1).astype(np.int8)
+
+
+def bundle(arrays: Arrays) -> tuple[list[list[Any]], Array]:
+    """Lay the sketches of named arrays end to end; returns ``[[name, shape, length], ...]`` and the numbers."""
+    parts = {name: sketch(array) for name, array in arrays.items()}
+    layout = [[name, list(arrays[name].shape), len(part)] for name, part in parts.items()]
+    return layout, np.concatenate([*parts.values(), np.zeros(0)])
+
+
+def unbundle(layout: Sequence[Sequence[Any]], numbers: Array) -> dict[str, tuple[tuple[int, ...], Array]]:
+    """Take apart what `bundle` made: name -> shape and sketch."""
+    found, at = {}, 0
+    for name, shape, length in layout:
+        found[str(name)] = tuple(shape), numbers[at : at + length]
+        at += length
+    return found
+
+
+def distances(
+    reference: Mapping[str, tuple[tuple[int, ...], Array]], candidate: Mapping[str, tuple[tuple[int, ...], Array]]
+) -> dict[str, float]:
+    """The distance of each named sketch, in the reference's order, then what only the candidate has."""
+    floor = floor_of([part for _, part in reference.values()])
+    errors = {}
+    for name in [*reference, *(n for n in candidate if n not in reference)]:
+        a, b = reference.get(name), candidate.get(name)
+        errors[name] = math.inf if a is None or b is None or a[0] != b[0] else relative(a[1], b[1], floor)
+    return errors
+
+
+def sha256(array: Array) -> str:
+    """Hash dtype, shape and bytes."""
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()

@@ -1,0 +1,128 @@
+"""Recorders around the production step: a backend and a loader that pass everything on and write down what passed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tlx.backend import Batch, Handle, Hyper, Lazy, Model
+from tlx.parity.artifact import Writer
+from tlx.parity.measure import bundle, sha256
+
+
+class Proxy:
+    """Passes every call on to another backend; what a subclass defines comes first."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":  # not there yet, as while it is copied
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+class Recorder(Proxy):
+    """Writes one record a step: loss, count, scalars, events; with `values`, sketches of the model and its optimizer."""
+
+    def __init__(self, inner: Any, writer: Writer, stage: str, values: bool = True) -> None:
+        super().__init__(inner)
+        self.writer, self.stage, self.values = writer, stage, values
+        self.step = 0
+        self.events: list[str] = []
+        self.lazies: list[Lazy] = []
+        self.hyper: Sequence[Hyper] = ()
+        self.phase: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+
+    def set_phase(self, model: Model, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
+        before, norms = self.phase
+        self.inner.set_phase(model, trainable, batch_norm)
+        self.phase = (trainable, batch_norm)
+        for names, what in (
+            (trainable - before, "unfreezes"),
+            (before - trainable, "freezes"),
+            (batch_norm - norms, "lets take batch statistics in"),
+            (norms - batch_norm, "lets keep its statistics in"),
+        ):
+            if names and self.step:
+                self.events.append(f"the trace {what} {len(names)} {'modules' if 'in' in what.split() else 'arrays'}")
+
+    def set_hyper(self, optimizer: Handle, values: Sequence[Hyper]) -> None:
+        if self.hyper and [h.lr for h in values] != [h.lr for h in self.hyper]:
+            self.events.append("the trace changes the learning rate")
+        self.inner.set_hyper(optimizer, values)
+        self.hyper = tuple(values)
+
+    def backward(self, model: Model, batch: Handle, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+        found: tuple[Lazy, Lazy] = self.inner.backward(model, batch, scale)
+        self.lazies += found
+        return found
+
+    def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
+        self.inner.update(model, optimizer, max_norm)
+        fetched = self.inner.fetch(self.lazies)
+        facts: dict[str, Any] = {
+            "step": self.step,
+            "loss": float(sum(float(x) for x in fetched[::2])).hex(),
+            "correct": sum(int(x) for x in fetched[1::2]),
+            "hyper": [[h.lr.hex(), h.weight_decay.hex()] for h in self.hyper],
+            "events": self.events,
+        }
+        arrays = {}
+        if self.values:
+            facts["values"], arrays["values"] = bundle(self.inner.dump_arrays(model))
+            facts["slots"], arrays["slots"] = bundle(self.inner.dump_optimizer(optimizer))
+        self.writer.add(f"{self.stage}/{self.step:04d}", facts, arrays)
+        self.step += 1
+        self.lazies, self.events = [], []
+
+
+class RecordedLoader(Proxy):
+    """Writes every batch down: what it held, by hash, and its pixels, so that another stack can be fed the same."""
+
+    def __init__(self, inner: Any, writer: Writer, part: str = "train") -> None:
+        super().__init__(inner)
+        self.writer, self.part = writer, part
+
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
+        for number, batch in enumerate(self.inner.epoch(epoch, start), start):
+            facts = {
+                "epoch": epoch,
+                "batch": number,
+                "indices": batch.indices.tolist(),
+                "labels": batch.labels.tolist(),
+                "stream": list(batch.key),
+                "pixels": sha256(batch.images),
+                "targets": None if batch.targets is None else sha256(batch.targets),
+                "size": batch.preprocess.size,
+            }
+            arrays = {"images": batch.images}
+            if batch.targets is not None:
+                arrays["targets"] = batch.targets
+            self.writer.add(f"P2/{self.part}/{epoch:04d}/{number:04d}", facts, arrays)
+            yield batch
+
+
+class PlannedLoader:
+    """Serves the batches that another capture wrote down."""
+
+    def __init__(self, plan: Any, part: str) -> None:
+        self.plan, self.part = plan, part
+        self.steps = len(plan.stage(f"P2/{part}/0000"))
+
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
+        from tlx.backend import Preprocess
+
+        for record in self.plan.stage(f"P2/{self.part}/{epoch:04d}")[start:]:
+            facts, arrays = record.facts, record.arrays()
+            seed, step, row = facts["stream"]
+            yield Batch(
+                images=arrays["images"],
+                labels=np.array(facts["labels"], dtype=np.int64),
+                indices=np.array(facts["indices"], dtype=np.int64),
+                preprocess=Preprocess(facts["size"]),
+                key=(seed, step, row),
+                targets=arrays.get("targets"),
+            )
