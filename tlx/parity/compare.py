@@ -1,0 +1,361 @@
+"""Compare two captures, stage by stage; no framework is needed, only NumPy and the two folders."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlx.backend import Array
+from tlx.parity.artifact import Capture, Record
+from tlx.parity.measure import FLOOR, distances, flips, floor_of, relative, sha256, unbundle
+from tlx.parity.oracle import update_errors
+from tlx.parity.result import Report, Row, Stage, Verdict
+
+# The limits are those of float64: rounding was measured at 1e-15 to 1e-12, changes of meaning from 2e-7 up.
+FORWARD, UPDATE, TRAJECTORY = 1e-10, 1e-12, 1e-9
+ENVELOPE, RATIO, HEAD_ONLY = 10.0, 1e4, 1e-4
+STEPS = 40
+
+DECLARED = (
+    "Scalars (rates, decay, momentum, BatchNorm's constants) are float32-exact on every stack.",
+    "The core draws order, augmentation, first values and dropout masks; no stack draws anything.",
+    "Gradients are set to None, never to zero, so that what is frozen cannot move.",
+    "OneFlow's training BatchNorm runs in float64, its Adam in tensor operations with a step count per parameter.",
+)
+
+
+def compare(reference: str | Path, candidate: str | Path) -> Report:
+    """Compare the captures in two folders.
+
+    Raises TlxError where a folder holds no capture or a damaged one.
+    """
+    started = time.perf_counter()
+    a, b = Capture(reference), Capture(candidate)
+    stages = [manifests(a, b)]
+    if stages[0].passed:
+        stages += [run(a, b) for name, run in COMPARE.items() if name in a.manifest["must"]["stages"]]
+    return report(a, b, stages, time.perf_counter() - started)
+
+
+def report(a: Capture, b: Capture, stages: Sequence[Stage], seconds: float) -> Report:
+    """Draw the verdict from the stages."""
+    from tlx.parity.locate import first_difference
+
+    short = [s for s in stages if s.passed is False and s.id == "P6" and s.measure == "steps"]
+    failed = [s for s in stages if s.passed is False and s not in short]
+    if stages[0].passed is False:
+        verdict = Verdict.NOT_COMPARABLE
+    elif failed:
+        verdict = Verdict.DIFFERENT
+    else:
+        verdict = Verdict.UNDERPOWERED if short else Verdict.EQUAL
+    first = first_difference(a, b, stages) if stages[0].passed else f"Not comparable: {stages[0].summary}"
+    return Report(_title(a), _title(b), _subject(a), verdict, tuple(stages), first, DECLARED, seconds)
+
+
+def _title(c: Capture) -> str:
+    version = c.manifest.get("versions", {}).get(c.manifest.get("backend"), "")
+    return f"{c.manifest.get('backend')} {version} ({c.manifest.get('device')})".replace("  ", " ")
+
+
+def _subject(c: Capture) -> str:
+    r, steps = c.manifest.get("recipe", {}), len(c.stage("P6"))
+    strategy = r.get("strategy")
+    name = strategy.get("name") if isinstance(strategy, dict) else strategy
+    sizes = f"batches of {r.get('batch_size')} at {r.get('image_size')} px, {steps} steps"
+    return f"{r.get('model')}, strategy {name}, {r.get('data')}, {r.get('optimizer')}; {sizes}"
+
+
+def manifests(a: Capture, b: Capture) -> Stage:
+    """P0: what must be equal for a comparison to mean anything."""
+    left, right = a.manifest.get("must", {}), b.manifest.get("must", {})
+    rows = [
+        Row(str(key), math.inf, False, f"{left.get(key, 'nothing')!r} against {right.get(key, 'nothing')!r}")
+        for key in sorted({*left, *right})
+        if left.get(key) != right.get(key)
+    ]
+    said = "; ".join(f"{row.name}: {row.note}" for row in rows[:3]) or f"{len(left)} facts are equal"
+    return Stage("P0", "manifest", "facts that differ", float(len(rows)), 0, not rows, said, tuple(rows))
+
+
+def weights(a: Capture, b: Capture) -> Stage:
+    """P1: names, shapes, dtypes and bytes."""
+    left, right = a.records["P1"].arrays(), b.records["P1"].arrays()
+    rows = []
+    for name in [*left, *(n for n in right if n not in left)]:
+        x, y = left.get(name), right.get(name)
+        if x is None or y is None:
+            rows.append(Row(name, math.inf, False, f"missing in the {'candidate' if y is None else 'reference'}"))
+        elif x.shape != y.shape or x.dtype != y.dtype:
+            rows.append(Row(name, math.inf, False, f"{x.dtype} {list(x.shape)} against {y.dtype} {list(y.shape)}"))
+        elif sha256(x) != sha256(y):
+            rows.append(Row(name, relative(x, y) or math.inf, False, "transposed" if _is_transposed(x, y) else ""))
+        else:
+            rows.append(Row(name, 0.0, True))
+    order = [list(c.records["P1"].facts["specs"]) for c in (a, b)]
+    if order[0] != order[1] and all(row.passed for row in rows):
+        rows.append(Row("order and roles", math.inf, False, "the stacks list their parameters differently"))
+    return _stage("P1", "weights", "arrays that differ in any bit", None, rows, f"{len(left)} arrays", counted=True)
+
+
+def _is_transposed(x: Array, y: Array) -> bool:
+    return x.ndim >= 2 and x.shape[0] == x.shape[1] and bool(np.array_equal(np.swapaxes(x, 0, 1), y))
+
+
+def batches(a: Capture, b: Capture) -> Stage:
+    """P2: ids, labels, streams and pixels of every batch."""
+    left, right = ({r.key: r.facts for r in c.stage("P2")} for c in (a, b))
+    rows = []
+    for key in [*left, *(k for k in right if k not in left)]:
+        x, y = left.get(key), right.get(key)
+        if x is None or y is None:
+            rows.append(Row(key[3:], math.inf, False, f"missing in the {'candidate' if y is None else 'reference'}"))
+            continue
+        differing = [name for name in x if x[name] != y.get(name)]
+        rows.append(Row(key[3:], math.inf if differing else 0.0, not differing, _data_note(differing, x, y)))
+    count = sum(len(facts["labels"]) for facts in left.values())
+    said = f"{len(left)} batches, {count} images"
+    if a.manifest["planned"] or b.manifest["planned"]:
+        said += "; the batches of one capture were served to the other"
+    return _stage("P2", "data", "batches that differ in any bit", None, rows, said, counted=True)
+
+
+def _data_note(differing: Sequence[str], x: Mapping[str, Any], y: Mapping[str, Any]) -> str:
+    if not differing:
+        return ""
+    if "indices" in differing:
+        same = sorted(x["indices"]) == sorted(y["indices"])
+        return "the same samples in another order" if same else "other samples, as from another random stream"
+    if "labels" in differing:
+        where = [i for i, (p, q) in enumerate(zip(x["labels"], y["labels"], strict=False)) if p != q]
+        return f"the label of sample {x['indices'][where[0]]}" if where else "the number of labels"
+    return ", ".join(differing)
+
+
+def visits(record: Iterable[Record]) -> dict[str, Record]:
+    """The visits of modules that own parameters, by path; a second call of one module is path#2."""
+    found: dict[str, Record] = {}
+    for r in record:
+        if "output" not in r.files:
+            continue
+        path, number = str(r.facts["path"]), 2
+        name = path
+        while name in found:
+            name, number = f"{path}#{number}", number + 1
+        found[name] = r
+    return found
+
+
+def _visit_rows(a: Capture, b: Capture, stage: str) -> list[Row]:
+    left, right = visits(a.stage(f"{stage}/visit")), visits(b.stage(f"{stage}/visit"))
+    rows = []
+    for name in [*left, *(n for n in right if n not in left)]:
+        if name not in left or name not in right:
+            rows.append(Row(name, math.inf, False, "visited on one side only"))
+            continue
+        x, y = left[name].array("output"), right[name].array("output")
+        error = relative(x, y)
+        turned = flips(x, y) if x is not None and y is not None and x.shape == y.shape else 0
+        note = f"{turned} signs flipped" if turned else ""
+        rows.append(Row(name, error, error <= FORWARD, note))
+    if list(left) != list(right) and all(row.passed for row in rows):
+        rows.append(Row("order of execution", math.inf, False, "modules run in another order"))
+    return rows
+
+
+def evaluation(a: Capture, b: Capture) -> Stage:
+    rows = _visit_rows(a, b, "P3")
+    return _stage("P3", "eval forward, float64", "relative L2", FORWARD, rows, f"outputs of {len(rows)} modules")
+
+
+def backward(a: Capture, b: Capture) -> Stage:
+    """P4: outputs, loss, buffers, then gradients, from the last module back."""
+    rows = [Row(f"output {r.name}", r.error, r.passed, r.note) for r in _visit_rows(a, b, "P4")]
+    loss = [float.fromhex(c.records["P4/loss"].facts["loss"]) for c in (a, b)]
+    error = abs(loss[0] - loss[1]) / (abs(loss[0]) or 1) if all(map(math.isfinite, loss)) else math.inf
+    rows.append(Row("loss", error, error <= FORWARD, f"{loss[0]:.12g} against {loss[1]:.12g}"))
+    counts = [c.records["P4/loss"].facts["correct"] for c in (a, b)]
+    rows.append(Row("correct", float(abs(counts[0] - counts[1])), counts[0] == counts[1]))
+    for what in ("buffers", "gradients"):
+        left, right = (c.records[f"P4/{what}"].arrays() for c in (a, b))
+        floor = floor_of(list(left.values()))
+        names = [*left, *(n for n in right if n not in left)]
+        for name in reversed(names) if what == "gradients" else names:
+            error = relative(left.get(name), right.get(name), floor)
+            rows.append(Row(f"{what[:-1]} {name}", error, error <= FORWARD))
+    said = f"{len(rows)} outputs, losses, buffers and gradients; everything trains"
+    return _stage("P4", "train forward and backward, float64", "relative L2", FORWARD, rows, said)
+
+
+def update(a: Capture, b: Capture) -> Stage:
+    """P5: both stacks and the oracle after each of four updates from the same gradients."""
+    rows = []
+    for which, c in (("reference", a), ("candidate", b)):
+        rows += [
+            Row(f"{which}, update {number + 1}: {name}", error, error <= UPDATE)
+            for number, name, error in update_errors(c)
+        ]
+    name = a.records["P5/script"].facts["optimizer"]
+    said = f"{name}, 4 updates, groups frozen and unfrozen between them, against NumPy"
+    return _stage("P5", "update, float64", "relative L2 to the oracle", UPDATE, rows, said)
+
+
+def trajectory(a: Capture, b: Capture) -> Stage:
+    """P6: values, optimizer state and loss after every step of the production loop."""
+    left, right = ({k: c.records[k] for k in c.records if k.startswith("P6/0")} for c in (a, b))
+    rows = []
+    crossed: list[str] = []
+    for key in [*left, *(k for k in right if k not in left)]:
+        x, y = left.get(key), right.get(key)
+        if x is None or y is None:
+            lacking = "candidate" if y is None else "reference"
+            stopped = (b if y is None else a).records.get("P6/error")
+            why = f": {stopped.facts['text']}" if stopped else ""
+            rows.append(Row(f"step {int(key[3:])}", math.inf, False, f"the {lacking} stopped before it{why}"))
+            break
+        events = [str(e) for e in x.facts["events"]]
+        crossed += events
+        error, worst = _step_error(x, y)
+        note = "; ".join([*events, *([worst] if error > TRAJECTORY else [])])
+        rows.append(Row(f"step {int(key[3:])}", error, error <= TRAJECTORY, note))
+    failed = a.records.get("P6/error"), b.records.get("P6/error")
+    if any(failed) and all(row.passed for row in rows):
+        text = "; ".join(str(r.facts["text"]) for r in failed if r)
+        rows.append(Row("end", math.inf, False, text))
+    kinds = sorted({" ".join(e.removeprefix("the trace ").split(" ")[:1]) for e in crossed})
+    said = f"{len(left)} steps; boundaries crossed: {len(crossed)}" + (f" ({', '.join(kinds)})" if kinds else "")
+    if len(left) < STEPS and all(row.passed for row in rows):
+        said = f"only {len(left)} of {STEPS} steps: more training images are needed"
+        return Stage("P6", "trajectory, float64", "steps", float(len(left)), STEPS, False, said, tuple(rows))
+    return _stage("P6", "trajectory, float64", "relative L2", TRAJECTORY, rows, said)
+
+
+def _step_error(x: Record, y: Record) -> tuple[float, str]:
+    found: dict[str, float] = {}
+    loss = [float.fromhex(r.facts["loss"]) for r in (x, y)]
+    found["loss"] = abs(loss[0] - loss[1]) / (abs(loss[0]) or 1) if all(map(math.isfinite, loss)) else math.inf
+    if x.facts["correct"] != y.facts["correct"]:
+        found["correct count"] = math.inf
+    if x.facts["hyper"] != y.facts["hyper"]:
+        found["rates and decays"] = math.inf
+    for kind in ("values", "slots"):
+        if kind in x.facts or kind in y.facts:
+            both = [
+                unbundle(r.facts.get(kind, []), part if (part := r.array(kind)) is not None else np.zeros(0))
+                for r in (x, y)
+            ]
+            found |= distances(both[0], both[1])
+    worst = max(found, key=lambda name: found[name])
+    return found[worst], worst
+
+
+def metrics(a: Capture, b: Capture) -> Stage:
+    """P7: each stack's count from its own logits, and both stacks' predictions."""
+    rows = []
+    left, right = a.stage("P7"), b.stage("P7")
+    for number, (x, y) in enumerate(zip(left, right, strict=False)):
+        logits = x.array("logits"), y.array("logits")
+        for which, record, own in (("reference", x, logits[0]), ("candidate", y, logits[1])):
+            assert own is not None
+            labels = np.array(record.facts["labels"])
+            count = int((own.argmax(axis=1) == labels).sum())
+            rows.append(
+                Row(f"batch {number}: count of the {which}", abs(count - record.facts["correct"]), count == record.facts["correct"])
+            )
+        p, q = (np.asarray(each).argmax(axis=1) for each in logits)
+        flipped = np.flatnonzero(p != q) if p.shape == q.shape else np.arange(len(p))
+        top = np.sort(np.asarray(logits[0]), axis=1)
+        note = ", ".join(f"sample {i}: margin {top[i, -1] - top[i, -2]:.1e}" for i in flipped[:4])
+        rows.append(Row(f"batch {number}: predictions", float(len(flipped)), not len(flipped), note))
+    if len(left) != len(right):
+        rows.append(Row("batches", math.inf, False, f"{len(left)} against {len(right)}"))
+    return _stage("P7", "metrics", "counts and predictions that differ", 0, rows, f"{len(left)} batches of the test part")
+
+
+def locked(a: Capture, b: Capture) -> Stage:
+    """P8: the step in float32 beside the reference's own scatter, and G, its ratio to the step in float64."""
+    worst: dict[str, dict[str, float]] = {}
+    rows = []
+    for what in ("gradients", "buffers"):
+        found = {"d64": 0.0, "d32": 0.0, "envelope": 0.0}
+        for record in a.stage("P8/float64"):
+            number = record.key.rpartition("/")[2]
+            pairs = {
+                "d64": (a, "float64", b, "float64"),
+                "d32": (a, "float32", b, "float32"),
+                "envelope": (a, "float32", a, "float32-nudged"),
+            }
+            for name, (one, left, two, right) in pairs.items():
+                x, y = one.records.get(f"P8/{left}/{number}"), two.records.get(f"P8/{right}/{number}")
+                error = relative(x.array(what), y.array(what)) if x and y else math.inf
+                if x and not x.facts[what]:
+                    error = 0.0  # a model without buffers
+                found[name] = max(found[name], error)
+        worst[what] = found
+        d32, d64, own = found["d32"], found["d64"], found["envelope"]
+        # Equal bits in float32 leave no ratio to take.
+        ratio = d32 / max(d64, 2.0**-53) if d32 else math.inf
+        inside = d32 <= ENVELOPE * own
+        note = f"d32 {d32:.1e}, d64 {d64:.1e}, one float32 unit of the weights moves the reference by {own:.1e}"
+        rows.append(Row(f"{what}: d32 over the envelope", d32 / own if own else float(d32 > 0), inside, note))
+        rows.append(Row(f"{what}: G = d32 / d64", ratio, ratio >= RATIO, note))
+    ratios = [row.error for row in rows if "G =" in row.name]
+    figure = max(row.error for row in rows if "envelope" in row.name)
+    lacks = [str(c.manifest["backend"]) for c in (a, b) if "bfloat16" not in c.manifest["precisions"]]
+    bf16 = f"bfloat16 not run: {' and '.join(sorted(set(lacks))) or 'this version compares float32 alone'}"
+    said = f"G = {min(ratios):.1e} (at least 1e4); {bf16}{' has none' if lacks else ''}"
+    passed = all(row.passed for row in rows)
+    title = "step-locked, float32"
+    return Stage("P8", title, "d32 over the reference's own scatter", figure, ENVELOPE, passed, said, tuple(rows))
+
+
+def free_running(a: Capture, b: Capture) -> Stage:
+    """P9: float32 loss curves beside the reference's own from weights one unit off; a gate for the head alone."""
+    curves = [
+        [float.fromhex(r.facts["loss"]) for r in c.stage(f"P9/{kind}")]
+        for c, kind in ((a, "plain"), (b, "plain"), (a, "nudged"))
+    ]
+    rows = []
+    band = 0.0
+    gate = a.manifest["recipe"].get("strategy") == "feature_extract"
+    for number, (x, y, z) in enumerate(zip(*curves, strict=False)):
+        scale = abs(x) or 1.0
+        band = max(band, abs(x - z) / scale)
+        error = abs(x - y) / scale
+        rows.append(Row(f"step {number}", error, error <= HEAD_ONLY if gate else True, f"band {band:.1e}"))
+    stopped = [c.records["P9/error"].facts["text"] for c in (a, b) if "P9/error" in c.records]
+    figure = max((row.error for row in rows), default=math.inf)
+    said = f"{len(rows)} steps; the reference's own band from one float32 unit of the weights is {band:.1e}"
+    said += "; " + "; ".join(map(str, stopped)) if stopped else ""
+    passed = all(row.passed for row in rows) and bool(rows) and not stopped if gate else None
+    limit = HEAD_ONLY if gate else None
+    title = "free-running, float32" + ("" if gate else " (advisory)")
+    return Stage("P9", title, "relative difference of the loss", figure, limit, passed, said, tuple(rows))
+
+
+def _stage(
+    id: str, title: str, measure: str, limit: float | None, rows: Sequence[Row], said: str, counted: bool = False
+) -> Stage:
+    if not rows:
+        return Stage(id, title, measure, math.inf, limit, False, "nothing to compare", ())
+    figure = float(sum(not row.passed for row in rows)) if counted else max(row.error for row in rows)
+    return Stage(id, title, measure, figure, limit, all(row.passed for row in rows), said, tuple(rows))
+
+
+COMPARE: dict[str, Callable[[Capture, Capture], Stage]] = {
+    "P1": weights,
+    "P2": batches,
+    "P3": evaluation,
+    "P4": backward,
+    "P5": update,
+    "P6": trajectory,
+    "P7": metrics,
+    "P8": locked,
+    "P9": free_running,
+}
+__all__ = ["FLOOR", "compare"]
