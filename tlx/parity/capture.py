@@ -39,7 +39,7 @@ def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
     epochs = min(recipe.epochs, STEPS)
     shrink = epochs / recipe.epochs
     steps = -(-STEPS // epochs)
-    images = (steps - 1) * batch + max(batch // 2, 2)  # the last batch is partial
+    images = steps * batch - 1  # the last batch is partial
     watches = recipe.schedule == "plateau"
     share = (recipe.val_fraction or 0.1) if watches else 0.0
     phase_epochs = recipe.phase_epochs and max(round(recipe.phase_epochs * shrink), 1)
