@@ -11,7 +11,8 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 from tlx import registry
-from tlx.registry import Check, Entry, one_line
+from tlx.errors import one_line
+from tlx.registry import Check, Entry
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -45,3 +46,14 @@ def closest(name: str, known: Iterable[str]) -> str:
     if near:
         return " Did you mean " + " or ".join(repr(n) for n in near) + "?"
     return f" Known: {', '.join(names)}." if names else ""
+
+
+def one_line(text: str, width: int = 300) -> str:
+    """Reduce an error's text to its last telling line: no ANSI codes, no traceback, no C++ frames."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    if "\nError Type: " in text:
+        text = text.lstrip().partition("\n")[0]  # then C++ frames lie below
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Check failed)\b", line)]
+    line = (telling or lines or ["no message"])[-1].rstrip(".")
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from traceback import walk_tb
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from tlx.backend import (
     check_arrays,
     check_targets,
 )
-from tlx.errors import BackendError, closest
+from tlx.errors import BackendError, closest, one_line
 from tlx.module_build import describe, dropout_class, locate, replace_dropouts, replace_head
 from tlx.module_cut import Reached, bypass, candidates, replaced, stop_class
 
@@ -296,7 +297,10 @@ class ModuleBackend:
 
     def _run(self, model: Net, batch: DeviceBatch) -> Any:
         """Return the logits, whose shape is checked: the loss of other shapes ends OneFlow's process."""
-        output = self._from_cut(model, batch) if batch.cut else self._whole(model, batch)
+        try:
+            output = self._from_cut(model, batch) if batch.cut else self._whole(model, batch)
+        except RuntimeError as error:
+            raise BackendError(self._failure(model, batch, error)) from error
         logits = output[0] if isinstance(output, tuple) else output  # GoogLeNet returns them among others
         if tuple(getattr(logits, "shape", ())) != (batch.size, model.classes):
             found = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
@@ -305,6 +309,16 @@ class ModuleBackend:
                 "is its head its last layer?"
             )
         return logits
+
+    def _failure(self, model: Net, batch: DeviceBatch, error: RuntimeError) -> str:
+        """Name the innermost module that failed, without the framework's frames."""
+        paths = {id(module): path for path, module in model.module.named_modules()}
+        frames = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
+        failed = [paths[id(owner)] for owner in frames if id(owner) in paths]
+        where = f" at {failed[-1]!r}" if failed and failed[-1] else ""
+        fix = " Lower batch_size, micro_batch or image_size." if "memory" in str(error) else ""
+        shape = list(batch.images.shape)
+        return f"{self.name} cannot run the model on {shape}{where}: {one_line(str(error))}.{fix}"
 
     def _whole(self, model: Net, batch: DeviceBatch) -> Any:
         with self.autocast(model):

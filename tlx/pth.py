@@ -139,6 +139,8 @@ def _read_zip(data: bytes) -> tuple[Any, Buffers]:
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise Refused("a zip archive, but not of tensors: it has no data.pkl")
+    if len(entries) != len(archive.infolist()):
+        raise Refused("holds two records of one name, so readers would disagree about its content")
     root = pickles[0].removesuffix("data.pkl")
     if sum(info.file_size for info in entries.values()) > len(data):
         raise Refused("declares more data than the file holds")

@@ -23,7 +23,7 @@ from functools import cache
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
-from tlx.errors import BackendError, TlxError, closest
+from tlx.errors import BackendError, TlxError, closest, one_line
 
 if TYPE_CHECKING:
     from tlx.backend import Backend
@@ -141,14 +141,6 @@ def reinstall(entry: Entry) -> str:
     if not wanted:
         return f"reinstall the package that offers {entry.module}"
     return pip_install("--force-reinstall", "--no-deps", *wanted)
-
-
-def one_line(text: str, width: int = 300) -> str:
-    """Reduce an error's text to its last telling line: no ANSI codes, no traceback, no C++ frames."""
-    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
-    telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Check failed)\b", line)]
-    line = (telling or lines or ["no message"])[-1].rstrip(".")
-    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def _modules() -> dict[str, list[str]]:

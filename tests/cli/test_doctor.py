@@ -16,6 +16,7 @@ import tlx_torch.doctor
 from rich.console import Console
 
 from tlx import doctor, registry
+from tlx.errors import one_line
 from tlx.registry import Check, Entry
 
 GOOD = {"oneflow": "0.9.0", "flowvision": "0.2.1", "numpy": "1.26.4", "protobuf": "3.20.3"}
@@ -111,7 +112,7 @@ def load_in_another_process(name: str, environment: dict[str, str]) -> str:
     command = [sys.executable, "-c", code, name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1  # an uncaught exception, not a signal
-    return registry.one_line(done.stderr, width=1000)
+    return one_line(done.stderr, width=1000)
 
 
 needs_python_310 = pytest.mark.skipif(sys.version_info >= (3, 11), reason="OneFlow has no wheel for this Python")

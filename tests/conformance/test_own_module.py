@@ -140,7 +140,7 @@ def broken(stack: str, fault: str) -> Any:
     class Broken(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
-            self.body = nn.Linear(3 * 16 * 16, 12)
+            self.body = nn.Linear(99 if fault == "size" else 3 * 16 * 16, 12)
             self.head = nn.Linear(12, 10)
             if fault == "dropout":
                 self.drop = nn.AlphaDropout(0.1) if stack == "torch" else nn.Dropout1d(0.1)
@@ -157,6 +157,7 @@ def broken(stack: str, fault: str) -> Any:
     ("fault", "said"),
     [
         ("shape", r"returns \[32, 7\] instead of logits \[32, 10\]; is its head its last layer"),
+        ("size", r"cannot run the model on \[32, 3, 16, 16\] at 'body': [^\n]*99[^\n]*$"),
         ("dropout", "whose masks tlx does not draw; use nn.Dropout"),
     ],
 )

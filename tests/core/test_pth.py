@@ -220,6 +220,14 @@ def test_a_zip_of_something_else(tmp_path: Path) -> None:
         read_pth(tmp_path / "w.pth")
 
 
+def test_two_records_of_one_name(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "w.pth", state({"w": tensor()}), {"0": FLOATS.tobytes()})
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr(next(name for name in archive.namelist() if name.endswith("data/0")), bytes(48))
+    with pytest.raises(WeightsError, match="two records of one name"):
+        read_pth(path)
+
+
 PROGRAM = state({"w": tensor(), "n": tensor(key="0", offset=2, shape=(), strides=())})
 
 

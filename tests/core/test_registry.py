@@ -12,7 +12,7 @@ import pytest
 from tlx import registry
 from tlx.backend import Batch
 from tlx.conformance.loopback import Loopback
-from tlx.errors import BackendError
+from tlx.errors import BackendError, one_line
 
 
 class Renamed(Loopback):
@@ -155,13 +155,14 @@ def test_two_packages_for_one_name_are_refused(offer: Any) -> None:
         ("Traceback (most recent call last):\n  File x\nImportError: libcudnn.so.8\n", "ImportError: libcudnn.so.8"),
         ("\x1b[1;31mRuntimeError\x1b[0m: shapes differ\n  File oneflow/a.cpp\n", "RuntimeError: shapes differ"),
         ("Check failed: x > 0\n", "Check failed: x > 0"),
+        ("(9 vs 7) \n  File a.cpp, line 3\n    f(x)\nError Type: oneflow.ErrorProto.check_failed_error", "(9 vs 7)"),
         ("just words", "just words"),
         ("", "no message"),
         ("ValueError: " + "x" * 1000, "ValueError: " + "x" * 287 + "…"),
     ],
 )
 def test_an_errors_text_becomes_one_telling_line(text: str, line: str) -> None:
-    assert registry.one_line(text) == line
+    assert one_line(text) == line
 
 
 def test_requirements_come_from_tlxs_own_extras() -> None:

@@ -240,6 +240,8 @@ def test_evaluate_repeats_the_recorded_accuracy_and_refuses_what_is_damaged(run:
         ({"schedule": "plateau", "val_fraction": 0}, "schedule 'plateau' watches the validation part"),
         ({"strategy": "head_then_full", "epochs": 1}, "phase 'full' starts after the last epoch; raise epochs"),
         ({"strategy": "partial", "stages": "fc9"}, "tiny-mlp has no stage 'fc9'. Did you mean 'fc1'"),
+        # /proc refuses new folders even to root.
+        ({"out": "/proc/tlx/run"}, "Cannot write to /proc/tlx/run: "),
         ({"lrr": 1}, "unknown field 'lrr'. Did you mean 'lr'"),
     ],
 )

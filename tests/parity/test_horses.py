@@ -41,7 +41,7 @@ FIELDS: dict[str, Any] = {
 }
 STEPS = 5  # in an epoch: the first trains the head, the second everything
 # Relative L2 of each array at the end.
-LIMITS = {"sgd": 1e-9, "adam": 1e-9}
+LIMITS = {"sgd": 1e-9, "adamw": 1e-9}
 CHILD = "import tlx; tlx.run(**{fields!r}, save_seconds=0)"
 
 
@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on_on_the_other_stack(
 
 @pytest.mark.parametrize("trained", STACKS)
 def test_a_model_predicts_the_same_classes_on_both_stacks(trained: str, whole: dict[tuple[str, str], Path]) -> None:
-    run_dir = whole[trained, "adam"]
+    run_dir = whole[trained, "adamw"]
     test = tlx.load("digits", limit_test=100).test
     assert test is not None
     images = np.stack([test.pixels(i) for i in range(len(test))])

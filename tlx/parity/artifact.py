@@ -84,7 +84,9 @@ class Capture:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not (self.folder / "manifest.json").is_file():
-            raise TlxError(f"{self.folder} holds no finished capture: manifest.json is missing. See `tlx parity capture`.")
+            raise TlxError(
+                f"{self.folder} holds no finished capture: manifest.json is missing. See `tlx parity capture`."
+            )
         self.manifest: dict[str, Any] = self._object(self._text("manifest.json"))
         if self.manifest.get("format") != FORMAT:
             raise TlxError(f"{self.folder}: a capture of format {self.manifest.get('format')}; this tlx reads {FORMAT}")

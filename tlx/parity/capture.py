@@ -45,9 +45,7 @@ def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
     phase_epochs = recipe.phase_epochs and max(round(recipe.phase_epochs * shrink), 1)
     strategy = recipe.strategy
     if not isinstance(strategy, str):
-        strategy = replace(
-            strategy, phases=tuple(replace(p, start=round(p.start * shrink)) for p in strategy.phases)
-        )
+        strategy = replace(strategy, phases=tuple(replace(p, start=round(p.start * shrink)) for p in strategy.phases))
     return replace(
         recipe,
         strategy=strategy,
@@ -94,7 +92,9 @@ def capture(
 
     stack = registry.load(backend) if isinstance(backend, str) else backend
     if not hasattr(stack, "probe"):
-        raise BackendError(f"Backend {stack.name!r} offers no probe(model), which `tlx parity` needs: tlx.backend.Probe")
+        raise BackendError(
+            f"Backend {stack.name!r} offers no probe(model), which `tlx parity` needs: tlx.backend.Probe"
+        )
     given = Capture(plan) if plan is not None else None
     if recipe is None:
         if given is None:

@@ -265,7 +265,11 @@ def metrics(a: Capture, b: Capture) -> Stage:
             labels = np.array(record.facts["labels"])
             count = int((own.argmax(axis=1) == labels).sum())
             rows.append(
-                Row(f"batch {number}: count of the {which}", abs(count - record.facts["correct"]), count == record.facts["correct"])
+                Row(
+                    f"batch {number}: count of the {which}",
+                    abs(count - record.facts["correct"]),
+                    count == record.facts["correct"],
+                )
             )
         p, q = (np.asarray(each).argmax(axis=1) for each in logits)
         flipped = np.flatnonzero(p != q) if p.shape == q.shape else np.arange(len(p))
@@ -274,7 +278,9 @@ def metrics(a: Capture, b: Capture) -> Stage:
         rows.append(Row(f"batch {number}: predictions", float(len(flipped)), not len(flipped), note))
     if len(left) != len(right):
         rows.append(Row("batches", math.inf, False, f"{len(left)} against {len(right)}"))
-    return _stage("P7", "metrics", "counts and predictions that differ", 0, rows, f"{len(left)} batches of the test part")
+    return _stage(
+        "P7", "metrics", "counts and predictions that differ", 0, rows, f"{len(left)} batches of the test part"
+    )
 
 
 def locked(a: Capture, b: Capture) -> Stage:

@@ -72,7 +72,9 @@ def _replays(a: Capture, b: Capture) -> list[tuple[str, str, float]]:
         if path not in left:
             continue
         for kind in ("forward", "buffers", "gradients"):
-            pairs = [unbundle(r.facts[kind], numbers) for r in (left[path], record) if (numbers := r.array(kind)) is not None]
+            pairs = [
+                unbundle(r.facts[kind], numbers) for r in (left[path], record) if (numbers := r.array(kind)) is not None
+            ]
             if len(pairs) == 2 and pairs[0]:
                 found += [(path, name, error) for name, error in distances(pairs[0], pairs[1]).items()]
     return found
