@@ -104,29 +104,5 @@ class ModuleProbe:
                 param.grad = grad
 
 
-def adopt(backend: ModuleBackend, module: Any) -> Net:
-    """Take a float64 copy of a module of the user's own, so that its numbers can be compared; the original is kept."""
-    import copy
-
-    from tlx.module_backend import Net
-
-    own = copy.deepcopy(module).to(backend.fw.float64).to("cpu")
-    dropouts = backend._replace_dropouts(own)
-    net = Net(
-        module=own,
-        head="",
-        classes=0,
-        device="cpu",
-        dtype=backend.fw.float64,
-        autocast=False,
-        training=dict.fromkeys(own.modules(), True),
-        specs=tuple(backend._specs(own)),
-        dropouts=dropouts,
-    )
-    backend.prepare(net)
-    own.eval()
-    return net
-
-
 def _owns(module: Any) -> bool:
     return any(True for _ in module.parameters(recurse=False))

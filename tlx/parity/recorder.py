@@ -25,7 +25,7 @@ class Proxy:
 
 
 class Recorder(Proxy):
-    """Writes one record a step: loss, count, scalars, events; with `values`, sketches of the model and its optimizer."""
+    """Writes one record a step: loss, count, scalars, events; with `values`, sketches of model and optimizer."""
 
     def __init__(self, inner: Any, writer: Writer, stage: str, values: bool = True) -> None:
         super().__init__(inner)
