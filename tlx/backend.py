@@ -218,6 +218,9 @@ class Probe(Protocol):
     def replay(self, path: str, x: Array, dy: Array | None = None, *, training: bool = False) -> Replay:
         """Run the module at `path` ("": the whole) on `x` and, where given, backward from `dy`; changes nothing."""
 
+    def replay_transposed(self, path: str, x: Array) -> Array | None:
+        """Return the module's output on `x` with its weight transposed; None where that is not square."""
+
 
 @runtime_checkable
 class Backend(Protocol):

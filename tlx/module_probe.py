@@ -83,6 +83,21 @@ class ModuleProbe:
                 {prefix + n: backend.array(b) for n, b in module.named_buffers()},
             )
 
+    def replay_transposed(self, path: str, x: Array) -> Array | None:
+        weight = getattr(self.modules[path], "weight", None)
+        if weight is None or weight.ndim < 2 or weight.shape[0] != weight.shape[1]:
+            return None
+        kept = self.backend.array(weight)
+        self._set(weight, kept.swapaxes(0, 1))
+        try:
+            return self.replay(path, x).output
+        finally:
+            self._set(weight, kept)
+
+    def _set(self, weight: Any, value: Array) -> None:
+        with self.backend.fw.no_grad():
+            weight.copy_(self.backend.tensor(value, self.net.device))
+
     @contextmanager
     def _untouched(self, module: Any, training: bool) -> Iterator[None]:
         """Give back modes, buffers, gradients and what trains, whatever happens."""

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from tlx.errors import TlxError
-from tlx.parity.result import Stage, Verdict
-from tlx.parity.statistics import equivalence, verdict_of
+from tlx.proof.result import Stage, Verdict
+from tlx.proof.statistics import equivalence, verdict_of
 
 
 def pairs(differences: list[float] | np.ndarray) -> Stage:

@@ -16,7 +16,7 @@ from tlx.backend import Array, Arrays
 BUCKETS = 1024
 # An array whose norm is below this part of the largest of its kind is measured against that part: the gradient of a
 # bias before BatchNorm is zero in exact arithmetic, and its rounding errors have no relation to each other.
-FLOOR = 1e-6
+FLOOR = 1e-3
 
 
 def relative(reference: Array | None, candidate: Array | None, floor: float = 0.0) -> float:

@@ -8,13 +8,13 @@ from typing import Any
 from tlx import oracle
 from tlx.backend import Array
 from tlx.errors import TlxError
-from tlx.parity.artifact import Capture
-from tlx.parity.measure import distances, sketch, unbundle
+from tlx.proof.artifact import Capture
+from tlx.proof.measure import distances, sketch, unbundle
 
 
 def update_errors(c: Capture) -> Iterator[tuple[int, str, float]]:
     """Yield update, name (of a parameter, buffer or "parameter/slot") and distance to the oracle."""
-    from tlx.parity.capture import drawn_gradient
+    from tlx.proof.capture import drawn_gradient
 
     values: dict[str, Array] = {n: a.astype("float64") for n, a in c.records["P1"].arrays().items()}
     script = c.records["P5/script"].facts

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tlx.errors import TlxError
-from tlx.parity.result import Row, Stage, Verdict
+from tlx.proof.result import Row, Stage, Verdict
 
 LEAST_PAIRS = 5  # fewer leave Student's t so wide that only gross differences could be excluded
 

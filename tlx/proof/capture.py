@@ -14,10 +14,10 @@ import numpy as np
 
 from tlx import registry, rng
 from tlx.backend import Array, Arrays, Backend, Batch, Hyper, Model, OptimizerSpec, Probe, Visit
-from tlx.errors import BackendError, RecipeError, TlxError
-from tlx.parity.artifact import Capture, Writer
-from tlx.parity.measure import bundle, sha256
-from tlx.parity.recorder import PlannedLoader, RecordedLoader, Recorder
+from tlx.errors import BackendError, TlxError
+from tlx.proof.artifact import MODULE, Capture, Writer
+from tlx.proof.measure import bundle, sha256
+from tlx.proof.recorder import PlannedLoader, RecordedLoader, Recorder
 from tlx.recipe import Recipe
 from tlx.schedule import float32_exact
 from tlx.train import State, Training, train
@@ -32,9 +32,7 @@ FREE = ("backend", "device", "precision", "workers", "save_seconds", "out", "dat
 
 def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
     """Shorten a recipe to what a proof needs: at least 40 steps with each of its boundaries, on few small images."""
-    if not isinstance(recipe.model, str):
-        raise RecipeError("`tlx parity` takes a model of the zoo; for two modules of your own call tlx.parity(...)")
-    arch = architecture(recipe.model)
+    least = architecture(recipe.model).min_size if isinstance(recipe.model, str) else recipe.image_size
     batch = min(recipe.batch_size, 4 if quick else 8)
     epochs = min(recipe.epochs, STEPS)
     shrink = epochs / recipe.epochs
@@ -55,7 +53,7 @@ def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
         phase_epochs=phase_epochs,
         step_size=max(round(recipe.step_size * shrink), 1),
         warmup=recipe.warmup * shrink,
-        image_size=max(min(recipe.image_size, 32 if quick else 64), arch.min_size),
+        image_size=max(min(recipe.image_size, 32 if quick else 64), least),
         limit_train=-(-images // 1) if not share else round(images / (1 - share)),
         limit_test=4 * batch,
         val_fraction=share,
@@ -73,6 +71,7 @@ def capture(
     plan: str | Path | None = None,
     *,
     quick: bool = False,
+    copy_weights: bool = False,
     stages: tuple[str, ...] = STAGES,
     feed: Callable[[Any], Any] = lambda loader: loader,
 ) -> Path:
@@ -84,6 +83,7 @@ def capture(
         backend: a name, or the backend itself.
         plan: the capture of another stack, whose modules are replayed here one by one.
         quick: fewer and smaller images.
+        copy_weights: start from the plan's values.
         feed: replaces the training loader; for planting faults.
 
     Raises TlxError where the folder is not empty, the plan is damaged, or the backend cannot run the recipe.
@@ -109,7 +109,7 @@ def capture(
         job.check_fit(short, data)
         classes = data.classes
     writer = Writer(Path(out))
-    subject = Subject(stack, short, classes, data, given, recipe is None, writer, feed)
+    subject = Subject(stack, short, classes, data, given, recipe is None, copy_weights, writer, feed)
     for stage in stages:
         RUN[stage](subject)
     writer.close(subject.manifest(stages, quick))
@@ -126,33 +126,39 @@ class Subject:
     data: Any  # tlx.data.Data, or None where the plan serves the batches
     plan: Capture | None
     planned: bool
+    copy_weights: bool
     writer: Writer
     feed: Callable[[Any], Any]
 
-    @cached_property
-    def arch(self) -> Architecture:
-        return architecture(self.recipe.model_name)
-
-    def build(self, precision: str) -> Model:
+    def build(self, precision: str) -> tuple[Model, Architecture]:
         from tlx import job
 
-        model, _ = job.build(replace(self.recipe, precision=precision), self.backend, len(self.classes))
-        return model
+        return job.build(replace(self.recipe, precision=precision), self.backend, len(self.classes))
 
     @cached_property
     def initial(self) -> dict[str, Array]:
         """The values everything starts from: float32 numbers."""
         from tlx.initial import initial_arrays
 
-        if self.planned:
+        if self.planned or self.copy_weights:
             assert self.plan is not None
             return self.plan.records["P1"].arrays()
+        if self.recipe.weights == "own":  # with the head, which a run would draw anew
+            return self.backend.dump_arrays(self.model)
         specs = self.backend.param_specs(self.model)
         return initial_arrays(specs, self.arch, self.recipe.weights or "none", self.recipe.seed)
 
     @cached_property
-    def model(self) -> Model:
+    def _built(self) -> tuple[Model, Architecture]:
         return self.build("float64")
+
+    @property
+    def model(self) -> Model:
+        return self._built[0]
+
+    @property
+    def arch(self) -> Architecture:
+        return self._built[1]
 
     def start(self, model: Model, *, nudged: bool = False) -> dict[str, Array]:
         """Load the initial values; nudged, every number of the parameters is one float32 unit off, up or down."""
@@ -221,6 +227,8 @@ class Subject:
         recipe = self.recipe.to_dict()
         must = {name: hexed(value) for name, value in recipe.items() if name not in FREE}
         must["classes"] = list(self.classes)
+        if not isinstance(self.recipe.model, str):
+            must["model"] = MODULE  # whose class may have another name in a port
         fingerprint = self.data.fingerprint if self.data is not None else None
         if self.planned and self.plan is not None:
             must, fingerprint = self.plan.manifest["must"], self.plan.manifest["must"]["data"]
@@ -273,7 +281,9 @@ def evaluation(s: Subject) -> None:
     """P3: every module's output in eval mode."""
     s.start(s.model)
     batch = s.backend.put(s.model, s.tests[0])
-    add_visits(s.writer, "P3", s.probe.record(lambda: s.backend.logits(s.model, batch)))
+    lazies: list[Any] = []
+    add_visits(s.writer, "P3", s.probe.record(lambda: lazies.append(s.backend.logits(s.model, batch))))
+    s.writer.add("P3/logits", arrays={"logits": s.backend.fetch(lazies)[0]})
 
 
 def add_visits(writer: Writer, stage: str, visits: tuple[Visit, ...]) -> None:
@@ -319,15 +329,9 @@ def add_replays(
         got = {"output": alone.output, **({} if alone.input_grad is None else {"input gradient": alone.input_grad})}
         for kind, found in (("forward", got), ("gradients", alone.gradients), ("buffers", alone.buffers)):
             facts[kind], arrays[kind] = bundle(found)
-        if x.ndim > 1 and (twisted := transposed(probe, path, x, dy)) is not None:
+        if (twisted := probe.replay_transposed(path, x)) is not None:
             facts["transposed"], arrays["transposed"] = bundle({"output": twisted})
         writer.add(f"P4/replay/{number:04d}", facts, arrays)
-
-
-def transposed(probe: Probe, path: str, x: Array, dy: Array | None) -> Array | None:
-    """What a module gives with its square weight transposed, where the probe can tell; None: it has none."""
-    swap = getattr(probe, "replay_transposed", None)
-    return None if swap is None else cast("Array | None", swap(path, x))
 
 
 # One update each: whether only the last group trains, and the factor of the rates.
@@ -400,7 +404,7 @@ def metrics(s: Subject) -> None:
 def locked(s: Subject) -> None:
     """P8: one step from the same state in float64 and float32, and in float32 from values one unit off."""
     for precision, nudged in (("float64", False), ("float32", False), ("float32", True)):
-        model = s.model if precision == "float64" else s.build(precision)
+        model = s.model if precision == "float64" else s.build(precision)[0]
         probe = s.backend.probe(model)  # type: ignore[attr-defined]
         for number, batch in enumerate(s.batches):
             s.start(model, nudged=nudged)
@@ -418,7 +422,7 @@ def locked(s: Subject) -> None:
 
 def free_running(s: Subject) -> None:
     """P9: loss curves in float32, from the initial values and from values one unit off."""
-    model = s.build("float32")
+    model, _ = s.build("float32")
     for nudged in (False, True):
         s.start(model, nudged=nudged)
         recorder = Recorder(s.backend, s.writer, "P9/nudged" if nudged else "P9/plain", values=False)

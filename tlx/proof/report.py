@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tlx.parity.result import Report, Row, Stage, Verdict
+from tlx.proof.result import Report, Row, Stage, Verdict
 
+TELLING = ("P0", "P8", "P10")  # where they fail, the figure needs its summary
 DECLARED_LINES = 6  # on the screen; JSON and the page have all
 STYLES = {"pass": "green", "FAIL": "bold red", "underpowered": "yellow", "advisory": "cyan", "not run": "dim"}
 VERDICTS = {
@@ -42,7 +43,8 @@ def show(report: Report, console: Console) -> None:
     if report.first:
         _line(console, f"[bold]First difference:[/] {escape(report.first)}", "fold")
     for stage in report.stages:
-        if outcome(stage) in ("FAIL", "underpowered", "not run") and stage.summary:
+        told = outcome(stage) in ("underpowered", "not run") or (stage.passed is False and stage.id in TELLING)
+        if told and stage.summary:
             _line(console, f"{stage.id} {outcome(stage)}: {escape(stage.summary)}")
     if report.declared:
         console.print("[bold]Declared differences of the stacks[/]")

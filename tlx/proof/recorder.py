@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tlx.backend import Batch, Handle, Hyper, Lazy, Model
-from tlx.parity.artifact import Writer
-from tlx.parity.measure import bundle, sha256
+from tlx.proof.artifact import Writer
+from tlx.proof.measure import bundle, sha256
 
 
 class Proxy:
@@ -41,17 +41,17 @@ class Recorder(Proxy):
         self.inner.set_phase(model, trainable, batch_norm)
         self.phase = (trainable, batch_norm)
         for names, what in (
-            (trainable - before, "unfreezes"),
-            (before - trainable, "freezes"),
-            (batch_norm - norms, "lets take batch statistics in"),
-            (norms - batch_norm, "lets keep its statistics in"),
+            (trainable - before, "arrays unfreeze"),
+            (before - trainable, "arrays freeze"),
+            (batch_norm - norms, "norm layers begin to adapt"),
+            (norms - batch_norm, "norm layers stop adapting"),
         ):
             if names and self.step:
-                self.events.append(f"the trace {what} {len(names)} {'modules' if 'in' in what.split() else 'arrays'}")
+                self.events.append(f"{len(names)} {what}")
 
     def set_hyper(self, optimizer: Handle, values: Sequence[Hyper]) -> None:
         if self.hyper and [h.lr for h in values] != [h.lr for h in self.hyper]:
-            self.events.append("the trace changes the learning rate")
+            self.events.append("the learning rate changes")
         self.inner.set_hyper(optimizer, values)
         self.hyper = tuple(values)
 

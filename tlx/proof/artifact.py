@@ -18,6 +18,7 @@ from tlx.backend import Array, Arrays
 from tlx.errors import TlxError
 
 FORMAT = 1
+MODULE = "a module"  # the manifest's model where it is a user's own
 MAX_ARRAY, MAX_TEXT = 4 << 30, 256 << 20  # bytes
 _FILE = re.compile(r"\d{6}\.npy")
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tlx.parity.artifact import Capture, Record
-from tlx.parity.measure import distances, relative, unbundle
-from tlx.parity.result import Row, Stage
+from tlx.proof.artifact import Capture, Record
+from tlx.proof.compare import BOUNDARY, ONE_SIDED
+from tlx.proof.measure import distances, relative, unbundle
+from tlx.proof.result import Row, Stage
 
 LIMIT = 1e-10  # of P3 and P4
 
@@ -44,8 +45,11 @@ def modules(a: Capture, b: Capture, stage: Stage, row: Row) -> str:
     elif row.name == "loss":
         return f"Every module's output is equal and the loss is not ({row.note}): the loss function differs."
     else:
-        said.append(f"{'In eval mode the' if stage.id == 'P3' else 'The'} first output that differs is {path}'s")
+        of = "the logits" if path == "logits" else f"that of {path}"
+        said.append(f"{'In eval mode the' if stage.id == 'P3' else 'The'} first output that differs is {of}")
     said[-1] += f" ({row.name}: {row.error:.1e})"
+    if (alone := [r.name.removeprefix("output ") for r in stage.rows if r.note == ONE_SIDED]) and stage.passed is False:
+        said[-1] += f"; {', '.join(alone)} cannot be compared, being a module on one side only"
     replayed = _replays(a, b)
     if not replayed:
         return said[0] + "."
@@ -145,15 +149,13 @@ def _update(stage: Stage) -> str:
 
 def _trajectory(stage: Stage, row: Row) -> str:
     number = stage.rows.index(row)
-    events = [r for r in stage.rows[max(number - 1, 0) : number + 1] if "the trace" in r.note]
+    events = [r for r in stage.rows[max(number - 1, 0) : number + 1] if BOUNDARY in r.note]
     if "stopped" in row.note or row.name == "end":
         return f"Equal until {row.name}: {row.note}."
     if number == 0:
         return f"The first step already differs ({row.note}: {row.error:.1e}), though all of P1 to P5 is equal."
-    where = next((e for e in reversed(events)), None)
     said = f"Equal until {row.name}"
-    if where is not None:
-        at = "where" if where is row else f"just after {where.name}, where"
-        event = "; ".join(part for part in where.note.split("; ") if part.startswith("the trace"))
-        said += f", {at} {event}"
+    if events:
+        event = next(part for part in events[-1].note.split("; ") if part.startswith(BOUNDARY)).removeprefix(BOUNDARY)
+        said += f", {'where' if events[-1] is row else f'just after {events[-1].name}, where'} {event}"
     return f"{said}. First wrong: {row.note.rpartition('; ')[2]} ({row.error:.1e})."

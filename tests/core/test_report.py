@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from tlx.parity.report import outcome, plot, show, to_html, to_json
-from tlx.parity.result import Report, Row, Stage, Verdict
+from tlx.proof.report import outcome, plot, show, to_html, to_json
+from tlx.proof.result import Report, Row, Stage, Verdict
 
 MODULES = ["conv1", "bn1", *(f"layer{i}.{j}.conv{k}" for i in range(1, 5) for j in range(2) for k in (1, 2)), "fc"]
 
