@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tlx.job import Result, run
     from tlx.job import evaluate_run as evaluate
     from tlx.prediction import predict
+    from tlx.proof.prove import parity
     from tlx.recipe import Recipe
     from tlx.strategy import Group, Phase, Strategy
 
@@ -19,6 +20,7 @@ _PUBLIC = {
     "run": ("tlx.job", "run"),
     "evaluate": ("tlx.job", "evaluate_run"),
     "predict": ("tlx.prediction", "predict"),
+    "parity": ("tlx.proof.prove", "parity"),
     "Result": ("tlx.job", "Result"),
     "Recipe": ("tlx.recipe", "Recipe"),
     "Strategy": ("tlx.strategy", "Strategy"),
@@ -29,7 +31,20 @@ _PUBLIC = {
     "TlxError": ("tlx.errors", "TlxError"),
 }
 
-__all__ = ["Data", "Group", "Phase", "Recipe", "Result", "Strategy", "TlxError", "evaluate", "load", "predict", "run"]
+__all__ = [
+    "Data",
+    "Group",
+    "Phase",
+    "Recipe",
+    "Result",
+    "Strategy",
+    "TlxError",
+    "evaluate",
+    "load",
+    "parity",
+    "predict",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

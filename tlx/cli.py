@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import signal
 import sys
 from dataclasses import fields
@@ -116,6 +117,129 @@ def predict(
         print(f"{image['path']}: {listed}")
 
 
+parity = App(name="parity", help="Prove that two stacks train alike, and say where they part if they do not.")
+app.command(parity)
+
+
+class Shown(TypedDict, total=False):
+    """How `tlx parity` reports."""
+
+    json: Json
+    html: Annotated[Path, Parameter(help="Write the whole comparison as one self-contained page.")]
+
+
+@parity.default
+def prove(
+    recipe: Annotated[Path | None, Parameter(help="A recipe file (TOML). Options replace its values.")] = None,
+    /,
+    *,
+    reference: str = "torch",
+    candidate: str = "oneflow",
+    quick: bool = False,
+    seeds: int = 0,
+    margin: float = 0.005,
+    keep: Path | None = None,
+    overrides: Annotated[Fields | None, Parameter(name="*")] = None,
+    shown: Annotated[Shown | None, Parameter(name="*")] = None,
+) -> int:
+    """Compare two stacks on one recipe: exit code 0 equal, 1 different, 2 not comparable, 3 too few seeds to tell.
+
+    The recipe is shortened to at least 40 small steps that cross each boundary of its strategy. Without a recipe and
+    options: ResNet-18 on scanned digits, the head first, then everything.
+
+    Parameters
+    ----------
+    reference:
+        The stack that counts as right.
+    candidate:
+        The stack that is held against it.
+    quick:
+        Smaller images, and without the stage that is no gate (P9).
+    seeds:
+        Train so many times on each by the whole recipe, and test whether their accuracies are equivalent.
+    margin:
+        The difference in accuracy that would matter.
+    keep:
+        Folder for the two captures, which are else thrown away.
+    """
+    import tlx
+
+    given: Any = {**(overrides or {})}
+    given.update(quick=quick, seeds=seeds, margin=margin, keep=keep)
+    return _report(tlx.parity(recipe, reference=reference, candidate=candidate, **given), shown)
+
+
+@parity.command
+def capture(
+    recipe: Annotated[Path | None, Parameter(help="A recipe file (TOML). Options replace its values.")] = None,
+    /,
+    *,
+    out: Annotated[Path, Parameter(name=["--output", "-o"])],
+    plan: Path | None = None,
+    quick: bool = False,
+    overrides: Annotated[Fields | None, Parameter(name="*")] = None,
+) -> None:
+    """Write down what one stack (--backend) does with a recipe, for `tlx parity compare`, here or on another machine.
+
+    Parameters
+    ----------
+    out:
+        A new folder for the capture: a manifest, JSON lines and .npy files.
+    plan:
+        The other stack's capture. Without recipe and options but --backend, recipe, weights and batches come from it.
+    quick:
+        Smaller images, and without the stage that is no gate (P9).
+    """
+    from tlx.proof.prove import capture_recipe
+
+    print(capture_recipe(recipe, out, plan, quick, overrides or {}))
+
+
+@parity.command(name="compare")
+def compare_captures(
+    reference: Path, candidate: Path, /, *, shown: Annotated[Shown | None, Parameter(name="*")] = None
+) -> int:
+    """Compare two captures; needs no framework.
+
+    Parameters
+    ----------
+    reference:
+        The capture that counts as right.
+    candidate:
+        The capture that is held against it.
+    """
+    from tlx.proof.compare import compare
+
+    return _report(compare(reference, candidate), shown)
+
+
+@parity.command(name="selftest")
+def check_the_checker(*, backend: str = "torch", json: Json = False) -> int:
+    """Plant faults in a stack and find them all, and none where there is none: exit code 1 where that fails.
+
+    Parameters
+    ----------
+    backend:
+        The stack: torch, oneflow or, without any framework, loopback.
+    """
+    from tlx import registry
+    from tlx.proof.selftest import show
+
+    return show(registry.load(backend), json=json)
+
+
+def _report(report: Any, shown: Shown | None) -> int:
+    from tlx.proof.report import to_html, to_json
+
+    options = shown or {}
+    if "html" in options:
+        from tlx.checkpoint import write_atomic
+
+        write_atomic(options["html"], to_html(report).encode())
+    print(to_json(report) if options.get("json") else report)
+    return int(report.verdict)
+
+
 @app.command
 def strategies(
     strategy: str | None = None,
@@ -222,6 +346,9 @@ def main() -> None:
         print(f"tlx: {error}", file=sys.stderr)
     except CycloptsError as error:
         print(f"tlx: {' '.join(str(error).split())} See `tlx --help`.", file=sys.stderr)
+    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except KeyboardInterrupt as stop:
         print(f"tlx: {str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT))

@@ -20,6 +20,7 @@ from tlx.proof.result import Report, Row, Stage, Verdict
 FORWARD, UPDATE, TRAJECTORY = 1e-10, 1e-12, 1e-9
 ENVELOPE, RATIO, HEAD_ONLY = 10.0, 1e4, 1e-4
 STEPS = 40
+MISSING = "missing in the"
 BOUNDARY = "boundary: "  # begins a note of P6
 
 DECLARED = (
@@ -39,7 +40,11 @@ def compare(reference: str | Path, candidate: str | Path) -> Report:
     a, b = Capture(reference), Capture(candidate)
     stages = [manifests(a, b)]
     if stages[0].passed:
-        stages += [run(a, b) for name, run in COMPARE.items() if name in a.manifest["must"]["stages"]]
+        for name, run in COMPARE.items():
+            if name in a.manifest["must"]["stages"]:
+                stages.append(run(a, b))
+            if any(MISSING in row.note for row in stages[-1].rows) and name == "P1":
+                break  # what lacks a parameter cannot be compared further
     return report(a, b, stages, time.perf_counter() - started)
 
 
@@ -95,7 +100,7 @@ def weights(a: Capture, b: Capture) -> Stage:
     for name in [*left, *(n for n in right if n not in left)]:
         x, y = left.get(name), right.get(name)
         if x is None or y is None:
-            rows.append(Row(name, math.inf, False, f"missing in the {'candidate' if y is None else 'reference'}"))
+            rows.append(Row(name, math.inf, False, f"{MISSING} {'candidate' if y is None else 'reference'}"))
         elif x.shape != y.shape or x.dtype != y.dtype:
             rows.append(Row(name, math.inf, False, f"{x.dtype} {list(x.shape)} against {y.dtype} {list(y.shape)}"))
         elif sha256(x) != sha256(y):
@@ -119,10 +124,10 @@ def batches(a: Capture, b: Capture) -> Stage:
     for key in [*left, *(k for k in right if k not in left)]:
         x, y = left.get(key), right.get(key)
         if x is None or y is None:
-            rows.append(Row(key[3:], math.inf, False, f"missing in the {'candidate' if y is None else 'reference'}"))
+            rows.append(Row(key[3:], math.inf, False, f"{MISSING} {'candidate' if y is None else 'reference'}"))
             continue
         differing = [name for name in x if x[name] != y.get(name)]
-        rows.append(Row(key[3:], math.inf if differing else 0.0, not differing, _data_note(differing, x, y)))
+        rows.append(Row(key[3:], math.inf if differing else 0.0, not differing, _data_note(differing, x, y, left)))
     count = sum(len(facts["labels"]) for facts in left.values())
     said = f"{len(left)} batches, {count} images"
     if a.manifest["planned"] or b.manifest["planned"]:
@@ -130,12 +135,18 @@ def batches(a: Capture, b: Capture) -> Stage:
     return _stage("P2", "data", "differing batches", None, rows, said, counted=True)
 
 
-def _data_note(differing: Sequence[str], x: Mapping[str, Any], y: Mapping[str, Any]) -> str:
+def _data_note(
+    differing: Sequence[str], x: Mapping[str, Any], y: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
+) -> str:
     if not differing:
         return ""
     if "indices" in differing:
-        same = sorted(x["indices"]) == sorted(y["indices"])
-        return "the same samples in another order" if same else "other samples, as from another random stream"
+        if sorted(x["indices"]) == sorted(y["indices"]):
+            return "the same samples in another order"
+        if lacking := sorted(set(x["indices"]) - set(y["indices"])) if set(y["indices"]) < set(x["indices"]) else []:
+            return f"without sample {', '.join(map(str, lacking))}"
+        twin = next((key for key, facts in known.items() if facts["indices"] == y["indices"]), None)
+        return f"the samples of the reference's {twin[3:]}" if twin else "other samples, as from another random stream"
     if "labels" in differing:
         where = [i for i, (p, q) in enumerate(zip(x["labels"], y["labels"], strict=False)) if p != q]
         return f"the label of sample {x['indices'][where[0]]}" if where else "the number of labels"

@@ -58,7 +58,8 @@ def modules(a: Capture, b: Capture, stage: Stage, row: Row) -> str:
         name, what, error = next((g for g in guilty if g[0] == path), guilty[0])
         text = f"{_kind(a, b, name)}, fed the reference's own input, gives another {what} ({error:.1e})"
         others = {g[0] for g in guilty} - {name}
-        text += f"; so do {len(others)} other modules" if others else "; every other module by itself is equal"
+        alike = "so does another module" if len(others) == 1 else f"so do {len(others)} other modules"
+        text += f"; {alike}" if others else "; every other module by itself is equal"
         hint = _transposed(a, b, name)
         return f"{said[0]}. Replayed alone, {text}.{hint}"
     between = _between(a, b, path)
@@ -114,7 +115,9 @@ def _between(a: Capture, b: Capture, path: str) -> str:
         other = _visits(b).get(path)
         if other and relative(here.array("input"), other.array("input")) <= LIMIT:
             return "how its result is used afterwards differs"
-    where = f"between {previous or 'the input'} and {path}"
+    if not previous:
+        return "what enters the model differs, as by resizing, the order of channels or normalisation"
+    where = f"between {previous} and {path}"
     both = shown[0] if shown[0] == shown[1] else f"{shown[0]} in the reference, {shown[1]} in the candidate"
     return f"the fault lies {where}, where no parameter is: {both}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -54,16 +54,18 @@ def sketch(array: Array) -> Array:
     flat = np.asarray(array, dtype=np.float64).ravel()
     if flat.size <= BUCKETS:
         return flat.copy()
-    rows = -(-flat.size // BUCKETS)
-    signed = np.zeros(rows * BUCKETS)
-    np.multiply(flat, _signs(1 << (flat.size - 1).bit_length())[: flat.size], out=signed[: flat.size])
-    return np.asarray(signed.reshape(rows, BUCKETS).sum(axis=0))
+    signs = _signs(1 << (flat.size - 1).bit_length())[: flat.size]
+    whole = flat.size - flat.size % BUCKETS
+    # One pass over memory, without temporary arrays: this runs at every step on all parameters.
+    found = np.einsum("ij,ij->j", flat[:whole].reshape(-1, BUCKETS), signs[:whole].reshape(-1, BUCKETS))
+    found[: flat.size - whole] += flat[whole:] * signs[whole:]
+    return np.asarray(found)
 
 
-@lru_cache(maxsize=4)
+@cache
 def _signs(n: int) -> Array:
     bits = np.unpackbits(rng.words(0, "sketch", 0, -(-n // 32), 1).view(np.uint8).ravel(), count=n)
-    return (2 * bits.astype(np.int8) - 1).astype(np.int8)
+    return 2 * bits.astype(np.float64) - 1
 
 
 def bundle(arrays: Arrays) -> tuple[list[list[Any]], Array]:

@@ -17,7 +17,7 @@ from tlx.errors import RecipeError, TlxError, closest
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
 from tlx.proof.rename import Renamed, partners
-from tlx.proof.result import Report, Stage, Verdict
+from tlx.proof.result import Report, Verdict
 from tlx.recipe import Recipe
 
 # Where nothing else is asked for: no network, and each kind of boundary is crossed.
@@ -26,6 +26,7 @@ DEFAULTS: Mapping[str, Any] = {
     "weights": "none",
     "image_size": 64,
     "strategy": "head_then_full",
+    "phase_epochs": 2,
     "schedule": "step",
     "step_size": 1,
     "epochs": 4,
@@ -55,7 +56,7 @@ def parity(
         rename: for modules, the reference's paths or names of parameters -> the candidate's.
         copy_weights: give the candidate's module the reference's values first (on a copy), where the question is only
             whether it computes the same.
-        quick: fewer, smaller images.
+        quick: smaller images, and without P9, which is no gate.
         seeds: also train so many times on each stack by the whole recipe, and test whether accuracies are equivalent.
         margin: the difference in accuracy that would matter.
         keep: a folder for the two captures, which are else thrown away.
@@ -67,7 +68,11 @@ def parity(
     from tlx.job import _recipe
 
     started = time.perf_counter()
-    fields = fields if recipe is not None else {**DEFAULTS, **fields}
+    for name, instead in (("backend", "reference and candidate"), ("out", "keep")):
+        if name in fields:
+            raise RecipeError(f"parity has no {name}; use {instead}")
+    if recipe is None:
+        fields = defaults(fields)
     modules = [side for side in (reference, candidate) if not isinstance(side, str)]
     sides: list[tuple[Backend, Recipe]]
     if not modules:
@@ -90,6 +95,27 @@ def parity(
     if seeds and report.verdict != Verdict.NOT_COMPARABLE:
         report = _with_seeds(report, [(backend.name, r) for backend, r in sides], seeds, margin)
     return replace(report, seconds=time.perf_counter() - started)
+
+
+def defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in `DEFAULTS`, but for what belongs to a strategy that was not chosen."""
+    chosen = {**DEFAULTS, **fields}
+    if chosen["strategy"] != DEFAULTS["strategy"] and "phase_epochs" not in fields:
+        del chosen["phase_epochs"]
+    return chosen
+
+
+def capture_recipe(
+    recipe: str | Path | None, out: Path, plan: Path | None, quick: bool, fields: Mapping[str, Any]
+) -> Path:
+    """Capture one stack; with a plan and no field but the backend, everything comes from the plan."""
+    from tlx.job import _recipe
+
+    backend = fields.get("backend", "torch")
+    if plan is not None and recipe is None and set(fields) <= {"backend"}:
+        return capture(None, backend, out, plan, quick=quick)
+    made = _recipe(recipe, fields if recipe is not None else defaults(fields))
+    return capture(made, made.backend, out, plan, quick=quick)
 
 
 def _with_seeds(report: Report, sides: list[tuple[str, Recipe]], seeds: int, margin: float) -> Report:
@@ -115,12 +141,6 @@ def final_accuracy(recipe: Recipe) -> float:
     if result.test_accuracy is None:
         raise TlxError("seeds compares test accuracies, but the data has no test part")
     return result.test_accuracy
-
-
-def not_run(report: Report) -> Report:
-    """Add a line for P10, so that the screen says what was not done."""
-    stage = Stage("P10", "final accuracy", "margin shown", None, None, None, "ask for it with --seeds 5 or more")
-    return replace(report, stages=(*report.stages, stage))
 
 
 def _pair_fields(module: Any, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,14 @@ def show(report: Report, console: Console) -> None:
             console.print(f"  and {len(report.declared) - DECLARED_LINES} more: --json has all", highlight=False)
 
 
+def screen(report: Report) -> str:
+    """Return the screen as text: coloured where stdout is a terminal."""
+    console = Console()
+    with console.capture() as captured:
+        show(report, console)
+    return captured.get().rstrip()
+
+
 def to_json(report: Report) -> str:
     """Return a report as one JSON object; infinities and NaN are the texts "inf" and "nan"."""
     return json.dumps(report.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)

@@ -53,6 +53,18 @@ class Report:
     declared: tuple[str, ...] = ()  # known differences of the stacks and what tlx does about each
     seconds: float = 0.0
 
+    def __str__(self) -> str:
+        """The comparison as one screen."""
+        from tlx.proof.report import screen
+
+        return screen(self)
+
+    def to_html(self) -> str:
+        """The comparison as one page that needs nothing else, with the error of each module and step."""
+        from tlx.proof.report import to_html
+
+        return to_html(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; an infinite error becomes the text "inf"."""
         values: dict[str, Any] = _finite({**asdict(self), "verdict": self.verdict.name.lower().replace("_", " ")})
