@@ -19,6 +19,7 @@ from tlx.errors import TlxError
 
 FORMAT = 1
 MODULE = "a module"  # the manifest's model where it is a user's own
+FACTS = ("must", "recipe", "backend", "versions", "device", "precisions", "planned", "replayed", "inputs")
 MAX_ARRAY, MAX_TEXT = 4 << 30, 256 << 20  # bytes
 _FILE = re.compile(r"\d{6}\.npy")
 
@@ -49,6 +50,15 @@ class Record:
     def arrays(self) -> dict[str, Array]:
         found = {name: self.array(name) for name in self.files}
         return {name: array for name, array in found.items() if array is not None}
+
+
+class Records(dict[str, Record]):
+    """The records by key; one that is missing is a mistake in the folder."""
+
+    folder: Path
+
+    def __missing__(self, key: str) -> Record:
+        raise TlxError(f"{self.folder}: trace.jsonl lacks the record {key!r}; capture anew")
 
 
 class Writer:
@@ -91,7 +101,13 @@ class Capture:
         self.manifest: dict[str, Any] = self._object(self._text("manifest.json"))
         if self.manifest.get("format") != FORMAT:
             raise TlxError(f"{self.folder}: a capture of format {self.manifest.get('format')}; this tlx reads {FORMAT}")
-        self.records: dict[str, Record] = {}
+        lacking = [name for name in FACTS if name not in self.manifest] or [
+            name for name in ("model", "stages", "classes", "data") if name not in self.manifest["must"]
+        ]
+        if lacking:
+            raise TlxError(f"{self.folder}: the manifest lacks {', '.join(lacking)}; capture anew")
+        self.records = Records()
+        self.records.folder = self.folder
         for line in self._text("trace.jsonl").splitlines():
             values = self._object(line)
             try:

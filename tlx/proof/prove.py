@@ -127,7 +127,7 @@ def _with_seeds(report: Report, sides: list[tuple[str, Recipe]], seeds: int, mar
             found.append(final_accuracy(replace(recipe, backend=name, seed=seed)))
     stage = equivalence(accuracies[0], accuracies[1], margin)
     verdict = report.verdict if report.verdict != Verdict.EQUAL else verdict_of(stage)
-    return replace(report, verdict=verdict, stages=(*report.stages, stage))
+    return replace(report, verdict=verdict, stages=(*(s for s in report.stages if s.id != stage.id), stage))
 
 
 def final_accuracy(recipe: Recipe) -> float:

@@ -38,7 +38,7 @@ def equivalence(
     differences = b - a
     mean, half = float(differences.mean()), _half_width(differences, alpha)
     low, high = mean - half, mean + half
-    shown = max(-low, high)
+    shown = max(-low, high) + 0.0  # never -0
     level = f"{100 * (1 - 2 * alpha):g} % interval"
     if len(a) < LEAST_PAIRS:
         passed, reading = None, f"too few seeds, {LEAST_PAIRS} are the least: run more"
@@ -58,7 +58,7 @@ def equivalence(
         f"{len(a)} paired seeds: candidate less reference {mean:+.4f}, {level} {low:+.4f} .. {high:+.4f}, "
         f"margin {margin:g}; {reading}"
     )
-    return Stage("P10", "final accuracy", "smallest margin shown", shown, margin, passed, summary, rows)
+    return Stage("P10", "final accuracy", "margin shown", shown, margin, passed, summary, rows)
 
 
 def verdict_of(stage: Stage) -> Verdict:

@@ -1,0 +1,151 @@
+"""`tlx parity` on the real frameworks: what is equal is called equal, and each planted fault is found and named."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import tlx
+from tlx import registry
+from tlx.errors import TlxError
+from tlx.proof.result import Verdict
+from tlx.proof.selftest import faults, selftest
+
+STACKS = ("torch", "oneflow")
+chosen = os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(",")
+both = pytest.mark.skipif(not set(STACKS) <= set(chosen), reason=f"TLX_BACKENDS is {','.join(chosen)}")
+here = [stack for stack in STACKS if stack in chosen]
+
+
+@both
+def test_two_stacks_are_equal_on_resnet18() -> None:
+    report = tlx.parity(quick=True)
+    assert report.verdict == Verdict.EQUAL, str(report)
+    figures = {stage.id: stage for stage in report.stages}
+    assert len(figures["P3"].rows) == 42 and len(figures["P6"].rows) == 40
+    assert sum("unfreeze" in row.note for row in figures["P6"].rows) == 1
+    # Bits that are all the same would mean that one stack was compared with itself.
+    assert figures["P3"].figure and figures["P6"].figure
+    assert "G = " in figures["P8"].summary
+
+
+@pytest.mark.parametrize("stack", here)
+def test_the_checker_finds_what_is_planted_in_a_stack(stack: str) -> None:
+    backend = registry.load(stack)
+    findings = list(selftest(backend))
+    assert [each.name for each in findings if not each.right] == []
+    assert {each.name for each in findings} == {"", *(fault.name for fault in faults(backend))}
+    said = {each.name: (each.stage, each.report.first) for each in findings}
+    for fault, (stage, words) in SAID.items():
+        assert said[fault][0] == stage and words in said[fault][1], said[fault]
+
+
+SAID = {
+    "BatchNorm's eps is 1e-3": ("P3", "norm (BatchNorm2d), fed the reference's own input, gives another output"),
+    "BatchNorm's momentum is 0.01": ("P4", "running statistics are not (buffer norm.running_mean"),
+    "BatchNorm keeps the biased variance": ("P4", "running statistics are not (buffer norm.running_var"),
+    "a square weight is used transposed": ("P3", "the weight is used transposed"),
+    "the pool pads on one side only": ("P3", "pool (MaxPool2d)"),
+    "an activation is swapped": ("P3", "block.act (ReLU) in the reference, block.act (LeakyReLU) in the candidate"),
+    "a residual is added after the activation": ("P3", "between block.norm and fc"),
+    "dampening 0.1": ("P5", "optimizer slot momentum"),
+    "gradients are set to zero, not None": ("P6", ""),
+}
+
+
+def attention(stack: str, fault: str = "") -> Any:
+    """A model that neither zoo has: a stem, one attention block, pooled tokens. The port has other names."""
+    fw = importlib.import_module(stack)
+    nn = fw.nn
+    port = stack == "oneflow"
+
+    class Turned(nn.Linear):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any) -> Any:
+            return fw.matmul(x, self.weight) + self.bias
+
+    class Attention(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            stem, mix = ("patchify", "mixer") if port else ("stem", "attend")
+            self.names = stem, mix
+            setattr(self, stem, nn.Conv2d(3, 16, 8, stride=8))
+            self.norm = nn.LayerNorm(16, eps=1e-3 if fault == "eps" else 1e-5)
+            setattr(self, mix, Turned(16, 16) if fault == "transposed" else nn.Linear(16, 16))
+            self.bn = nn.BatchNorm1d(16)
+            self.act = nn.ReLU() if fault == "activation" else nn.GELU()
+            self.out = nn.Linear(16, 5)
+
+        def forward(self, x: Any) -> Any:
+            stem, mix = (getattr(self, name) for name in self.names)
+            tokens = self.norm(stem(x).flatten(2).transpose(1, 2))
+            scores = fw.softmax(fw.matmul(tokens, tokens.transpose(1, 2)) / 4.0, dim=-1)
+            tokens = tokens + mix(fw.matmul(scores, tokens))
+            return self.out(self.act(self.bn(tokens.mean(1))))
+
+    return Attention()
+
+
+RENAME = {"stem": "patchify", "attend": "mixer"}
+
+
+def ported(fault: str, **options: Any) -> Any:
+    options = {"rename": RENAME, "copy_weights": True, "quick": True, "image_size": 32, **options}
+    return tlx.parity(reference=attention("torch"), candidate=attention("oneflow", fault), **options)
+
+
+@both
+def test_a_port_is_equal() -> None:
+    report = ported("")
+    assert report.verdict == Verdict.EQUAL, str(report)
+
+
+@both
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("eps", "norm (LayerNorm), fed the reference's own input, gives another output"),
+        ("activation", "act (GELU) in the reference, act (ReLU) in the candidate"),
+        ("transposed", "With its square weight transposed it is equal"),
+    ],
+)
+def test_a_fault_in_a_port_is_named(fault: str, words: str) -> None:
+    report = ported(fault)
+    assert report.verdict == Verdict.DIFFERENT and words in report.first, report.first
+
+
+@both
+def test_weights_that_were_not_brought_along_are_the_first_difference() -> None:
+    report = ported("", copy_weights=False)
+    assert report.verdict == Verdict.DIFFERENT and report.first.startswith(
+        "The weights differ after loading: stem.weight"
+    )
+
+
+@both
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rename": {}}, "this may be right: rename={'stem': 'patchify', 'attend': 'mixer'}"),
+        ({"rename": {"stemm": "patchify"}}, "the reference has no 'stemm'. Did you mean 'stem'"),
+        ({"rename": {"stem": "patch"}}, "the candidate has no 'patch'. Did you mean 'patchify'"),
+        ({"head": "fc"}, "head is 'fc', which is no layer of the reference"),
+        ({"seeds": 5}, "seeds needs two backends by name"),
+    ],
+)
+def test_a_mistake_in_a_port_is_one_line(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(TlxError) as error:
+        ported("", **options)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@both
+def test_a_module_against_a_name_is_refused() -> None:
+    mixed: Callable[..., Any] = tlx.parity
+    with pytest.raises(TlxError, match="one side is a name and one a module"):
+        mixed(reference="torch", candidate=attention("oneflow"))
+    with pytest.raises(TlxError, match="object is no module of a framework that has a backend"):
+        mixed(reference=attention("torch"), candidate=object())
