@@ -133,7 +133,7 @@ def test_weights_that_were_not_brought_along_are_the_first_difference() -> None:
         ({"rename": {"stemm": "patchify"}}, "the reference has no 'stemm'. Did you mean 'stem'"),
         ({"rename": {"stem": "patch"}}, "the candidate has no 'patch'. Did you mean 'patchify'"),
         ({"head": "fc"}, "head is 'fc', which is no layer of the reference"),
-        ({"seeds": 5}, "seeds needs two backends by name"),
+        ({"seeds": 5}, "seeds needs two backends"),
     ],
 )
 def test_a_mistake_in_a_port_is_one_line(options: dict[str, Any], said: str) -> None:
@@ -145,7 +145,7 @@ def test_a_mistake_in_a_port_is_one_line(options: dict[str, Any], said: str) -> 
 @both
 def test_a_module_against_a_name_is_refused() -> None:
     mixed: Callable[..., Any] = tlx.parity
-    with pytest.raises(TlxError, match="one side is a name and one a module"):
+    with pytest.raises(TlxError, match="one side is a backend and one a module"):
         mixed(reference="torch", candidate=attention("oneflow"))
     with pytest.raises(TlxError, match="object is no module of a framework that has a backend"):
         mixed(reference=attention("torch"), candidate=object())

@@ -259,7 +259,7 @@ def trajectory(a: Capture, b: Capture) -> Stage:
     if any(failed) and all(row.passed for row in rows):
         text = "; ".join(str(r.facts["text"]) for r in failed if r)
         rows.append(Row("end", math.inf, False, text))
-    said = f"{len(left)} steps across {crossed} boundaries"
+    said = f"{len(left)} steps, {crossed} at a boundary"
     if len(left) < STEPS and all(row.passed for row in rows):
         said = f"only {len(left)} of {STEPS} steps: more training images are needed"
         return Stage("P6", "trajectory", "steps", float(len(left)), STEPS, False, said, tuple(rows))

@@ -52,7 +52,7 @@ def parity(
     Args:
         recipe: a Recipe, its fields, or a TOML file. It is shortened to at least 40 small steps that cross each
             boundary of its strategy. Default: ResNet-18 on scanned digits, the head first, then everything.
-        reference, candidate: names of backends; or two modules, each of any framework that has a backend.
+        reference, candidate: two backends, by name or themselves; or two modules, each of any framework that has one.
         rename: for modules, the reference's paths or names of parameters -> the candidate's.
         copy_weights: give the candidate's module the reference's values first (on a copy), where the question is only
             whether it computes the same.
@@ -73,16 +73,17 @@ def parity(
             raise RecipeError(f"parity has no {name}; use {instead}")
     if recipe is None:
         fields = defaults(fields)
-    modules = [side for side in (reference, candidate) if not isinstance(side, str)]
+    modules = [side for side in (reference, candidate) if not isinstance(side, (str, Backend))]
     sides: list[tuple[Backend, Recipe]]
     if not modules:
         made = _recipe(recipe, fields)
-        sides = [(registry.load(name), made) for name in (reference, candidate)]
+        stacks = [registry.load(side) if isinstance(side, str) else side for side in (reference, candidate)]
+        sides = [(stack, made) for stack in stacks]
     elif len(modules) == 1:
-        raise RecipeError("parity compares two backends by name, or two modules; one side is a name and one a module")
+        raise RecipeError("parity compares two backends, or two modules; one side is a backend and one a module")
     else:
         if seeds:
-            raise RecipeError("seeds needs two backends by name; two modules are compared step by step only")
+            raise RecipeError("seeds needs two backends; two modules are compared step by step only")
         sides = _pair(
             _recipe(recipe, {**fields, **_pair_fields(reference, fields)}), reference, candidate, rename or {}
         )
