@@ -1,11 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint parity-zoo clean
 
 help:
 	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (10 GB)"
 	@echo "make demo    transfer learning on scanned digits, on both frameworks (under 3 minutes)"
 	@echo "make test    lint, types and the whole test suite"
 	@echo "make lint    lint and types only"
+	@echo "make parity-zoo   compare every shared model on the two frameworks, for docs/parity-zoo.md (40 minutes)"
 	@echo "make clean   remove .venv and caches"
 
 setup: .venv/installed
@@ -23,6 +24,9 @@ test: lint
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+parity-zoo: setup
+	.venv/bin/python -m tlx.proof.zoo -o docs/parity-zoo.md
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import tlx
-from tlx.data import Augment, Loader
 from tlx.backend import Preprocess
+from tlx.data import Augment, Loader
 
 EPOCHS, BATCH, SIZE, CLASSES = 4, 8, 32, 10
 
@@ -70,7 +70,9 @@ def by_hand(start: dict[str, np.ndarray], exact: bool) -> dict[str, np.ndarray]:
     batches = Loader(
         data.train, Preprocess(SIZE), batch_size=BATCH, augment=Augment.parse("flips"), shuffle=True, workers=0
     )
-    mean, std = (torch.tensor(v).double().view(1, 3, 1, 1) for v in (batches.preprocess.mean, batches.preprocess.std))
+    mean, std = (
+        torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (batches.preprocess.mean, batches.preprocess.std)
+    )
     model.train()
     for epoch in range(EPOCHS):
         for group, rate in zip(optimizer.param_groups, (1e-4, 1e-3), strict=True):
@@ -120,7 +122,7 @@ def main() -> int:
 
 
 def beginning(run_dir: Path) -> dict[str, np.ndarray]:
-    """The values that a run with these weights starts from: the backbone of the file, and a head drawn from the seed."""
+    """The values that a run with these weights starts from: the file's backbone, and a head drawn from the seed."""
     from tlx import registry
     from tlx.backend import ModelSpec
     from tlx.initial import initial_arrays

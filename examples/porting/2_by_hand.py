@@ -1,7 +1,8 @@
 """Tutorial 2. Porting a model by hand, from PyTorch to OneFlow: weights, the first divergence, its cause, the proof.
 
-The model is one that no zoo has: a small ConvNeXt-like network. Its port below is written as one does it the first time,
-with the mistakes of the first time. `tlx.parity` names them one after the other; each is mended; the last run is the proof.
+The model is one that no zoo has: a small ConvNeXt-like network. Its port below is written as one does it the first
+time, with the mistakes of the first time. `tlx.parity` names them one after the other; each is mended; the last run is
+the proof.
 
     python examples/porting/2_by_hand.py
 """

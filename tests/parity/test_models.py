@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from tests.parity.test_two_stacks import STACKS, distance, pytestmark  # noqa: F
 from tlx import registry
 from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess
 from tlx.initial import initial_arrays
+from tlx.proof.result import Verdict
+from tlx.proof.zoo import measured
 from tlx.zoo import ARCHITECTURES, Architecture, architecture
 
 # One of each family; VGG, whose smallest has 129 million parameters, is held to AlexNet's likeness by its names alone.
@@ -18,6 +21,7 @@ FAMILIES = (
     *("resnet18", "squeezenet1_0", "alexnet", "densenet121", "efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small"),
     *("mnasnet0_5", "shufflenet_v2_x0_5", "regnet_x_400mf", "regnet_y_400mf", "googlenet", "inception_v3"),
 )
+TABLE = Path(__file__).parents[2] / "docs" / "parity-zoo.md"
 HUGE = {  # over 80 million parameters each; smaller ones of their families are built
     *("vgg11", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "wide_resnet101_2", "resnext101_32x8d"),
     *("regnet_x_32gf", "regnet_y_16gf", "regnet_y_32gf", "regnet_y_128gf"),
@@ -60,6 +64,18 @@ def test_both_stacks_compute_the_same(name: str) -> None:
     for key, moved in reference[4].items():
         apart = float(np.linalg.norm(moved - candidate[4][key]))
         assert apart <= 1e-8 * max(float(np.linalg.norm(moved)), 1e-4 * largest), key
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "mobilenet_v2"])
+def test_a_line_of_the_table_of_all_models(name: str) -> None:
+    """By the command that makes docs/parity-zoo.md, which has a line for each model of ImageNet."""
+    line = measured(name)
+    figures = {stage.id: stage.figure for stage in line.report.stages if stage.id != "P0"}
+    assert figures.keys() == {"P1", "P3", "P4"} and line.report.verdict == Verdict.EQUAL
+    assert figures["P1"] == 0 and 0 < figures["P3"] <= 1e-10 and 0 < figures["P4"] <= 1e-10
+    assert f"{line.parameters / 1e6:.1f} M" in str(line) and line.parameters > 500_000
+    listed = [row.split(" | ")[0][2:] for row in TABLE.read_text(encoding="utf-8").splitlines() if " M | " in row]
+    assert listed == [arch.name for arch in ARCHITECTURES.values() if arch.imagenet]
 
 
 @pytest.mark.parametrize(

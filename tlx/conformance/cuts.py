@@ -45,9 +45,10 @@ def test_a_model_can_be_cut_where_it_begins_to_train(subject: Subject, dropper: 
         model.load(model.start)
 
 
-def test_what_trains_or_adapts_first_has_no_cut_before_it(subject: Subject) -> None:
+def test_no_cut_lies_behind_what_trains_or_adapts(subject: Subject) -> None:
+    """Where all trains, only what owns no parameters, such as a resize, may come before a cut."""
     subject.free()
-    assert subject.backend.cuts(subject.model) == ()
+    assert subject.backend.cuts(subject.model)[:1] in ((), (subject.specs[0].module,))
     subject.free(subject.head, subject.norms)
     assert subject.backend.cuts(subject.model)[:1] == subject.norms[:1]
 

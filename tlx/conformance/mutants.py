@@ -431,7 +431,7 @@ class CutBehindTheDropout(Mutant):
 class CutInFrontOfWhatAdapts(Mutant):
     """Statistics that go on adapting are kept in front of the cut, where nothing moves."""
 
-    caught_by = "test_what_trains_or_adapts_first_has_no_cut_before_it"
+    caught_by = "test_no_cut_lies_behind_what_trains_or_adapts"
 
     def cuts(self, model: Net) -> tuple[str, ...]:
         adapting, model.batch_norm = model.batch_norm, frozenset()

@@ -303,8 +303,8 @@ def backward(s: Subject) -> None:
     lazies: list[Any] = []
     visits = probe.record(lambda: lazies.extend(s.backend.backward(s.model, batch)))
     loss, correct = s.backend.fetch(lazies)
-    values = s.backend.dump_arrays(s.model)
-    buffers = {p.name: values[p.name] for p in s.backend.param_specs(s.model) if p.role == "statistic"}
+    statistics = {p.name for p in s.backend.param_specs(s.model) if p.role == "statistic"}
+    buffers = {name: array for name, array in s.backend.dump_arrays(s.model).items() if name in statistics}
     add_visits(s.writer, "P4", visits)
     s.writer.add("P4/loss", {"loss": float(loss).hex(), "correct": int(correct)})
     s.writer.add("P4/gradients", arrays=probe.gradients())

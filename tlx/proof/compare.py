@@ -83,10 +83,9 @@ def _subject(c: Capture) -> str:
     crossed = sum(bool(record.facts["events"]) for record in steps)
     strategy = r.get("strategy")
     name = strategy.get("name") if isinstance(strategy, dict) else strategy
-    sizes = (
-        f"batches of {r.get('batch_size')} at {r.get('image_size')} px, {len(steps)} steps across {crossed} boundaries"
-    )
-    return f"{r.get('model')}, strategy {name}, {r.get('data')}, {r.get('optimizer')}; {sizes}"
+    sizes = f"batches of {r.get('batch_size')} at {r.get('image_size')} px"
+    crossing = f"{len(steps)} steps, {crossed} of them at a boundary"
+    return f"{r.get('model')}, strategy {name}, {r.get('data')}, {r.get('optimizer')}; {sizes}, {crossing}"
 
 
 def manifests(a: Capture, b: Capture) -> Stage:
@@ -246,7 +245,8 @@ def trajectory(a: Capture, b: Capture) -> Stage:
             lacking = "candidate" if y is None else "reference"
             stopped = (b if y is None else a).records.get("P6/error")
             why = f": {stopped.facts['text']}" if stopped else ""
-            rows.append(Row(f"step {int(key[3:])}", math.inf, False, f"the {lacking} stopped before it{why}"))
+            step = f"step {int(key[3:])}"
+            rows.append(Row(step, math.inf, False, f"the {lacking} stopped before {step}{why}"))
             break
         events = [str(e) for e in x.facts["events"]]
         crossed += bool(events)
@@ -255,11 +255,11 @@ def trajectory(a: Capture, b: Capture) -> Stage:
             [*([BOUNDARY + ", ".join(events)] if events else []), *([worst] if error > TRAJECTORY else [])]
         )
         rows.append(Row(f"step {int(key[3:])}", error, error <= TRAJECTORY, note))
-    failed = a.records.get("P6/error"), b.records.get("P6/error")
-    if any(failed) and all(row.passed for row in rows):
-        text = "; ".join(str(r.facts["text"]) for r in failed if r)
-        rows.append(Row("end", math.inf, False, text))
-    said = f"{len(left)} steps, {crossed} at a boundary"
+    for which, c in (("reference", a), ("candidate", b)):
+        stopped = c.records.get("P6/error")
+        if stopped and not any(str(stopped.facts["text"]) in row.note for row in rows):
+            rows.append(Row("end", math.inf, False, f"the {which} stopped: {stopped.facts['text']}"))
+    said = f"{len(left)} steps, {crossed} of them at a boundary"
     if len(left) < STEPS and all(row.passed for row in rows):
         said = f"only {len(left)} of {STEPS} steps: more training images are needed"
         return Stage("P6", "trajectory", "steps", float(len(left)), STEPS, False, said, tuple(rows))

@@ -151,6 +151,11 @@ def _update(stage: Stage) -> str:
 
 
 def _trajectory(stage: Stage, row: Row) -> str:
+    said, last = _departure(stage, row), stage.rows[-1]
+    return f"{said} Then {last.note.rstrip('.')}." if "stopped" in last.note and last is not row else said
+
+
+def _departure(stage: Stage, row: Row) -> str:
     number = stage.rows.index(row)
     events = [r for r in stage.rows[max(number - 1, 0) : number + 1] if BOUNDARY in r.note]
     if "stopped" in row.note or row.name == "end":

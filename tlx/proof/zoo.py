@@ -1,4 +1,4 @@
-"""P1, P3 and P4 of every model that two stacks share, as one table: ``python -m tlx.proof.zoo`` or `make parity-zoo`."""
+"""P1, P3 and P4 of every model that two stacks share, as one table: what `make parity-zoo` runs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tlx import registry
+from tlx.proof.artifact import Capture
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
 from tlx.proof.report import figure
@@ -23,10 +27,10 @@ STAGES = ("P1", "P3", "P4")
 SIZE = 64  # pixels; the last maps of most models are then 2 x 2
 HEAD = """# Every shared model on two stacks
 
-Each model of `tlx models` in float64, with random weights, everything training, on 8 images (Inception 3 at its least size): the
-share of its arrays that differ in any bit after loading (P1), the largest relative L2 distance of a module's output in
-eval mode (P3), and of outputs, loss, buffers and gradients of one training step (P4). The limit of P3 and P4 is 1e-10. An array whose
-norm is below a thousandth of the largest of its kind is measured against that thousandth.
+Each model of `tlx models` in float64, with random weights, everything training, on 8 images (Inception 3 at its least
+size): how many of its arrays differ in any bit after loading (P1), the largest relative L2 distance of a module's
+output in eval mode (P3), and of outputs, loss, buffers and gradients of one training step (P4). The limit of P3 and P4
+is 1e-10. An array whose norm is below a thousandth of the largest of its kind is measured against that thousandth.
 
 Made by `make parity-zoo`.
 
@@ -60,15 +64,22 @@ def measured(name: str, reference: str = "torch", candidate: str = "oneflow") ->
         a = capture(recipe, registry.load(reference), home / "A", stages=STAGES)
         b = capture(recipe, registry.load(candidate), home / "B", a, stages=STAGES)
         report = compare(a, b)
-        specs = report_specs(a)
-    return Line(name, sum(math.prod(shape) for shape in specs), size, report)
+        specs = Capture(a).records["P1"].facts["specs"]
+    shapes = [shape for _, shape, _, role, _ in specs if role != "statistic"]
+    return Line(name, sum(map(math.prod, shapes)), size, report)
 
 
-def report_specs(folder: Path) -> list[list[int]]:
-    """The shapes of a capture's parameters."""
-    from tlx.proof.artifact import Capture
-
-    return [shape for _, shape, _, role, _ in Capture(folder).records["P1"].facts["specs"] if role != "statistic"]
+def alone(name: str) -> tuple[str, bool]:
+    """A model's line, and whether it is equal, from a process of its own, whose memory is given back."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            line = pool.submit(measured, name).result()
+        except BrokenProcessPool:
+            return (
+                f"| {name} | - | - | - | - | - | not measured: its process was killed, as by a lack of memory |",
+                False,
+            )
+        return str(line), not line.report.first
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,17 +89,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help="write the table into this file")
     options = parser.parse_args(arguments)
     names = options.models or [arch.name for arch in ARCHITECTURES.values() if arch.imagenet]
-    lines = []
+    lines, equal = [], True
     for name in names:
         started = time.perf_counter()
-        lines.append(measured(name))
-        print(f"{lines[-1]} {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    table = HEAD + "\n".join(map(str, lines)) + "\n"
+        line, same = alone(name)
+        lines.append(line)
+        equal &= same
+        print(f"{line} {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    table = HEAD + "\n".join(lines) + "\n"
     if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(table, encoding="utf-8")
     else:
         print(table)
-    return int(any(line.report.first for line in lines))
+    return int(not equal)
 
 
 if __name__ == "__main__":

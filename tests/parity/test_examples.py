@@ -1,0 +1,48 @@
+"""The porting tutorials run as their readers run them, and each ends with its proof."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PORTING = Path(__file__).parents[2] / "examples" / "porting"
+# What each must have said, beyond its exit code.
+SAID = {
+    "1_from_the_tutorial.py": ("EQUAL: every stage", "2. Is the recipe the loop?"),
+    "2_by_hand.py": (
+        "rename={'stem': 'patchify'}",
+        "blocks.0.norm (LayerNorm), fed the reference's own input, gives another output",
+        "blocks.0.act (GELU) in the reference, blocks.0.act (SiLU) in the candidate",
+        "between blocks.0.pwconv2 and blocks.1.dwconv",
+        "EQUAL: every stage",
+    ),
+    "3_one_percent_worse.py": (
+        "other samples, as from another random stream",
+        "what enters the model differs, as by resizing",
+        "norm (BatchNorm2d), fed the reference's own input, gives another norm.running_mean",
+        "departs from the NumPy oracle",
+        "8 of 8 found",
+    ),
+    "4_a_third_backend.py": ("3 failed", "136 passed", "EQUAL: every stage"),
+}
+
+
+def test_every_tutorial_is_listed() -> None:
+    assert sorted(path.name for path in PORTING.glob("*.py")) == sorted(SAID)
+    assert all(name in (PORTING / "README.md").read_text(encoding="utf-8") for name in SAID)
+
+
+@pytest.mark.skipif(
+    not {"torch", "oneflow"} <= set(os.environ.get("TLX_BACKENDS", "torch,oneflow").split(",")),
+    reason="the tutorials need both stacks, and TLX_BACKENDS asks for other ones",
+)
+@pytest.mark.parametrize("name", SAID)
+def test_a_tutorial_ends_with_its_proof(name: str) -> None:
+    done = subprocess.run([sys.executable, str(PORTING / name)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    missing = [text for text in SAID[name] if text not in done.stdout]
+    assert not missing, f"{missing} not in:\n{done.stdout}"
