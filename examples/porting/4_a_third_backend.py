@@ -2,7 +2,7 @@
 
 A backend is the methods of `tlx.backend.Backend`, whose sentences are the contract. A framework with modules, autograd
 and in-place tensors gets most of them from `tlx.module_backend.ModuleBackend`; this one is such an adapter, over
-PyTorch, since that is installed, with a model zoo of its own. Another framework would change the methods below, no more.
+PyTorch, since that is installed, with a model zoo of its own. Another framework would change the methods below only.
 
 The first version forgets something. The suite says which sentences of the contract it breaks; the second one passes.
 

@@ -12,7 +12,6 @@ from tests.parity.test_two_stacks import STACKS, distance, pytestmark  # noqa: F
 from tlx import registry
 from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess
 from tlx.initial import initial_arrays
-from tlx.proof.result import Verdict
 from tlx.proof.zoo import measured
 from tlx.zoo import ARCHITECTURES, Architecture, architecture
 
@@ -70,8 +69,9 @@ def test_both_stacks_compute_the_same(name: str) -> None:
 def test_a_line_of_the_table_of_all_models(name: str) -> None:
     """By the command that makes docs/parity-zoo.md, which has a line for each model of ImageNet."""
     line = measured(name)
-    figures = {stage.id: stage.figure for stage in line.report.stages if stage.id != "P0"}
-    assert figures.keys() == {"P1", "P3", "P4"} and line.report.verdict == Verdict.EQUAL
+    assert line.equal and line.report is not None
+    figures = {stage.id: stage.figure or 0.0 for stage in line.report.stages if stage.id != "P0"}
+    assert figures.keys() == {"P1", "P3", "P4"}
     assert figures["P1"] == 0 and 0 < figures["P3"] <= 1e-10 and 0 < figures["P4"] <= 1e-10
     assert f"{line.parameters / 1e6:.1f} M" in str(line) and line.parameters > 500_000
     listed = [row.split(" | ")[0][2:] for row in TABLE.read_text(encoding="utf-8").splitlines() if " M | " in row]

@@ -14,12 +14,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tlx import registry
 from tlx.proof.artifact import Capture
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
 from tlx.proof.report import figure
-from tlx.proof.result import Report
+from tlx.proof.result import Report, Verdict
 from tlx.recipe import Recipe
 from tlx.zoo import ARCHITECTURES, architecture
 
@@ -41,45 +40,42 @@ Made by `make parity-zoo`.
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One model's figures."""
+    """One model's figures; without a report where there was not enough memory."""
 
     name: str
-    parameters: int
     size: int
-    report: Report
+    parameters: int = 0
+    report: Report | None = None
+
+    @property
+    def equal(self) -> bool:
+        return self.report is not None and self.report.verdict == Verdict.EQUAL
 
     def __str__(self) -> str:
+        if self.report is None:
+            return f"| {self.name} | - | {self.size} | - | - | - | not measured: killed, as by a lack of memory |"
         stages = {stage.id: stage for stage in self.report.stages}
         cells = [figure(stages[name].figure) if name in stages else "-" for name in STAGES]
-        said = "equal" if not self.report.first else self.report.first
+        said = self.report.first or "equal"
         return f"| {self.name} | {self.parameters / 1e6:.1f} M | {self.size} | {' | '.join(cells)} | {said} |"
 
 
 def measured(name: str, reference: str = "torch", candidate: str = "oneflow") -> Line:
-    """Compare one model on two stacks."""
+    """Compare one model on two stacks, each in a process of its own, as frameworks give no memory back."""
     size = max(SIZE, architecture(name).min_size)
     recipe = Recipe(model=name, data="digits", weights="none", image_size=size, epochs=1, limit_train=400)
     with TemporaryDirectory(prefix="tlx-zoo-") as scratch:
-        home = Path(scratch)
-        a = capture(recipe, registry.load(reference), home / "A", stages=STAGES)
-        b = capture(recipe, registry.load(candidate), home / "B", a, stages=STAGES)
+        a, b = Path(scratch) / "A", Path(scratch) / "B"
+        try:
+            for stack, out, plan in ((reference, a, None), (candidate, b, a)):
+                with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                    pool.submit(capture, recipe, stack, out, plan, stages=STAGES).result()
+        except BrokenProcessPool:
+            return Line(name, size)
         report = compare(a, b)
         specs = Capture(a).records["P1"].facts["specs"]
     shapes = [shape for _, shape, _, role, _ in specs if role != "statistic"]
-    return Line(name, sum(map(math.prod, shapes)), size, report)
-
-
-def alone(name: str) -> tuple[str, bool]:
-    """A model's line, and whether it is equal, from a process of its own, whose memory is given back."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        try:
-            line = pool.submit(measured, name).result()
-        except BrokenProcessPool:
-            return (
-                f"| {name} | - | - | - | - | - | not measured: its process was killed, as by a lack of memory |",
-                False,
-            )
-        return str(line), not line.report.first
+    return Line(name, size, sum(map(math.prod, shapes)), report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,20 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, help="write the table into this file")
     options = parser.parse_args(arguments)
     names = options.models or [arch.name for arch in ARCHITECTURES.values() if arch.imagenet]
-    lines, equal = [], True
+    lines = []
     for name in names:
         started = time.perf_counter()
-        line, same = alone(name)
-        lines.append(line)
-        equal &= same
-        print(f"{line} {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    table = HEAD + "\n".join(lines) + "\n"
+        lines.append(measured(name))
+        print(f"{lines[-1]} {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    table = HEAD + "\n".join(map(str, lines)) + "\n"
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(table, encoding="utf-8")
     else:
         print(table)
-    return int(not equal)
+    return int(not all(line.equal for line in lines))
 
 
 if __name__ == "__main__":
