@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from tlx import registry
 from tlx.backend import Backend, Model, ModelSpec, OptimizerSpec, Precision, Preprocess
@@ -26,18 +22,19 @@ from tlx.data.mixing import Targets, balanced_weights
 from tlx.display import Display
 from tlx.errors import BackendError, Interrupted, RecipeError, TlxError
 from tlx.initial import initial_arrays
+from tlx.interrupt import interruptible
 from tlx.metrics import EpochEnded, Event, Metrics, Stepped
 from tlx.recipe import Recipe
 from tlx.resume import FOLDER as LAST
 from tlx.resume import STATE
 from tlx.resume import load as load_state
 from tlx.resume import save as save_state
+from tlx.run_folder import read_json, run_folder
 from tlx.schedule import Schedule, float32_exact
 from tlx.train import State, Training, evaluate, train
 from tlx.zoo import Architecture, architecture, own_architecture
 
 T = TypeVar("T")
-LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +89,14 @@ def run(
         KeyboardInterrupt: Ctrl-C or SIGTERM stopped the run; it was saved, and the text says how to resume it.
     """
     if resume is None:
-        return execute(_recipe(recipe, fields), Display(quiet))
+        return execute(as_recipe(recipe, fields), Display(quiet))
     if recipe is not None:
         raise RecipeError("resume goes on with the recipe of the run's folder; leave the other recipe out")
     return execute(_resumed_recipe(Path(resume), fields), Display(quiet), Path(resume))
 
 
-def _recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
+def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
+    """Make a recipe of whatever stands for one."""
     if isinstance(recipe, Recipe):
         unknown = {name: value for name, value in fields.items() if name not in Recipe.__slots__}
         return replace(recipe, **fields) if not unknown else Recipe.from_dict(unknown)
@@ -270,30 +268,6 @@ def _stop_if(signum: int, run_dir: Path, where: str) -> None:
         raise Interrupted(f"stopped {where}; the run is saved. Go on with: tlx run --resume {run_dir}", signum)
 
 
-@contextmanager
-def interruptible() -> Iterator[Callable[[], int]]:
-    """Turn the first Ctrl-C or SIGTERM into a number to ask for between two steps; the second acts at once."""
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield lambda: 0
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def note(number: int, frame: Any) -> None:
-        seen.append(number)
-        for each in signals:
-            signal.signal(each, before[each])
-
-    for number in signals:
-        signal.signal(number, note)
-    try:
-        yield lambda: seen[0] if seen else 0
-    finally:
-        for number in signals:
-            signal.signal(number, before[number])
-
-
 def _follow(events: Generator[Event, None, T], display: Display, after: Callable[[Event], None]) -> T:
     """Run a generator of events to its end, showing each, then calling `after`; returns what it returned."""
     with closing(events):
@@ -420,51 +394,6 @@ def _precision(recipe: Recipe) -> Precision:
     return recipe.precision  # type: ignore[return-value]
 
 
-@contextmanager
-def run_folder(recipe: Recipe, resumed: Path | None) -> Iterator[Path]:
-    """Hold the run's folder against other runs: `out`, which must be empty, the next free one below runs/, or the old.
-
-    The lock is the operating system's, so it ends with the process, however that ends.
-    """
-    path = resumed or (Path(recipe.out) if recipe.out is not None else _free_folder(recipe))
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        _must_be_empty(path, resumed)
-        lock = FileLock(path / LOCK, timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise TlxError(f"{path} is in use by another run; choose another folder, or wait for its end") from None
-    except OSError as error:
-        raise TlxError(f"Cannot write to {path}: {error.strerror}. Choose another folder with out.") from error
-    try:
-        _must_be_empty(path, resumed)  # another run may have come and gone
-        yield path
-    finally:
-        with suppress(OSError):
-            (path / LOCK).unlink()
-        lock.release()
-
-
-def _must_be_empty(path: Path, resumed: Path | None) -> None:
-    if resumed is None and any(entry.name != LOCK for entry in path.iterdir()):
-        raise RecipeError(f"out: {path} is not empty, and tlx overwrites nothing; choose another folder")
-
-
-def _free_folder(recipe: Recipe) -> Path:
-    data = Path(recipe.data).name if isinstance(recipe.data, str) else "arrays"
-    stem = f"{data}-{recipe.model_name}-{recipe.strategy_name}-{recipe.backend}"
-    for number in count(1):
-        path = Path("runs") / f"{stem}-{number}"
-        try:
-            path.mkdir(parents=True)
-            return path
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise TlxError(f"Cannot create {path}: {error.strerror}. Choose another folder with out.") from error
-    raise AssertionError("unreachable")
-
-
 def card(recipe: Recipe, data: Data, head: str, weights_digest: str) -> dict[str, Any]:
     """Describe what is needed to use the model again."""
     return {
@@ -478,17 +407,6 @@ def card(recipe: Recipe, data: Data, head: str, weights_digest: str) -> dict[str
         "data": {"name": data.name, "fingerprint": data.fingerprint},
         "sha256": weights_digest,
     }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a run folder."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TlxError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise TlxError(f"{path} is not a JSON object")
-    return value
 
 
 def versions() -> dict[str, str]:

@@ -19,8 +19,9 @@ from tlx.data.images import ArrayImages, Images, read_photo
 from tlx.data.loader import Loader
 from tlx.data.sources import SOURCES
 from tlx.errors import DataError, TlxError
-from tlx.job import build, place, read_json
+from tlx.job import build, place
 from tlx.recipe import DATA_OBJECT, Recipe
+from tlx.run_folder import read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -22,8 +22,7 @@ from tlx import Recipe, registry
 from tlx.proof.artifact import Capture
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
-from tlx.proof.prove import drawn_images
-from tlx.proof.selftest import (
+from tlx.proof.faults import (
     CoupledDecay,
     DecayOnAll,
     Edited,
@@ -33,6 +32,7 @@ from tlx.proof.selftest import (
     network,
     reseeded,
 )
+from tlx.proof.prove import drawn_images
 
 STAGES = ("P1", "P2", "P3", "P4", "P5", "P6", "P7")
 

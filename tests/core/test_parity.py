@@ -19,9 +19,10 @@ from tlx.conformance.loopback import Loopback
 from tlx.errors import TlxError
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
+from tlx.proof.faults import Fault, faults
 from tlx.proof.measure import relative, sketch
 from tlx.proof.result import Verdict
-from tlx.proof.selftest import faults, selftest
+from tlx.proof.selftest import selftest
 from tlx.recipe import Recipe
 
 FIELDS: dict[str, Any] = {
@@ -146,7 +147,7 @@ def test_the_fault_is_named(fault: str, findings: dict[str, Any]) -> None:
 def test_the_selftest_fails_where_a_fault_is_missed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from tlx.proof import selftest as module
 
-    harmless = [module.Fault("no fault at all")]
+    harmless = [Fault("no fault at all")]
     monkeypatch.setattr(module, "faults", lambda backend: harmless)
     assert module.show(Loopback()) == 1
     assert "WRONG" in capsys.readouterr().out

@@ -12,8 +12,9 @@ import pytest
 import tlx
 from tlx import registry
 from tlx.errors import TlxError
+from tlx.proof.faults import faults
 from tlx.proof.result import Verdict
-from tlx.proof.selftest import faults, selftest
+from tlx.proof.selftest import selftest
 
 STACKS = ("torch", "oneflow")
 chosen = os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(",")
@@ -140,6 +141,16 @@ def test_a_mistake_in_a_port_is_one_line(options: dict[str, Any], said: str) -> 
     with pytest.raises(TlxError) as error:
         ported("", **options)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@both
+def test_the_documented_table_lists_every_fault() -> None:
+    """docs/parity.md holds what `tlx parity selftest --backend torch` said."""
+    text = (Path(__file__).parents[2] / "docs" / "parity.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in text.partition("| planted fault |")[2].splitlines()[2:]]
+    listed = {row[0].removeprefix("| "): row[1] for row in rows}
+    planted = {fault.name for fault in faults(registry.load("torch"))}
+    assert listed.keys() == {"(none)", *planted} and all(listed[name] != "-" for name in planted)
 
 
 @both

@@ -12,16 +12,16 @@ import numpy as np
 
 from tlx.backend import Array
 from tlx.proof.artifact import MODULE, Capture, Record
+from tlx.proof.locate import first_difference
 from tlx.proof.measure import FLOOR, distances, flips, floor_of, relative, sha256, unbundle
 from tlx.proof.oracle import update_errors
-from tlx.proof.result import Report, Row, Stage, Verdict
+from tlx.proof.result import BOUNDARY, ONE_SIDED, Report, Row, Stage, Verdict
 
 # The limits are those of float64: rounding was measured at 1e-15 to 1e-12, changes of meaning from 2e-7 up.
 FORWARD, UPDATE, TRAJECTORY = 1e-10, 1e-12, 1e-9
 ENVELOPE, RATIO, HEAD_ONLY = 10.0, 1e4, 1e-4
 STEPS = 40
 MISSING = "missing in the"
-BOUNDARY = "boundary: "  # begins a note of P6
 
 NOT_RUN = (
     Stage("P9", "float32 loss curve", "relative loss", None, None, None, "left out by --quick; it is no gate"),
@@ -58,8 +58,6 @@ def compare(reference: str | Path, candidate: str | Path) -> Report:
 
 def report(a: Capture, b: Capture, stages: Sequence[Stage], seconds: float) -> Report:
     """Draw the verdict from the stages."""
-    from tlx.proof.locate import first_difference
-
     short = [s for s in stages if s.passed is False and s.id == "P6" and s.measure == "steps"]
     failed = [s for s in stages if s.passed is False and s not in short]
     if stages[0].passed is False:
@@ -172,9 +170,6 @@ def visits(record: Iterable[Record]) -> dict[str, Record]:
             name, number = f"{path}#{number}", number + 1
         found[name] = r
     return found
-
-
-ONE_SIDED = "run as a module on one side only"
 
 
 def _visit_rows(a: Capture, b: Capture, stage: str) -> list[Row]:

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 
 from tlx.proof.artifact import Capture, Record
-from tlx.proof.compare import BOUNDARY, ONE_SIDED
 from tlx.proof.measure import distances, relative, unbundle
-from tlx.proof.result import Row, Stage
+from tlx.proof.result import BOUNDARY, ONE_SIDED, Row, Stage
 
 LIMIT = 1e-10  # of P3 and P4
 

@@ -65,7 +65,7 @@ def parity(
     Raises:
         TlxError: the input is not as it must be. A difference is no error: see `Report.verdict` and `Report.first`.
     """
-    from tlx.job import _recipe
+    from tlx.job import as_recipe
 
     started = time.perf_counter()
     for name, instead in (("backend", "reference and candidate"), ("out", "keep")):
@@ -76,7 +76,7 @@ def parity(
     modules = [side for side in (reference, candidate) if not isinstance(side, (str, Backend))]
     sides: list[tuple[Backend, Recipe]]
     if not modules:
-        made = _recipe(recipe, fields)
+        made = as_recipe(recipe, fields)
         stacks = [registry.load(side) if isinstance(side, str) else side for side in (reference, candidate)]
         sides = [(stack, made) for stack in stacks]
     elif len(modules) == 1:
@@ -85,7 +85,7 @@ def parity(
         if seeds:
             raise RecipeError("seeds needs two backends; two modules are compared step by step only")
         sides = _pair(
-            _recipe(recipe, {**fields, **_pair_fields(reference, fields)}), reference, candidate, rename or {}
+            as_recipe(recipe, {**fields, **_pair_fields(reference, fields)}), reference, candidate, rename or {}
         )
     with TemporaryDirectory(prefix="tlx-parity-") as scratch:
         home = Path(scratch if keep is None else keep)
@@ -110,12 +110,12 @@ def capture_recipe(
     recipe: str | Path | None, out: Path, plan: Path | None, quick: bool, fields: Mapping[str, Any]
 ) -> Path:
     """Capture one stack; with a plan and no field but the backend, everything comes from the plan."""
-    from tlx.job import _recipe
+    from tlx.job import as_recipe
 
     backend = fields.get("backend", "torch")
     if plan is not None and recipe is None and set(fields) <= {"backend"}:
         return capture(None, backend, out, plan, quick=quick)
-    made = _recipe(recipe, fields if recipe is not None else defaults(fields))
+    made = as_recipe(recipe, fields if recipe is not None else defaults(fields))
     return capture(made, made.backend, out, plan, quick=quick)
 
 

@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any
 
+BOUNDARY = "boundary: "  # begins the note of a step at one
+ONE_SIDED = "run as a module on one side only"
+
 
 class Verdict(IntEnum):
     """Also the exit code of `tlx parity`."""

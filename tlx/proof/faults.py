@@ -1,0 +1,404 @@
+"""Faults that people really make, each as a backend or a loader that has it: what `tlx parity selftest` must find."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tlx.backend import Array, Arrays, Backend, Batch, Handle, Hyper, Lazy, Model, ModelSpec, OptimizerSpec, Precision
+from tlx.proof.recorder import Proxy
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A planted fault: a backend that has it, or a loader; `optimizer` is the one it lies in."""
+
+    name: str
+    plant: Callable[[Backend], Any] | None = None
+    feed: Callable[[Any], Any] = lambda loader: loader
+    optimizer: str = "sgd"
+
+
+def network(fw: Any) -> Any:
+    """A small residual network with BatchNorm, a pool and a square weight, in a framework's own modules."""
+    nn = fw.nn
+
+    class Block(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(8)
+            self.act = nn.ReLU()
+
+        def forward(self, x: Any) -> Any:
+            return self.act(x + self.norm(self.conv(x)))
+
+    class Network(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(8)
+            self.act = nn.ReLU()
+            self.pool = nn.MaxPool2d(3, 2, 1)
+            self.block = Block()
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x: Any) -> Any:
+            x = self.block(self.pool(self.act(self.norm(self.stem(x)))))
+            return self.fc(x.flatten(2).mean(2))
+
+    return Network()
+
+
+def faults(backend: Backend) -> list[Fault]:
+    """All faults that can be planted in a backend: those inside modules need a framework."""
+    found = [
+        Fault("a weight is missing", MissingKey),
+        Fault("one wrong label", feed=lambda loader: Fed(loader, wrong_label)),
+        Fault("two batches are swapped", feed=lambda loader: Fed(loader, swapped)),
+        Fault("a sample is dropped", feed=lambda loader: Fed(loader, dropped)),
+        Fault("the random stream of another seed", feed=reseeded),
+        Fault("channels are swapped (BGR)", SwappedChannels),
+        Fault("images are enlarged by the nearest pixel", Nearest),
+        Fault("label smoothing is forgotten", Unsmoothed),
+        Fault("the loss is summed, not averaged", SummedLoss),
+        Fault("gradients are not clipped", Unclipped),
+        Fault("a frozen BatchNorm adapts", FrozenNormAdapts),
+        Fault("a frozen parameter moves", FrozenMoves),
+        Fault("unfreezing comes one step late", LateUnfreeze),
+        Fault("a drop of the rate comes one step late", LateRate),
+        Fault("the rate is inside the momentum", RateInsideMomentum),
+        Fault("momentum is lost where the phase changes", MomentumLost),
+        Fault("weight decay acts on norms and biases", DecayOnAll),
+        Fault("a NaN on one side", OneSidedNaN),
+        Fault("Adam counts one step for all parameters", OneStepCount, optimizer="adamw"),
+        Fault("Adam's decay under AdamW's name", CoupledDecay, optimizer="adamw"),
+    ]
+    if not hasattr(backend, "fw"):
+        return found
+    return [
+        *found,
+        Fault("a square weight is used transposed", TransposedWeight),
+        Fault("dampening 0.1", Dampening),
+        Fault("gradients are set to zero, not None", ZeroedGradients),
+        *(
+            Fault(name, partial(Edited, edit))
+            for name, edit in {
+                "BatchNorm's eps is 1e-3": other_eps,
+                "BatchNorm's momentum is 0.01": other_momentum,
+                "BatchNorm keeps the biased variance": biased_variance,
+                "the pool pads on one side only": one_sided_pool,
+                "an activation is swapped": leaky,
+                "a residual is added after the activation": late_residual,
+            }.items()
+        ),
+    ]
+
+
+# In the data.
+
+
+class Fed(Proxy):
+    """A loader whose first epoch is changed."""
+
+    def __init__(self, inner: Any, change: Callable[[Sequence[Batch]], Sequence[Batch]]) -> None:
+        super().__init__(inner)
+        self.change = change
+
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
+        batches = list(self.inner.epoch(epoch, start))
+        yield from self.change(batches) if epoch == 0 else batches
+
+
+def wrong_label(batches: Sequence[Batch]) -> Sequence[Batch]:
+    batch = batches[1]
+    labels = batch.labels.copy()
+    labels[0] = (labels[0] + 1) % 5
+    targets = batch.targets
+    if targets is not None:
+        targets = targets.copy()
+        targets[0] = np.roll(targets[0], 1)
+    return [batches[0], replace(batch, labels=labels, targets=targets), *batches[2:]]
+
+
+def swapped(batches: Sequence[Batch]) -> Sequence[Batch]:
+    return [batches[1], batches[0], *batches[2:]]
+
+
+def dropped(batches: Sequence[Batch]) -> Sequence[Batch]:
+    batch = batches[2]
+    fewer: dict[str, Any] = {name: getattr(batch, name)[1:] for name in ("images", "labels", "indices")}
+    targets = None if batch.targets is None else batch.targets[1:]
+    return [*batches[:2], replace(batch, **fewer, targets=targets), *batches[3:]]
+
+
+def reseeded(loader: Any) -> Any:
+    other = copy.copy(loader)
+    other.seed += 1
+    return other
+
+
+class SwappedChannels(Proxy):
+    def put(self, model: Model, batch: Batch) -> Handle:
+        return self.inner.put(model, replace(batch, images=np.ascontiguousarray(batch.images[:, ::-1])))
+
+
+class Nearest(Proxy):
+    def put(self, model: Model, batch: Batch) -> Handle:
+        size = batch.preprocess.size
+        rows = np.arange(size) * batch.images.shape[2] // size
+        columns = np.arange(size) * batch.images.shape[3] // size
+        images = np.ascontiguousarray(batch.images[:, :, rows][:, :, :, columns])
+        return self.inner.put(model, replace(batch, images=images))
+
+
+class Unsmoothed(Proxy):
+    def put(self, model: Model, batch: Batch) -> Handle:
+        return self.inner.put(model, replace(batch, targets=None))
+
+
+# In the loop, the optimizer and what trains.
+
+
+class MissingKey(Proxy):
+    loaded = False
+
+    def load_arrays(self, model: Model, arrays: Arrays) -> None:
+        self.inner.load_arrays(model, arrays)
+        self.loaded = True
+
+    def dump_arrays(self, model: Model) -> dict[str, Array]:
+        arrays: dict[str, Array] = self.inner.dump_arrays(model)
+        return dict(list(arrays.items())[1:]) if self.loaded else arrays
+
+
+class SummedLoss(Proxy):
+    def backward(self, model: Model, batch: Handle, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+        found: tuple[Lazy, Lazy] = self.inner.backward(model, batch, scale * 4)
+        return found
+
+
+class Unclipped(Proxy):
+    def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
+        self.inner.update(model, optimizer, None)
+
+
+class FrozenNormAdapts(Proxy):
+    def set_phase(self, model: Model, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
+        norms = frozenset(s.module for s in self.inner.param_specs(model) if s.role == "statistic")
+        self.inner.set_phase(model, trainable, norms)
+
+
+class FrozenMoves(Proxy):
+    frozen: frozenset[str] = frozenset()
+
+    def set_phase(self, model: Model, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
+        self.inner.set_phase(model, trainable, batch_norm)
+        params = frozenset(s.name for s in self.inner.param_specs(model) if s.role != "statistic")
+        self.frozen = params - trainable
+
+    def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
+        self.inner.update(model, optimizer, max_norm)
+        arrays = self.inner.dump_arrays(model)
+        for name in self.frozen:
+            arrays[name] = arrays[name] * (1 - 1e-6)
+        self.inner.load_arrays(model, arrays)
+
+
+class LateUnfreeze(Proxy):
+    late: tuple[Any, ...] | None = None
+
+    def set_phase(self, model: Model, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
+        known = getattr(self, "trainable", trainable)
+        self.trainable = trainable
+        if trainable > known:
+            self.late = (model, trainable, batch_norm)
+        else:
+            self.inner.set_phase(model, trainable, batch_norm)
+
+    def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
+        self.inner.update(model, optimizer, max_norm)
+        if self.late is not None:
+            self.inner.set_phase(*self.late)
+            self.late = None
+
+
+class LateRate(Proxy):
+    waiting: tuple[Any, ...] | None = None
+    first = True
+
+    def set_hyper(self, optimizer: Handle, values: Sequence[Hyper]) -> None:
+        if self.first:
+            self.inner.set_hyper(optimizer, values)
+        else:
+            self.waiting = (optimizer, values)
+        self.first = False
+
+    def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
+        self.inner.update(model, optimizer, max_norm)
+        if self.waiting is not None:
+            self.inner.set_hyper(*self.waiting)
+            self.waiting = None
+
+
+class RateInsideMomentum(Proxy):
+    """v = m v + lr g, as Sutskever and TensorFlow write it: the buffer remembers the rate it was filled at."""
+
+    rate: float | None = None
+
+    def set_hyper(self, optimizer: Handle, values: Sequence[Hyper]) -> None:
+        rate = max(h.lr for h in values)
+        if self.rate and rate and rate != self.rate:
+            state = self.inner.dump_optimizer(optimizer)
+            self.inner.load_optimizer(optimizer, {key: array * (self.rate / rate) for key, array in state.items()})
+        self.rate = rate
+        self.inner.set_hyper(optimizer, values)
+
+
+class MomentumLost(Proxy):
+    optimizers: tuple[Handle, ...] = ()
+
+    def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:
+        made = self.inner.optimizer(model, spec, groups)
+        self.optimizers = (*self.optimizers, made)
+        return made
+
+    def set_phase(self, model: Model, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
+        self.inner.set_phase(model, trainable, batch_norm)
+        for optimizer in self.optimizers:
+            self.inner.load_optimizer(optimizer, {})
+
+
+class DecayOnAll(Proxy):
+    def set_hyper(self, optimizer: Handle, values: Sequence[Hyper]) -> None:
+        decay = max(h.weight_decay for h in values)
+        self.inner.set_hyper(optimizer, [replace(h, weight_decay=decay) for h in values])
+
+
+class OneSidedNaN(Proxy):
+    """One logit of one sample is not a number, in evaluation only."""
+
+    def logits(self, model: Model, batch: Handle) -> Lazy:
+        (found,) = self.inner.fetch([self.inner.logits(model, batch)])
+        found[0, 0] = np.nan
+        return found
+
+    def fetch(self, lazies: Sequence[Lazy]) -> list[Array]:
+        return [lazy if isinstance(lazy, np.ndarray) else self.inner.fetch([lazy])[0] for lazy in lazies]
+
+
+class OneStepCount(Proxy):
+    """A parameter unfrozen late gets the correction of the run's first steps no more."""
+
+    def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
+        self.inner.update(model, optimizer, max_norm)
+        state: dict[str, Array] = self.inner.dump_optimizer(optimizer)
+        count = max((float(array) for key, array in state.items() if key.endswith("/step")), default=0.0)
+        step = {key: np.full_like(array, count) for key, array in state.items() if key.endswith("/step")}
+        self.inner.load_optimizer(optimizer, {**state, **step})
+
+
+class CoupledDecay(Proxy):
+    def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:
+        return self.inner.optimizer(model, replace(spec, name="adam"), groups)
+
+
+class Dampening(Proxy):
+    def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:
+        made = self.inner.optimizer(model, spec, groups)
+        for group in made.native.param_groups:
+            group["dampening"] = 0.1
+        return made
+
+
+class ZeroedGradients(Proxy):
+    """What is frozen keeps a gradient of zero, so momentum and decay go on moving it."""
+
+    def set_phase(self, model: Any, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
+        self.inner.set_phase(model, trainable, batch_norm)
+        self._zero(model)
+
+    def update(self, model: Any, optimizer: Handle, max_norm: float | None = None) -> None:
+        self.inner.update(model, optimizer, max_norm)
+        self._zero(model)
+
+    def _zero(self, model: Any) -> None:
+        for param in model.module.parameters():
+            if not param.requires_grad:
+                param.grad = self.inner.fw.zeros_like(param)
+
+
+# Inside the modules.
+
+
+class TransposedWeight(Proxy):
+    """The values are right wherever they are read, and used transposed."""
+
+    loaded = False
+
+    def _turned(self, arrays: Arrays) -> dict[str, Array]:
+        name = "block.conv.weight"
+        return {**arrays, name: np.ascontiguousarray(arrays[name].swapaxes(0, 1))}
+
+    def load_arrays(self, model: Model, arrays: Arrays) -> None:
+        self.inner.load_arrays(model, self._turned(arrays))
+        self.loaded = True
+
+    def dump_arrays(self, model: Model) -> dict[str, Array]:
+        arrays: dict[str, Array] = self.inner.dump_arrays(model)
+        return self._turned(arrays) if self.loaded else arrays
+
+
+class Edited(Proxy):
+    """A backend that builds another module than it was asked for."""
+
+    def __init__(self, edit: Callable[[Any, Any], None], inner: Any) -> None:
+        super().__init__(inner)
+        self.edit = edit
+
+    def build(self, spec: ModelSpec, device: str, precision: Precision) -> Model:
+        model: Any = self.inner.build(spec, device, precision)
+        self.edit(self.inner.fw, model.module)
+        return model
+
+
+def other_eps(fw: Any, net: Any) -> None:
+    net.norm.eps = 1e-3
+
+
+def other_momentum(fw: Any, net: Any) -> None:
+    net.norm.momentum = 0.01
+
+
+def leaky(fw: Any, net: Any) -> None:
+    net.block.act = fw.nn.LeakyReLU(0.01)
+
+
+def biased_variance(fw: Any, net: Any) -> None:
+    norm = net.norm
+    forward = type(norm).forward
+
+    def biased(x: Any) -> Any:
+        before = norm.running_var.detach().clone()
+        y = forward(norm, x)
+        if norm.training:
+            count = x.shape[0] * x.shape[2] * x.shape[3]
+            kept = before * (1 - norm.momentum)
+            norm.running_var = kept + (norm.running_var.detach() - kept) * ((count - 1) / count)
+        return y
+
+    norm.forward = biased
+
+
+def one_sided_pool(fw: Any, net: Any) -> None:
+    net.pool = fw.nn.MaxPool2d(3, 2, 0, ceil_mode=True)
+
+
+def late_residual(fw: Any, net: Any) -> None:
+    block = net.block
+    block.forward = lambda x: x + block.act(block.norm(block.conv(x)))
