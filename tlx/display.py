@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from tlx.metrics import EpochEnded, Event, PhaseStarted
+from tlx.metrics import EpochEnded, Event, FeaturesKept, PhaseStarted
 from tlx.metrics import Progress as Step
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class Display:
             self._step(event)
         elif isinstance(event, EpochEnded):
             self._epoch(event)
+        elif isinstance(event, FeaturesKept):
+            self.console.print(str(event), markup=False)
         elif isinstance(event, PhaseStarted) and event.epoch > 0:
             self.console.print(f"phase {event.phase} begins with epoch {event.epoch + 1}")
 

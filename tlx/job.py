@@ -105,7 +105,7 @@ def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Ma
     return Recipe.from_dict({**(recipe or {}), **fields})
 
 
-RESUMABLE = ("backend", "device", "precision", "workers", "save_seconds", "data", "data_root", "model")
+RESUMABLE = ("backend", "device", "precision", "workers", "feature_cache", "save_seconds", "data", "data_root", "model")
 
 
 def _resumed_recipe(run_dir: Path, fields: Mapping[str, Any]) -> Recipe:
@@ -232,6 +232,7 @@ def training(recipe: Recipe, backend: Backend, data: Data, model: Model, arch: A
         shadow,
         recipe.ema or 0.0,
         recipe.patience,
+        recipe.feature_cache == "auto",
     )
 
 
@@ -362,6 +363,7 @@ def make_loader(recipe: Recipe, images: Any, *, training: bool = False, classes:
         shuffle=training,
         balanced=training and recipe.sampler == "balanced",
         targets=_targets(recipe, images.labels, classes) if training else None,
+        views=recipe.views if training else None,
     )
 
 

@@ -58,7 +58,26 @@ class EpochEnded:
     best: bool
 
 
-Event = PhaseStarted | Progress | Stepped | EpochEnded
+@dataclass(frozen=True, slots=True)
+class FeaturesKept:
+    """What enters the part that trains is computed once and kept, or would not fit (`where` is empty)."""
+
+    part: str
+    cut: str
+    images: int
+    versions: int
+    size: int  # bytes, when all versions have come up
+    where: str  # "memory", "disk" or ""
+
+    def __str__(self) -> str:
+        size = f"{self.size / 1e9:.1f} GB" if self.size >= 1e9 else f"{self.size / 1e6:.1f} MB"
+        each = f"{self.images} {self.part} images" + (f" in {self.versions} versions" if self.versions > 1 else "")
+        if not self.where:
+            return f"what enters {self.cut} is not kept: {size} for {each} is more than half of the free disk"
+        return f"what enters {self.cut} is computed once and kept: {each}, {size} ({self.where})"
+
+
+Event = PhaseStarted | FeaturesKept | Progress | Stepped | EpochEnded
 
 
 class Meter:

@@ -84,6 +84,9 @@ class Recipe:
     augment: str = _field(
         "flips", "none, flips, photo, or hflip, vflip, crop, rotate, color, randaugment joined with +"
     )
+    views: int | None = _field(
+        None, "augmentation repeats itself after so many epochs; random crops can then be kept as features", low=1
+    )
     mixup: float = _field(0.0, "alpha of mixup; 0: off", low=0, high=100)
     cutmix: float = _field(0.0, "alpha of cutmix; 0: off", low=0, high=100)
     label_smoothing: float = _field(0.0, "part of each label that is spread over all classes", low=0, high=1)
@@ -112,6 +115,11 @@ class Recipe:
     precision: str = _field("auto", "auto: bfloat16 where the hardware has it, else float32", choices=PRECISIONS)
     device: str = _field("auto", "auto: cuda where there is one, else cpu")
     workers: int = _field(2, "threads that decode photos; never changes a result", low=0, high=256)
+    feature_cache: str = _field(
+        "auto",
+        "auto: what enters the part that trains is computed once and kept; off: each time; never changes a result",
+        choices=("auto", "off"),
+    )
     save_seconds: float = _field(60.0, "seconds between two saves within an epoch; never changes a result", low=0)
     out: str | None = _field(None, "folder of this run; default: a new one below runs/")
 

@@ -165,11 +165,20 @@ class Plan:
         `losses` are the validation losses of the epochs before, which the schedule plateau follows.
         """
         phase = self.phase_at(step)
+        return StepState(phase.name, self._trainable(phase), self._batch_norm(phase), self.hyper_at(step, losses))
+
+    def hyper_at(self, step: int, losses: Sequence[float] = ()) -> tuple[Hyper, ...]:
+        """Return every group's scalars alone, which is what most steps change."""
+        phase = self.phase_at(step)
         factor = self.schedule.factor(step, losses)
-        hyper = tuple(
+        return tuple(
             Hyper(float32_exact(phase.lr.get(g.name, 0.0) * factor), float32_exact(g.weight_decay)) for g in self.groups
         )
-        return StepState(phase.name, self._trainable(phase), self._batch_norm(phase), hyper)
+
+    def phase_end(self, step: int) -> int:
+        """Return the epoch before which the phase of a step ends."""
+        starts = [phase.start for phase in self.strategy.phases if phase.start > self.phase_at(step).start]
+        return min([*starts, self.schedule.epochs])
 
     def frozen_at(self, step: int) -> frozenset[str]:
         """Return the parameters and statistics that may not change at a step."""

@@ -9,9 +9,12 @@ from tlx.backend import Arrays, Backend, Handle, Lazy, Model
 from tlx.checkpoint import digests
 from tlx.data.loader import Loader
 from tlx.errors import FrozenMovedError
+from tlx.features import Features, keep
 from tlx.metrics import EpochEnded, Event, Meter, Metrics, PhaseStarted, Stepped
 from tlx.schedule import float32_exact
 from tlx.strategy import Plan
+
+Batches = Loader | Features
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +32,7 @@ class Training:
     shadow: Model | None = None  # holds the moving average of the weights, which is then what is evaluated
     ema: float = 0.0
     patience: int | None = None
+    keep_features: bool = False
 
     @property
     def judged(self) -> Model:
@@ -53,8 +57,16 @@ class State:
         return max((epoch.epoch for epoch in self.history if epoch.best), default=-1)
 
 
+@dataclass(slots=True)
+class Feed:
+    """Where batches come from: the loaders, or what was kept of them at the boundary of the frozen part."""
+
+    loader: Batches
+    val: Batches | None
+
+
 def evaluate(
-    backend: Backend, model: Model, loader: Loader, part: str, epoch: int = 0
+    backend: Backend, model: Model, loader: Batches, part: str, epoch: int = 0
 ) -> Generator[Event, None, Metrics]:
     """Read a part of the data once, in eval mode; returns its metrics."""
     meter = Meter(backend, part, epoch, loader.steps)
@@ -69,14 +81,15 @@ def train(job: Training, state: State) -> Generator[Event, None, None]:
 
     Raises FrozenMovedError if anything changed that a phase had frozen, TlxError if a loss is not finite.
     """
-    guard = FrozenGuard(job, state)
+    guard, feed = FrozenGuard(job, state), Feed(job.loader, job.val)
     while len(state.history) < job.plan.schedule.epochs and not stalled(state.history, job.patience):
-        yield from _train_epoch(job, state, guard)
+        yield from _enter_phase(job, state, guard, feed)
+        yield from _train_epoch(job, state, feed.loader)
         assert state.meter is not None
         validated = None
         epoch = len(state.history)
-        if job.val is not None:
-            validated = yield from evaluate(job.backend, job.judged, job.val, "val", epoch)
+        if feed.val is not None:
+            validated = yield from evaluate(job.backend, job.judged, feed.val, "val", epoch)
         best = validated is None or all(e.val is None or validated.accuracy > e.val.accuracy for e in state.history)
         if best:
             state.best = job.backend.dump_arrays(job.judged)
@@ -89,22 +102,40 @@ def train(job: Training, state: State) -> Generator[Event, None, None]:
     guard.check()
 
 
-def _train_epoch(job: Training, state: State, guard: FrozenGuard) -> Generator[Event, None, None]:
+def _enter_phase(job: Training, state: State, guard: FrozenGuard, feed: Feed) -> Generator[Event, None, None]:
+    """Where a phase begins, or a run goes on: tell the backend, watch what is frozen, keep what it gives."""
+    epoch, now = len(state.history), job.plan.state_at(state.step)
+    if now.phase == state.phase:
+        return
+    guard.check()
+    job.backend.set_phase(job.model, now.trainable, now.batch_norm)
+    frozen = job.plan.frozen_at(state.step)
+    guard.watch(frozen)
+    state.phase = now.phase
+    if state.step == job.plan.phase_at(state.step).start * job.loader.steps:
+        yield PhaseStarted(epoch, now.phase)
+    feed.loader, feed.val = job.loader, job.val
+    if not (job.keep_features and frozen and job.plan.phase_end(state.step) - epoch > 1):
+        return
+    kept, told = keep(job.backend, job.model, job.loader, "train")
+    feed.loader = kept or job.loader
+    if told:
+        yield told
+    if job.val is not None and job.shadow is None:  # a shadow may lag behind where something freezes anew
+        kept, told = keep(job.backend, job.model, job.val, "val")
+        feed.val = kept or job.val
+        if told:
+            yield told
+
+
+def _train_epoch(job: Training, state: State, loader: Batches) -> Generator[Event, None, None]:
     backend, model, epoch = job.backend, job.model, len(state.history)
     losses = val_losses(state.history)
     if state.meter is None:
-        state.meter = Meter(backend, "train", epoch, job.loader.steps)
+        state.meter = Meter(backend, "train", epoch, loader.steps)
     meter = state.meter
-    for batch in job.loader.epoch(epoch, state.step - epoch * job.loader.steps):
-        now = job.plan.state_at(state.step, losses)
-        if now.phase != state.phase:
-            guard.check()
-            backend.set_phase(model, now.trainable, now.batch_norm)
-            guard.watch(job.plan.frozen_at(state.step))
-            state.phase = now.phase
-            if state.step == job.plan.phase_at(state.step).start * job.loader.steps:
-                yield PhaseStarted(epoch, now.phase)
-        backend.set_hyper(job.optimizer, now.hyper)
+    for batch in loader.epoch(epoch, state.step - epoch * loader.steps):
+        backend.set_hyper(job.optimizer, job.plan.hyper_at(state.step, losses))
         lazies: list[Lazy] = []
         for part in batch.parts(job.micro_batch):
             lazies += backend.backward(model, backend.put(model, part), len(part) / len(batch))

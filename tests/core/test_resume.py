@@ -47,6 +47,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "an unfreeze": {},
     "Adam, one cycle": {"optimizer": "adam", "schedule": "one_cycle", "micro_batch": 7},
     "plateau, stopped early": {"strategy": "full", "schedule": "plateau", "step_size": 1, "patience": 1, "epochs": 9},
+    "kept features": {"strategy": "feature_extract", "optimizer": "adam"},
     "moving average": {"ema": 0.9, "clip_norm": 0.5, "decay_on": "weights"},
     "labels and pixels mixed": {
         **{"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "class_weights": "balanced", "sampler": "balanced"},

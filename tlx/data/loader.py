@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,22 @@ Plan = list[tuple[NDArray[np.int64], NDArray[np.int64]]]  # per batch: samples, 
 BATCHES_AHEAD = 2  # decoded before they are asked for; more only costs memory
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Epoch:
+    """What was drawn for an epoch: its samples in order, and for each its place in the random words."""
+
+    epoch: int
+    batch_size: int
+    order: NDArray[np.int64]
+    places: NDArray[np.int64]
+    geometry: Geometry
+
+    def rows(self, number: int) -> NDArray[np.int64]:
+        """The places in the epoch's order that batch `number` takes."""
+        start = number * self.batch_size
+        return np.arange(start, min(start + self.batch_size, len(self.order)))
+
+
 class Loader:
     """Turns images into `Batch`es of uint8 [N, 3, h, w] with geometry applied.
 
@@ -32,7 +49,8 @@ class Loader:
     that are not cropped at random are served from memory: those larger than `preprocess.size` are shrunk once, here;
     smaller ones keep their size, as the device enlarges them. `crop_fraction` is the part of the shorter side that
     evaluation keeps: 0.875 for photos, 1 (the whole image) for images of one size. The last partial batch is kept.
-    `balanced` visits each class equally often; `targets` says what becomes of the labels.
+    `balanced` visits each class equally often; `targets` says what becomes of the labels; with `views`, augmentation
+    repeats itself after so many epochs.
     """
 
     def __init__(
@@ -48,6 +66,7 @@ class Loader:
         shuffle: bool = False,
         balanced: bool = False,
         targets: Targets | None = None,
+        views: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise RecipeError(f"batch_size must be at least 1, got {batch_size}.")
@@ -60,7 +79,7 @@ class Loader:
         self.images, self.preprocess, self.augment = images, preprocess, augment
         self.batch_size, self.crop_fraction = batch_size, crop_fraction
         self.seed, self.workers, self.shuffle, self.balanced = seed, workers, shuffle, balanced
-        self.targets = targets
+        self.targets, self.views = targets, views
         self.steps = -(-len(images) // batch_size)
         self._stored: NDArray[np.uint8] | None = None
         if isinstance(images, ArrayImages) and "crop" not in augment.ops:
@@ -78,20 +97,48 @@ class Loader:
 
         Raises DataError, naming the file, where an image cannot be decoded. Closing the iterator stops the threads.
         """
+        drawn = self.draw(epoch)
+        with closing(self.pixels(drawn, [drawn.rows(number) for number in range(start, self.steps)])) as pixels:
+            for number, images in enumerate(pixels, start):
+                yield self.batch(drawn, number, images)
+
+    def draw(self, epoch: int) -> Epoch:
+        """Draw all that an epoch leaves to chance."""
         order, n = self.order(epoch), len(self.images)
-        rows = slots(order, n) if self.balanced else order
-        geometry = self.augment.draw(self.seed, epoch, max(n, int(rows.max()) + 1))
-        cuts = [slice(i * self.batch_size, (i + 1) * self.batch_size) for i in range(start, self.steps)]
-        plan = [(order[cut], rows[cut]) for cut in cuts]
-        simple = self._stored is not None and not geometry.pixels
-        pixels = self._from_memory(plan) if simple else self._from_samples(plan, geometry)
-        with closing(pixels):
-            for number, ((indices, drawn), images) in enumerate(zip(plan, pixels, strict=True), start):
-                geometry[drawn].flip(images)
-                labels = self.images.labels[indices]
-                targets = self.targets.apply(images, labels, self.seed, epoch, number) if self.targets else None
-                key = (self.seed, epoch * self.steps + number, 0)
-                yield Batch(images, labels, indices, self.preprocess, key, targets)
+        places = slots(order, n) if self.balanced else order
+        geometry = self.augment.draw(self.seed, epoch % (self.views or epoch + 1), max(n, int(places.max()) + 1))
+        return Epoch(epoch, self.batch_size, order, places, geometry)
+
+    def batch(self, drawn: Epoch, number: int, images: NDArray[Any], cut: str = "") -> Batch:
+        """Batch `number` of an epoch, of its pixels or of what they become at a cut; mixing changes `images`."""
+        indices = drawn.order[drawn.rows(number)]
+        labels, key = self.images.labels[indices], (self.seed, drawn.epoch * self.steps + number, 0)
+        targets = self.targets.apply(images, labels, self.seed, drawn.epoch, number) if self.targets else None
+        return Batch(images, labels, indices, self.preprocess, key, targets, cut)
+
+    @property
+    def versions(self) -> int | None:
+        """In how many versions a sample comes over all epochs; None where there is no useful bound."""
+        if self.targets is not None and self.targets.mixes:
+            return None
+        return self.views or self.augment.finite
+
+    def version(self, drawn: Epoch) -> NDArray[np.int64]:
+        """Which of its versions each sample of an epoch comes in, int64 [N], in the order of the epoch."""
+        if self.views:
+            return np.full(len(drawn.order), drawn.epoch % self.views)
+        geometry = drawn.geometry[drawn.places]
+        flips = [flip.astype(np.int64) for flip in (geometry.hflip, geometry.vflip) if flip is not None]
+        return sum((flip << bit for bit, flip in enumerate(flips)), np.zeros(len(drawn.order), np.int64))
+
+    def pixels(self, drawn: Epoch, chunks: Iterable[NDArray[np.int64]]) -> Generator[NDArray[np.uint8], None, None]:
+        """The images, uint8 [n, 3, h, w], at some places of an epoch, chunk by chunk."""
+        plan = [(drawn.order[rows], drawn.places[rows]) for rows in chunks]
+        simple = self._stored is not None and not drawn.geometry.pixels
+        with closing(self._from_memory(plan) if simple else self._from_samples(plan, drawn.geometry)) as served:
+            for (_, places), images in zip(plan, served, strict=True):
+                drawn.geometry[places].flip(images)
+                yield images
 
     def _from_memory(self, plan: Plan) -> Generator[NDArray[np.uint8], None, None]:
         assert self._stored is not None

@@ -27,7 +27,18 @@ STEPS = 40  # of the float64 trajectory, at least
 LOCKED = 3  # batches of the step-locked comparison
 STAGES = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9")
 # What may differ between two captures that are comparable.
-FREE = ("backend", "device", "precision", "workers", "save_seconds", "out", "data_root", "weights", "data")
+FREE = (
+    "backend",
+    "device",
+    "precision",
+    "workers",
+    "feature_cache",
+    "save_seconds",
+    "out",
+    "data_root",
+    "weights",
+    "data",
+)
 
 
 def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
@@ -60,6 +71,7 @@ def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
         patience=None,
         device="cpu" if recipe.device == "auto" else recipe.device,
         precision="float64",
+        feature_cache="off",
         out=None,
     )
 

@@ -1,0 +1,37 @@
+"""On the real frameworks too, what is kept at the boundary of the frozen part changes no bit of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tlx
+from tests.conformance.test_backends import BACKENDS
+from tests.core.test_features import outcome
+from tlx.registry import load
+
+JOBS: dict[str, dict[str, Any]] = {
+    "the head": {"strategy": "feature_extract", "augment": "hflip"},
+    "the last stage and the head": {"strategy": "partial", "augment": "none", "micro_batch": 5},
+    "dropout before the head": {"strategy": "feature_extract", "model": "squeezenet1_0", "augment": "none"},
+}
+FIELDS: dict[str, Any] = {
+    **{"model": "resnet18", "weights": "none", "data": "digits", "image_size": 32, "limit_train": 41, "limit_test": 20},
+    **{"val_fraction": 0.25, "batch_size": 8, "epochs": 3, "lr": 0.01, "optimizer": "adam"},
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "loopback"])
+def test_kept_features_change_no_bit(
+    backend: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In float32, and in bfloat16 where that is what `auto` takes."""
+    fields = {**FIELDS, **JOBS[name], "backend": backend}
+    for precision in {"float32", load(backend).capabilities().precisions["cpu"][0]}:
+        fields["precision"] = precision
+        expected = outcome(tlx.run(fields, feature_cache="off", quiet=True, out=str(tmp_path / precision / "off")))
+        assert outcome(tlx.run(fields, out=str(tmp_path / precision / "kept"))) == expected
+        assert capsys.readouterr().err.count("is computed once and kept") == 2

@@ -1,0 +1,159 @@
+"""What is kept at the boundary of the frozen part changes no bit of a run, and is computed once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import tlx
+from tlx import features
+from tlx.backend import Preprocess
+from tlx.conformance.loopback import Loopback
+from tlx.data import load
+from tlx.data.loader import Loader
+from tlx.data.transforms import Augment
+from tlx.job import Result
+
+FIELDS: dict[str, Any] = {
+    "backend": "loopback",
+    "model": "tiny-mlp-dropout",
+    "strategy": "feature_extract",
+    "weights": "none",
+    "data": "digits",
+    "image_size": 8,
+    "augment": "flips",
+    "limit_train": 90,
+    "limit_test": 40,
+    "val_fraction": 0.2,
+    "batch_size": 16,
+    "epochs": 5,
+    "lr": 0.05,
+    "optimizer": "adam",
+}
+JOBS: dict[str, dict[str, Any]] = {
+    "both flips": {},
+    "no augmentation": {"augment": "none"},
+    "the head first": {"strategy": "head_then_full", "phase_epochs": 3},
+    "random crops": {"augment": "photo", "views": 2},
+    "changed colours": {"augment": "hflip+color", "views": 3},
+    "micro-batches and a balanced sampler": {"micro_batch": 5, "sampler": "balanced", "class_weights": "balanced"},
+    "moving average": {"ema": 0.9, "label_smoothing": 0.1},
+    "adapting statistics": {"frozen_norm": "adapt"},
+}
+
+
+def outcome(result: Result) -> tuple[Any, ...]:
+    history = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in result.history]
+    values = load_file(result.run_dir / "model.safetensors")
+    return history, result.test_accuracy, {name: array.tobytes() for name, array in values.items()}
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
+    """How many images each call of `features` got, and of training steps those that were pixels."""
+    counts: dict[str, list[int]] = {"features": [], "pixels": []}
+    take, backward = Loopback.features, Loopback.backward
+
+    def counted_features(self: Any, model: Any, batch: Any, cut: str = "") -> Any:
+        counts["features"].append(len(batch.labels))
+        return take(self, model, batch, cut)
+
+    def counted_backward(self: Any, model: Any, batch: Any, scale: float = 1.0) -> Any:
+        counts["pixels"] += [len(batch.labels)] * (not batch.cut)
+        return backward(self, model, batch, scale)
+
+    monkeypatch.setattr(Loopback, "features", counted_features)
+    monkeypatch.setattr(Loopback, "backward", counted_backward)
+    return counts
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_kept_features_change_no_bit(name: str, tmp_path: Path, seen: dict[str, list[int]]) -> None:
+    fields = {**FIELDS, **JOBS[name]}
+    without = tlx.run(fields, quiet=True, feature_cache="off", out=str(tmp_path / "off"))
+    assert seen["features"] == []
+    steps = len(seen["pixels"])
+    kept = tlx.run(fields, quiet=True, out=str(tmp_path / "kept"))
+    assert outcome(kept) == outcome(without)
+    assert seen["features"], "nothing was kept"
+    assert len(seen["pixels"]) - steps == (10 if name == "the head first" else 0)
+
+
+def test_each_version_of_an_image_is_computed_once(tmp_path: Path, seen: dict[str, list[int]]) -> None:
+    """72 images of the training part and 18 of the validation part, and 8 of each to choose the cut."""
+    tlx.run({**FIELDS, "augment": "none"}, quiet=True, out=str(tmp_path / "a"))
+    assert sum(seen["features"]) - 72 - 18 <= 2 * 3 * features.CHECKED
+    seen["features"].clear()
+    tlx.run({**FIELDS, "epochs": 40}, quiet=True, out=str(tmp_path / "b"))
+    assert 3 * 72 < sum(seen["features"]) <= 4 * 72 + 18 + 2 * 3 * features.CHECKED
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"strategy": "full"},  # nothing is frozen
+        {"epochs": 1},  # nothing comes twice
+        {"augment": "photo"},  # no two crops are alike
+        {"mixup": 0.2},  # pixels of two images are mixed
+    ],
+)
+def test_nothing_is_kept_of_training_images_where_that_gains_nothing(
+    fields: dict[str, Any], tmp_path: Path, seen: dict[str, list[int]]
+) -> None:
+    result = tlx.run({**FIELDS, **fields}, quiet=True, val_fraction=0, out=str(tmp_path / "run"))
+    assert not seen["features"] and sum(seen["pixels"]) == 90 * result.recipe.epochs
+
+
+def test_what_is_too_large_for_memory_lies_in_a_file_that_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = outcome(tlx.run(FIELDS, out=str(tmp_path / "memory")))
+    assert "what enters dropout is computed once and kept: 72 train images in 4 versions" in capsys.readouterr().err
+    monkeypatch.setenv("TLX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(features, "MEMORY_PART", 0)
+    assert outcome(tlx.run(FIELDS, out=str(tmp_path / "disk"))) == expected
+    assert "(disk)" in capsys.readouterr().err
+    assert list((tmp_path / "cache").iterdir()) == []
+    monkeypatch.setattr(features, "DISK_PART", 0)
+    assert outcome(tlx.run(FIELDS, out=str(tmp_path / "neither"))) == expected
+    assert "is not kept" in capsys.readouterr().err
+
+
+def test_a_cut_that_gives_other_logits_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a model that uses more than what enters the module."""
+    expected = outcome(tlx.run(FIELDS, quiet=True, feature_cache="off", out=str(tmp_path / "off")))
+    take = Loopback.features
+    monkeypatch.setattr(Loopback, "features", lambda *args: take(*args) + 1e-3)
+    assert outcome(tlx.run(FIELDS, quiet=True, out=str(tmp_path / "kept"))) == expected
+
+
+def test_views_repeat_the_augmentation() -> None:
+    images = load("digits", limit_train=20, val_fraction=0).train
+
+    def epochs(views: int | None) -> list[dict[int, bytes]]:
+        loader = Loader(
+            images, Preprocess(6), batch_size=8, augment=Augment.parse("photo"), shuffle=True, workers=0, views=views
+        )
+        return [
+            {
+                int(i): image.tobytes()
+                for batch in loader.epoch(e)
+                for i, image in zip(batch.indices, batch.images, strict=True)
+            }
+            for e in range(4)
+        ]
+
+    repeated, free = epochs(2), epochs(None)
+    assert repeated[0] == repeated[2] and repeated[1] == repeated[3] and repeated[0] != repeated[1]
+    assert repeated[:2] == free[:2] and free[0] != free[2]
+
+
+def test_halves_of_bfloat16_numbers_come_back() -> None:
+    numbers = np.array([[0.0, -1.5, 2.0**127, 1 / 256]], np.float32)
+    assert np.array_equal(features.unpacked(features.packed(numbers)), numbers)
+    with pytest.raises(AssertionError, match="bfloat16"):
+        features.packed(np.array([[1 / 3]], np.float32))

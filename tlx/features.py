@@ -1,0 +1,131 @@
+"""What enters the part that trains is the same each time an image comes: it is computed once and kept.
+
+Where the frozen part keeps its statistics, its output depends on the image alone. So it is kept for every version of
+every image that augmentation has, filled as the versions come up, and training starts at the boundary.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+from tlx.backend import Array, Backend, Batch, Handle, Model
+from tlx.data.download import cache_folder
+from tlx.data.loader import Epoch, Loader
+from tlx.metrics import FeaturesKept
+
+MEMORY_PART = 1 / 4  # of the machine's memory; what is larger lies in a file
+DISK_PART = 1 / 2  # of the free disk; what is larger is not kept
+CHECKED = 8  # images on which a cut must give the logits of the whole model, bit for bit
+
+
+class Features:
+    """Serves a loader's batches from a cut on; `epoch` and `steps` are those of the loader."""
+
+    def __init__(self, backend: Backend, model: Model, loader: Loader, cut: str, store: Array) -> None:
+        self.backend, self.model, self.loader, self.cut, self.store = backend, model, loader, cut, store
+        self.there = np.zeros(len(store), np.bool_)
+        self.steps = loader.steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
+        """The batches of an epoch from number `start` on, whose images are what enters the cut."""
+        drawn, versions = self.loader.draw(epoch), self.loader.versions
+        assert versions is not None
+        slots = drawn.order * versions + self.loader.version(drawn)
+        with closing(self._fill(drawn, slots, start * self.loader.batch_size)) as filling:
+            for number in range(start, self.steps):
+                wanted = slots[drawn.rows(number)]
+                while not self.there[wanted].all():
+                    next(filling)
+                yield self.loader.batch(drawn, number, unpacked(self.store[wanted]), self.cut)
+
+    def _fill(self, drawn: Epoch, slots: Array, start: int) -> Generator[None, None, None]:
+        """Compute what an epoch lacks, in the order in which it comes up, in full batches."""
+        lacking = np.flatnonzero(~self.there[slots[start:]]) + start
+        _, first = np.unique(slots[lacking], return_index=True)
+        lacking = lacking[np.sort(first)]
+        size = self.loader.batch_size
+        chunks = [lacking[at : at + size] for at in range(0, len(lacking), size)]
+        with closing(self.loader.pixels(drawn, chunks)) as pixels:
+            for rows, images in zip(chunks, pixels, strict=True):
+                found = computed(self.backend, self.model, self.loader, images, self.cut)
+                self.store[slots[rows]] = packed(found) if self.store.dtype == np.uint16 else found
+                self.there[slots[rows]] = True
+                yield
+
+
+def keep(backend: Backend, model: Model, loader: Loader, part: str) -> tuple[Features | None, FeaturesKept | None]:
+    """Return a loader's features at the best cut of the model's present phase, if there is one, and what to tell."""
+    versions = loader.versions
+    cuts = backend.cuts(model) if versions is not None else ()
+    if versions is None or not cuts:
+        return None, None
+    drawn = loader.draw(0)
+    sample = next(loader.pixels(drawn, [np.arange(min(CHECKED, len(drawn.order)))]))
+    cut = exact_cut(backend, model, loader, cuts, sample)
+    if cut is None:
+        return None, None
+    example = computed(backend, model, loader, sample, cut)
+    halves = example.dtype == np.float32 and not (example.view(np.uint32) & 0xFFFF).any()  # it was bfloat16
+    dtype = np.dtype(np.uint16 if halves else example.dtype)
+    count = len(loader.images)
+    shape = (count * versions, *example.shape[1:])
+    size = math.prod(shape) * dtype.itemsize
+    store, where = reserve(shape, dtype, size)
+    told = FeaturesKept(part, cut, count, versions, size, where)
+    return (None if store is None else Features(backend, model, loader, cut, store)), told
+
+
+def exact_cut(backend: Backend, model: Model, loader: Loader, cuts: tuple[str, ...], images: Array) -> str | None:
+    """Return the first cut from which the logits are those of the whole; a module may use more than its input."""
+
+    def logits(images: Array, cut: str) -> Array:
+        return backend.fetch([backend.logits(model, put(backend, model, loader, images, cut))])[0]
+
+    expected = logits(images, "")
+    for cut in cuts:
+        if np.array_equal(logits(computed(backend, model, loader, images, cut), cut), expected):
+            return cut
+    return None
+
+
+def put(backend: Backend, model: Model, loader: Loader, images: Array, cut: str = "") -> Handle:
+    labels = np.zeros(len(images), np.int64)
+    return backend.put(model, Batch(images, labels, labels, loader.preprocess, cut=cut))
+
+
+def computed(backend: Backend, model: Model, loader: Loader, images: Array, cut: str) -> Array:
+    """What enters a cut. A batch of one is doubled: matrix products of one row have other roundings."""
+    whole = np.repeat(images, 2, axis=0) if len(images) == 1 else images
+    return backend.fetch([backend.features(model, put(backend, model, loader, whole), cut)])[0][: len(images)]
+
+
+def packed(features: Array) -> Array:
+    """The upper halves of float32 numbers that are bfloat16 numbers, uint16."""
+    words = np.ascontiguousarray(features).view(np.uint32)
+    assert not (words & 0xFFFF).any(), "features were bfloat16 at first and are not any more"
+    return (words >> 16).astype(np.uint16)
+
+
+def unpacked(stored: Array) -> Array:
+    """Undo `packed`; other arrays are returned as they are."""
+    return (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored
+
+
+def reserve(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> tuple[Array | None, str]:
+    """Room for features: in memory, else in a file that vanishes with the process, else none."""
+    if size <= MEMORY_PART * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        return np.zeros(shape, dtype), "memory"
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    if size > DISK_PART * shutil.disk_usage(folder).free:
+        return None, ""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, dtype, "w+", shape=shape), "disk"
