@@ -1,11 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint parity-zoo clean
+.PHONY: help setup demo test lint bench parity-zoo clean
 
 help:
 	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (10 GB)"
 	@echo "make demo    transfer learning on scanned digits, on both frameworks (under 3 minutes)"
 	@echo "make test    lint, types and the whole test suite"
 	@echo "make lint    lint and types only"
+	@echo "make bench   speed against hand-written loops, fastai and Lightning (an hour); parts: make bench JOBS=full"
 	@echo "make parity-zoo   compare every shared model on the two frameworks, for docs/parity-zoo.md (40 minutes)"
 	@echo "make clean   remove .venv and caches"
 
@@ -24,6 +25,10 @@ test: lint
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+bench: setup
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	.venv/bin/python benchmarks/bench.py $(JOBS)
 
 parity-zoo: setup
 	.venv/bin/python -m tlx.proof.zoo -o docs/parity-zoo.md

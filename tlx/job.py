@@ -35,6 +35,7 @@ from tlx.train import State, Training, evaluate, train
 from tlx.zoo import Architecture, architecture, own_architecture
 
 T = TypeVar("T")
+EPOCH_SECONDS = 5.0  # an epoch's end is a good place to save, unless epochs are so short that saving would cost more
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +246,7 @@ def _train(
     display: Display,
     signalled: Callable[[], int],
 ) -> None:
-    """Train to the end; save at each epoch's end, every `save_seconds` in between, and when a signal says stop."""
+    """Train to the end; save every `save_seconds`, earlier at an epoch's end, and when a signal says stop."""
     saved = time.monotonic()
 
     def after(event: Event) -> None:
@@ -256,7 +257,8 @@ def _train(
         elif not isinstance(event, Stepped):
             return
         stop = signalled()
-        if stop or isinstance(event, EpochEnded) or time.monotonic() - saved >= save_seconds:
+        patience = min(save_seconds, EPOCH_SECONDS) if isinstance(event, EpochEnded) else save_seconds
+        if stop or time.monotonic() - saved >= patience:
             save_state(job, state, run_dir, fingerprint)
             saved = time.monotonic()
         _stop_if(stop, run_dir, f"after step {state.step} of {job.plan.schedule.epochs * job.loader.steps}")

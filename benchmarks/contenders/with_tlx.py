@@ -1,0 +1,38 @@
+"""tlx, as its users call it; the test images also serve as the validation part, to be evaluated after each epoch."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+
+from common import DECAY, HEAD_LR, LR, MOMENTUM, arguments, report
+
+import tlx
+
+a = arguments()
+test = (a.xte, a.yte)
+rates = {"lr": HEAD_LR, **({"backbone_lr": LR} if a.strategy in ("diff_lr", "partial") else {})}
+with tempfile.TemporaryDirectory() as scratch:
+    started = time.perf_counter()
+    result = tlx.run(
+        backend=a.backend,
+        strategy=a.strategy,
+        model="resnet18",
+        weights=a.weights,
+        data={"train": (a.xtr, a.ytr), "val": test, "test": test},
+        epochs=a.epochs,
+        batch_size=a.batch,
+        image_size=a.size,
+        augment=a.augment,
+        precision=a.precision,
+        optimizer="sgd",
+        momentum=MOMENTUM,
+        weight_decay=DECAY,
+        out=f"{scratch}/run",
+        quiet=True,
+        **rates,
+    )
+    started = time.perf_counter()
+    found = tlx.evaluate(result.run_dir, quiet=True, data={"train": (a.xtr, a.ytr), "val": test, "test": test})
+    seconds = time.perf_counter() - started
+report(a, sum(epoch["seconds"] for epoch in result.history), seconds, len(a.xte), found["test_accuracy"])
