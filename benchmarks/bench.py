@@ -59,7 +59,7 @@ PEERS = (Contender("fastai", "with_fastai"), Contender("Lightning", "with_lightn
 
 
 def job(name: str, measure: str, strategy: str, epochs: int, augment: str, **rest: Any) -> Job:
-    options = ("--strategy", strategy, "--epochs", str(epochs), "--augment", augment)
+    options = ("--strategy", strategy, "--epochs", str(epochs), "--augment", augment, *rest.pop("options", ()))
     return Job(name, measure, options, **rest)
 
 
@@ -102,6 +102,7 @@ JOBS = (
     ),
     job(
         *("evaluate", "eval_images_per_second", "feature_extract", 1, "none"),
+        options=("--evaluate",),
         train=128,
         test=1024,
         contenders=(HAND, TLX),

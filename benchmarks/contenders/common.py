@@ -26,6 +26,7 @@ def arguments() -> Any:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--augment", choices=["none", "flips"], default="flips")
     parser.add_argument("--backend", choices=["torch", "oneflow"], default="torch")
+    parser.add_argument("--evaluate", action="store_true", help="time evaluation by itself")
     parser.add_argument("--precision", default="auto")
     a = parser.parse_args()
     with np.load(a.data) as parts:

@@ -31,7 +31,7 @@ size): how many of its arrays differ in any bit after loading (P1), the largest 
 output in eval mode (P3), and of outputs, loss, buffers and gradients of one training step (P4). The limit of P3 and P4
 is 1e-10. An array whose norm is below a thousandth of the largest of its kind is measured against that thousandth.
 
-Made by `make parity-zoo`.
+Made by `make parity-zoo`. The largest, regnet_y_128gf, takes 22 GB of memory to itself.
 
 | model | parameters | pixels | P1 arrays | P3 forward | P4 backward | |
 |---|---|---|---|---|---|---|
