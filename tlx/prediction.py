@@ -15,7 +15,7 @@ from tlx import registry
 from tlx.backend import Backend, Model, Preprocess
 from tlx.checkpoint import match, read_weights
 from tlx.data.folder import EXTENSIONS
-from tlx.data.images import ArrayImages, Images, read_photo
+from tlx.data.images import ArrayImages, Images, View, read_photo, seen
 from tlx.data.loader import Loader
 from tlx.data.sources import SOURCES
 from tlx.errors import DataError, TlxError
@@ -125,18 +125,18 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.items)
 
-    def open(self, index: int) -> Image:
+    def open(self, index: int, view: View | None = None) -> Image:
         """Image `index` in mode RGB, upright; black where it cannot be read, which `check` reports."""
         from PIL import Image
 
         item = self.items[index]
         if not isinstance(item, Path):
-            return Image.fromarray(item)
+            return seen(Image.fromarray(item), view)
         try:
-            return read_photo(item)
+            return read_photo(item, view)
         except DataError as error:
             self.faults[index] = str(error)
-            return Image.new("RGB", (1, 1))
+            return seen(Image.new("RGB", (1, 1)), view)
 
     def pixels(self, index: int) -> Pixels:
         return np.asarray(self.open(index))

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from tlx.data import load
-from tlx.data.images import read_photo
+from tlx.data.images import View, read_photo
+from tlx.data.transforms import resize
 from tlx.errors import DataError
 
 
@@ -100,6 +101,25 @@ def test_exif_orientation_is_honoured(orientation: int, turned: Any, tmp_path: P
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(tmp_path / "p.png", exif=exif)
     assert np.array_equal(np.asarray(read_photo(tmp_path / "p.png")), turned(pixels))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(orientation: int, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    large = Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC)
+    large.save(tmp_path / "p.jpg", exif=exif, quality=90)
+    view = View(lambda width, height: (0.1 * width, 0.2 * height, 0.9 * width, 0.8 * height), 64)
+    whole = read_photo(tmp_path / "p.jpg")
+    expected = np.asarray(resize(whole, view.box(*whole.size), 64)).astype(int)
+    found = np.asarray(read_photo(tmp_path / "p.jpg", view)).astype(int)
+    apart = np.abs(found - expected)
+    assert 0 < apart.mean() < 0.5 and apart.max() <= 8  # equal numbers would mean that all of it was decoded
+    near = View(view.box, 400)  # 720 pixels become 400: not enough to leave half of them out
+    assert np.array_equal(
+        np.asarray(read_photo(tmp_path / "p.jpg", near)), np.asarray(resize(whole, view.box(*whole.size), 400))
+    )
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])

@@ -85,7 +85,7 @@ def test_crops_are_those_that_the_words_describe(photos: Any) -> None:
             left, top, w, h = crop_box(words[index], image.width, image.height)
             box = (left, top, left + w, top + h)
             expected = np.asarray(image.resize((48, 48), Image.Resampling.BILINEAR, box=box))
-            assert np.array_equal(pixels, expected.transpose(2, 0, 1))
+            assert np.abs(pixels - expected.transpose(2, 0, 1).astype(int)).mean() < 3  # decoded at a fraction
 
 
 def test_augmentation_leaves_the_stored_images_as_they_are() -> None:
@@ -178,10 +178,10 @@ def test_no_more_than_two_batches_are_decoded_ahead() -> None:
         def __len__(self) -> int:
             return 40
 
-        def open(self, index: int) -> Image.Image:
+        def open(self, index: int, view: Any = None) -> Image.Image:
             if index >= 12:
                 too_far.set()
-            return Image.new("RGB", (60, 40))
+            return Image.new("RGB", (view.size, view.size))
 
     epoch = make(Watched(), shuffle=False).epoch(0)
     assert next(epoch).indices.tolist() == [0, 1, 2, 3]

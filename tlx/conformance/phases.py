@@ -56,7 +56,7 @@ def test_a_parameter_frozen_mid_run_stops_at_once(subject: Subject, spec: Optimi
 @each
 def test_optimizer_state_survives_freezing(subject: Subject, spec: OptimizerSpec) -> None:
     """Four steps, the backbone frozen in the second, the head in the third; the oracle skips what is frozen."""
-    hyper = Hyper(exact(0.01), exact(0.1))
+    hyper = Hyper(exact(1e-5), exact(0.1))  # a larger rate lets a network with fixed statistics explode
     optimizer, handle = subject.optimizer(spec, hyper), subject.put()
     slots: dict[str, dict[str, Array]] = {}
     for trainable in (subject.params, subject.head, subject.backbone, subject.params):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tlx.data.transforms import Box, resize
 from tlx.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+GAP = 2.0  # as Pillow's own `Image.thumbnail` has it
 LISTED = 10  # bad photos that an error spells out before it counts
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A box of an image, which may depend on its size, resampled to size x size."""
+
+    box: Callable[[int, int], Box]  # of (width, height)
+    size: int
 
 
 class Images(Protocol):
@@ -39,8 +49,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def open(self, index: int) -> Image:
-        """Image `index` in mode RGB, upright."""
+    def open(self, index: int, view: View | None = None) -> Image:
+        """Image `index` in mode RGB, upright: the whole, or a view of it."""
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """Image `index` as uint8 [H, W, 3]."""
@@ -67,10 +77,10 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def open(self, index: int) -> Image:
+    def open(self, index: int, view: View | None = None) -> Image:
         from PIL import Image
 
-        return Image.fromarray(self.pixels(index))
+        return seen(Image.fromarray(self.pixels(index)), view)
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         return np.ascontiguousarray(self.array[index].transpose(1, 2, 0))
@@ -100,10 +110,10 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def open(self, index: int) -> Image:
+    def open(self, index: int, view: View | None = None) -> Image:
         """Decode a photo. The first that fails has all others tried, so that the error lists every bad one."""
         try:
-            return read_photo(self.root / self.names[index])
+            return read_photo(self.root / self.names[index], view)
         except DataError as error:
             with self._scan:
                 bad = self.undecodable()
@@ -148,14 +158,22 @@ def _size(path: Path) -> int:
         raise DataError(f"{path} cannot be read: {error.strerror}. Replace or remove it.") from error
 
 
-def read_photo(path: Path) -> Image:
-    """Decode a photo into mode RGB, turned upright by its EXIF orientation.
+def seen(image: Image, view: View | None) -> Image:
+    """The whole of an RGB image, or a view of it."""
+    return image if view is None else resize(image, view.box(image.width, image.height), view.size)
+
+
+def read_photo(path: Path, view: View | None = None) -> Image:
+    """Decode a photo, or a view of it, into mode RGB, turned upright by its EXIF orientation.
+
+    Where a view shrinks a JPEG, it is decoded at 1/2, 1/4 or 1/8, which its format makes cheap, as long as that is
+    still at least `GAP` times as large as the view: then what resampling averages over hides the difference.
 
     Grey, palette and CMYK are converted; 16-bit grey keeps its upper 8 bits; alpha is dropped, as torchvision does; of
     an animation the first frame counts. Raises DataError, naming the file, if it cannot be decoded or has more pixels
     than Pillow's limit against decompression bombs.
     """
-    from PIL import Image, ImageOps
+    from PIL import ExifTags, Image, ImageOps
 
     # Pillow's decoders raise much more than OSError on damaged files (SyntaxError, struct.error, IndexError ...).
     try:
@@ -165,8 +183,17 @@ def read_photo(path: Path) -> Image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise DataError(f"{path}: {image.width} x {image.height} pixels is more than the limit of {limit}.")
-            upright: Image.Image = ImageOps.exif_transpose(image)
-            return to_rgb(upright, path)
+            if view is None:
+                return to_rgb(ImageOps.exif_transpose(image), path)
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            width, height = image.size[::-1] if turned else image.size
+            box = view.box(width, height)
+            times = int(min(box[2] - box[0], box[3] - box[1]) / (GAP * view.size))
+            if times > 1:  # only JPEG takes notice
+                image.draft(None, (-(-image.width // times), -(-image.height // times)))
+            upright = to_rgb(ImageOps.exif_transpose(image), path)
+            across, down = upright.width / width, upright.height / height
+            return resize(upright, (box[0] * across, box[1] * down, box[2] * across, box[3] * down), view.size)
     except DataError:
         raise
     except Image.DecompressionBombError as error:

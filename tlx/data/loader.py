@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tlx import rng
 from tlx.backend import Batch, Preprocess
-from tlx.data.images import ArrayImages, Images
+from tlx.data.images import ArrayImages, Images, View
 from tlx.data.mixing import Targets, balanced_order, slots
 from tlx.data.transforms import Augment, Box, Geometry, centre_box, crop_box, planes, resize
 from tlx.errors import RecipeError
@@ -178,16 +178,16 @@ class Loader:
         def sample(index: int, row: int) -> NDArray[np.uint8]:
             if stored is not None:
                 return planes(geometry.paint(fromarray(stored[index]), row))
-            image = self.images.open(int(index))
-            box: Box
-            if geometry.crop is not None:
-                left, top, width, height = crop_box(geometry.crop[row], image.width, image.height)
-                box = (left, top, left + width, top + height)
-            elif fixed and fraction == 1:
-                box = (0, 0, image.width, image.height)
-            else:
-                box = centre_box(image.width, image.height, size, fraction)
-            return planes(geometry.paint(resize(image, box, size), row))
+
+            def box(width: int, height: int) -> Box:
+                if geometry.crop is not None:
+                    left, top, across, down = crop_box(geometry.crop[row], width, height)
+                    return (left, top, left + across, top + down)
+                if fixed and fraction == 1:
+                    return (0, 0, width, height)
+                return centre_box(width, height, size, fraction)
+
+            return planes(geometry.paint(self.images.open(int(index), View(box, size)), row))
 
         return sample
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.data.images import ArrayImages, Images, to_rgb
+from tlx.data.images import ArrayImages, Images, View, seen, to_rgb
 from tlx.data.subset import check_labels
 from tlx.errors import DataError
 
@@ -39,13 +39,13 @@ class SequenceImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def open(self, index: int) -> Image:
+    def open(self, index: int, view: View | None = None) -> Image:
         place = int(self.indices[index])
         try:
             image = self.source[place][0]
         except Exception as error:
             raise DataError(f"data: image {place} of {_kind(self.source)} cannot be read: {error}") from error
-        return as_image(image, f"data: image {place} of {_kind(self.source)}")
+        return seen(as_image(image, f"data: image {place} of {_kind(self.source)}"), view)
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         return np.asarray(self.open(index))
