@@ -120,6 +120,7 @@ def test_both_stacks_receive_bit_identical_batches(
                 strategy="feature_extract",
                 weights="none",
                 precision="float32",
+                feature_cache="off",
                 out=str(tmp_path / stack),
                 quiet=True,
             )
