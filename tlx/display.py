@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from tlx.machine import Others
 from tlx.metrics import EpochEnded, Event, FeaturesKept, PhaseStarted
 from tlx.metrics import Progress as Step
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tlx.train import State, Training
 
 LINE_SECONDS = 10.0  # between two plain progress lines
+CROWDED = 0.2  # the part of the cores' time that others may take before a run says so
 
 
 class Display:
@@ -34,6 +36,7 @@ class Display:
         self._bar: Progress | None = None
         self._epochs = 0
         self._line = 0.0
+        self._others = Others()
 
     def data(self, data: Data, recipe: Recipe) -> None:
         """Say what is trained on, and what was left out."""
@@ -102,9 +105,11 @@ class Display:
         self._line = time.perf_counter()
         val = f"  val loss {event.val.loss:.4f} accuracy {event.val.accuracy:.4f}" if event.val else ""
         best = "  best" if event.best and event.val else ""
+        others = self._others.share() or 0.0
+        crowd = f"  (other processes took {others:.0%} of the processor)" if others > CROWDED else ""
         self.console.print(
             f"epoch {event.epoch + 1}/{self._epochs}  train loss {event.train.loss:.4f} "
-            f"accuracy {event.train.accuracy:.4f}{val}  {event.train.images / event.seconds:.0f} images/s{best}"
+            f"accuracy {event.train.accuracy:.4f}{val}  {event.train.images / event.seconds:.0f} images/s{best}{crowd}"
         )
 
     def result(self, result: Result) -> None:

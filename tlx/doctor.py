@@ -59,7 +59,7 @@ def examine(entry: Entry) -> Report:
         problem = f"{entry.name} did not answer within {TIMEOUT:.0f} s"
         return Report(entry, Check(what, "hangs", problem, registry.reinstall(entry)))
     if done.returncode == 0:
-        return Report(entry, Check(what, "passed"))
+        return Report(entry, Check(what, ", ".join(["passed", *done.stdout.split("\n")[:1]]).removesuffix(", ")))
     problem, _, fix = one_line(done.stderr, width=2000).removeprefix("tlx.errors.BackendError: ").partition(". Fix: ")
     if done.returncode < 0:
         problem = f"{entry.name} ends the process by {signal.Signals(-done.returncode).name} ({problem})"
@@ -67,11 +67,11 @@ def examine(entry: Entry) -> Report:
 
 
 def trial(name: str) -> None:
-    """Load a backend in this process, ask what it can do, and let its framework compute something."""
+    """Load a backend in this process, ask what it can do, let its framework compute, and print what that told."""
     registry.load(name).capabilities()
     module = import_module(next(entry.module for entry in registry.available() if entry.name == name))
     if hasattr(module, "smoke"):
-        module.smoke()
+        print(module.smoke() or "")
 
 
 def print_report(console: Console, reports: list[Report]) -> None:
@@ -89,7 +89,7 @@ def print_report(console: Console, reports: list[Report]) -> None:
         console.print(f"\n[bold]{report.entry.name}[/] {state}  {versions}", highlight=False)
         for check in (*report.entry.checks, *([report.trial] if report.trial else [])):
             if not check.problem:
-                console.print(f"  ok    {check.what}: {check.found}", highlight=False, markup=False)
+                console.print(f"  ok    {check.what}: {check.found}", highlight=False, markup=False, soft_wrap=True)
                 continue
             console.print(
                 f"  wrong {check.problem}", style=colours[report.state], highlight=False, markup=False, soft_wrap=True

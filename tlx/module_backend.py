@@ -226,7 +226,7 @@ class ModuleBackend:
         return self.tensor(batch.images, model.device).to(model.entering[batch.cut])
 
     def _pixels(self, model: Net, batch: Batch) -> Any:
-        """Enlarge and normalise on the device."""
+        """Normalise and enlarge on the device."""
         images, pre, fw = batch.images, batch.preprocess, self.fw
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise BackendError(f"put: images are {images.dtype} {images.shape}; expected uint8 [N, 3, h, w]")
@@ -234,16 +234,16 @@ class ModuleBackend:
             raise BackendError(
                 f"put: images of {images.shape[2:]} pixels are larger than {pre.size}; shrink them first"
             )
-        pixels = self.tensor(images, model.device).to(model.dtype)
-        if images.shape[2:] != (pre.size, pre.size):
-            pixels = fw.nn.functional.interpolate(
-                pixels, size=(pre.size, pre.size), mode="bilinear", align_corners=False
-            )
         mean, std = (
             self.tensor(np.array(values).reshape(1, 3, 1, 1), model.device).to(model.dtype)
             for values in (pre.mean, pre.std)
         )
-        return (pixels / 255 - mean) / std
+        # Enlarging is linear and its weights add up to 1, so the few pixels are normalised, not the many.
+        pixels = (self.tensor(images, model.device).to(model.dtype) / 255 - mean) / std
+        if images.shape[2:] == (pre.size, pre.size):
+            return pixels
+        size = (pre.size, pre.size)
+        return fw.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
 
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         self._set_mode(model, "train")

@@ -5,7 +5,8 @@ An entry point names a light module. Importing it must not import its framework;
 - ``DISTRIBUTIONS``: the framework's distributions, the one that decides whether it is installed first;
 - ``check() -> list[Check]``: what the backend needs and what of it is wrong, without importing the framework;
 - ``create() -> Backend``: imports the framework and returns the adapter;
-- ``smoke()``: raises where the framework cannot multiply two matrices (`tlx doctor` runs it in a process of its own).
+- ``smoke()``: raises where the framework cannot multiply two matrices, else may return a line about how it computes
+  (`tlx doctor` runs it in a process of its own).
 
 `DISTRIBUTIONS` and `smoke` may be absent where there is no framework. Nothing here ever falls back to another backend.
 """
@@ -24,6 +25,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 from tlx.errors import BackendError, TlxError, closest, one_line
+from tlx.machine import settle_threads
 
 if TYPE_CHECKING:
     from tlx.backend import Backend
@@ -76,6 +78,7 @@ def load(name: str) -> Backend:
     entry = _describe(name, modules[name])
     if entry.problem:
         raise BackendError(f"Backend {name!r}: {entry.problem.problem}. Fix: {entry.problem.fix}")
+    settle_threads()
     try:
         backend: Backend = import_module(entry.module).create()
     except TlxError:

@@ -19,9 +19,10 @@ def create() -> Backend:
     return OneFlowBackend()
 
 
-def smoke() -> None:
-    """Multiply two matrices, in this process."""
-    from tlx_oneflow.bootstrap import flow
+def smoke() -> str:
+    """Multiply two matrices, in this process; tells by which library."""
+    from tlx_oneflow.bootstrap import BLAS, flow
 
     if (flow.ones(2, 2) @ flow.ones(2, 2)).sum().item() != 8:
         raise ArithmeticError("oneflow multiplies two matrices wrongly")
+    return f"multiplies matrices with {BLAS}"

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tlx_oneflow import blas
+
 
 def cuda_driver() -> bool:
     """Say whether an NVIDIA driver with a GPU answers, without touching OneFlow."""
@@ -49,10 +51,11 @@ with _quiet_stderr():
     import oneflow as flow
 
     flow.ones(2).numpy()  # concurrent first operations from several threads would deadlock
+    BLAS = blas.install(flow)
 
 os.environ.update({name: value for name, value in _stray.items() if value is not None})
 if threading.current_thread() is threading.main_thread():
     # The import replaces the C handler, after which Ctrl-C crashes the process.
     signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
 
-__all__ = ["cuda_driver", "flow", "flowvision"]
+__all__ = ["BLAS", "cuda_driver", "flow", "flowvision"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from tlx_torch.doctor import check as check
@@ -15,16 +14,16 @@ DISTRIBUTIONS = ("torch", "torchvision")
 
 def create() -> Backend:
     """Import torch and torchvision and return the adapter."""
-    # OpenMP threads that spin while they wait starve whatever else runs on the machine, a second run above all.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from tlx_torch.adapter import TorchBackend
 
     return TorchBackend()
 
 
-def smoke() -> None:
-    """Multiply two matrices, in this process."""
+def smoke() -> str:
+    """Multiply two matrices, in this process; tells on how many threads, and where bfloat16 is native."""
     import torch
 
     if (torch.ones(2, 2) @ torch.ones(2, 2)).sum().item() != 8:
         raise ArithmeticError("torch multiplies two matrices wrongly")
+    native = [device for device, known in create().capabilities().precisions.items() if "bfloat16" in known]
+    return f"{torch.get_num_threads()} threads, bfloat16 native on: {', '.join(native) or 'no device'}"

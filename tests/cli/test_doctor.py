@@ -195,7 +195,7 @@ def test_every_installed_backend_really_works(name: str) -> None:
     report = doctor.examine(next(entry for entry in registry.available() if entry.name == name))
     assert report.problem is None
     assert report.state == "works"
-    assert report.trial is not None and report.trial.found == "passed"
+    assert report.trial is not None and report.trial.found.startswith("passed")
 
 
 def test_the_report_shows_state_problem_and_fix_unbroken() -> None:
