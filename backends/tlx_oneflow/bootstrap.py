@@ -40,6 +40,10 @@ def _quiet_stderr() -> Iterator[None]:
 # Without oneDNN, LayerNorm is 14 times faster and cross-entropy gradients 20 times more accurate.
 os.environ.setdefault("ONEFLOW_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("GLOG_minloglevel", "3")
+if not cuda_driver():
+    # Its scheduler spins while a worker computes, which costs a core; computing itself, it spins no more.
+    os.environ.setdefault("ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD", "0")
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")  # spin for 2^16 ticks between products, not 2^26
 # Left over from another launcher, these make the import wait for peers that never come.
 _stray = {
     name: os.environ.pop(name, None) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
