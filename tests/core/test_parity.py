@@ -17,6 +17,7 @@ import tlx
 from tlx import registry
 from tlx.conformance.loopback import Loopback
 from tlx.errors import TlxError
+from tlx.proof.artifact import Capture
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
 from tlx.proof.faults import Fault, faults
@@ -217,6 +218,23 @@ def test_an_array_that_is_a_link_is_not_followed(pair: tuple[Path, Path], tmp_pa
     (tmp_path / "B" / "000000.npy").symlink_to(secret)
     with pytest.raises(TlxError, match="a link"):
         compare(pair[0], tmp_path / "B")
+
+
+@pytest.mark.parametrize(("apart", "passed"), [(0, True), (2, True), (3, False)])
+def test_one_float32_step_is_judged_by_most_batches(
+    apart: int, passed: bool, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A ReLU input within rounding of zero sets a batch or two apart; a change of meaning sets all apart."""
+    shutil.copytree(pair[1], tmp_path / "C")
+    records = Capture(tmp_path / "C").stage("P8/float32")
+    assert len(records) == 5
+    for record in records[:apart]:
+        gradients = record.array("gradients")
+        assert gradients is not None
+        np.save(tmp_path / "C" / record.files["gradients"], gradients * 1.01)
+    stage = next(s for s in compare(pair[0], tmp_path / "C").stages if s.id == "P8")
+    assert stage.passed is passed
+    assert (f"{apart} of 5 batches outside" in stage.rows[0].note) is (apart > 0)
 
 
 @pytest.mark.parametrize("size", [1, 1024, 1025, 5000, 300_000])

@@ -24,7 +24,7 @@ from tlx.train import State, Training, train
 from tlx.zoo import Architecture, architecture
 
 STEPS = 40  # of the float64 trajectory, at least
-LOCKED = 3  # batches of the step-locked comparison
+LOCKED = 5  # batches of the step-locked comparison
 STAGES = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9")
 # What may differ between two captures that are comparable.
 FREE = (
