@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench parity-zoo clean
+.PHONY: help setup demo test lint bench growth peers parity-zoo clean
 
 help:
 	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (10 GB)"
@@ -7,6 +7,7 @@ help:
 	@echo "make test    lint, types and the whole test suite"
 	@echo "make lint    lint and types only"
 	@echo "make bench   speed against hand-written loops, fastai and Lightning (an hour); parts: make bench JOBS=full"
+	@echo "make growth  how cost grows with image, batch, data and classes, for docs/growth.png (10 minutes)"
 	@echo "make parity-zoo   compare every shared model on the two frameworks, for docs/parity-zoo.md (40 minutes)"
 	@echo "make clean   remove .venv and caches"
 
@@ -26,9 +27,16 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-bench: setup
+bench growth: peers
+
+peers: setup
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+
+bench:
 	.venv/bin/python benchmarks/bench.py $(JOBS)
+
+growth:
+	.venv/bin/python benchmarks/growth.py -o docs/growth.png
 
 parity-zoo: setup
 	.venv/bin/python -m tlx.proof.zoo -o docs/parity-zoo.md

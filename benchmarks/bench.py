@@ -110,7 +110,7 @@ JOBS = (
     ),
     job(
         *("OneFlow: full", RATE, "full", 1, "flips"),
-        train=128,
+        train=256,
         test=64,
         contenders=(HAND_FLOW, TLX_FLOW),
         targets={"tlx, OneFlow": 1.8},

@@ -13,7 +13,6 @@ if a.backend == "oneflow":
     import flowvision.models as zoo
     import flowvision.transforms as T
     import oneflow as fw
-    import tlx_oneflow.bootstrap  # noqa: F401  (finds cuDNN, quietens the import; no part of tlx computes)
     from oneflow.utils.data import DataLoader, Dataset
 else:
     import torch as fw
