@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,17 @@ def test_data() -> Path:
     if not (root / "weights").is_dir():
         pytest.skip(f"no test data in {root}; set TLX_TEST_DATA to a folder that holds it")
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the user keeps is neither used nor filled, also not by fixtures that live long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TLX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_cache_of_another_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that one test keeps must not spare another the work."""
+    monkeypatch.setenv("TLX_CACHE", f"{tmp_path}-cache")

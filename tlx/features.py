@@ -10,8 +10,9 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,28 @@ from tlx.backend import Array, Backend, Batch, Handle, Model
 from tlx.data.download import cache_folder
 from tlx.data.loader import Epoch, Loader
 from tlx.metrics import FeaturesKept
+from tlx.shelf import Shelf, open_shelf
 
 MEMORY_PART = 1 / 4  # of the machine's memory; what is larger lies in a file
 DISK_PART = 1 / 2  # of the free disk; what is larger is not kept
+FEWEST = 8  # images at once; from here on, no batch size was found that gives other bits
 CHECKED = 8  # images on which a cut must give the logits of the whole model, bit for bit
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where features are taken, what one of them is, and those that earlier runs left."""
+
+    module: str
+    dtype: np.dtype[Any]  # uint16 stands for bfloat16: see `packed`
+    shape: tuple[int, ...]
+    shelf: Shelf | None
 
 
 class Features:
     """Serves a loader's batches from a cut on; `epoch` and `steps` are those of the loader."""
 
-    def __init__(self, backend: Backend, model: Model, loader: Loader, cut: str, store: Array) -> None:
+    def __init__(self, backend: Backend, model: Model, loader: Loader, cut: Cut, store: Array) -> None:
         self.backend, self.model, self.loader, self.cut, self.store = backend, model, loader, cut, store
         self.there = np.zeros(len(store), np.bool_)
         self.steps = loader.steps
@@ -44,7 +57,7 @@ class Features:
                 wanted = slots[drawn.rows(number)]
                 while not self.there[wanted].all():
                     next(filling)
-                yield self.loader.batch(drawn, number, unpacked(self.store[wanted]), self.cut)
+                yield self.loader.batch(drawn, number, unpacked(self.store[wanted]), self.cut.module)
 
     def _fill(self, drawn: Epoch, slots: Array, start: int) -> Generator[None, None, None]:
         """Compute what an epoch lacks, in the order in which it comes up, in full batches."""
@@ -55,31 +68,62 @@ class Features:
         chunks = [lacking[at : at + size] for at in range(0, len(lacking), size)]
         with closing(self.loader.pixels(drawn, chunks)) as pixels:
             for rows, images in zip(chunks, pixels, strict=True):
-                found = computed(self.backend, self.model, self.loader, images, self.cut)
-                self.store[slots[rows]] = packed(found) if self.store.dtype == np.uint16 else found
+                self.store[slots[rows]] = self._rows(images)
                 self.there[slots[rows]] = True
                 yield
 
+    def _rows(self, images: Array) -> Array:
+        """The features of images: those of an earlier run, of which a few are computed anew, and the rest."""
+        shelf = self.cut.shelf
+        if shelf is None:
+            return self._computed(images)
+        found, rows = shelf.find(images)
+        if found.any() and not shelf.proven:
+            shelf.proven = np.array_equal(self._computed(images[found][:CHECKED]), rows[:CHECKED])
+            if not shelf.proven:
+                shelf.clear()
+                return self._rows(images)
+        every = np.empty((len(images), *self.cut.shape), self.cut.dtype)
+        every[found] = rows
+        if not found.all():
+            every[~found] = self._computed(images[~found])
+            shelf.add(images[~found], every[~found])
+        return every
 
-def keep(backend: Backend, model: Model, loader: Loader, part: str) -> tuple[Features | None, FeaturesKept | None]:
-    """Return a loader's features at the best cut of the model's present phase, if there is one, and what to tell."""
-    versions = loader.versions
-    cuts = backend.cuts(model) if versions is not None else ()
-    if versions is None or not cuts:
-        return None, None
+    def _computed(self, images: Array) -> Array:
+        found = computed(self.backend, self.model, self.loader, images, self.cut.module)
+        return packed(found) if self.cut.dtype == np.uint16 else found
+
+
+def find_cut(backend: Backend, model: Model, loader: Loader, network: Mapping[str, Any] | None) -> Cut | None:
+    """The best cut of the model's present phase that gives the logits of the whole, shown on images of a loader.
+
+    network: what identifies all that computes features, for later runs to find them again; None: this run alone.
+    """
+    if not (cuts := backend.cuts(model)):
+        return None
     drawn = loader.draw(0)
     sample = next(loader.pixels(drawn, [np.arange(min(CHECKED, len(drawn.order)))]))
-    cut = exact_cut(backend, model, loader, cuts, sample)
-    if cut is None:
-        return None, None
-    example = computed(backend, model, loader, sample, cut)
+    module = exact_cut(backend, model, loader, cuts, sample)
+    if module is None:
+        return None
+    example = computed(backend, model, loader, sample, module)
     halves = example.dtype == np.float32 and not (example.view(np.uint32) & 0xFFFF).any()  # it was bfloat16
-    dtype = np.dtype(np.uint16 if halves else example.dtype)
-    count = len(loader.images)
-    shape = (count * versions, *example.shape[1:])
-    size = math.prod(shape) * dtype.itemsize
-    store, where = reserve(shape, dtype, size)
-    told = FeaturesKept(part, cut, count, versions, size, where)
+    dtype, shape, shelf = np.dtype(np.uint16 if halves else example.dtype), example.shape[1:], None
+    if network is not None:
+        facts = {**network, "cut": module, "preprocess": asdict(loader.preprocess), "batch": loader.batch_size}
+        shelf = open_shelf(facts, dtype, shape)
+    return Cut(module, dtype, shape, shelf)
+
+
+def keep(backend: Backend, model: Model, loader: Loader, part: str, cut: Cut) -> tuple[Features | None, FeaturesKept]:
+    """Return a loader's features at a cut, None where there is no room, and what to tell."""
+    count, versions = len(loader.images), loader.versions
+    assert versions is not None
+    shape = (count * versions, *cut.shape)
+    size = math.prod(shape) * cut.dtype.itemsize
+    store, where = reserve(shape, cut.dtype, size)
+    told = FeaturesKept(part, cut.module, count, versions, size, where, 0 if cut.shelf is None else len(cut.shelf))
     return (None if store is None else Features(backend, model, loader, cut, store)), told
 
 
@@ -102,8 +146,8 @@ def put(backend: Backend, model: Model, loader: Loader, images: Array, cut: str 
 
 
 def computed(backend: Backend, model: Model, loader: Loader, images: Array, cut: str) -> Array:
-    """What enters a cut. A batch of one is doubled: matrix products of one row have other roundings."""
-    whole = np.repeat(images, 2, axis=0) if len(images) == 1 else images
+    """What enters a cut. Few images are repeated: matrix products of few rows (VGG's dense layers) round otherwise."""
+    whole = np.resize(images, (FEWEST, *images.shape[1:])) if len(images) < FEWEST else images
     return backend.fetch([backend.features(model, put(backend, model, loader, whole), cut)])[0][: len(images)]
 
 

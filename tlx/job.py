@@ -23,6 +23,7 @@ from tlx.display import Display
 from tlx.errors import BackendError, Interrupted, RecipeError, TlxError
 from tlx.initial import initial_arrays
 from tlx.interrupt import interruptible
+from tlx.machine import processor
 from tlx.metrics import EpochEnded, Event, Metrics, Stepped
 from tlx.recipe import Recipe
 from tlx.resume import FOLDER as LAST
@@ -31,7 +32,7 @@ from tlx.resume import load as load_state
 from tlx.resume import save as save_state
 from tlx.run_folder import read_json, run_folder
 from tlx.schedule import Schedule, float32_exact
-from tlx.train import State, Training, evaluate, train
+from tlx.train import State, Training, evaluate, held_out, train
 from tlx.zoo import Architecture, architecture, own_architecture
 
 T = TypeVar("T")
@@ -149,7 +150,7 @@ def execute(recipe: Recipe, display: Display, resumed: Path | None = None) -> Re
             backend.load_arrays(model, state.best)
             test = None
             if data.test is not None:
-                events = evaluate(backend, model, make_loader(recipe, data.test), "test")
+                events = evaluate(backend, model, held_out(job, state, make_loader(recipe, data.test)), "test")
                 test = _follow(events, display, lambda event: _stop_if(signalled(), run_dir, "during the test"))
         result = Result(
             backend=recipe.backend,
@@ -233,8 +234,18 @@ def training(recipe: Recipe, backend: Backend, data: Data, model: Model, arch: A
         shadow,
         recipe.ema or 0.0,
         recipe.patience,
-        recipe.feature_cache == "auto",
+        recipe.feature_cache != "off",
+        identity(recipe, backend) if recipe.feature_cache == "auto" else None,
     )
+
+
+def identity(recipe: Recipe, backend: Backend) -> Mapping[str, Any] | None:
+    """What decides a model's numbers beside its values; None for a user's own module, whose code may change."""
+    if not isinstance(recipe.model, str):
+        return None
+    made = {**versions(), **backend.capabilities().versions}
+    where = {"device": recipe.device, "precision": recipe.precision, "processor": processor()}
+    return {"model": recipe.model, "backend": recipe.backend, "versions": made, **where}
 
 
 def _train(

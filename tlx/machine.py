@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -24,6 +25,16 @@ def settle_threads() -> None:
 def cores() -> set[int]:
     """The cores on which this process may run."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def processor() -> str:
+    """What tells this processor and its threads from others, which may round otherwise."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    facts = {line for line in lines if line.startswith(("model name", "flags", "Features"))} or set(lines[:1])
+    return "\n".join([*sorted(facts), str(len(cores())), os.environ.get("OMP_NUM_THREADS", "")])
 
 
 class Others:

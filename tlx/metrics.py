@@ -68,13 +68,15 @@ class FeaturesKept:
     versions: int
     size: int  # bytes, when all versions have come up
     where: str  # "memory", "disk" or ""
+    earlier: int = 0  # rows of this network that earlier runs left
 
     def __str__(self) -> str:
         size = f"{self.size / 1e9:.1f} GB" if self.size >= 1e9 else f"{self.size / 1e6:.1f} MB"
         each = f"{self.images} {self.part} images" + (f" in {self.versions} versions" if self.versions > 1 else "")
         if not self.where:
             return f"what enters {self.cut} is not kept: {size} for {each} is more than half of the free disk"
-        return f"what enters {self.cut} is computed once and kept: {each}, {size} ({self.where})"
+        earlier = f"; earlier runs left {self.earlier:,}" if self.earlier else ""
+        return f"what enters {self.cut} is computed once and kept: {each}, {size} ({self.where}){earlier}"
 
 
 Event = PhaseStarted | FeaturesKept | Progress | Stepped | EpochEnded

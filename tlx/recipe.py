@@ -117,8 +117,9 @@ class Recipe:
     workers: int = _field(2, "threads that decode photos; never changes a result", low=0, high=256)
     feature_cache: str = _field(
         "auto",
-        "auto: what enters the part that trains is computed once and kept; off: each time; never changes a result",
-        choices=("auto", "off"),
+        "auto: what enters the part that trains is computed once and kept, for later runs too; run: for this run; "
+        "off: not kept; never changes a result",
+        choices=("auto", "run", "off"),
     )
     save_seconds: float = _field(60.0, "seconds between two saves within an epoch; never changes a result", low=0)
     out: str | None = _field(None, "folder of this run; default: a new one below runs/")

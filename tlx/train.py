@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tlx.backend import Arrays, Backend, Handle, Lazy, Model
 from tlx.checkpoint import digests
 from tlx.data.loader import Loader
 from tlx.errors import FrozenMovedError
-from tlx.features import Features, keep
+from tlx.features import Cut, Features, find_cut, keep
 from tlx.metrics import EpochEnded, Event, Meter, Metrics, PhaseStarted, Stepped
 from tlx.schedule import float32_exact
 from tlx.strategy import Plan
@@ -33,6 +34,7 @@ class Training:
     ema: float = 0.0
     patience: int | None = None
     keep_features: bool = False
+    network: Mapping[str, Any] | None = None  # what identifies it beside its values, to find features of earlier runs
 
     @property
     def judged(self) -> Model:
@@ -49,6 +51,7 @@ class State:
     best: Arrays = field(default_factory=dict)
     frozen: dict[str, str] = field(default_factory=dict)  # hashes of what the present phase froze
     phase: str = ""  # that the backend was told
+    cut: Cut | None = None  # where features of the present phase are taken
     best_saved: int = -1  # the epoch whose values are on disk
 
     @property
@@ -114,18 +117,34 @@ def _enter_phase(job: Training, state: State, guard: FrozenGuard, feed: Feed) ->
     state.phase = now.phase
     if state.step == job.plan.phase_at(state.step).start * job.loader.steps:
         yield PhaseStarted(epoch, now.phase)
-    feed.loader, feed.val = job.loader, job.val
+    feed.loader, feed.val, state.cut = job.loader, job.val, None
     if not (job.keep_features and frozen and job.plan.phase_end(state.step) - epoch > 1):
         return
-    kept, told = keep(job.backend, job.model, job.loader, "train")
-    feed.loader = kept or job.loader
-    if told:
+    # A shadow may lag behind where something freezes anew.
+    parts = {"train": job.loader, "val": job.val if job.shadow is None else None}
+    bounded = {part: loader for part, loader in parts.items() if loader is not None and loader.versions is not None}
+    if not bounded:
+        return
+    network = None if job.network is None else {**job.network, "frozen": state.frozen}
+    state.cut = find_cut(job.backend, job.model, next(iter(bounded.values())), network)
+    if state.cut is None:
+        return
+    for part, loader in bounded.items():
+        kept, told = keep(job.backend, job.model, loader, part, state.cut)
+        if kept and part == "train":
+            feed.loader = kept
+        elif kept:
+            feed.val = kept
         yield told
-    if job.val is not None and job.shadow is None:  # a shadow may lag behind where something freezes anew
-        kept, told = keep(job.backend, job.model, job.val, "val")
-        feed.val = kept or job.val
-        if told:
-            yield told
+
+
+def held_out(job: Training, state: State, loader: Loader) -> Batches:
+    """The test part, read once: with the features of earlier runs, where the best values have what a phase froze."""
+    if state.cut is None or state.cut.shelf is None:
+        return loader
+    if digests({name: state.best[name] for name in state.frozen}) != state.frozen:
+        return loader
+    return keep(job.backend, job.model, loader, "test", state.cut)[0] or loader
 
 
 def _train_epoch(job: Training, state: State, loader: Batches) -> Generator[Event, None, None]:
