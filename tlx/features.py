@@ -111,7 +111,7 @@ def find_cut(backend: Backend, model: Model, loader: Loader, network: Mapping[st
     halves = example.dtype == np.float32 and not (example.view(np.uint32) & 0xFFFF).any()  # it was bfloat16
     dtype, shape, shelf = np.dtype(np.uint16 if halves else example.dtype), example.shape[1:], None
     if network is not None:
-        facts = {**network, "cut": module, "preprocess": asdict(loader.preprocess), "batch": loader.batch_size}
+        facts = {**network, "cut": module, "preprocess": asdict(loader.preprocess)}
         shelf = open_shelf(facts, dtype, shape)
     return Cut(module, dtype, shape, shelf)
 

@@ -37,7 +37,9 @@ def one(cache: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("fields", [{}, {"lr": 0.2}, {"seed": 0, "val_fraction": 0.4}, {"limit_test": 30}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"lr": 0.2, "batch_size": 9}, {"seed": 0, "val_fraction": 0.4}, {"limit_test": 30}]
+)
 def test_a_later_run_computes_nothing_anew(
     fields: dict[str, Any], cache: Path, tmp_path: Path, seen: dict[str, list[int]]
 ) -> None:
@@ -66,7 +68,7 @@ def data(count: int) -> dict[str, Any]:
     return {"train": (pixels[:count], labels[:count]), "test": (pixels[count:], labels[count:])}
 
 
-@pytest.mark.parametrize("fields", [{"weights": "none", "seed": 1}, {"model": "tiny-mlp"}, {"batch_size": 8}])
+@pytest.mark.parametrize("fields", [{"weights": "none", "seed": 1}, {"model": "tiny-mlp"}, {"image_size": 16}])
 def test_another_network_has_another_shelf(fields: dict[str, Any], cache: Path, tmp_path: Path) -> None:
     run(tmp_path / "one")
     run(tmp_path / "other", **fields)
