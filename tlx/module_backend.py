@@ -34,7 +34,7 @@ from tlx.module_build import describe, dropout_class, locate, replace_dropouts, 
 from tlx.module_cut import Reached, bypass, candidates, replaced, stop_class
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)  # without slots, so that an adapter can watch for its end
 class Net:
     """A built model. `module` is the framework's own; the rest is bookkeeping of the adapter."""
 
@@ -91,6 +91,9 @@ class ModuleBackend:
 
     def prepare(self, net: Net) -> None:
         """Adjust a freshly built model, for example its layout in memory."""
+
+    def reuse_memory(self, net: Net, wanted: bool) -> None:
+        """Keep what is freed for the next batch, as inference asks for the same again, also that of a frozen part."""
 
     def autocast(self, net: Net) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -247,6 +250,7 @@ class ModuleBackend:
 
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         self._set_mode(model, "train")
+        self.reuse_memory(model, not next(model.module.parameters()).requires_grad)
         for layer in model.dropouts:
             layer.key = batch.key
         logits = self._train_forward(model, batch)
@@ -293,6 +297,7 @@ class ModuleBackend:
 
     def _forward(self, model: Net, batch: DeviceBatch) -> Any:
         self._set_mode(model, "eval")
+        self.reuse_memory(model, True)
         return self._run(model, batch)
 
     def _run(self, model: Net, batch: DeviceBatch) -> Any:

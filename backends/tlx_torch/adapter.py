@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,6 +15,7 @@ from tlx.backend import Array, Capabilities, OptimizerSpec
 from tlx.module_backend import OPTIMIZERS, ModuleBackend, Net, Optimizer
 from tlx.schedule import float32_exact
 from tlx.zoo import ARCHITECTURES
+from tlx_torch import memory
 
 NATIVE = {"momentum": "momentum_buffer"}  # PyTorch's names of slots, where they are not the portable ones
 
@@ -50,6 +52,11 @@ class TorchBackend(ModuleBackend):
                 module.momentum = 1.0 - float32_exact(1.0 - module.momentum)
             elif isinstance(module, torch.nn.Hardsigmoid) and net.dtype is torch.float64:
                 module.__class__ = _ExactHardsigmoid
+        weakref.finalize(net, memory.keep, False)
+
+    def reuse_memory(self, net: Net, wanted: bool) -> None:
+        if net.device == "cpu":
+            memory.keep(wanted)
 
     def autocast(self, net: Net) -> AbstractContextManager[Any]:
         return torch.autocast(net.device, dtype=torch.bfloat16, enabled=net.autocast)
