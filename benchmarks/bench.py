@@ -52,6 +52,7 @@ class Job:
 
 
 HAND, HAND_FLOW = Contender("by hand", "by_hand"), Contender("by hand, OneFlow", "by_hand", ("--backend", "oneflow"))
+KEPT = Contender("by hand, statistics kept", "by_hand", ("--frozen-norm", "keep"))
 TLX, TLX32 = Contender("tlx", "with_tlx"), Contender("tlx, fp32", "with_tlx", ("--precision", "float32"))
 TLX_FLOW = Contender("tlx, OneFlow", "with_tlx", ("--backend", "oneflow"))
 FAST = Contender("best by hand", "by_hand_fast")
@@ -83,14 +84,14 @@ JOBS = (
         *("feature_extract, flips", WALL, "feature_extract", 10, "flips"),
         train=512,
         test=256,
-        contenders=(HAND, TLX, *PEERS),
+        contenders=(HAND, KEPT, TLX, *PEERS),
         targets={"tlx": 10},
     ),
     job(
         *("feature_extract", WALL, "feature_extract", 10, "none"),
         train=512,
         test=256,
-        contenders=(HAND, TLX, *PEERS),
+        contenders=(HAND, KEPT, TLX, *PEERS),
         targets={"tlx": 25},
     ),
     job(

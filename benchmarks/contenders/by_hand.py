@@ -77,6 +77,10 @@ clock, accuracy = Clock(), 0.0
 for _ in range(a.epochs):
     clock.start()
     model.train()
+    if a.frozen_norm == "keep":  # as tlx does, and the tutorials forget: frozen statistics stay what they are
+        for module in model.modules():
+            if isinstance(module, fw.nn.BatchNorm2d):
+                module.eval()
     for x, y in train:
         loss = loss_of(model(x), y)
         optimizer.zero_grad()

@@ -28,6 +28,7 @@ def arguments() -> Any:
     parser.add_argument("--backend", choices=["torch", "oneflow"], default="torch")
     parser.add_argument("--evaluate", action="store_true", help="time evaluation by itself")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--frozen-norm", choices=["adapt", "keep"], default="adapt", help="of the loop by hand")
     a = parser.parse_args()
     with np.load(a.data) as parts:
         return SimpleNamespace(**vars(a), **{name: parts[name] for name in ("xtr", "ytr", "xte", "yte")})
