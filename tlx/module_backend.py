@@ -93,7 +93,7 @@ class ModuleBackend:
         """Adjust a freshly built model, for example its layout in memory."""
 
     def reuse_memory(self, net: Net, wanted: bool) -> None:
-        """Keep what is freed for the next batch, as inference asks for the same again, also that of a frozen part."""
+        """Keep what is freed for the next batch, where the gaps that this leaves are small; or give it back."""
 
     def autocast(self, net: Net) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -250,7 +250,7 @@ class ModuleBackend:
 
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         self._set_mode(model, "train")
-        self.reuse_memory(model, not next(model.module.parameters()).requires_grad)
+        self.reuse_memory(model, model.autocast or not next(model.module.parameters()).requires_grad)
         for layer in model.dropouts:
             layer.key = batch.key
         logits = self._train_forward(model, batch)

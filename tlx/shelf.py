@@ -35,12 +35,13 @@ class Shelf:
         self._file, self._index = folder / "rows", folder / "keys"
         self._lock = FileLock(folder / ".lock", timeout=SECONDS)
         self._writes = True
-        self._read()
+        self.read()
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Look what is there now, what this process added included."""
         for path in (self._file, self._index):
             path.touch()
         found = np.fromfile(self._index, ENTRY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,11 +140,13 @@ def _enter_phase(job: Training, state: State, guard: FrozenGuard, feed: Feed) ->
 
 
 def held_out(job: Training, state: State, loader: Loader) -> Batches:
-    """The test part, read once: with the features of earlier runs, where the best values have what a phase froze."""
+    """The test part, read once: with features that the shelf has, where the best values have what a phase froze."""
     if state.cut is None or state.cut.shelf is None:
         return loader
     if digests({name: state.best[name] for name in state.frozen}) != state.frozen:
         return loader
+    with suppress(OSError):
+        state.cut.shelf.read()  # a test image may have been among the validated ones
     return keep(job.backend, job.model, loader, "test", state.cut)[0] or loader
 
 

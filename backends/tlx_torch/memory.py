@@ -1,8 +1,9 @@
-"""What PyTorch frees on the CPU stays with the process during inference.
+"""What PyTorch frees on the CPU stays with the process, but for training in float32.
 
-The C library gives every tensor above 32 MB back to the kernel, which clears the memory again for the next layer. An
-inference asks for the same sizes batch after batch, so keeping them costs little memory and saves a fifth of its time
-(`benchmarks/what_pays.py`). Training holds its tensors for long; kept, their gaps add up to half as much again.
+The C library gives every tensor above 32 MB back to the kernel, which clears the memory again for the next layer.
+Inference, also that of a frozen part, asks for the same sizes batch after batch: keeping them costs a tenth more memory
+and saves a fifth of the time. So it is in training in bfloat16. In float32 the gaps between what a training step holds
+would come to 40 % more memory, for 10 % of the time. Measured for ResNet-18 in batches of 64 at 224 px.
 """
 
 from __future__ import annotations

@@ -52,6 +52,16 @@ def test_a_later_run_computes_nothing_anew(
     assert 0 < sum(seen["features"]) <= (3 + 3) * features.CHECKED + 3 * others
 
 
+def test_what_was_validated_is_not_computed_for_the_test(
+    cache: Path, tmp_path: Path, seen: dict[str, list[int]]
+) -> None:
+    parts = data(60)
+    fields = {"data": {**parts, "val": parts["test"]}, "augment": "none", "limit_train": None, "limit_test": None}
+    expected = run(tmp_path / "off", feature_cache="off", **fields)
+    assert run(tmp_path / "on", **fields) == expected
+    assert 80 <= sum(seen["features"]) < 100 + features.CHECKED
+
+
 def test_only_new_images_are_computed(cache: Path, tmp_path: Path, seen: dict[str, list[int]]) -> None:
     fields = {"augment": "none", "limit_train": None, "limit_test": None}
     few, more = ({**fields, "data": data(count)} for count in (60, 80))
