@@ -52,7 +52,7 @@ class TorchBackend(ModuleBackend):
                 module.momentum = 1.0 - float32_exact(1.0 - module.momentum)
             elif isinstance(module, torch.nn.Hardsigmoid) and net.dtype is torch.float64:
                 module.__class__ = _ExactHardsigmoid
-        weakref.finalize(net, memory.keep, False)
+        weakref.finalize(net, memory.keep, False).atexit = False
 
     def reuse_memory(self, net: Net, wanted: bool) -> None:
         if net.device == "cpu":

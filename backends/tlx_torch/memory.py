@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from functools import cache
 
 # Of mallopt(3), and the values that the C library comes to by itself with large tensors.
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
@@ -31,6 +32,7 @@ def keep(wanted: bool) -> None:
     _keeping = wanted
 
 
+@cache
 def _library() -> ctypes.CDLL | None:
     """The C library, if it is glibc and nobody else has settled its allocator."""
     settled = any(name == "LD_PRELOAD" or name.startswith(("GLIBC_TUNABLES", "MALLOC_")) for name in os.environ)
