@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -220,9 +221,11 @@ def test_an_array_that_is_a_link_is_not_followed(pair: tuple[Path, Path], tmp_pa
         compare(pair[0], tmp_path / "B")
 
 
-@pytest.mark.parametrize(("apart", "passed"), [(0, True), (2, True), (3, False)])
+@pytest.mark.parametrize(
+    ("apart", "factor", "passed"), [(0, 1, True), (2, 1.01, True), (3, 1.01, False), (1, math.nan, False)]
+)
 def test_one_float32_step_is_judged_by_most_batches(
-    apart: int, passed: bool, pair: tuple[Path, Path], tmp_path: Path
+    apart: int, factor: float, passed: bool, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     """A ReLU input within rounding of zero sets a batch or two apart; a change of meaning sets all apart."""
     shutil.copytree(pair[1], tmp_path / "C")
@@ -231,7 +234,7 @@ def test_one_float32_step_is_judged_by_most_batches(
     for record in records[:apart]:
         gradients = record.array("gradients")
         assert gradients is not None
-        np.save(tmp_path / "C" / record.files["gradients"], gradients * 1.01)
+        np.save(tmp_path / "C" / record.files["gradients"], gradients * factor)
     stage = next(s for s in compare(pair[0], tmp_path / "C").stages if s.id == "P8")
     assert stage.passed is passed
     assert (f"{apart} of 5 batches outside" in stage.rows[0].note) is (apart > 0)

@@ -334,7 +334,9 @@ def locked(a: Capture, b: Capture) -> Stage:
                 found[name].append(error)
         if not found["d32"]:
             return _stage("P8", "one float32 step", "d32 / own scatter", ENVELOPE, (), "")
-        d32, d64 = statistics.median_high(found["d32"]), max(found["d64"])
+        # What cannot be compared, such as a NaN on one side, is no ReLU's doing.
+        d32 = statistics.median_high(found["d32"]) if math.inf not in found["d32"] else math.inf
+        d64 = max(found["d64"])
         own = max(*found["nudged"], *found["rounded"])
         # Equal bits in float32 leave no ratio to take.
         ratio = d32 / max(d64, 2.0**-53) if d32 else math.inf
