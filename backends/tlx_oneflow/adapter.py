@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from tlx.backend import Array, Capabilities, OptimizerSpec
-from tlx.errors import BackendError
-from tlx.module_backend import ONE_VALUE, OPTIMIZERS, ModuleBackend, Net, Optimizer
+from tlx.module_backend import OPTIMIZERS, ModuleBackend, Net, Optimizer
 from tlx.zoo import ARCHITECTURES
 from tlx_oneflow.bootstrap import cuda_driver, flow, flowvision
+from tlx_oneflow.layers import improve
 from tlx_oneflow.optim import Adam, RMSprop, TensorOptimizer
 
 
@@ -45,10 +44,7 @@ class OneFlowBackend(ModuleBackend):
 
     def prepare(self, net: Net) -> None:
         for module in net.module.modules():
-            if isinstance(module, self.batch_norms):
-                if module.momentum is None:
-                    raise BackendError("oneflow: BatchNorm with momentum=None (cumulative average) is not supported")
-                module.__class__ = _accurate(type(module))
+            improve(module)
 
     def exact(self, logits: Any) -> Any:
         # Its float32 cross-entropy is inaccurate; on float64 logits the gradient is right to 4.5e-10.
@@ -80,32 +76,3 @@ class OneFlowBackend(ModuleBackend):
             native._state[param].pop("momentum_buf", None)
         else:
             native._state[param]["momentum_buf"] = tensor(slots["momentum"])
-
-
-@cache
-def _accurate(base: type) -> type:
-    """Derive a BatchNorm that trains in float64."""
-    return type(base.__name__, (_Float64Training, base), {})
-
-
-class _Float64Training:
-    """The CPU kernel sums in float32, and ReLU amplifies that: conv1's gradient is 1.7 % off."""
-
-    def forward(self: Any, x: Any) -> Any:
-        self._check_input_dim(x)
-        scalars = {"axis": self.channel_axis, "epsilon": self.eps, "momentum": self.momentum}
-        statistics = (self.running_mean, self.running_var)
-        if not self.training:
-            return flow._C.normalization(x, *statistics, self.weight, self.bias, is_training=False, **scalars)
-        if x.numel() == x.shape[self.channel_axis]:
-            raise ValueError(f"Expected {ONE_VALUE} when training")  # else the variance becomes NaN
-        self.num_batches_tracked.add_(1)
-        mean, var = (s.double() for s in statistics)
-        y = flow._C.normalization(
-            x.double(), mean, var, self.weight.double(), self.bias.double(), is_training=True, **scalars
-        )
-        if x.dtype != flow.float64:  # else double() handed the buffers themselves out, and they are updated
-            with flow.no_grad():
-                self.running_mean.copy_(mean.to(x.dtype))
-                self.running_var.copy_(var.to(x.dtype))
-        return y.to(x.dtype)

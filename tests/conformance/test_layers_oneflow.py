@@ -1,0 +1,100 @@
+"""OneFlow's convolution by a copy and products: its own output to the bit, its own gradients up to rounding."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+if "oneflow" not in os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(","):
+    pytest.skip("oneflow is not asked for", allow_module_level=True)
+
+from tlx_oneflow import layers
+from tlx_oneflow.bootstrap import flow
+
+SHAPES = [  # channels in and out, side, kernel, padding, dilation, bias
+    (64, 64, 28, 3, 1, 1, False),  # the images of a batch in parts
+    (16, 8, 14, 1, 0, 1, False),
+    (3, 8, (9, 15), (3, 5), (1, 2), 1, True),
+    (8, 6, 15, 3, 2, 2, False),
+    (8, 6, 15, 3, 0, (1, 2), True),
+    (4, 6, 7, 2, 1, 1, True),
+    (16, 5, 1, 1, 0, 1, True),
+]
+COUNT = 30
+
+
+def pair(*arguments: object, dtype: object, **options: object) -> list[object]:
+    """The same convolution twice: OneFlow's and the better one."""
+    both = [flow.nn.Conv2d(*arguments, **options).to(dtype) for _ in range(2)]
+    both[1].load_state_dict(both[0].state_dict())
+    layers.improve(both[1])
+    assert [type(each) for each in both] == [flow.nn.Conv2d, layers.Conv2d]
+    return both
+
+
+def images(channels: int, side: object) -> np.ndarray:
+    height, width = side if isinstance(side, tuple) else (side, side)
+    return np.random.default_rng(0).standard_normal((COUNT, channels, height, width))
+
+
+@pytest.mark.parametrize("channels, out, side, kernel, padding, dilation, bias", SHAPES)
+def test_outputs_are_equal_to_the_bit(channels, out, side, kernel, padding, dilation, bias):
+    options = {"padding": padding, "dilation": dilation, "bias": bias}
+    own, better = pair(channels, out, kernel, dtype=flow.float32, **options)
+    x = flow.tensor(images(channels, side), dtype=flow.float32)
+    expected = own(x).numpy()
+    np.testing.assert_array_equal(better(x).numpy(), expected)
+    for few in (1, 7):  # whatever else the batch holds
+        np.testing.assert_array_equal(better(x[:few]).numpy(), expected[:few])
+
+
+@pytest.mark.parametrize("trains", ["all", "input", "weight"])
+@pytest.mark.parametrize("channels, out, side, kernel, padding, dilation, bias", SHAPES)
+def test_gradients_are_equal_up_to_rounding(channels, out, side, kernel, padding, dilation, bias, trains):
+    found = []
+    for conv in pair(channels, out, kernel, dtype=flow.float64, padding=padding, dilation=dilation, bias=bias):
+        x = flow.tensor(images(channels, side), dtype=flow.float64)
+        leaf = x.requires_grad_(trains != "weight")
+        conv.weight.requires_grad_(trains != "input")
+        y = conv(leaf * 2.0)  # so that its input is no leaf
+        y.backward(flow.tensor(np.random.default_rng(1).standard_normal(y.shape)))
+        found.append([None if t is None or t.grad is None else t.grad.numpy() for t in (x, conv.weight, conv.bias)])
+    assert [g is not None for g in found[0]] == [trains != "weight", trains != "input", bias]
+    for expected, got in zip(*found, strict=True):
+        assert (expected is None) == (got is None)
+        if expected is not None:
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stride": 2}, {"groups": 4}, {"padding": 3}],
+    ids=["stride", "groups", "padding beyond the kernel"],
+)
+def test_what_it_cannot_do_stays_with_oneflow(options):
+    conv = flow.nn.Conv2d(8, 8, 3, **options)
+    layers.improve(conv)
+    assert type(conv) is flow.nn.Conv2d
+
+
+def test_a_class_of_the_users_own_is_left_alone():
+    class Conv2d(flow.nn.Conv2d):
+        pass
+
+    conv = Conv2d(8, 8, 3)
+    layers.improve(conv)
+    assert type(conv) is Conv2d
+
+
+def test_an_image_smaller_than_the_kernel_is_refused_where_oneflow_would_end_the_process():
+    conv = pair(8, 8, 3, dtype=flow.float32)[1]
+    with pytest.raises(ValueError, match="images larger than the kernel: 2 x 9 pixels come to Conv2d"):
+        conv(flow.zeros(2, 8, 2, 9))
+
+
+def test_wrong_channels_are_refused_as_oneflow_does():
+    conv = pair(8, 8, 3, dtype=flow.float32)[1]
+    with pytest.raises(ValueError, match="input channels 4"):
+        conv(flow.zeros(2, 4, 9, 9))
