@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx import registry
+from tlx.assemble import build, place
 from tlx.backend import Backend, Model, Preprocess
 from tlx.checkpoint import match, read_weights
 from tlx.data.folder import EXTENSIONS
@@ -19,7 +20,6 @@ from tlx.data.images import ArrayImages, Images, View, read_photo, seen
 from tlx.data.loader import Loader
 from tlx.data.sources import SOURCES
 from tlx.errors import DataError, TlxError
-from tlx.job import build, place
 from tlx.recipe import DATA_OBJECT, Recipe
 from tlx.run_folder import read_json
 

@@ -1,4 +1,4 @@
-"""fastai's `vision_learner`, as its documentation has it: frozen body and new head, or everything free."""
+"""fastai's `vision_learner`, as its documentation has it, with the head, the last stage or everything free."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from fastai.vision.all import (
     Resize,
     accuracy,
     imagenet_stats,
+    params,
     vision_learner,
 )
 from safetensors.numpy import load_file
@@ -47,15 +48,18 @@ learner = vision_learner(
     metrics=accuracy,
     opt_func=partial(SGD, mom=MOMENTUM, wd=DECAY, decouple_wd=False),
     normalize=False,
+    splitter=lambda net: [params(net[0][:7]), params(net[0][7:]), params(net[1])],  # the last stage is a group
 )
 body = torchvision.models.resnet18()
 start = load_file(a.weights)
 body.load_state_dict({name: torch.tensor(v) for name, v in start.items() if not name.startswith("fc.")}, strict=False)
 learner.model[0].load_state_dict(torch.nn.Sequential(*list(body.children())[:-2]).state_dict())
 learner.unfreeze()
-if a.strategy in ("feature_extract", "partial"):
+if a.strategy == "feature_extract":
     learner.freeze()
-rate = slice(LR, HEAD_LR) if a.strategy == "diff_lr" else HEAD_LR
+elif a.strategy == "partial":
+    learner.freeze_to(1)
+rate = [LR, LR, HEAD_LR] if a.strategy in ("diff_lr", "partial") else HEAD_LR
 
 clock, found = Clock(), 0.0
 with learner.no_bar(), learner.no_logging():

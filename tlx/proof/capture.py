@@ -101,7 +101,7 @@ def capture(
 
     Raises TlxError where the folder is not empty, the plan is damaged, or the backend cannot run the recipe.
     """
-    from tlx import job
+    from tlx import assemble
 
     stack = registry.load(backend) if isinstance(backend, str) else backend
     if not hasattr(stack, "probe"):
@@ -118,9 +118,9 @@ def capture(
         data = None
     else:
         short = replace(reduced(recipe.resolved(), quick), backend=stack.name)
-        short = job.place(short, stack)
-        data = job.open_data(short)
-        job.check_fit(short, data)
+        short = assemble.place(short, stack)
+        data = assemble.open_data(short)
+        assemble.check_fit(short, data)
         classes = data.classes
     writer = Writer(Path(out))
     subject = Subject(stack, short, classes, data, given, recipe is None, copy_weights, writer, feed)
@@ -145,9 +145,9 @@ class Subject:
     feed: Callable[[Any], Any]
 
     def build(self, precision: str) -> tuple[Model, Architecture]:
-        from tlx import job
+        from tlx import assemble
 
-        return job.build(replace(self.recipe, precision=precision), self.backend, len(self.classes))
+        return assemble.build(replace(self.recipe, precision=precision), self.backend, len(self.classes))
 
     @cached_property
     def initial(self) -> dict[str, Array]:
@@ -202,9 +202,9 @@ class Subject:
 
     def training(self, model: Model, backend: Any) -> Training:
         """The production job, with the batches of the plan where there is one."""
-        from tlx import job
+        from tlx import assemble
 
-        made = job.training(self.recipe, backend, self.data or self._stand_in(), model, self.arch)
+        made = assemble.training(self.recipe, backend, self.data or self._stand_in(), model, self.arch)
         loader: Any = PlannedLoader(self.plan, "train") if self.planned else self.feed(made.loader)
         return replace(made, loader=loader, val=None if self.planned else made.val)
 
@@ -221,11 +221,11 @@ class Subject:
 
     def held_out(self) -> Any:
         """Batches without augmentation, of the test part or, where there is none, of the training part."""
-        from tlx import job
+        from tlx import assemble
 
         if self.planned:
             return PlannedLoader(self.plan, "test")
-        return job.make_loader(self.recipe, self.data.test if self.data.test is not None else self.data.train)
+        return assemble.make_loader(self.recipe, self.data.test if self.data.test is not None else self.data.train)
 
     @cached_property
     def tests(self) -> list[Batch]:
