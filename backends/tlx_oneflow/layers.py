@@ -27,7 +27,7 @@ def improve(module: Any) -> None:
         if module.momentum is None:
             raise BackendError("oneflow: BatchNorm with momentum=None (cumulative average) is not supported")
         module.__class__ = _accurate(type(module))
-    elif type(module) is flow.nn.Conv2d and module.stride == (1, 1) and module.groups == 1:
+    elif type(module) is flow.nn.Conv2d and module.stride == (1, 1):
         reach = zip(module.dilation, module.kernel_size, module.padding, strict=True)
         if all(p <= d * (k - 1) for d, k, p in reach):  # else the gradient would need a negative padding
             module.__class__ = Conv2d
@@ -42,53 +42,60 @@ class Conv2d(flow.nn.Conv2d):
         if min(_size(x, self.weight, self.padding, self.dilation)) < 1:
             tall, wide = x.shape[2:]
             raise ValueError(f"Expected images larger than the kernel: {tall} x {wide} pixels come to {self}")
-        y = _convolution(self.padding, self.dilation).apply(x, self.weight)
+        y = _convolution(self.groups, self.padding, self.dilation).apply(x, self.weight)
         return y if self.bias is None else flow._C.bias_add(y, self.bias, axis=1)
 
 
 @cache
-def _convolution(padding: Pair, dilation: Pair) -> Any:
+def _convolution(groups: int, padding: Pair, dilation: Pair) -> Any:
     class Convolution(flow.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Any, weight: Any) -> Any:
             ctx.save_for_backward(x, weight)
-            return convolve(x, weight, padding, dilation)
+            return convolve(x, weight, groups, padding, dilation)
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> tuple[Any, Any]:
             x, weight = ctx.saved_tensors
             by_x = by_weight = None
             if x.requires_grad:
-                turned = weight.flip((2, 3)).permute(1, 0, 2, 3).contiguous()
                 opposite = tuple(d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True))
-                by_x = convolve(grad, turned, opposite, dilation)
+                by_x = convolve(grad, _turned(weight, groups), groups, opposite, dilation)
             if weight.requires_grad:
-                by_weight = weight_gradient(x, grad, weight, padding, dilation)
+                by_weight = weight_gradient(x, grad, weight, groups, padding, dilation)
             return by_x, by_weight
 
     return Convolution
 
 
-def convolve(x: Any, weight: Any, padding: Any, dilation: Pair) -> Any:
-    """Images (N, C, H, W) by weights (O, C, h, w) with stride 1: (N, O, H', W'), by a product for each image."""
+def convolve(x: Any, weight: Any, groups: int, padding: Any, dilation: Pair) -> Any:
+    """Images (N, C, H, W) by weights (O, C / groups, h, w) with stride 1: (N, O, H', W'), a product for each image."""
     out = weight.shape[0]
-    matrix = weight.reshape(out, -1)
-    parts = []
+    matrix = weight.reshape(groups, out // groups, -1)
+    results = []
     for part, patches in _parts(x, weight, padding, dilation):
-        columns = patches.permute(3, 0, 1, 2, 4, 5).reshape(part.shape[0], matrix.shape[1], -1)
-        parts.append(flow._C.matmul(matrix, columns).reshape(part.shape[0], out, *patches.shape[4:]))
-    return parts[0] if len(parts) == 1 else flow.cat(parts, 0)
+        columns = patches.permute(3, 0, 1, 2, 4, 5).reshape(part.shape[0], groups, matrix.shape[2], -1)
+        results.append(flow._C.matmul(matrix, columns).reshape(part.shape[0], out, *patches.shape[4:]))
+    return results[0] if len(results) == 1 else flow.cat(results, 0)
 
 
-def weight_gradient(x: Any, grad: Any, weight: Any, padding: Pair, dilation: Pair) -> Any:
-    """The gradient by the weights: each part's patches by its outputs' gradients, (O, N H' W') by (N H' W', C h w)."""
+def weight_gradient(x: Any, grad: Any, weight: Any, groups: int, padding: Pair, dilation: Pair) -> Any:
+    """The gradient by the weights: of each group, (O, N H' W') of the outputs by (N H' W', C h w) of the patches."""
     total, start = 0, 0
     for part, patches in _parts(x, weight, padding, dilation):
         stop = start + part.shape[0]
-        rows = grad[start:stop].permute(1, 0, 2, 3).reshape(grad.shape[1], -1)
-        total = flow._C.matmul(rows, patches.reshape(-1, rows.shape[1]), transpose_b=True) + total
+        rows = grad[start:stop].permute(1, 0, 2, 3).reshape(groups, weight.shape[0] // groups, -1)
+        columns = patches.reshape(groups, -1, rows.shape[2])
+        total = flow._C.matmul(rows, columns, transpose_b=True) + total
         start = stop
     return total.reshape(weight.shape)
+
+
+def _turned(weight: Any, groups: int) -> Any:
+    """The weights by which a gradient goes back through them: (C, O / groups, h, w), turned by half a turn."""
+    out, channels, *kernel = weight.shape
+    back = weight.flip((2, 3)).reshape(groups, out // groups, channels, *kernel).transpose(1, 2)
+    return back.reshape(groups * channels, out // groups, *kernel)
 
 
 def _size(x: Any, weight: Any, padding: Any, dilation: Pair) -> list[int]:
@@ -98,10 +105,10 @@ def _size(x: Any, weight: Any, padding: Any, dilation: Pair) -> list[int]:
 
 def _parts(x: Any, weight: Any, padding: Any, dilation: Pair) -> Iterator[tuple[Any, Any]]:
     """Some images at a time, with the patches that each weight meets: a view (C, h, w, N, H', W')."""
-    images, _, height, width = x.shape
+    images, channels, height, width = x.shape
     top, left = padding
     tall, wide = _size(x, weight, padding, dilation)
-    step = max(1, AT_ONCE // (weight[0].numel() * tall * wide))
+    step = max(1, AT_ONCE // (channels * weight[0, 0].numel() * tall * wide))
     for start in range(0, images, step):
         part = padded = x[start : start + step]
         if top or left:  # three times faster than its own padding
