@@ -3,7 +3,7 @@
 Each job runs by all its contenders in turn, round after round, each time in a process of its own, so that what else the
 machine does falls on all alike. Figures are medians over the rounds; a ratio is the median of each round's own ratio.
 
-    python benchmarks/bench.py                 # all jobs: about an hour on 2 cores
+    python benchmarks/bench.py                 # all jobs, three rounds: 3.5 hours on 2 cores
     python benchmarks/bench.py full import     # some
 """
 

@@ -16,6 +16,7 @@ from tlx.module_backend import ONE_VALUE
 from tlx_oneflow.bootstrap import flow
 
 AT_ONCE = 2**22  # numbers of patches: more gain nothing and cost memory
+WORTH_IT = 32  # pixels of an output: with fewer, to turn the weights for the gradient costs more than the patches
 
 BATCH_NORMS = (flow.nn.BatchNorm1d, flow.nn.BatchNorm2d, flow.nn.BatchNorm3d)
 Pair = tuple[int, int]
@@ -39,9 +40,12 @@ class Conv2d(flow.nn.Conv2d):
     def forward(self, x: Any) -> Any:
         if x.is_cuda or x.shape[1] != self.in_channels:
             return super().forward(x)
-        if min(_size(x, self.weight, self.padding, self.dilation)) < 1:
+        size = _size(x, self.weight, self.padding, self.dilation)
+        if min(size) < 1:
             tall, wide = x.shape[2:]
             raise ValueError(f"Expected images larger than the kernel: {tall} x {wide} pixels come to {self}")
+        if size[0] * size[1] < WORTH_IT:
+            return super().forward(x)
         y = _convolution(self.groups, self.padding, self.dilation).apply(x, self.weight)
         return y if self.bias is None else flow._C.bias_add(y, self.bias, axis=1)
 
