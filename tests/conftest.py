@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# Containers often forbid compiled modules to be kept; then each process that a test starts would compile tlx anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:

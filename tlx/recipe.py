@@ -155,8 +155,8 @@ class Recipe:
         if own and self.head is None:
             raise RecipeError(f"model is a {self.model_name} of your own; say which layer is its head, as head='fc'")
         for name in ("model", "data"):
-            if str(getattr(self, name)).startswith("<") and isinstance(getattr(self, name), str):
-                given = getattr(self, name)
+            given = getattr(self, name)
+            if isinstance(given, str) and given.startswith("<"):
                 raise RecipeError(f"{name} is {given!r}: it was a Python object; pass it again, as {name}=...")
         if isinstance(self.model, str):
             arch = architecture(self.model)
