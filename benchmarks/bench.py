@@ -3,7 +3,7 @@
 Each job runs by all its contenders in turn, round after round, each time in a process of its own, so that what else the
 machine does falls on all alike. Figures are medians over the rounds; a ratio is the median of each round's own ratio.
 
-    python benchmarks/bench.py                 # all jobs, three rounds: 4 hours on 2 cores
+    python benchmarks/bench.py                 # all jobs, three rounds: 4.5 hours on 2 cores
     python benchmarks/bench.py full import     # some
 """
 
@@ -68,14 +68,14 @@ RATE, WALL = "train_images_per_second", "wall_seconds"
 JOBS = (
     job(
         *("full", RATE, "full", 1, "flips"),
-        train=384,
+        train=768,
         test=128,
         contenders=(HAND, TLX, TLX32, FAST, *PEERS),
         targets={"tlx": 2.8, "tlx, fp32": 1.15},
     ),
     job(
         *("diff_lr", RATE, "diff_lr", 1, "flips"),
-        train=384,
+        train=768,
         test=128,
         contenders=(HAND, TLX, TLX32, FAST, *PEERS),
         targets={"tlx": 2.8, "tlx, fp32": 1.15},
