@@ -39,7 +39,7 @@ growth:
 	.venv/bin/python benchmarks/growth.py -o docs/growth.png
 
 parity-zoo: setup
-	.venv/bin/python -m tlx.proof.zoo -o docs/parity-zoo.md
+	.venv/bin/python -m tlx.proof.zoo_table -o docs/parity-zoo.md
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

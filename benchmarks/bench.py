@@ -149,7 +149,7 @@ def images(folder: Path, train: int, test: int) -> Path:
 
     path = folder / f"{train}-{test}.npz"
     if not path.exists():
-        data = tlx.load("cifar10", root=DATA, limit_train=train, limit_test=test, val_fraction=0)
+        data = tlx.load_data("cifar10", root=DATA, limit_train=train, limit_test=test, val_fraction=0)
         assert data.test is not None
         parts = {"tr": data.train, "te": data.test}
         arrays: dict[str, Any] = {f"y{name}": part.labels for name, part in parts.items()}

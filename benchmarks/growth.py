@@ -56,7 +56,7 @@ def opened(count: int) -> dict[str, float]:
     from PIL import Image
 
     from tlx.backend import Preprocess
-    from tlx.data import Augment, Loader, load
+    from tlx.data import Augment, Loader, load_data
 
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as scratch:
@@ -69,7 +69,7 @@ def opened(count: int) -> dict[str, float]:
         for number in range(count):
             os.symlink(root / f"{number % 10}.jpg", root / "data" / "train" / f"{number % 100:02}" / f"{number}.jpg")
         started = time.perf_counter()
-        data = load(root / "data", val_fraction=0.1, test_fraction=0.1)
+        data = load_data(root / "data", val_fraction=0.1, test_fraction=0.1)
         loader = Loader(data.train, Preprocess(64), batch_size=50, augment=Augment.parse("photo"), shuffle=True)
         batches = loader.epoch(0)
         next(batches)

@@ -134,8 +134,8 @@ def by_oneflow(off: str) -> float:
     if "layers" in off:
         layers.Conv2d = layers.flow.nn.Conv2d  # type: ignore[misc]
     from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess
-    from tlx.registry import load
-    from tlx.zoo import architecture
+    from tlx.backend.registry import load
+    from tlx.models.zoo import architecture
 
     backend, arch = load("oneflow"), architecture("resnet18")
     model = backend.build(ModelSpec("resnet18", 10, arch.head, arch.options), "cpu", "float32")

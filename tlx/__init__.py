@@ -6,27 +6,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tlx.data import Data, load
+    from tlx.data import Data, load_data
     from tlx.errors import TlxError
-    from tlx.job import Result, run
-    from tlx.job import evaluate_run as evaluate
-    from tlx.prediction import predict
     from tlx.proof.prove import parity
     from tlx.recipe import Recipe
-    from tlx.strategy import Group, Phase, Strategy
+    from tlx.runs.evaluation import evaluate_run as evaluate
+    from tlx.runs.job import run
+    from tlx.runs.prediction import predict
+    from tlx.runs.result import Result
+    from tlx.strategy.plan import Group, Phase, Strategy
 
 # Public name -> (module, name there). Imported when first used, so that `import tlx` costs almost nothing.
 _PUBLIC = {
-    "run": ("tlx.job", "run"),
-    "evaluate": ("tlx.job", "evaluate_run"),
-    "predict": ("tlx.prediction", "predict"),
+    "run": ("tlx.runs.job", "run"),
+    "evaluate": ("tlx.runs.evaluation", "evaluate_run"),
+    "predict": ("tlx.runs.prediction", "predict"),
     "parity": ("tlx.proof.prove", "parity"),
-    "Result": ("tlx.job", "Result"),
+    "Result": ("tlx.runs.result", "Result"),
     "Recipe": ("tlx.recipe", "Recipe"),
-    "Strategy": ("tlx.strategy", "Strategy"),
-    "Group": ("tlx.strategy", "Group"),
-    "Phase": ("tlx.strategy", "Phase"),
-    "load": ("tlx.data", "load"),
+    "Strategy": ("tlx.strategy.plan", "Strategy"),
+    "Group": ("tlx.strategy.plan", "Group"),
+    "Phase": ("tlx.strategy.plan", "Phase"),
+    "load_data": ("tlx.data", "load_data"),
     "Data": ("tlx.data", "Data"),
     "TlxError": ("tlx.errors", "TlxError"),
 }
@@ -40,7 +41,7 @@ __all__ = [
     "Strategy",
     "TlxError",
     "evaluate",
-    "load",
+    "load_data",
     "parity",
     "predict",
     "run",

@@ -222,7 +222,7 @@ def check_the_checker(*, backend: str = "torch", json: Json = False) -> int:
     backend:
         The stack: torch, oneflow or, without any framework, loopback.
     """
-    from tlx import registry
+    from tlx.backend import registry
     from tlx.proof.selftest import show
 
     return show(registry.load(backend), json=json)
@@ -233,7 +233,7 @@ def _report(report: Any, shown: Shown | None) -> int:
 
     options = shown or {}
     if "html" in options:
-        from tlx.checkpoint import write_atomic
+        from tlx.atomic import write_atomic
 
         write_atomic(options["html"], to_html(report).encode())
     print(to_json(report) if options.get("json") else report)
@@ -267,12 +267,11 @@ def strategies(
     """
     from rich.console import Console
 
-    from tlx import registry
-    from tlx.backend import ModelSpec
-    from tlx.display import group_table
-    from tlx.schedule import Schedule
-    from tlx.strategy import STRATEGIES
-    from tlx.zoo import architecture
+    from tlx.backend import ModelSpec, registry
+    from tlx.models.zoo import architecture
+    from tlx.runs.display import group_table
+    from tlx.strategy.built_in import STRATEGIES
+    from tlx.strategy.schedule import Schedule
 
     console = Console()
     if strategy is not None and strategy.endswith(".toml"):
@@ -301,7 +300,7 @@ def models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tlx.zoo import ARCHITECTURES
+    from tlx.models.zoo import ARCHITECTURES
 
     table = Table("model", "head", "stages", "ImageNet weights", box=SIMPLE_HEAD)
     table.columns[-1].overflow = "fold"
@@ -317,7 +316,7 @@ def backends() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tlx import registry
+    from tlx.backend import registry
 
     table = Table("backend", "state", "versions or problem", box=SIMPLE_HEAD)
     for entry in registry.available():
@@ -332,7 +331,7 @@ def backends() -> None:
 @app.command
 def doctor() -> int:
     """Check for each backend what works, what is missing, and name the one command that mends it."""
-    from tlx.doctor import main as diagnose
+    from tlx.backend.doctor import main as diagnose
 
     return diagnose()
 

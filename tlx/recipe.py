@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tlx.errors import RecipeError, closest
-from tlx.schedule import SCHEDULES
-from tlx.strategy import OPTIONS, STRATEGIES, DecayOn, FrozenNorm, Options, Strategy, built_in, make
-from tlx.zoo import Architecture, architecture
+from tlx.models.zoo import Architecture, architecture
+from tlx.strategy.built_in import OPTIONS, STRATEGIES, Options, built_in, make
+from tlx.strategy.plan import DecayOn, FrozenNorm, Strategy
+from tlx.strategy.schedule import SCHEDULES
 
 VERSION = 1  # of the recipe's format; a file with a higher one was written by a later tlx
 

@@ -1,4 +1,4 @@
-"""tlx on OneFlow and flowvision. Importing this module imports neither: see `tlx.registry`."""
+"""tlx on OneFlow and flowvision. Importing this module imports neither: see `tlx.backend.registry`."""
 
 from __future__ import annotations
 

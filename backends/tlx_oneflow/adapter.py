@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tlx.backend import Array, Capabilities, OptimizerSpec
-from tlx.module_backend import OPTIMIZERS, ModuleBackend, Net, Optimizer
-from tlx.zoo import ARCHITECTURES
+from tlx.backend.module.base import OPTIMIZERS, ModuleBackend
+from tlx.backend.module.net import Net, Optimizer
+from tlx.models.zoo import ARCHITECTURES
 from tlx_oneflow.bootstrap import cuda_driver, flow, flowvision
 from tlx_oneflow.layers import improve
 from tlx_oneflow.optim import Adam, RMSprop, TensorOptimizer

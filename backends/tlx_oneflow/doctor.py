@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
-from tlx.registry import Check, installed, pip_install, requirement
+from tlx.backend.registry import Check, installed, pip_install, requirement
 
 # What the wheel links and does not ship; its RPATH looks for them beside itself in site-packages.
 LIBRARIES = {

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+from tlx.backend.module.base import ONE_VALUE
 from tlx.errors import BackendError
-from tlx.module_backend import ONE_VALUE
 from tlx_oneflow.bootstrap import flow
 
 AT_ONCE = 2**22  # numbers of patches: more gain nothing and cost memory

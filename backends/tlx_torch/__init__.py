@@ -1,4 +1,4 @@
-"""tlx on PyTorch and torchvision. Importing this module imports neither: see `tlx.registry`."""
+"""tlx on PyTorch and torchvision. Importing this module imports neither: see `tlx.backend.registry`."""
 
 from __future__ import annotations
 

@@ -12,9 +12,10 @@ import torch
 import torchvision
 
 from tlx.backend import Array, Capabilities, OptimizerSpec
-from tlx.module_backend import OPTIMIZERS, ModuleBackend, Net, Optimizer
-from tlx.schedule import float32_exact
-from tlx.zoo import ARCHITECTURES
+from tlx.backend.module.base import OPTIMIZERS, ModuleBackend
+from tlx.backend.module.net import Net, Optimizer
+from tlx.models.zoo import ARCHITECTURES
+from tlx.strategy.schedule import float32_exact
 from tlx_torch import memory
 
 NATIVE = {"momentum": "momentum_buffer"}  # PyTorch's names of slots, where they are not the portable ones

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 
-from tlx.registry import Check, installed, pip_install, requirement
+from tlx.backend.registry import Check, installed, pip_install, requirement
 
 
 def check() -> list[Check]:

@@ -66,7 +66,7 @@ def by_hand(start: dict[str, np.ndarray], exact: bool) -> dict[str, np.ndarray]:
     optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=momentum, weight_decay=decay)
     loss_of = nn.CrossEntropyLoss()
 
-    data = tlx.load("digits", limit_train=80, limit_test=80, val_fraction=0)
+    data = tlx.load_data("digits", limit_train=80, limit_test=80, val_fraction=0)
     batches = Loader(
         data.train, Preprocess(SIZE), batch_size=BATCH, augment=Augment.parse("flips"), shuffle=True, workers=0
     )
@@ -123,10 +123,9 @@ def main() -> int:
 
 def beginning(run_dir: Path) -> dict[str, np.ndarray]:
     """The values that a run with these weights starts from: the file's backbone, and a head drawn from the seed."""
-    from tlx import registry
-    from tlx.backend import ModelSpec
-    from tlx.initial import initial_arrays
-    from tlx.zoo import architecture
+    from tlx.backend import ModelSpec, registry
+    from tlx.models.initial_values import initial_arrays
+    from tlx.models.zoo import architecture
 
     backend, arch = registry.load("torch"), architecture("resnet18")
     specs = backend.param_specs(backend.build(ModelSpec(arch.name, CLASSES, arch.head), "cpu", "float64"))

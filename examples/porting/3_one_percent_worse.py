@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from tlx import Recipe, registry
+from tlx import Recipe
+from tlx.backend import registry
 from tlx.proof.artifact import Capture
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare

@@ -1,7 +1,7 @@
 """Tutorial 4. A third backend: what the protocol asks, the conformance suite as the guide, parity as the last word.
 
 A backend is the methods of `tlx.backend.Backend`, whose sentences are the contract. A framework with modules, autograd
-and in-place tensors gets most of them from `tlx.module_backend.ModuleBackend`; this one is such an adapter, over
+and in-place tensors gets most of them from `tlx.backend.module.base.ModuleBackend`; this one is such an adapter, over
 PyTorch, since that is installed, with a model zoo of its own. Another framework would change the methods below only.
 
 The first version forgets something. The suite says which sentences of the contract it breaks; the second one passes.
@@ -25,10 +25,10 @@ import torchvision
 from torch import nn
 
 import tlx
-from tlx import registry
-from tlx.backend import Capabilities, OptimizerSpec
-from tlx.module_backend import OPTIMIZERS, ModuleBackend, Net, Optimizer
-from tlx.schedule import float32_exact
+from tlx.backend import Capabilities, OptimizerSpec, registry
+from tlx.backend.module.base import OPTIMIZERS, ModuleBackend
+from tlx.backend.module.net import Net, Optimizer
+from tlx.strategy.schedule import float32_exact
 
 
 class Perceptron(nn.Module):

@@ -15,9 +15,9 @@ import tlx_oneflow.doctor
 import tlx_torch.doctor
 from rich.console import Console
 
-from tlx import doctor, registry
+from tlx.backend import doctor, registry
+from tlx.backend.registry import Check, Entry
 from tlx.errors import one_line
-from tlx.registry import Check, Entry
 
 GOOD = {"oneflow": "0.9.0", "flowvision": "0.2.1", "numpy": "1.26.4", "protobuf": "3.20.3"}
 OLD_ENOUGH = {"python": (3, 10), "machine": ("Linux", "x86_64")}
@@ -225,7 +225,7 @@ def test_the_report_shows_state_problem_and_fix_unbroken() -> None:
 def test_the_exit_code_says_whether_all_that_is_installed_works(
     tmp_path: Path, changed: dict[str, str], code: int
 ) -> None:
-    command = [sys.executable, "-c", "import sys; from tlx.doctor import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from tlx.backend.doctor import main; sys.exit(main())"]
     environment = shadow(tmp_path, **changed)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stdout

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tlx.machine import Others, cores, settle_threads
+from tlx.backend.threads import Others, cores, settle_threads
 
 linux = pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux counts what its cores do")
 
@@ -38,7 +38,7 @@ def test_threads_are_settled_before_a_framework_comes_and_the_environment_stands
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("joblib.cpu_count", lambda: 1)  # as in a container with a quota
-    monkeypatch.setattr("tlx.machine.cores", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr("tlx.backend.threads.cores", lambda: {0, 1, 2, 3})
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, "was")
         monkeypatch.delenv(name)

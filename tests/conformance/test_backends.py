@@ -10,8 +10,8 @@ import os
 import pytest
 
 from tlx.backend import Backend
+from tlx.backend.registry import load
 from tlx.conformance.suite import *  # noqa: F403
-from tlx.registry import load
 
 BACKENDS = os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(",")
 

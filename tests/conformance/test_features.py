@@ -10,7 +10,7 @@ import pytest
 import tlx
 from tests.conformance.test_backends import BACKENDS
 from tests.core.test_features import outcome
-from tlx.registry import load
+from tlx.backend.registry import load
 
 JOBS: dict[str, dict[str, Any]] = {
     "the head": {"strategy": "feature_extract", "augment": "hflip"},

@@ -17,8 +17,8 @@ SCRIPT = """
 import gc, json, resource, sys
 import numpy as np
 from tlx.backend import Batch, ModelSpec, Preprocess
-from tlx.registry import load
-from tlx.zoo import architecture
+from tlx.backend.registry import load
+from tlx.models.zoo import architecture
 
 backend, arch = load("torch"), architecture("squeezenet1_0")
 model = backend.build(ModelSpec(arch.name, 2, arch.head, arch.options), "cpu", "float32")

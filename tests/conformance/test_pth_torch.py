@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tlx.errors import WeightsError
-from tlx.pth import read_pth
+from tlx.models.pth import read_pth
 
 both = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 

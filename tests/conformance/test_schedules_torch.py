@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from tlx.schedule import Schedule
+from tlx.strategy.schedule import Schedule
 
 if "torch" not in os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(","):
     pytest.skip("TLX_BACKENDS leaves torch out", allow_module_level=True)

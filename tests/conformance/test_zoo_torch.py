@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tlx.zoo import ARCHITECTURES, IMAGENET_URL, Architecture
+from tlx.models.zoo import ARCHITECTURES, IMAGENET_URL, Architecture
 
 if "torch" not in os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(","):
     pytest.skip("TLX_BACKENDS leaves torch out", allow_module_level=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tlx.backend import ParamSpec
-from tlx.zoo import architecture
+from tlx.models.zoo import architecture
 
 ARCH = architecture("resnet18")
 

@@ -10,13 +10,13 @@ import pytest
 from safetensors.numpy import load_file
 
 import tlx
-from tlx import features
 from tlx.backend import Preprocess
 from tlx.conformance.loopback import Loopback
-from tlx.data import load
+from tlx.data import load_data
+from tlx.data.augment import Augment
 from tlx.data.loader import Loader
-from tlx.data.transforms import Augment
-from tlx.job import Result
+from tlx.runs.result import Result
+from tlx.training import features
 
 FIELDS: dict[str, Any] = {
     "backend": "loopback",
@@ -134,7 +134,7 @@ def test_a_cut_that_gives_other_logits_is_not_taken(tmp_path: Path, monkeypatch:
 
 
 def test_views_repeat_the_augmentation() -> None:
-    images = load("digits", limit_train=20, val_fraction=0).train
+    images = load_data("digits", limit_train=20, val_fraction=0).train
 
     def epochs(views: int | None) -> list[dict[int, bytes]]:
         loader = Loader(

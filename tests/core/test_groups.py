@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.core.resnet import ARCH, PARAMS, SPECS
 from tlx.errors import RecipeError
-from tlx.groups import partition, select
+from tlx.strategy.filters import partition, select
 
 BACKBONE = PARAMS[:-2]
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from tests.core.resnet import ARCH, SPECS
-from tlx import initial
-from tlx.checkpoint import write_safetensors
 from tlx.errors import WeightsError
-from tlx.initial import initial_arrays
+from tlx.models import initial_values as initial
+from tlx.models.initial_values import initial_arrays
+from tlx.models.weights import write_safetensors
 
 
 def test_draws_depend_on_the_seed_and_not_on_the_dtype() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tlx import oracle
+from tlx.conformance import reference as oracle
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 

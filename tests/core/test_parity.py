@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import tlx
-from tlx import registry
+from tlx.backend import registry
 from tlx.conformance.loopback import Loopback
 from tlx.errors import TlxError
 from tlx.proof.artifact import Capture

@@ -33,7 +33,7 @@ CLASSES = [str(digit) for digit in range(10)]
 
 @pytest.fixture(scope="module")
 def digits() -> dict[str, ArrayImages]:
-    data = tlx.load("digits", limit_train=300, limit_test=100, val_fraction=0)
+    data = tlx.load_data("digits", limit_train=300, limit_test=100, val_fraction=0)
     assert isinstance(data.train, ArrayImages) and isinstance(data.test, ArrayImages)
     return {"train": data.train, "test": data.test}
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlx.errors import WeightsError
-from tlx.pth import read_pth
+from tlx.models.pth import read_pth
 
 FLOATS = np.arange(12, dtype="<f4")
 
@@ -277,7 +277,7 @@ def test_reading_needs_neither_pickle_nor_a_framework(tmp_path: Path) -> None:
 
     path = write(tmp_path / "w.pth", "zip", PROGRAM)
     code = (
-        "import sys, pathlib; from tlx.pth import read_pth\n"
+        "import sys, pathlib; from tlx.models.pth import read_pth\n"
         "import pickle; pickle.Unpickler = pickle.loads = pickle.load = None\n"
         f"assert len(read_pth(pathlib.Path({str(path)!r}))) == 2; assert 'torch' not in sys.modules"
     )

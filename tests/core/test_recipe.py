@@ -10,7 +10,7 @@ import pytest
 
 from tlx.errors import RecipeError
 from tlx.recipe import Recipe
-from tlx.strategy import Group, Phase, Strategy
+from tlx.strategy.plan import Group, Phase, Strategy
 
 STRATEGY = Strategy(
     "mine",

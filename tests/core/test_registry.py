@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from tlx import registry
-from tlx.backend import Batch
+from tlx.backend import Batch, registry
 from tlx.conformance.loopback import Loopback
 from tlx.errors import BackendError, one_line
 

@@ -17,9 +17,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import tlx
-from tlx import registry
+from tlx.backend import registry
 from tlx.errors import Interrupted, TlxError
-from tlx.strategy import Group, Phase, Strategy
+from tlx.strategy.plan import Group, Phase, Strategy
 
 FIELDS: dict[str, Any] = {
     "backend": "loopback",

@@ -12,12 +12,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import tlx
-from tlx import registry
-from tlx.backend import ModelSpec
+from tlx.backend import ModelSpec, registry
 from tlx.errors import FrozenMovedError, TlxError
-from tlx.initial import initial_arrays
-from tlx.schedule import drops
-from tlx.zoo import architecture
+from tlx.models.initial_values import initial_arrays
+from tlx.models.zoo import architecture
+from tlx.strategy.schedule import drops
 
 FIELDS: dict[str, Any] = {
     "backend": "loopback",

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from tlx.schedule import SCHEDULES, Schedule, drops, float32_exact
+from tlx.strategy.schedule import SCHEDULES, Schedule, drops, float32_exact
 
 
 def factors(name: str, **fields: float) -> list[float]:

@@ -15,8 +15,9 @@ import pytest
 
 import tlx
 from tests.core.test_features import FIELDS, outcome, seen
-from tlx import features, shelf
-from tlx.shelf import Shelf, hashes, open_shelf
+from tlx.training import feature_store as shelf
+from tlx.training import features
+from tlx.training.feature_store import Shelf, hashes, open_shelf
 
 __all__ = ["seen"]
 IMAGES = 72 * 4 + 18 + 40  # train in 4 versions, val and test; of equal pixels there are a few
@@ -152,7 +153,7 @@ def test_what_is_damaged_or_wrong_is_computed_anew(
 
 WRITES = """
 import sys, numpy as np
-from tlx.shelf import open_shelf
+from tlx.training.feature_store import open_shelf
 shelf = open_shelf({"of": "test"}, np.dtype(np.float32), (64,))
 for number in range(int(sys.argv[1]), int(sys.argv[2])):
     images = np.zeros((16, 3, 4, 4), np.uint8) + np.arange(16, dtype=np.uint8)[:, None, None, None]

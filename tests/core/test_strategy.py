@@ -8,8 +8,9 @@ import pytest
 
 from tests.core.resnet import ARCH, PARAMS, SPECS
 from tlx.errors import RecipeError
-from tlx.schedule import Schedule, float32_exact
-from tlx.strategy import STRATEGIES, Group, Options, Phase, Plan, Strategy, built_in, make
+from tlx.strategy.built_in import STRATEGIES, Options, built_in, make
+from tlx.strategy.plan import Group, Phase, Plan, Strategy
+from tlx.strategy.schedule import Schedule, float32_exact
 
 NORMS = {spec.module for spec in SPECS if spec.role == "statistic"}
 HEAD = {"fc.weight", "fc.bias"}

@@ -6,7 +6,7 @@ import pytest
 
 from tlx.backend import ParamSpec
 from tlx.errors import RecipeError, WeightsError
-from tlx.zoo import ARCHITECTURES, architecture, own_architecture
+from tlx.models.zoo import ARCHITECTURES, architecture, own_architecture
 
 
 def specs(*modules: str) -> list[ParamSpec]:

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tlx.data import cifar10, load
-from tlx.data.download import hash_file
+from tlx.data import load_data
+from tlx.data.sources import cifar10
+from tlx.download import hash_file
 from tlx.errors import DataError
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -43,7 +44,7 @@ def archive(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def test_the_published_set(test_data: Path) -> None:
-    data = load("cifar10", root=test_data, val_fraction=0.1)
+    data = load_data("cifar10", root=test_data, val_fraction=0.1)
     assert data.classes == tuple(NAMES)
     assert [len(part) for part in (data.train, data.val, data.test)] == [45_000, 5_000, 10_000]
     assert np.bincount(data.val.labels).tolist() == [500] * 10
@@ -59,11 +60,11 @@ def test_it_is_downloaded_unpacked_and_then_found(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(cifar10, "URL", f"http://127.0.0.1:{server.server_port}/c.tar.gz")
     monkeypatch.setattr(cifar10, "SHA256", hash_file(served))
     try:
-        first = load("cifar10", val_fraction=0)
+        first = load_data("cifar10", val_fraction=0)
     finally:
         server.shutdown()
         server.server_close()
-    again = load("cifar10", val_fraction=0)  # the server is gone
+    again = load_data("cifar10", val_fraction=0)  # the server is gone
     assert first.fingerprint == again.fingerprint and len(first.train) == 100
     assert [path.name for path in (tmp_path / "cache" / "data").iterdir()] == [cifar10.FOLDER]
 
@@ -73,9 +74,9 @@ def test_where_it_cannot_be_downloaded_it_says_what_to_pass(tmp_path: Path, monk
     monkeypatch.delenv("TLX_DATA_ROOT", raising=False)
     monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/c.tar.gz")
     with pytest.raises(DataError, match=r"cannot be reached.*--data-root FOLDER.*--data digits"):
-        load("cifar10")
+        load_data("cifar10")
     with pytest.raises(DataError, match="no CIFAR-10 in"):
-        load("cifar10", root=tmp_path)
+        load_data("cifar10", root=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", f"{cifar10.FOLDER}/../../evil", f"{cifar10.FOLDER}/extra"])
@@ -127,7 +128,7 @@ def write(folder: Path, **files: bytes) -> Path:
 
 
 def test_a_row_holds_the_red_plane_then_green_then_blue(tmp_path: Path) -> None:
-    data = load("cifar10", root=write(tmp_path), val_fraction=0)
+    data = load_data("cifar10", root=write(tmp_path), val_fraction=0)
     row = np.random.default_rng(1).integers(0, 256, (20, 3072), dtype=np.uint8)[3]  # as `batch` draws data_batch_2
     pixels = data.train.pixels(23)
     assert [pixels[r, c, k] for r, c, k in np.ndindex(32, 32, 3)] == [
@@ -159,7 +160,7 @@ def test_a_readable_pickle_with_the_wrong_content_is_named(name: str, content: A
     raw = content if isinstance(content, bytes) else pickle.dumps(content, protocol=3)
     write(tmp_path, **{name: raw})
     with pytest.raises(DataError, match=rf"{name}\b.*{said}") as error:
-        load("cifar10", root=tmp_path, val_fraction=0)
+        load_data("cifar10", root=tmp_path, val_fraction=0)
     assert "\n" not in str(error.value)
 
 

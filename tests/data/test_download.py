@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tlx.data.download import fetch
+from tlx.download import fetch
 from tlx.errors import DataError
 
 CONTENT = np.random.default_rng(0).bytes(700_000)

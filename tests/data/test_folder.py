@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlx.data import load
+from tlx.data import load_data
+from tlx.data.augment import resize
 from tlx.data.images import View, read_photo
-from tlx.data.transforms import resize
 from tlx.errors import DataError
 
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_read_in_the_order_of_names(folder: Path) -> None:
-    data = load(folder, val_fraction=0)
+    data = load_data(folder, val_fraction=0)
     assert data.classes == ("zebra", "Ärger", "犬")
     assert list(data.train.names[:5]) == [*(f"train/zebra/{i}.png" for i in range(4)), "train/Ärger/0.png"]
     assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -44,12 +44,12 @@ def test_a_folder_is_read_in_the_order_of_names(folder: Path) -> None:
 def test_val_chooses_the_best_epoch_where_there_is_a_test_part(folder: Path) -> None:
     for name in ("Ärger", "zebra", "犬"):
         photo(folder / "test" / name / "t.JPEG")
-    data = load(folder)
+    data = load_data(folder)
     assert (len(data.train), len(data.val), len(data.test)) == (12, 12, 3)
 
 
 def test_the_real_photos_and_their_stray_gif(test_data: Path) -> None:
-    data = load(test_data / "hymenoptera_data", val_fraction=0.1)
+    data = load_data(test_data / "hymenoptera_data", val_fraction=0.1)
     assert data.classes == ("ants", "bees")
     assert (len(data.train) + len(data.val), len(data.test)) == (244, 153)
     assert data.notes == ("skipped 1 file that is not an image by name: train/ants/imageNotFound.gif",)
@@ -58,10 +58,10 @@ def test_the_real_photos_and_their_stray_gif(test_data: Path) -> None:
 def test_what_is_wrong_with_a_folder_is_said(folder: Path, tmp_path: Path) -> None:
     photo(folder / "val" / "cat" / "0.png")
     with pytest.raises(DataError, match=r"Only in train/: none. Only in val/: cat"):
-        load(folder)
+        load_data(folder)
     (folder / "train" / "cat").mkdir()
     with pytest.raises(DataError, match=r"train/cat holds no photo"):
-        load(folder)
+        load_data(folder)
     for name, said in (
         ("empty", "has no train/ folder"),
         ("one", "1 class to tell apart"),
@@ -73,7 +73,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder: Path, tmp_path: Path) -> No
         elif name == "bare":
             (tmp_path / "x" / name / "train").mkdir()
         with pytest.raises(DataError, match=said):
-            load(tmp_path / "x" / name)
+            load_data(tmp_path / "x" / name)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "I;16"])
@@ -134,10 +134,10 @@ def test_a_file_that_is_no_photo_is_named(damage: str, tmp_path: Path) -> None:
 
 def test_valid_is_another_name_of_val_but_not_beside_it(folder: Path) -> None:
     (folder / "val").rename(folder / "valid")
-    assert len(load(folder, val_fraction=0).test) == 12
+    assert len(load_data(folder, val_fraction=0).test) == 12
     photo(folder / "val" / "zebra" / "0.png")
     with pytest.raises(DataError, match="both val/ and valid/"):
-        load(folder)
+        load_data(folder)
 
 
 def test_hidden_files_are_ignored_others_counted_and_nested_photos_taken(folder: Path) -> None:
@@ -146,26 +146,26 @@ def test_hidden_files_are_ignored_others_counted_and_nested_photos_taken(folder:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (12, 8)).save(path, format="PNG")
     (folder / "train" / "README").touch()
-    data = load(folder, val_fraction=0)
+    data = load_data(folder, val_fraction=0)
     zebras = [name for name in data.train.names if name.startswith("train/zebra/")]
     assert zebras == [*(f"train/zebra/{i}.png" for i in range(4)), "train/zebra/deep/er/n.PNG"]
     assert data.notes == ("skipped 2 files that are not images by name: train/README, train/zebra/notes.txt",)
 
 
 def test_classes_and_limits_choose_among_photos(folder: Path) -> None:
-    data = load(folder, classes=("犬", "zebra"), limit_train=4, val_fraction=0)
+    data = load_data(folder, classes=("犬", "zebra"), limit_train=4, val_fraction=0)
     assert data.classes == ("犬", "zebra") and len(data.test) == 8
     assert [name.split("/")[1] for name in data.train.names] == ["zebra", "zebra", "犬", "犬"]
     assert data.train.labels.tolist() == [1, 1, 0, 0]
     with pytest.raises(DataError, match=r"no class 'zebr'\. Did you mean 'zebra'"):
-        load(folder, classes=("zebr", "犬"))
+        load_data(folder, classes=("zebr", "犬"))
 
 
 def test_a_folder_is_found_below_root_and_recognised_by_its_files(folder: Path) -> None:
-    whole = load(folder, val_fraction=0)
-    assert load(folder.name, root=folder.parent, val_fraction=0).fingerprint == whole.fingerprint
+    whole = load_data(folder, val_fraction=0)
+    assert load_data(folder.name, root=folder.parent, val_fraction=0).fingerprint == whole.fingerprint
     photo(folder / "train" / "zebra" / "0.png", size=(90, 70))
-    assert load(folder, val_fraction=0).fingerprint != whole.fingerprint
+    assert load_data(folder, val_fraction=0).fingerprint != whole.fingerprint
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

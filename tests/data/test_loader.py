@@ -12,8 +12,8 @@ from PIL import Image
 
 from tlx import rng
 from tlx.backend import Batch, Preprocess
-from tlx.data import Augment, FileImages, Loader, load
-from tlx.data.transforms import crop_box
+from tlx.data import Augment, FileImages, Loader, load_data
+from tlx.data.augment import crop_box
 from tlx.errors import DataError, RecipeError
 
 BITS = ("images", "labels", "indices")
@@ -25,7 +25,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 @pytest.fixture
 def photos(test_data: Path) -> Any:
-    return load(test_data / "hymenoptera_data", limit_train=11, limit_test=4, val_fraction=0).train
+    return load_data(test_data / "hymenoptera_data", limit_train=11, limit_test=4, val_fraction=0).train
 
 
 def make(images: Any, size: int = 48, **fields: Any) -> Loader:
@@ -36,7 +36,7 @@ def make(images: Any, size: int = 48, **fields: Any) -> Loader:
 def images(request: pytest.FixtureRequest) -> Any:
     if request.param == "photos":
         return request.getfixturevalue("photos")
-    return load("digits", limit_train=11, val_fraction=0).train
+    return load_data("digits", limit_train=11, val_fraction=0).train
 
 
 @pytest.mark.parametrize("augment", ["none", "photo", "crop+hflip+vflip"])
@@ -55,7 +55,7 @@ def test_batches_are_the_same_for_any_number_of_workers_and_after_a_resume(image
 
 
 def test_an_epoch_visits_each_sample_once_in_an_order_of_its_own() -> None:
-    images = load("digits", limit_train=50, val_fraction=0).train
+    images = load_data("digits", limit_train=50, val_fraction=0).train
     loader = make(images, size=8)
     orders = [np.concatenate([batch.indices for batch in loader.epoch(e)]) for e in (0, 1)]
     assert all(np.array_equal(np.sort(order), np.arange(50)) for order in orders)
@@ -67,7 +67,7 @@ def test_an_epoch_visits_each_sample_once_in_an_order_of_its_own() -> None:
 
 
 def test_flips_follow_the_words_of_each_sample() -> None:
-    images = load("digits", limit_train=30, val_fraction=0).train
+    images = load_data("digits", limit_train=30, val_fraction=0).train
     batches = list(make(images, size=8, augment=Augment.parse("hflip")).epoch(3))
     flipped = rng.words(7, "augment/hflip", 3, 30, 1)[:, 0] >= 2**31
     assert 5 < flipped.sum() < 25
@@ -89,7 +89,7 @@ def test_crops_are_those_that_the_words_describe(photos: Any) -> None:
 
 
 def test_augmentation_leaves_the_stored_images_as_they_are() -> None:
-    images = load("digits", limit_train=12, val_fraction=0).train
+    images = load_data("digits", limit_train=12, val_fraction=0).train
     before = images.array.copy()
     loader = make(images, size=8, augment=Augment.parse("flips"))
     first, again = list(loader.epoch(0)), list(loader.epoch(0))
@@ -98,7 +98,7 @@ def test_augmentation_leaves_the_stored_images_as_they_are() -> None:
 
 
 def test_small_images_keep_their_size_and_large_ones_are_shrunk_with_antialiasing() -> None:
-    images = load("digits", limit_train=20, val_fraction=0).train
+    images = load_data("digits", limit_train=20, val_fraction=0).train
     assert next(make(images, size=32).epoch(0)).images.shape == (4, 3, 8, 8)
     batch = next(make(images, size=4).epoch(0))
     expected = Image.fromarray(images.pixels(int(batch.indices[0]))).resize((4, 4), Image.Resampling.BILINEAR)
@@ -158,12 +158,12 @@ def test_photos_before_the_start_of_a_resumed_epoch_are_not_decoded(tmp_path: Pa
 )
 def test_impossible_settings_are_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError, match=f"{said} must be"):
-        make(load("digits", limit_train=10, val_fraction=0).train, **fields)
+        make(load_data("digits", limit_train=10, val_fraction=0).train, **fields)
 
 
 def test_large_arrays_are_shrunk_from_their_centre() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 20, 30, 3), dtype=np.uint8)
-    images = load({"train": (pixels, np.array([0, 1, 0, 1]))}, val_fraction=0).train
+    images = load_data({"train": (pixels, np.array([0, 1, 0, 1]))}, val_fraction=0).train
     batch = next(make(images, size=8, shuffle=False, crop_fraction=0.5).epoch(0))
     centre = Image.fromarray(pixels[3]).crop((10, 5, 20, 15)).resize((8, 8), Image.Resampling.BILINEAR)
     assert np.array_equal(batch.images[3], np.asarray(centre).transpose(2, 0, 1))

@@ -12,9 +12,9 @@ from PIL import Image, ImageEnhance
 
 from tlx import rng
 from tlx.backend import Batch, Preprocess
-from tlx.data import Augment, Loader, load
+from tlx.data import Augment, Loader, load_data
 from tlx.data.mixing import SHARES, Targets, balanced_order, balanced_weights, beta, cutmix, mixup, slots
-from tlx.data.pixels import CHANGES, PIXEL_OPS, color, rotate
+from tlx.data.pixel_ops import CHANGES, PIXEL_OPS, color, rotate
 
 LABELS = np.array([0, 2, 1, 2], dtype=np.int64)
 
@@ -130,7 +130,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_gives_the_same_batches_for_any_workers_and_after_a_resume(option: str) -> None:
-    images = load("digits", limit_train=40, val_fraction=0).train
+    images = load_data("digits", limit_train=40, val_fraction=0).train
     runs = [list(loader(images, workers=n, **OPTIONS[option]).epoch(2)) for n in (0, 3)]
     assert [len(batch) for batch in runs[0]] == [7, 7, 7, 7, 7, 5]
     assert all(same(a, b) for a, b in zip(*runs, strict=True))

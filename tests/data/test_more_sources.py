@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tlx.data import Data, load
+from tlx.data import Data, load_data
 from tlx.errors import DataError
 
 
@@ -39,7 +39,7 @@ def names(data: Data) -> dict[str, list[str]]:
 
 
 def test_one_folder_is_split_the_same_way_whatever_the_seed(whole: Path) -> None:
-    first, second = (load(whole, seed=seed) for seed in (0, 1))
+    first, second = (load_data(whole, seed=seed) for seed in (0, 1))
     assert first.classes == ("cat", "dog") and first.test is not None and first.val is not None
     assert (len(first.train), len(first.val), len(first.test)) == (29, 3, 8)
     assert np.bincount(first.test.labels).tolist() == [4, 4]
@@ -49,9 +49,9 @@ def test_one_folder_is_split_the_same_way_whatever_the_seed(whole: Path) -> None
     )
     assert names(second)["test"] == found["test"] and names(second)["val"] != found["val"]
     assert any("8 of 40 images were drawn for the test" in note for note in first.notes)
-    assert load(whole, test_fraction=0).test is None
+    assert load_data(whole, test_fraction=0).test is None
     with pytest.raises(DataError, match=r"test_fraction=0\.01 of 40 images is 0, which cannot leave an image of each"):
-        load(whole, test_fraction=0.01)
+        load_data(whole, test_fraction=0.01)
 
 
 def table(folder: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -64,11 +64,11 @@ def test_a_csv_lists_paths_and_labels(whole: Path) -> None:
         f"pets/{p.relative_to(whole).as_posix()},{'köter' if 'dog' in p.parts else '猫'}" for p in whole.rglob("*.png")
     ]
     path = table(whole.parent, "\ufeffpath,label\r\n" + "\r\n".join(lines) + "\r\n\r\n")
-    data = load(path)
+    data = load_data(path)
     assert data.classes == ("köter", "猫") and data.name == "list" and data.test is not None
     for images in (data.train, data.test):
         assert all(("dog" in name) == (label == 0) for name, label in zip(images.names, images.labels, strict=True))
-    assert load(whole.parent / "list.csv").fingerprint == data.fingerprint
+    assert load_data(whole.parent / "list.csv").fingerprint == data.fingerprint
 
 
 def test_a_csv_may_say_the_split_and_its_root_may_be_elsewhere(whole: Path, tmp_path: Path) -> None:
@@ -78,10 +78,10 @@ def test_a_csv_may_say_the_split_and_its_root_may_be_elsewhere(whole: Path, tmp_
     rows = [f'"{name}",{name[:3]},{split}' for name, split in zip(order, splits, strict=True)]
     (tmp_path / "lists").mkdir()
     path = table(tmp_path / "lists", "path,label,split\n" + "\n".join(rows))
-    data = load(path, root=whole)
+    data = load_data(path, root=whole)
     assert names(data) == {part: [n for n, s in zip(order, splits, strict=True) if s == part] for part in set(splits)}
     with pytest.raises(DataError, match=r"list\.csv, line 2: no such file: .*Paths are relative to"):
-        load(path)
+        load_data(path)
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_a_mistake_in_a_csv_names_its_line(text: str, said: str, tmp_path: Path)
     for name in ("a.png", "b.png"):
         photo(tmp_path / name)
     with pytest.raises(DataError) as error:
-        load(table(tmp_path, text))
+        load_data(table(tmp_path, text))
     assert said in str(error.value) and "list" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_csv_in_another_encoding_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read as CSV in UTF-8"):
-        load(table(tmp_path, "path,label\nx,é", "latin-1"))
+        load_data(table(tmp_path, "path,label\nx,é", "latin-1"))
 
 
 RNG = np.random.default_rng(0)
@@ -128,12 +128,12 @@ def test_an_npz_gives_what_its_arrays_give(tmp_path: Path) -> None:
         y_test=LABELS[:6],
         classes=["a", "b", "ç"],
     )
-    data = load(tmp_path / "set.npz")
-    same = load({"train": (PIXELS, LABELS), "test": (PIXELS[:6], LABELS[:6]), "classes": ["a", "b", "ç"]})
+    data = load_data(tmp_path / "set.npz")
+    same = load_data({"train": (PIXELS, LABELS), "test": (PIXELS[:6], LABELS[:6]), "classes": ["a", "b", "ç"]})
     assert data.classes == ("a", "b", "ç") and data.name == "set" and data.test is not None and same.test is not None
     assert np.array_equal(data.train.pixels(3), same.train.pixels(3)) and names(data) == names(same)
     np.savez(tmp_path / "whole.npz", images=PIXELS, labels=LABELS)
-    drawn = load(tmp_path / "whole.npz", val_fraction=0)
+    drawn = load_data(tmp_path / "whole.npz", val_fraction=0)
     assert drawn.test is not None and len(drawn.test) == 6 and len(drawn.train) == 24
 
 
@@ -154,7 +154,7 @@ def test_an_npz_gives_what_its_arrays_give(tmp_path: Path) -> None:
 def test_a_mistake_in_an_npz_is_named(arrays: dict[str, Any], said: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(DataError) as error:
-        load(tmp_path / "set.npz")
+        load_data(tmp_path / "set.npz")
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -164,7 +164,7 @@ def test_an_npz_that_declares_more_than_it_holds_is_refused(tmp_path: Path) -> N
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", header.getvalue() + bytes(1000))
     with pytest.raises(DataError, match=r"declares .* more than it holds"):
-        load(tmp_path / "bomb.npz")
+        load_data(tmp_path / "bomb.npz")
 
 
 def valid_npz() -> bytes:
@@ -184,7 +184,7 @@ def test_a_damaged_npz_is_data_or_one_clear_error(
     path = tmp_path_factory.mktemp("npz") / "x.npz"
     path.write_bytes(bytes(content[: data.draw(st.integers(1, len(content)))]))
     try:
-        load(path)
+        load_data(path)
     except DataError as error:
         assert "\n" not in str(error)
 
@@ -195,7 +195,7 @@ def test_any_text_called_csv_is_data_or_one_clear_error(tmp_path_factory: pytest
     path = tmp_path_factory.mktemp("csv") / "x.csv"
     path.write_text("path,label\n" + text, encoding="utf-8", newline="")
     with pytest.raises(DataError) as error:
-        load(path)
+        load_data(path)
     assert str(error.value)
 
 
@@ -218,38 +218,38 @@ class Listed:
 
 def test_a_sequence_of_images_and_labels_is_read_when_needed() -> None:
     source = Listed()
-    data = load(source, val_fraction=0)
+    data = load_data(source, val_fraction=0)
     assert data.classes == ("none", "some", "all") and data.test is not None
     place = int(data.test.names[2])
     assert np.array_equal(data.test.pixels(2), PIXELS[place]) and data.test.labels[2] == LABELS[place]
     source.targets = LABELS.tolist()  # type: ignore[attr-defined]
     source.read.clear()
-    assert load(source, val_fraction=0).fingerprint == data.fingerprint
+    assert load_data(source, val_fraction=0).fingerprint == data.fingerprint
     assert len(source.read) < 60  # the labels came from `targets`, without reading every image
-    pair = load((Listed(), Listed(6)), val_fraction=0)
+    pair = load_data((Listed(), Listed(6)), val_fraction=0)
     assert (len(pair.train), len(pair.test or ())) == (30, 6)
-    assert load({"train": Listed(mode="L"), "test": Listed(6)}, val_fraction=0).train.pixels(0).shape == (6, 5, 3)
+    assert load_data({"train": Listed(mode="L"), "test": Listed(6)}, val_fraction=0).train.pixels(0).shape == (6, 5, 3)
 
 
 def test_a_list_of_arrays_of_one_size_is_held_in_memory() -> None:
-    data = load(
+    data = load_data(
         [(pixels, label) for pixels, label in zip(PIXELS, LABELS, strict=True)], test_fraction=0, val_fraction=0
     )
     assert data.train.size == (6, 5) and np.array_equal(data.train.pixels(7), PIXELS[7])
-    mixed = load([(PIXELS[i][: 3 + i % 2], i % 2) for i in range(10)], test_fraction=0, val_fraction=0)
+    mixed = load_data([(PIXELS[i][: 3 + i % 2], i % 2) for i in range(10)], test_fraction=0, val_fraction=0)
     assert mixed.train.size is None and mixed.train.pixels(0).shape == (3, 5, 3)
 
 
 def test_a_torchvision_data_set(tmp_path: Path, whole: Path) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
-    ours, theirs = load(whole, val_fraction=0, test_fraction=0), datasets.ImageFolder(str(whole))
-    data = load(theirs, val_fraction=0, test_fraction=0)
+    ours, theirs = load_data(whole, val_fraction=0, test_fraction=0), datasets.ImageFolder(str(whole))
+    data = load_data(theirs, val_fraction=0, test_fraction=0)
     assert data.classes == ours.classes and np.array_equal(data.train.labels, ours.train.labels)
     assert all(np.array_equal(data.train.pixels(i), ours.train.pixels(i)) for i in range(40))
     transforms = pytest.importorskip("torchvision.transforms")
     tensors = datasets.FakeData(8, (3, 6, 6), 2, transform=transforms.ToTensor())
     with pytest.raises(DataError, match=r"image 0 of FakeData is a Tensor .*without a transform: tlx does the"):
-        load(tensors)
+        load_data(tensors)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_torchvision_data_set(tmp_path: Path, whole: Path) -> None:
 )
 def test_a_sequence_of_the_wrong_kind_is_named(source: Any, said: str) -> None:
     with pytest.raises(DataError) as error:
-        load(source)
+        load_data(source)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -285,7 +285,7 @@ def spoil(whole: Path) -> list[str]:
 
 def test_the_first_bad_photo_has_all_of_them_listed(whole: Path) -> None:
     bad = spoil(whole)
-    data = load(whole, test_fraction=0, val_fraction=0)
+    data = load_data(whole, test_fraction=0, val_fraction=0)
     with pytest.raises(DataError) as error:
         data.train.pixels(list(data.train.names).index("dog/04.png"))
     assert all(name in str(error.value) for name in bad) and "4 of 40 photos cannot be decoded" in str(error.value)
@@ -294,7 +294,7 @@ def test_the_first_bad_photo_has_all_of_them_listed(whole: Path) -> None:
 
 def test_bad_photos_are_left_out_and_counted_when_asked(whole: Path) -> None:
     bad = spoil(whole)
-    data = load(whole, on_bad_image="skip", test_fraction=0.25)
+    data = load_data(whole, on_bad_image="skip", test_fraction=0.25)
     found = list(chain.from_iterable(names(data).values()))
     assert len(found) == 36 and not set(bad) & set(found)
     assert (
@@ -303,9 +303,9 @@ def test_bad_photos_are_left_out_and_counted_when_asked(whole: Path) -> None:
     for name in list((whole / "cat").iterdir()):
         name.write_bytes(b"no photo")
     with pytest.raises(DataError, match="no training image of class 'cat'"):
-        load(whole, on_bad_image="skip", test_fraction=0, val_fraction=0)
+        load_data(whole, on_bad_image="skip", test_fraction=0, val_fraction=0)
     with pytest.raises(DataError, match="on_bad_image is 'ignore'; expected error or skip"):
-        load(whole, on_bad_image="ignore")
+        load_data(whole, on_bad_image="ignore")
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_a_name_in_any_script(name: str, tmp_path: Path) -> None:
     except (OSError, UnicodeEncodeError) as error:
         pytest.skip(f"this file system cannot hold the name: {error}")
     photo(tmp_path / "set" / "train" / "b" / "y.png")
-    data = load(tmp_path / "set", val_fraction=0)
+    data = load_data(tmp_path / "set", val_fraction=0)
     index = [i for i, known in enumerate(data.train.names) if known.endswith(name)]
     assert len(index) == 1 and data.train.pixels(index[0])[0, 0].tolist() == [7, 8, 9]
 
@@ -327,17 +327,17 @@ def test_a_name_in_any_script(name: str, tmp_path: Path) -> None:
 def test_a_link_that_leads_in_a_circle_is_named(whole: Path) -> None:
     (whole / "cat" / "again").symlink_to(whole / "cat", target_is_directory=True)
     with pytest.raises(DataError, match=r"again is a link to .*cat, which is read already"):
-        load(whole)
+        load_data(whole)
 
 
 def test_what_is_no_file_is_named_and_never_waited_for(whole: Path) -> None:
     (whole / "cat" / "dangling.png").symlink_to(whole / "nowhere.png")
     with pytest.raises(DataError, match=r"dangling\.png cannot be read: No such file"):
-        load(whole)
+        load_data(whole)
     os.mkfifo(whole / "cat" / "pipe.png")
     (whole / "dog" / "folder.png").mkdir()
     photo(whole / "dog" / "folder.png" / "inside.png")
-    data = load(whole, on_bad_image="skip")
+    data = load_data(whole, on_bad_image="skip")
     assert any(
         "left out 2 of 43 photos" in note and "dangling.png" in note and "pipe.png" in note for note in data.notes
     )
@@ -349,7 +349,7 @@ def test_a_folder_that_may_not_be_read_is_named(whole: Path) -> None:
     (whole / "cat").chmod(0)
     try:
         with pytest.raises(DataError, match="cat cannot be read: Permission denied"):
-            load(whole)
+            load_data(whole)
     finally:
         (whole / "cat").chmod(0o755)
 
@@ -357,9 +357,9 @@ def test_a_folder_that_may_not_be_read_is_named(whole: Path) -> None:
 def test_one_photo_under_two_spellings_is_found(whole: Path) -> None:
     path = table(whole.parent, "path,label\npets/cat/01.png,cat\n./pets//cat/01.png,dog\n")
     with pytest.raises(DataError, match=r"line 3: ./pets//cat/01.png stands in line 2 already"):
-        load(path)
+        load_data(path)
     with pytest.raises(DataError, match="line 2: no such file"):
-        load(table(whole.parent, f"path,label\n{'x' * 300},cat\n"))
+        load_data(table(whole.parent, f"path,label\n{'x' * 300},cat\n"))
 
 
 def test_an_npz_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_an_npz_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
         tmp_path / "flat.npz", images=np.zeros((2**17, 32, 32, 3), np.uint8), labels=np.zeros(2**17, int)
     )
     with pytest.raises(DataError, match=r"images.npy unpacks to 402653312 bytes, suspiciously many"):
-        load(tmp_path / "flat.npz")
+        load_data(tmp_path / "flat.npz")
 
 
 class Faulty(Listed):
@@ -379,7 +379,7 @@ class Faulty(Listed):
 
 def test_an_item_that_cannot_be_read_is_named() -> None:
     with pytest.raises(DataError, match="all: item 7 cannot be read: the disk is gone"):
-        load(Faulty())
+        load_data(Faulty())
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

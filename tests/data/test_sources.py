@@ -7,22 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tlx.data import load
+from tlx.data import load_data
 from tlx.errors import DataError
 
 
 def test_classes_are_renumbered_in_the_order_given() -> None:
-    whole, part = load("digits", val_fraction=0), load("digits", classes=("7", "3"), val_fraction=0)
+    whole, part = load_data("digits", val_fraction=0), load_data("digits", classes=("7", "3"), val_fraction=0)
     assert part.classes == ("7", "3")
     kept = np.flatnonzero(np.isin(whole.train.labels, [3, 7]))
     assert part.train.labels.tolist() == [int(label == 3) for label in whole.train.labels[kept]]
     assert all(np.array_equal(part.train.pixels(i), whole.train.pixels(int(k))) for i, k in enumerate(kept[:20]))
     with pytest.raises(DataError, match="no class 'x'"):
-        load("digits", classes=("7", "x"))
+        load_data("digits", classes=("7", "x"))
 
 
 def test_limits_and_the_validation_split_are_stratified_and_repeatable() -> None:
-    data = [load("digits", limit_train=200, val_fraction=0.2, seed=seed) for seed in (0, 0, 1)]
+    data = [load_data("digits", limit_train=200, val_fraction=0.2, seed=seed) for seed in (0, 0, 1)]
     assert (len(data[0].train), len(data[0].val)) == (160, 40)
     assert set(np.bincount(data[0].val.labels)) <= {3, 4, 5}
     assert not set(data[0].train.names) & set(data[0].val.names)
@@ -30,7 +30,7 @@ def test_limits_and_the_validation_split_are_stratified_and_repeatable() -> None
     chosen = [{*d.train.names, *d.val.names} for d in data]
     assert chosen[0] == chosen[2]  # the limit does not depend on the seed, only the split does
     with pytest.raises(DataError, match="limit_train=3 leaves a class without an image"):
-        load("digits", limit_train=3)
+        load_data("digits", limit_train=3)
 
 
 IMAGES = np.zeros((6, 8, 8, 3), np.uint8)
@@ -53,7 +53,7 @@ IMAGES = np.zeros((6, 8, 8, 3), np.uint8)
 )
 def test_arrays_that_do_not_fit_are_refused(part: Any, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        load({"train": part}, val_fraction=0)
+        load_data({"train": part}, val_fraction=0)
 
 
 TWO = (IMAGES, np.array([0, 1] * 3))
@@ -82,13 +82,13 @@ TWO = (IMAGES, np.array([0, 1] * 3))
 )
 def test_what_cannot_be_loaded_is_said_in_one_line(source: Any, options: dict[str, Any], said: str) -> None:
     with pytest.raises(DataError, match=said) as error:
-        load(source, **{"val_fraction": 0, **options})
+        load_data(source, **{"val_fraction": 0, **options})
     assert "\n" not in str(error.value)
 
 
 def test_arrays_keep_their_pixels_and_grey_becomes_three_equal_channels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
-    data = load(((pixels, TWO[1]), (pixels[..., 0], TWO[1])), val_fraction=0)
+    data = load_data(((pixels, TWO[1]), (pixels[..., 0], TWO[1])), val_fraction=0)
     assert data.classes == ("0", "1") and data.train.size == (4, 5)
     for i in range(6):
         assert np.array_equal(data.train.pixels(i), pixels[i])
@@ -98,12 +98,12 @@ def test_arrays_keep_their_pixels_and_grey_becomes_three_equal_channels() -> Non
 @pytest.mark.parametrize(("count", "shares"), [(7, [2, 3, 2]), (10, [3, 5, 2]), (3, [1, 1, 1]), (19, [6, 8, 5])])
 def test_a_limit_is_divided_by_largest_remainders(count: int, shares: list[int]) -> None:
     labels = np.repeat([0, 1, 2], [6, 9, 5])
-    data = load({"train": (np.zeros((20, 2, 2), np.uint8), labels)}, limit_train=count, val_fraction=0)
+    data = load_data({"train": (np.zeros((20, 2, 2), np.uint8), labels)}, limit_train=count, val_fraction=0)
     assert np.bincount(data.train.labels).tolist() == shares
 
 
 def test_a_limit_beyond_the_data_and_a_missing_test_part_are_noted() -> None:
-    data = load({"train": TWO}, limit_train=9, val_fraction=0)
+    data = load_data({"train": TWO}, limit_train=9, val_fraction=0)
     assert data.notes == ("limit_train=9 is more than there are: all 6 are used", "there is no test part")
     assert len(data.train) == 6 and data.test is None
 
@@ -112,5 +112,5 @@ def test_the_fingerprint_changes_with_one_pixel_or_one_name() -> None:
     other = IMAGES.copy()
     other[5, 7, 7, 2] = 1
     sources = [{"train": TWO}, {"train": (other, TWO[1])}, {"train": TWO, "classes": ["a", "b"]}, {"train": TWO}]
-    prints = [load(source, val_fraction=0).fingerprint for source in sources]
+    prints = [load_data(source, val_fraction=0).fingerprint for source in sources]
     assert len(set(prints)) == 3 and prints[0] == prints[3]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlx.data import Augment
-from tlx.data.transforms import centre_box, crop_box
+from tlx.data.augment import centre_box, crop_box
 from tlx.errors import RecipeError
 
 

@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_on_the_other_stack(
 @pytest.mark.parametrize("trained", STACKS)
 def test_a_model_predicts_the_same_classes_on_both_stacks(trained: str, whole: dict[tuple[str, str], Path]) -> None:
     run_dir = whole[trained, "adamw"]
-    test = tlx.load("digits", limit_test=100).test
+    test = tlx.load_data("digits", limit_test=100).test
     assert test is not None
     images = np.stack([test.pixels(i) for i in range(len(test))])
     here, there = (tlx.predict(run_dir, images, backend=stack) for stack in STACKS)

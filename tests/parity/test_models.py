@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from tests.parity.test_two_stacks import STACKS, distance, pytestmark  # noqa: F401
-from tlx import registry
-from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess
-from tlx.initial import initial_arrays
-from tlx.proof.zoo import measured
-from tlx.zoo import ARCHITECTURES, Architecture, architecture
+from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess, registry
+from tlx.models.initial_values import initial_arrays
+from tlx.models.zoo import ARCHITECTURES, Architecture, architecture
+from tlx.proof.zoo_table import measured
 
 # One of each family; VGG, whose smallest has 129 million parameters, is held to AlexNet's likeness by its names alone.
 FAMILIES = (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tlx
-from tlx import registry
+from tlx.backend import registry
 from tlx.errors import TlxError
 from tlx.proof.faults import faults
 from tlx.proof.result import Verdict

@@ -13,11 +13,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import tlx
-from tlx import registry
-from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess
-from tlx.initial import initial_arrays
-from tlx.schedule import float32_exact
-from tlx.zoo import architecture
+from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess, registry
+from tlx.models.initial_values import initial_arrays
+from tlx.models.zoo import architecture
+from tlx.strategy.schedule import float32_exact
 
 # Float64 rounding grows over 40 steps to about 1e-13; a change of meaning is at least 1e-7.
 LIMIT = 1e-9

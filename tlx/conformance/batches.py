@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tlx import oracle
 from tlx.backend import Array, Backend, OptimizerSpec, Preprocess
+from tlx.conformance import reference as oracle
 from tlx.conformance.subject import (
     CLASSES,
     PLAIN,

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from tlx import oracle
 from tlx.backend import (
     Array,
     Arrays,
@@ -31,8 +30,9 @@ from tlx.backend import (
     check_arrays,
     check_targets,
 )
+from tlx.backend.registry import Check
+from tlx.conformance import reference as oracle
 from tlx.errors import BackendError, closest
-from tlx.registry import Check
 from tlx.rng import keep_mask
 
 DISTRIBUTIONS = ("numpy",)

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tlx import oracle
 from tlx.backend import Array, Arrays, Batch, Hyper, Lazy, OptimizerSpec
+from tlx.conformance import reference as oracle
 from tlx.conformance.loopback import DeviceBatch, Loopback, Net, Optimizer, Pass
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tlx import oracle
 from tlx.backend import Array, Hyper, OptimizerSpec
+from tlx.conformance import reference as oracle
 from tlx.conformance.subject import (
     CLASSES,
     N,

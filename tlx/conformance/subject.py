@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tlx import oracle
 from tlx.backend import (
     Array,
     Arrays,
@@ -26,6 +25,7 @@ from tlx.backend import (
     Precision,
     Preprocess,
 )
+from tlx.conformance import reference as oracle
 from tlx.errors import TlxError
 
 SIZE, CLASSES, N = 32, 5, 4

@@ -1,8 +1,8 @@
 """Data sets, their geometry, and the batches made of them."""
 
+from tlx.data.augment import Augment, Geometry
 from tlx.data.images import ArrayImages, FileImages, Images
+from tlx.data.load import SOURCES, Data, load_data
 from tlx.data.loader import Loader
-from tlx.data.sources import SOURCES, Data, load
-from tlx.data.transforms import Augment, Geometry
 
-__all__ = ["SOURCES", "ArrayImages", "Augment", "Data", "FileImages", "Geometry", "Images", "Loader", "load"]
+__all__ = ["SOURCES", "ArrayImages", "Augment", "Data", "FileImages", "Geometry", "Images", "Loader", "load_data"]

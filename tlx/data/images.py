@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.data.transforms import Box, resize
+from tlx.data.augment import Box, resize
 from tlx.errors import DataError
 
 if TYPE_CHECKING:

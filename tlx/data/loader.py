@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from tlx import rng
 from tlx.backend import Batch, Preprocess
+from tlx.data.augment import Augment, Box, Geometry, centre_box, crop_box, planes, resize
 from tlx.data.images import ArrayImages, Images, View
 from tlx.data.mixing import Targets, balanced_order, slots
-from tlx.data.transforms import Augment, Box, Geometry, centre_box, crop_box, planes, resize
 from tlx.errors import RecipeError
 
 if TYPE_CHECKING:

@@ -12,16 +12,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from tlx import registry, rng
-from tlx.backend import Array, Arrays, Backend, Batch, Hyper, Model, OptimizerSpec, Precision, Probe, Visit
+from tlx import rng
+from tlx.backend import Array, Arrays, Backend, Batch, Hyper, Model, OptimizerSpec, Precision, Probe, Visit, registry
 from tlx.errors import BackendError, TlxError
+from tlx.models.zoo import Architecture, architecture
 from tlx.proof.artifact import MODULE, Capture, Writer
 from tlx.proof.measure import bundle, sha256
 from tlx.proof.recorder import PlannedLoader, RecordedLoader, Recorder
 from tlx.recipe import Recipe
-from tlx.schedule import float32_exact
-from tlx.train import State, Training, train
-from tlx.zoo import Architecture, architecture
+from tlx.strategy.schedule import float32_exact
+from tlx.training.loop import State, Training, train
 
 STEPS = 40  # of the float64 trajectory, at least
 LOCKED = 5  # batches of the step-locked comparison
@@ -101,7 +101,7 @@ def capture(
 
     Raises TlxError where the folder is not empty, the plan is damaged, or the backend cannot run the recipe.
     """
-    from tlx import assemble
+    from tlx.training import build as assemble
 
     stack = registry.load(backend) if isinstance(backend, str) else backend
     if not hasattr(stack, "probe"):
@@ -145,14 +145,14 @@ class Subject:
     feed: Callable[[Any], Any]
 
     def build(self, precision: str) -> tuple[Model, Architecture]:
-        from tlx import assemble
+        from tlx.training import build as assemble
 
         return assemble.build(replace(self.recipe, precision=precision), self.backend, len(self.classes))
 
     @cached_property
     def initial(self) -> dict[str, Array]:
         """The values everything starts from: float32 numbers."""
-        from tlx.initial import initial_arrays
+        from tlx.models.initial_values import initial_arrays
 
         if self.planned or self.copy_weights:
             assert self.plan is not None
@@ -202,7 +202,7 @@ class Subject:
 
     def training(self, model: Model, backend: Any) -> Training:
         """The production job, with the batches of the plan where there is one."""
-        from tlx import assemble
+        from tlx.training import build as assemble
 
         made = assemble.training(self.recipe, backend, self.data or self._stand_in(), model, self.arch)
         loader: Any = PlannedLoader(self.plan, "train") if self.planned else self.feed(made.loader)
@@ -211,7 +211,7 @@ class Subject:
     def _stand_in(self) -> Any:
         """Data of the plan's length, so that the schedule has its steps; its pixels are never read."""
         from tlx.data.images import ArrayImages
-        from tlx.data.sources import Data
+        from tlx.data.load import Data
 
         assert self.plan is not None
         count = sum(len(r.facts["labels"]) for r in self.plan.stage("P2/train/0000"))
@@ -221,7 +221,7 @@ class Subject:
 
     def held_out(self) -> Any:
         """Batches without augmentation, of the test part or, where there is none, of the training part."""
-        from tlx import assemble
+        from tlx.training import build as assemble
 
         if self.planned:
             return PlannedLoader(self.plan, "test")

@@ -15,8 +15,8 @@ from tlx.backend import Array
 from tlx.proof.artifact import MODULE, Capture, Record
 from tlx.proof.locate import first_difference
 from tlx.proof.measure import FLOOR, distances, flips, floor_of, relative, sha256, unbundle
-from tlx.proof.oracle import update_errors
 from tlx.proof.result import BOUNDARY, ONE_SIDED, Report, Row, Stage, Verdict
+from tlx.proof.updates import update_errors
 
 # The limits are those of float64: rounding was measured at 1e-15 to 1e-12, changes of meaning from 2e-7 up.
 FORWARD, UPDATE, TRAJECTORY = 1e-10, 1e-12, 1e-9

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tlx import registry, rng
-from tlx.backend import Backend
+from tlx import rng
+from tlx.backend import Backend, registry
 from tlx.errors import RecipeError, TlxError, closest
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
@@ -65,7 +65,7 @@ def parity(
     Raises:
         TlxError: the input is not as it must be. A difference is no error: see `Report.verdict` and `Report.first`.
     """
-    from tlx.job import as_recipe
+    from tlx.runs.job import as_recipe
 
     started = time.perf_counter()
     for name, instead in (("backend", "reference and candidate"), ("out", "keep")):
@@ -110,7 +110,7 @@ def capture_recipe(
     recipe: str | Path | None, out: Path, plan: Path | None, quick: bool, fields: Mapping[str, Any]
 ) -> Path:
     """Capture one stack; with a plan and no field but the backend, everything comes from the plan."""
-    from tlx.job import as_recipe
+    from tlx.runs.job import as_recipe
 
     backend = fields.get("backend", "torch")
     if plan is not None and recipe is None and set(fields) <= {"backend"}:
@@ -133,8 +133,8 @@ def _with_seeds(report: Report, sides: list[tuple[str, Recipe]], seeds: int, mar
 
 def final_accuracy(recipe: Recipe) -> float:
     """Train by a recipe, in float32 unless it says otherwise, and return the test accuracy."""
-    from tlx.display import Display
-    from tlx.job import execute
+    from tlx.runs.display import Display
+    from tlx.runs.job import execute
 
     precision = "float32" if recipe.precision == "auto" else recipe.precision
     with TemporaryDirectory(prefix="tlx-parity-") as scratch:

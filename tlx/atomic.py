@@ -1,0 +1,37 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from tlx.errors import TlxError
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically. NaN and infinities are refused: they are no JSON."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Replace a file's content in one step: a reader, or a kill at any moment, sees the old content or the new.
+
+    Raises:
+        TlxError: the folder cannot be written or the disk is full; the old content is still there.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise TlxError(f"Cannot write {path}: {error.strerror or error}. Its previous content is untouched.") from error

@@ -1,0 +1,111 @@
+"""`tlx doctor`: for each backend what works, what is missing, and the one command that mends it."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
+from tlx.backend import registry
+from tlx.backend.registry import Check, Entry
+from tlx.errors import one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# An import takes seconds on a warm disk; a minute or more from a cold network disk.
+TIMEOUT = 180.0
+_TRIAL = "import sys; from tlx.backend.doctor import trial; trial(sys.argv[1])"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One backend: what its checks found and, where they found nothing wrong, whether it really runs."""
+
+    entry: Entry
+    trial: Check | None  # None where a check already failed, so that trying would only repeat it
+
+    @property
+    def problem(self) -> Check | None:
+        """What keeps the backend from working, or None where it works."""
+        return self.entry.problem or (self.trial if self.trial and self.trial.problem else None)
+
+    @property
+    def state(self) -> str:
+        """``"works"``, ``"broken"`` or ``"not installed"``."""
+        if not self.entry.installed:
+            return "not installed"
+        return "broken" if self.problem else "works"
+
+
+def doctor() -> list[Report]:
+    """Check every registered backend and try those that should work, each in a process of its own."""
+    return [examine(entry) for entry in registry.available()]
+
+
+def examine(entry: Entry) -> Report:
+    """Check one backend. It runs in another process, because a framework may end the process that imports it."""
+    if entry.problem or not entry.installed:
+        return Report(entry, None)
+    command = [sys.executable, "-c", _TRIAL, entry.name]
+    what = "trial in a process of its own"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired:
+        problem = f"{entry.name} did not answer within {TIMEOUT:.0f} s"
+        return Report(entry, Check(what, "hangs", problem, registry.reinstall(entry)))
+    if done.returncode == 0:
+        return Report(entry, Check(what, ", ".join(["passed", *done.stdout.split("\n")[:1]]).removesuffix(", ")))
+    problem, _, fix = one_line(done.stderr, width=2000).removeprefix("tlx.errors.BackendError: ").partition(". Fix: ")
+    if done.returncode < 0:
+        problem = f"{entry.name} ends the process by {signal.Signals(-done.returncode).name} ({problem})"
+    return Report(entry, Check(what, "failed", problem, fix or registry.reinstall(entry)))
+
+
+def trial(name: str) -> None:
+    """Load a backend in this process, ask what it can do, let its framework compute, and print what that told."""
+    registry.load(name).capabilities()
+    module = import_module(next(entry.module for entry in registry.available() if entry.name == name))
+    if hasattr(module, "smoke"):
+        print(module.smoke() or "")
+
+
+def print_report(console: Console, reports: list[Report]) -> None:
+    """Print what was found, the fix last in its line so that it can be copied."""
+    console.print(
+        f"tlx {metadata.version('tlx')}, Python {platform.python_version()}, "
+        f"{platform.system()} {platform.machine()}, {sys.executable}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    colours = {"works": "green", "broken": "red", "not installed": "yellow"}
+    for report in reports:
+        versions = ", ".join(f"{name} {version}" for name, version in report.entry.versions.items())
+        state = f"[{colours[report.state]}]{report.state}[/]"
+        console.print(f"\n[bold]{report.entry.name}[/] {state}  {versions}", highlight=False)
+        for check in (*report.entry.checks, *([report.trial] if report.trial else [])):
+            if not check.problem:
+                console.print(f"  ok    {check.what}: {check.found}", highlight=False, markup=False, soft_wrap=True)
+                continue
+            console.print(
+                f"  wrong {check.problem}", style=colours[report.state], highlight=False, markup=False, soft_wrap=True
+            )
+            console.print(f"        fix: {check.fix}", highlight=False, markup=False, soft_wrap=True)
+
+
+def main() -> int:
+    """Print the report. Returns 0 where every installed backend works and one is more than tlx's own, else 1."""
+    from rich.console import Console
+
+    console = Console()
+    with console.status("Trying each backend in a process of its own"):
+        reports = doctor()
+    print_report(console, reports)
+    if not any(report.state == "works" and not report.entry.module.startswith("tlx.") for report in reports):
+        console.print("\nNo framework works here: mend one of the above.", highlight=False)
+        return 1
+    return int(any(report.state == "broken" for report in reports))

@@ -1,0 +1,1 @@
+"""What frameworks with modules, autograd and in-place tensors share."""

@@ -1,0 +1,392 @@
+"""The part of an adapter that is the same for every framework with modules, autograd and in-place tensors.
+
+An adapter subclasses `ModuleBackend`, hands it the framework's package and its model zoo, and writes only what differs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from traceback import walk_tb
+from typing import Any
+
+import numpy as np
+
+from tlx.backend import (
+    Array,
+    Arrays,
+    Batch,
+    Hyper,
+    Lazy,
+    ModelSpec,
+    OptimizerSpec,
+    ParamSpec,
+    Precision,
+    Probe,
+    check_alike,
+    check_arrays,
+    check_targets,
+)
+from tlx.backend.module.boundary import Reached, bypass, candidates, replaced, stop_class
+from tlx.backend.module.build import describe, dropout_class, locate, replace_dropouts, replace_head
+from tlx.backend.module.net import DeviceBatch, Net, Optimizer
+from tlx.errors import BackendError, closest, one_line
+
+
+class ModuleBackend:
+    """Everything that two near-twin frameworks do alike."""
+
+    name: str
+
+    def __init__(self, framework: Any, zoo: Any, depth: Any) -> None:
+        self.fw = framework
+        self.zoo = zoo
+        self.depth = depth  # the zoo's stochastic depth
+        nn = framework.nn
+        self.batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        self.norms = (*self.batch_norms, nn.LayerNorm, nn.GroupNorm)
+        self.dropout = dropout_class(framework)
+        self.stop = stop_class(nn.Module)
+
+    # What an adapter may replace, each with its reason.
+
+    def construct(self, name: str, **options: bool) -> Any:
+        """Build a zoo model with whatever initial values the zoo gives it."""
+        return getattr(self.zoo, name)(**options)
+
+    def copied(self, module: Any) -> Any:
+        """Copy a user's own module, which stays as it is."""
+        return copy.deepcopy(module)
+
+    def prepare(self, net: Net) -> None:
+        """Adjust a freshly built model, for example its layout in memory."""
+
+    def reuse_memory(self, net: Net, wanted: bool) -> None:
+        """Keep what is freed for the next batch, where the gaps that this leaves are small; or give it back."""
+
+    def autocast(self, net: Net) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def exact(self, logits: Any) -> Any:
+        """Cast logits to the dtype in which the loss is taken."""
+        raise NotImplementedError
+
+    def make_optimizer(self, spec: OptimizerSpec, groups: list[dict[str, Any]]) -> Any:
+        raise NotImplementedError
+
+    def optimizer_slots(self, optimizer: Optimizer, param: Any) -> Mapping[str, Any] | None:
+        """Return a parameter's portable slots, or None before its first update."""
+        raise NotImplementedError
+
+    def set_optimizer_slots(self, optimizer: Optimizer, param: Any, slots: Mapping[str, Any] | None) -> None:
+        raise NotImplementedError
+
+    def tensor(self, array: Array, device: str) -> Any:
+        """Copy an array to a device; later changes to the array do not reach the tensor."""
+        return self.fw.tensor(array, device=device)
+
+    def array(self, tensor: Any) -> Array:
+        """Copy a tensor to the host, in C order."""
+        return np.array(tensor.detach().cpu().numpy(), order="C", copy=True)
+
+    # Models and their values.
+
+    def build(self, spec: ModelSpec, device: str, precision: Precision) -> Net:
+        fw = self.fw
+        if spec.module is not None:
+            if not isinstance(spec.module, fw.nn.Module):
+                kind = f"{type(spec.module).__module__}.{type(spec.module).__name__}"
+                raise BackendError(
+                    f"model is a {kind}, not a module of {self.name}; choose the backend it is made with"
+                )
+            module = self.copied(spec.module)
+        elif hasattr(self.zoo, spec.name):
+            module = self.construct(spec.name, **dict(spec.options))
+        else:
+            raise BackendError(f"backend {self.name!r} has no model {spec.name!r}; `tlx models` lists what it has")
+        replace_head(fw.nn, module, spec)
+        dropouts = replace_dropouts(fw.nn, self.depth, self.dropout, module)
+        dtype = fw.float64 if precision == "float64" else fw.float32
+        module = module.to(dtype).to(device)
+        specs = tuple(describe(module, self.norms))
+        modes = dict.fromkeys(module.modules(), True)
+        net = Net(module, spec.head, spec.classes, device, dtype, precision == "bfloat16", modes, specs)
+        net.dropouts = dropouts
+        self.prepare(net)
+        module.eval()
+        return net
+
+    def param_specs(self, model: Net) -> tuple[ParamSpec, ...]:
+        return model.specs
+
+    def _tensors(self, model: Net) -> dict[str, Any]:
+        return {**dict(model.module.named_parameters()), **dict(model.module.named_buffers())}
+
+    def load_arrays(self, model: Net, arrays: Arrays) -> None:
+        check_arrays(model.specs, arrays)
+        with self.fw.no_grad():
+            for name, tensor in self._tensors(model).items():
+                tensor.copy_(self.tensor(np.array(arrays[name], order="C", copy=True), model.device))
+
+    def dump_arrays(self, model: Net) -> dict[str, Array]:
+        return {name: self.array(tensor) for name, tensor in self._tensors(model).items()}
+
+    # Training.
+
+    def set_phase(self, model: Net, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
+        params = dict(model.module.named_parameters())
+        statistics = {s.module for s in model.specs if s.role == "statistic"}
+        for chosen, known, what in ((trainable, params, "parameter"), (batch_norm, statistics, "running statistics")):
+            for name in sorted(chosen - known.keys() if isinstance(known, dict) else chosen - known):
+                raise BackendError(f"set_phase: the model has no {what} {name!r}.{closest(name, known)}")
+        for name, param in params.items():
+            param.requires_grad_(name in trainable)
+            param.grad = None
+        parts = [name.split(".")[:-1] for name in trainable]
+        holders = {".".join(path[:depth]) for path in parts for depth in range(len(path) + 1)}
+        for path, module in model.module.named_modules():
+            # A module without parameters, such as dropout, acts where the module around it holds one that trains.
+            home = path if any(True for _ in module.parameters()) else path.rpartition(".")[0]
+            model.training[module] = path in batch_norm if path in statistics else home in holders
+        model.mode = "eval"
+        model.module.eval()
+
+    def _set_mode(self, model: Net, mode: str) -> None:
+        if model.mode != mode:
+            for module, training in model.training.items():
+                module.training = training and mode == "train"
+            model.mode = mode
+
+    def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Any:
+        if spec.name not in OPTIMIZERS:
+            raise BackendError(f"Unknown optimizer {spec.name!r}.{closest(spec.name, OPTIMIZERS)}")
+        params = dict(model.module.named_parameters())
+        listed = [name for group in groups for name in group]
+        for name in listed:
+            if name not in params:
+                raise BackendError(f"optimizer: the model has no parameter {name!r}.{closest(name, params)}")
+        twice = sorted({name for name in listed if listed.count(name) > 1})
+        missing = sorted(params.keys() - set(listed))
+        if twice or missing:
+            raise BackendError(f"optimizer: every parameter belongs in one group; in two: {twice}, in none: {missing}")
+        native = self.make_optimizer(spec, [{"params": [params[n] for n in g], "lr": 0.0} for g in groups])
+        return Optimizer(native, spec, {name: params[name] for name in listed})
+
+    def set_hyper(self, optimizer: Optimizer, values: Sequence[Hyper]) -> None:
+        groups = optimizer.native.param_groups
+        if len(values) != len(groups):
+            raise BackendError(f"set_hyper: {len(values)} values for {len(groups)} groups")
+        for group, hyper in zip(groups, values, strict=True):
+            group["lr"] = hyper.lr
+            group["weight_decay"] = hyper.weight_decay
+
+    def put(self, model: Net, batch: Batch) -> DeviceBatch:
+        labels, count = batch.labels, len(batch.images)
+        if labels.dtype != np.int64 or labels.shape != (count,) or not count:
+            raise BackendError(f"put: labels are {labels.dtype} {labels.shape}; expected int64 [{count}], at least one")
+        if labels.min() < 0 or labels.max() >= model.classes:
+            raise BackendError(f"put: a label is outside 0..{model.classes - 1}")
+        check_targets(batch, model.classes)
+        entering = self._features(model, batch) if batch.cut else self._pixels(model, batch)
+        targets = None if batch.targets is None else self.tensor(batch.targets, model.device)
+        on_device = self.tensor(labels, model.device)
+        return DeviceBatch(entering, on_device, targets, count, batch.key, batch.cut)
+
+    def _features(self, model: Net, batch: Batch) -> Any:
+        if batch.cut not in model.entering:
+            raise BackendError(f"put: nothing was taken at {batch.cut!r} yet; known cuts: {sorted(model.entering)}")
+        return self.tensor(batch.images, model.device).to(model.entering[batch.cut])
+
+    def _pixels(self, model: Net, batch: Batch) -> Any:
+        """Normalise and enlarge on the device."""
+        images, pre, fw = batch.images, batch.preprocess, self.fw
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise BackendError(f"put: images are {images.dtype} {images.shape}; expected uint8 [N, 3, h, w]")
+        if max(images.shape[2:]) > pre.size:
+            raise BackendError(
+                f"put: images of {images.shape[2:]} pixels are larger than {pre.size}; shrink them first"
+            )
+        mean, std = (
+            self.tensor(np.array(values).reshape(1, 3, 1, 1), model.device).to(model.dtype)
+            for values in (pre.mean, pre.std)
+        )
+        # Enlarging is linear and its weights add up to 1, so the few pixels are normalised, not the many.
+        pixels = (self.tensor(images, model.device).to(model.dtype) / 255 - mean) / std
+        if images.shape[2:] == (pre.size, pre.size):
+            return pixels
+        size = (pre.size, pre.size)
+        return fw.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+
+    def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+        self._set_mode(model, "train")
+        self.reuse_memory(model, model.autocast or not next(model.module.parameters()).requires_grad)
+        for layer in model.dropouts:
+            layer.key = batch.key
+        logits = self._train_forward(model, batch)
+        mean = self._loss(logits, batch)
+        (mean if scale == 1.0 else mean * scale).backward()
+        return mean.detach() * batch.size, self._correct(logits, batch.labels)
+
+    def _loss(self, logits: Any, batch: DeviceBatch) -> Any:
+        """Mean over the samples."""
+        functional, logits = self.fw.nn.functional, self.exact(logits)
+        if batch.targets is None:
+            return functional.cross_entropy(logits, batch.labels)
+        return -(batch.targets.to(logits.dtype) * functional.log_softmax(logits, dim=1)).sum() / batch.size
+
+    def _train_forward(self, model: Net, batch: DeviceBatch) -> Any:
+        try:
+            return self._run(model, batch)
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
+            raise BackendError(
+                "BatchNorm cannot take statistics over a batch of one image at this image_size; "
+                "change batch_size or limit_train so that the last batch is larger"
+            ) from error
+
+    def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
+        if max_norm is not None:
+            self.fw.nn.utils.clip_grad_norm_([p for p in optimizer.params.values() if p.grad is not None], max_norm)
+        optimizer.native.step()
+        for param in optimizer.params.values():
+            param.grad = None
+
+    def average(self, shadow: Net, model: Net, weight: float) -> None:
+        check_alike(shadow.specs, model.specs)
+        now = self._tensors(model)
+        with self.fw.no_grad():
+            for name, old in self._tensors(shadow).items():
+                if old.is_floating_point():
+                    old.add_((now[name] - old) * weight)
+                else:
+                    old.copy_(now[name])
+
+    # Evaluation.
+
+    def _forward(self, model: Net, batch: DeviceBatch) -> Any:
+        self._set_mode(model, "eval")
+        self.reuse_memory(model, True)
+        return self._run(model, batch)
+
+    def _run(self, model: Net, batch: DeviceBatch) -> Any:
+        """Return the logits, whose shape is checked: the loss of other shapes ends OneFlow's process."""
+        try:
+            output = self._from_cut(model, batch) if batch.cut else self._whole(model, batch)
+        except RuntimeError as error:
+            raise BackendError(self._failure(model, batch, error)) from error
+        logits = output[0] if isinstance(output, tuple) else output  # GoogLeNet returns them among others
+        if tuple(getattr(logits, "shape", ())) != (batch.size, model.classes):
+            found = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
+            raise BackendError(
+                f"The model returns {found} instead of logits [{batch.size}, {model.classes}]; "
+                "is its head its last layer?"
+            )
+        return logits
+
+    def _failure(self, model: Net, batch: DeviceBatch, error: RuntimeError) -> str:
+        """Name the innermost module that failed, without the framework's frames."""
+        paths = {id(module): path for path, module in model.module.named_modules()}
+        frames = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
+        failed = [paths[id(owner)] for owner in frames if id(owner) in paths]
+        where = f" at {failed[-1]!r}" if failed and failed[-1] else ""
+        fix = " Lower batch_size, micro_batch or image_size." if "memory" in str(error) else ""
+        shape = list(batch.images.shape)
+        return f"{self.name} cannot run the model on {shape}{where}: {one_line(str(error))}.{fix}"
+
+    def _whole(self, model: Net, batch: DeviceBatch) -> Any:
+        with self.autocast(model):
+            return model.module(batch.images)
+
+    def _from_cut(self, model: Net, batch: DeviceBatch) -> Any:
+        x = batch.images
+        with self.autocast(model), replaced(bypass(model.module, batch.cut, self.fw.nn.Identity())):
+            if batch.cut not in model.as_maps:
+                try:
+                    return model.module(x)
+                except (RuntimeError, IndexError, TypeError):
+                    if x.ndim != 2:
+                        raise
+                    model.as_maps.add(batch.cut)
+            return model.module(x.reshape(*x.shape, 1, 1))
+
+    def cuts(self, model: Net) -> tuple[str, ...]:
+        statistics = {s.module for s in model.specs if s.role == "statistic"}
+        norms = {module for path, module in model.module.named_modules() if path in statistics}
+
+        def active(leaf: Any) -> bool:
+            if any(param.requires_grad for param in leaf.parameters()):
+                return True
+            return (leaf in norms or leaf in model.dropouts) and model.training[leaf]
+
+        return candidates(model.module, active)
+
+    def _correct(self, logits: Any, labels: Any) -> Any:
+        with self.fw.no_grad():
+            return (logits.argmax(1) == labels).sum()
+
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
+        with self.fw.no_grad():
+            logits = self._forward(model, batch)
+            return self._loss(logits, batch) * batch.size, self._correct(logits, batch.labels)
+
+    def logits(self, model: Net, batch: DeviceBatch) -> Lazy:
+        with self.fw.no_grad():
+            return self._forward(model, batch).to(model.dtype)
+
+    def features(self, model: Net, batch: DeviceBatch, cut: str = "") -> Lazy:
+        cut = cut or model.head
+        parent, attribute, _ = locate(model.module, cut, "features")
+        try:
+            with replaced([(parent, attribute, self.stop())]), self.fw.no_grad():
+                self._forward(model, batch)
+        except Reached as reached:
+            model.entering[cut] = reached.value.dtype
+            return reached.value.to(model.dtype)
+        raise BackendError(f"features: a forward pass never comes to {cut!r}")
+
+    # State.
+
+    def dump_optimizer(self, optimizer: Optimizer) -> dict[str, Array]:
+        state = {}
+        for name, param in optimizer.params.items():
+            for slot, value in (self.optimizer_slots(optimizer, param) or {}).items():
+                state[f"{name}/{slot}"] = self.array(value) if hasattr(value, "detach") else np.asarray(value)
+        return state
+
+    def load_optimizer(self, optimizer: Optimizer, state: Arrays) -> None:
+        slots: dict[str, dict[str, Array]] = {}
+        allowed = optimizer.spec.slots
+        for key, value in state.items():
+            name, _, slot = key.rpartition("/")
+            if name not in optimizer.params or slot not in allowed:
+                raise BackendError(
+                    f"load_optimizer: unexpected {key!r}; expected PARAMETER/SLOT with slots {', '.join(allowed)}."
+                    f"{closest(name, optimizer.params)}"
+                )
+            shape = tuple(optimizer.params[name].shape)
+            if slot != "step" and value.shape != shape:
+                raise BackendError(f"load_optimizer: {key!r} has shape {value.shape}; the parameter has {shape}")
+            slots.setdefault(name, {})[slot] = value
+        for name, param in optimizer.params.items():
+            given = slots.get(name)
+            if given is not None and set(given) != set(allowed):
+                raise BackendError(f"load_optimizer: {name!r} has slots {sorted(given)}; expected {sorted(allowed)}")
+            self.set_optimizer_slots(optimizer, param, given)
+
+    def fetch(self, lazies: Sequence[Lazy]) -> list[Array]:
+        if lazies and all(lazy.ndim == 0 for lazy in lazies):
+            stacked = self.fw.stack([lazy.to(self.fw.float64) for lazy in lazies])
+            return list(self.array(stacked))
+        return [self.array(lazy) for lazy in lazies]
+
+    def probe(self, model: Net) -> Probe:
+        """Look into a model; what `tlx parity` records."""
+        from tlx.backend.module.probe import ModuleProbe
+
+        return ModuleProbe(self, model)
+
+
+ONE_VALUE = "more than 1 value per channel"  # of a normalisation layer's ValueError
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")

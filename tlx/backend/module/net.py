@@ -1,0 +1,47 @@
+"""What a module framework's adapter keeps beside the framework's own objects: a built model, a batch, an optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tlx.backend.protocol import OptimizerSpec, ParamSpec
+
+
+@dataclass(eq=False)  # without slots, so that an adapter can watch for its end
+class Net:
+    """A built model. `module` is the framework's own; the rest is bookkeeping of the adapter."""
+
+    module: Any
+    head: str
+    classes: int
+    device: str
+    dtype: Any  # of parameters and pixels
+    autocast: bool
+    training: dict[Any, bool]  # module -> mode while training, set by the phase
+    specs: tuple[ParamSpec, ...]
+    mode: str = "eval"
+    dropouts: list[Any] = field(default_factory=list)
+    entering: dict[str, Any] = field(default_factory=dict)  # cut -> dtype of what entered it
+    as_maps: set[str] = field(default_factory=set)  # cuts that take vectors [N, C] as maps [N, C, 1, 1]
+
+
+@dataclass(slots=True, eq=False)
+class DeviceBatch:
+    """A batch on the device, ready for the network."""
+
+    images: Any
+    labels: Any
+    targets: Any | None
+    size: int
+    key: tuple[int, int, int]
+    cut: str
+
+
+@dataclass(slots=True, eq=False)
+class Optimizer:
+    """A native optimizer with the names of its parameters."""
+
+    native: Any
+    spec: OptimizerSpec
+    params: dict[str, Any]

@@ -1,0 +1,1 @@
+"""Where a data set comes from: one file for each kind of source."""

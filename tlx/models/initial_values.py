@@ -1,0 +1,72 @@
+"""The values a run starts from, drawn and read in the core, so that every backend starts from the same bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tlx import rng
+from tlx.backend import Array, Arrays, ParamSpec
+from tlx.download import cache_folder, fetch
+from tlx.errors import DataError, WeightsError
+from tlx.models.weights import match, read_weights
+from tlx.models.zoo import IMAGENET_URL, Architecture
+
+
+def initial_arrays(
+    specs: Sequence[ParamSpec],
+    arch: Architecture,
+    weights: str,
+    seed: int,
+    progress: bool = False,
+    own: Arrays | None = None,
+) -> dict[str, Array]:
+    """Return every parameter and buffer of a model: `weights` for the backbone, a fresh head from the seed.
+
+    `weights` is ``"none"``, ``"imagenet"`` (downloaded, hash-checked), a .safetensors or .pth file, a run folder, or
+    ``"own"``: the values in `own`, which a user's module brought along.
+    """
+    given: dict[str, Array] = {}
+    if weights == "own":
+        assert own is not None
+        given = {spec.name: own[spec.name] for spec in specs if arch.stage_of(spec.module) != "head"}
+    elif weights != "none":
+        path = imagenet_file(arch, progress) if weights == "imagenet" else Path(weights)
+        given = match(arch.translate(read_weights(path)), specs, head=arch.head, model_name=arch.name, take_head=False)
+    return {s.name: given[s.name] if s.name in given else _draw(s, specs, arch, seed) for s in specs}
+
+
+def imagenet_file(arch: Architecture, progress: bool) -> Path:
+    """Return the published ImageNet checkpoint of a model, from the cache or downloaded."""
+    if not arch.imagenet:
+        raise WeightsError(f"{arch.name} has no published ImageNet weights; pass weights='none' or a file")
+    digits = arch.imagenet.removesuffix(".pth").rpartition("-")[2]
+    dest = cache_folder() / "weights" / arch.imagenet
+    try:
+        return fetch(IMAGENET_URL + arch.imagenet, dest, sha256_prefix=digits, progress=progress)
+    except DataError as error:
+        raise WeightsError(
+            f"{error} Pass weights as a file instead (--weights FILE, .safetensors or .pth), "
+            f"copy {arch.imagenet} into {dest.parent}, or train from random weights (--weights none)."
+        ) from error
+
+
+def _draw(spec: ParamSpec, specs: Sequence[ParamSpec], arch: Architecture, seed: int) -> Array:
+    """Draw a parameter's first value; all draws are float32 numbers, whatever the model's dtype."""
+    ones = spec.name.endswith("running_var") or (spec.role == "norm" and spec.name.endswith("weight"))
+    if spec.role in ("norm", "statistic"):
+        return np.full(spec.shape, 1 if ones else 0, spec.dtype)
+    weight = next((s for s in specs if s.module == spec.module and s.role == "weight"), spec)
+    if len(weight.shape) == 4 and arch.stage_of(spec.module) != "head":
+        # He et al. 2015, equation 10 with fan-out, as ResNet uses it; uniform, because that needs no logarithm.
+        # A depthwise filter feeds one channel, not all: otherwise activations die where no BatchNorm has seen data.
+        fan_out = (1 if weight.shape[1] == 1 else weight.shape[0]) * math.prod(weight.shape[2:])
+        bound = math.sqrt(6.0 / fan_out) if spec.role == "weight" else 0.0
+    else:
+        # The customary default of linear layers: uniform within 1 / sqrt(fan-in), for weight and bias.
+        bound = 1.0 / math.sqrt(math.prod(weight.shape[1:]))
+    unit = rng.uniform(seed, f"init/{spec.name}", spec.shape)
+    return ((2.0 * unit - 1.0) * bound).astype(np.float32).astype(spec.dtype)

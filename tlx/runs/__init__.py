@@ -1,0 +1,1 @@
+"""A run: what it does, shows, saves and leaves behind."""

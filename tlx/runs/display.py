@@ -1,0 +1,156 @@
+"""What a person sees of a run: on a terminal a live bar, elsewhere plain lines. Everything goes to stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from tlx.backend.threads import Others
+from tlx.training.metrics import EpochEnded, Event, FeaturesKept, PhaseStarted
+from tlx.training.metrics import Progress as Step
+
+if TYPE_CHECKING:
+    from tlx.data import Data
+    from tlx.recipe import Recipe
+    from tlx.runs.result import Result
+    from tlx.strategy.plan import Plan, Row
+    from tlx.training.loop import State, Training
+
+T = TypeVar("T")
+LINE_SECONDS = 10.0  # between two plain progress lines
+CROWDED = 0.2  # the part of the cores' time that others may take before a run says so
+
+
+class Display:
+    """Shows a run's table, progress, epochs and result; with `quiet`, nothing."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.shown = not quiet
+        self._bar: Progress | None = None
+        self._epochs = 0
+        self._line = 0.0
+        self._others = Others()
+
+    def data(self, data: Data, recipe: Recipe) -> None:
+        """Say what is trained on, and what was left out."""
+        parts = ", ".join(
+            f"{len(part)} {name}"
+            for name, part in (("train", data.train), ("validation", data.val), ("test", data.test))
+            if part is not None
+        )
+        self.console.print(f"[bold]{data.name}[/]: {len(data.classes)} classes; images: {parts}")
+        for note in data.notes:
+            self.console.print(f"  note: {note}", markup=False)
+
+    def plan(self, plan: Plan, recipe: Recipe) -> None:
+        """Print the group table before anything trains."""
+        self.console.print(
+            f"[bold]{recipe.model_name}[/] on {recipe.backend} ({recipe.device}, {recipe.precision}), "
+            f"weights {recipe.weights}, {recipe.optimizer}, schedule {recipe.schedule}"
+        )
+        self.console.print(group_table(plan.strategy.name, plan.table()))
+
+    def resumed(self, state: State, job: Training) -> None:
+        """Say from where a run goes on."""
+        steps = job.loader.steps
+        epoch, step = divmod(state.step, steps)
+        self.console.print(f"resumed in epoch {epoch + 1} after {step} of {steps} steps")
+
+    @contextmanager
+    def live(self, recipe: Recipe) -> Iterator[None]:
+        """Keep a live bar on a terminal while the block runs."""
+        self._epochs = recipe.epochs
+        if not (self.shown and self.console.is_terminal):
+            yield
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[figures]}"))
+        with Progress(*columns, console=self.console, transient=True) as self._bar:
+            self._bar.add_task("starting", total=None, figures="")
+            yield
+        self._bar = None
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, Step):
+            self._step(event)
+        elif isinstance(event, EpochEnded):
+            self._epoch(event)
+        elif isinstance(event, FeaturesKept):
+            self.console.print(str(event), markup=False)
+        elif isinstance(event, PhaseStarted) and event.epoch > 0:
+            self.console.print(f"phase {event.phase} begins with epoch {event.epoch + 1}")
+
+    def _step(self, event: Step) -> None:
+        rate = event.metrics.images / max(event.seconds, 1e-9)
+        left = event.seconds / event.step * (event.steps - event.step)
+        where = event.part if event.part == "test" else f"epoch {event.epoch + 1}/{self._epochs} {event.part}"
+        figures = (
+            f"{event.step}/{event.steps}  loss {event.metrics.loss:.4f}  accuracy {event.metrics.accuracy:.4f}  "
+            f"{rate:.0f} images/s  {_clock(left)} left"
+        )
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, description=where, total=event.steps, completed=event.step, figures=figures)
+        elif event.step < event.steps and time.perf_counter() - self._line > LINE_SECONDS:
+            self._line = time.perf_counter()
+            self.console.print(f"{where}  {figures}")
+
+    def _epoch(self, event: EpochEnded) -> None:
+        self._line = time.perf_counter()
+        val = f"  val loss {event.val.loss:.4f} accuracy {event.val.accuracy:.4f}" if event.val else ""
+        best = "  best" if event.best and event.val else ""
+        others = self._others.share() or 0.0
+        crowd = f"  (other processes took {others:.0%} of the processor)" if others > CROWDED else ""
+        self.console.print(
+            f"epoch {event.epoch + 1}/{self._epochs}  train loss {event.train.loss:.4f} "
+            f"accuracy {event.train.accuracy:.4f}{val}  {event.train.images / event.seconds:.0f} images/s{best}{crowd}"
+        )
+
+    def result(self, result: Result) -> None:
+        test = "no test part" if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.4f}"
+        self.console.print(
+            f"[bold]{test}[/] (epoch {result.best_epoch} of {result.epochs_run}), "
+            f"{result.trainable_parameters:,} of {result.total_parameters:,} parameters trained, "
+            f"{_clock(result.wall_seconds)}; saved in {result.run_dir}"
+        )
+
+
+def group_table(title: str, rows: Sequence[Row]) -> Table:
+    """Draw a strategy's groups: what trains in which phase, at which rate, and how BatchNorm behaves."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    phased = len({row.phase for row in rows}) > 1
+    names = ("phase",) * phased + ("group", "tensors", "parameters", "lr", "decay", "statistics")
+    for name in names:
+        table.add_column(name, justify="left" if name in ("phase", "group", "statistics") else "right", no_wrap=True)
+    for row in rows:
+        lr = "frozen" if row.lr is None else f"{row.lr:g}"
+        decay = "-" if row.lr is None else f"{row.weight_decay:g}"
+        phase = (f"{row.phase} from {row.epoch + 1}",) * phased
+        table.add_row(*phase, row.group, str(row.tensors), f"{row.parameters:,}", lr, decay, row.norm)
+    return table
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def follow(events: Generator[Event, None, T], display: Display, after: Callable[[Event], None]) -> T:
+    """Run a generator of events to its end, showing each, then calling `after`; returns what it returned."""
+    with closing(events):
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
+            display.event(event)
+            after(event)

@@ -1,0 +1,160 @@
+"""From a recipe to what trains: the place it runs at, its data, model, plan and optimizer."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tlx.backend import Backend, Model, ModelSpec, OptimizerSpec, Precision, Preprocess
+from tlx.backend.threads import processor
+from tlx.data import Augment, Data, Loader, load_data
+from tlx.data.mixing import Targets, balanced_weights
+from tlx.errors import BackendError, RecipeError
+from tlx.models.initial_values import initial_arrays
+from tlx.models.zoo import Architecture, architecture, own_architecture
+from tlx.recipe import Recipe
+from tlx.strategy.schedule import Schedule, float32_exact
+from tlx.training.loop import Training
+
+
+def place(recipe: Recipe, backend: Backend) -> Recipe:
+    """Decide device and precision where the recipe says auto; refuse what the machine lacks."""
+    can = backend.capabilities()
+    device = can.devices[-1] if recipe.device == "auto" else recipe.device
+    if device not in can.devices:
+        raise BackendError(f"backend {backend.name!r} has no device {device!r} here; it has {', '.join(can.devices)}")
+    offered = can.precisions[device]
+    precision = offered[0] if recipe.precision == "auto" else recipe.precision
+    if precision not in offered:
+        raise BackendError(
+            f"backend {backend.name!r} has no native {precision} on {device}; it has {', '.join(offered)}"
+        )
+    if isinstance(recipe.model, str) and recipe.model not in can.models:
+        raise BackendError(f"backend {backend.name!r} has no model {recipe.model!r}; it has {', '.join(can.models)}")
+    if recipe.optimizer not in can.optimizers:
+        raise BackendError(f"backend {backend.name!r} has no optimizer {recipe.optimizer!r}")
+    return replace(recipe, device=device, precision=precision)
+
+
+def open_data(recipe: Recipe) -> Data:
+    """Load the recipe's data set and take the subsets it asks for."""
+    return load_data(
+        recipe.data,  # type: ignore[arg-type]
+        root=recipe.data_root,
+        classes=recipe.classes,
+        limit_train=recipe.limit_train,
+        limit_test=recipe.limit_test,
+        val_fraction=recipe.val_fraction,
+        test_fraction=recipe.test_fraction,
+        on_bad_image=recipe.on_bad_image,
+        seed=recipe.seed,
+    )
+
+
+def check_fit(recipe: Recipe, data: Data) -> None:
+    """Refuse what a recipe asks of data that does not have it."""
+    if recipe.batch_size > len(data.train):
+        raise RecipeError(
+            f"batch_size is {recipe.batch_size}, but there are only {len(data.train)} training images; "
+            f"use at most {len(data.train)}"
+        )
+    for asked, name in ((recipe.schedule == "plateau", "schedule 'plateau'"), (recipe.patience, "patience")):
+        if asked and data.val is None:
+            raise RecipeError(f"{name} watches the validation part, but there is none; raise val_fraction")
+
+
+def build(recipe: Recipe, backend: Backend, classes: int) -> tuple[Model, Architecture]:
+    """Build the recipe's model with its new head."""
+    if isinstance(recipe.model, str):
+        arch = architecture(recipe.model)
+        spec = ModelSpec(arch.name, classes, arch.head, arch.options)
+        return backend.build(spec, recipe.device, _precision(recipe)), arch
+    assert recipe.head is not None
+    spec = ModelSpec(recipe.model_name, classes, recipe.head, module=recipe.model)
+    model = backend.build(spec, recipe.device, _precision(recipe))
+    return model, own_architecture(recipe.model_name, recipe.head, backend.param_specs(model))
+
+
+def start(recipe: Recipe, backend: Backend, model: Model, arch: Architecture, progress: bool) -> None:
+    """Give a model the values that the recipe starts from."""
+    assert recipe.weights is not None
+    own = backend.dump_arrays(model) if recipe.weights == "own" else None
+    specs = backend.param_specs(model)
+    backend.load_arrays(model, initial_arrays(specs, arch, recipe.weights, recipe.seed, progress, own))
+
+
+def training(recipe: Recipe, backend: Backend, data: Data, model: Model, arch: Architecture) -> Training:
+    """Put together what trains: loaders, plan, optimizer, and the shadow that averages the weights."""
+    specs = backend.param_specs(model)
+    loader = make_loader(recipe, data.train, training=True, classes=len(data.classes))
+    schedule = Schedule(recipe.schedule, recipe.epochs, loader.steps, recipe.warmup, recipe.step_size, recipe.gamma)
+    plan = recipe.bound_strategy(arch).bind(
+        specs, arch, schedule, recipe.weight_decay, recipe.frozen_norm, recipe.decay_on
+    )
+    optimizer = OptimizerSpec(recipe.optimizer, float32_exact(recipe.momentum))
+    shadow = None
+    if recipe.ema is not None:
+        shadow, _ = build(recipe, backend, len(data.classes))
+        backend.load_arrays(shadow, backend.dump_arrays(model))
+    return Training(
+        backend,
+        model,
+        backend.optimizer(model, optimizer, [group.params for group in plan.groups]),
+        plan,
+        loader,
+        make_loader(recipe, data.val) if data.val is not None else None,
+        recipe.micro_batch,
+        None if recipe.clip_norm is None else float32_exact(recipe.clip_norm),
+        shadow,
+        recipe.ema or 0.0,
+        recipe.patience,
+        recipe.feature_cache != "off",
+        identity(recipe, backend) if recipe.feature_cache == "auto" else None,
+    )
+
+
+def make_loader(recipe: Recipe, images: Any, *, training: bool = False, classes: int = 0) -> Loader:
+    """Return the loader of a part: shuffled and augmented for training, else in order and centred."""
+    return Loader(
+        images,
+        Preprocess(recipe.image_size),
+        batch_size=recipe.batch_size,
+        augment=Augment.parse(recipe.augment if training else "none"),
+        crop_fraction=recipe.crop_fraction,
+        seed=recipe.seed,
+        workers=recipe.workers,
+        shuffle=training,
+        balanced=training and recipe.sampler == "balanced",
+        targets=_targets(recipe, images.labels, classes) if training else None,
+        views=recipe.views if training else None,
+    )
+
+
+def _targets(recipe: Recipe, labels: Any, classes: int) -> Targets:
+    weights = balanced_weights(labels, classes) if recipe.class_weights == "balanced" else None
+    return Targets(classes, recipe.label_smoothing, weights, recipe.mixup, recipe.cutmix)
+
+
+def identity(recipe: Recipe, backend: Backend) -> Mapping[str, Any] | None:
+    """What decides a model's numbers beside its values; None for a user's own module, whose code may change."""
+    if not isinstance(recipe.model, str):
+        return None
+    made = {**versions(), **backend.capabilities().versions}
+    where = {"device": recipe.device, "precision": recipe.precision, "processor": processor()}
+    return {"model": recipe.model, "backend": recipe.backend, "versions": made, **where}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, NumPy and tlx."""
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), "numpy": np.__version__, "tlx": version("tlx")}
+
+
+def _precision(recipe: Recipe) -> Precision:
+    assert recipe.precision != "auto"
+    return recipe.precision  # type: ignore[return-value]
