@@ -50,6 +50,8 @@ def fetch(
             part.unlink()
             raise DataError(f"{url}: expected SHA-256 {expected}, got {actual}; the download was deleted.")
         os.replace(part, dest)
+    except DataError:
+        raise
     except urllib.error.HTTPError as error:
         raise DataError(f"{url}: the server answered {error.code} {error.reason}.") from error
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ValueError) as error:

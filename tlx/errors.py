@@ -1,4 +1,4 @@
-"""Errors that teach. Every mistake a user can make is a `TlxError`: one line, exit code 2, no traceback."""
+"""Errors that teach. Every mistake that a user can make is a `TlxError`: one line, exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -8,35 +8,69 @@ from collections.abc import Iterable
 
 
 class TlxError(Exception):
-    """A mistake in the input. Its text says what, where, what was expected and how to mend it."""
+    """A mistake in the input. `str(error)` is one line: what, where, what was expected, and how to mend it.
+
+    `problem` is that line without the fix, and `fix` the command or the change that mends it, or "" where `problem`
+    says it already. The subclasses are also what Python users catch: ValueError, ImportError, FileNotFoundError.
+    """
+
+    def __init__(self, problem: str, *, fix: str = "") -> None:
+        super().__init__(problem)
+        self.problem, self.fix = problem, fix
+
+    def __str__(self) -> str:
+        return f"{self.problem}. Fix: {self.fix}" if self.fix else self.problem
+
+    def _render_traceback_(self) -> list[str]:
+        """Show one line in a notebook: IPython calls this instead of printing the frames."""
+        return [f"{type(self).__name__}: {self}"]
 
 
-class RecipeError(TlxError):
+class RecipeError(TlxError, ValueError):
     """A recipe field is unknown, has the wrong type or contradicts another."""
 
 
-class DataError(TlxError):
+class DataError(TlxError, ValueError):
     """A data set is missing, damaged, or does not have the expected layout."""
 
 
-class WeightsError(TlxError):
+class DataNotFound(DataError, FileNotFoundError):
+    """There is no data set of that name, or no such file or folder."""
+
+
+class WeightsError(TlxError, ValueError):
     """A weights file is missing, damaged, hostile, or made for another model."""
 
 
+class WeightsNotFound(WeightsError, FileNotFoundError):
+    """There is no weights file at that path."""
+
+
+class RunNotFound(TlxError, FileNotFoundError):
+    """The folder holds no run, or none that has finished."""
+
+
 class BackendError(TlxError):
-    """A backend is unknown, not installed, broken, or cannot do what was asked."""
+    """A backend is unknown, broken, or cannot do what was asked."""
+
+
+class BackendUnavailable(BackendError, ImportError):
+    """A backend, or the framework that it needs, is not installed or does not import."""
+
+
+class FrozenMovedError(TlxError):
+    """A frozen parameter or statistic changed during training: a defect of the backend, never of the input."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was told to stop by a signal, and has saved where it stands; its text says how to go on."""
+    """A signal stopped a run, which was saved where it stood; the text says how to resume it."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.signum = signum
 
-
-class FrozenMovedError(TlxError):
-    """A frozen parameter or statistic changed during training: a defect of the backend, never of the input."""
+    def _render_traceback_(self) -> list[str]:
+        return [f"Interrupted: {self}"]
 
 
 def closest(name: str, known: Iterable[str]) -> str:

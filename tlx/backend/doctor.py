@@ -60,7 +60,12 @@ def examine(entry: Entry) -> Report:
         return Report(entry, Check(what, "hangs", problem, registry.reinstall(entry)))
     if done.returncode == 0:
         return Report(entry, Check(what, ", ".join(["passed", *done.stdout.split("\n")[:1]]).removesuffix(", ")))
-    problem, _, fix = one_line(done.stderr, width=2000).removeprefix("tlx.errors.BackendError: ").partition(". Fix: ")
+    problem, _, fix = (
+        one_line(done.stderr, width=2000)
+        .removeprefix("tlx.errors.BackendError: ")
+        .removeprefix("tlx.errors.BackendUnavailable: ")
+        .partition(". Fix: ")
+    )
     if done.returncode < 0:
         problem = f"{entry.name} ends the process by {signal.Signals(-done.returncode).name} ({problem})"
     return Report(entry, Check(what, "failed", problem, fix or registry.reinstall(entry)))

@@ -25,7 +25,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 from tlx.backend.threads import settle_threads
-from tlx.errors import BackendError, TlxError, closest, one_line
+from tlx.errors import BackendError, BackendUnavailable, TlxError, closest, one_line
 
 if TYPE_CHECKING:
     from tlx.backend import Backend
@@ -72,12 +72,12 @@ def load(name: str) -> Backend:
     """
     modules = _modules()
     if not modules:
-        raise BackendError("No backend is registered, because tlx itself is not installed. Fix: make setup")
+        raise BackendUnavailable("No backend is registered, because tlx itself is not installed", fix="make setup")
     if name not in modules:
         raise BackendError(f"Unknown backend {name!r}.{closest(name, modules)}")
     entry = _describe(name, modules[name])
     if entry.problem:
-        raise BackendError(f"Backend {name!r}: {entry.problem.problem}. Fix: {entry.problem.fix}")
+        raise BackendUnavailable(f"Backend {name!r}: {entry.problem.problem}", fix=entry.problem.fix)
     settle_threads()
     try:
         backend: Backend = import_module(entry.module).create()
@@ -85,10 +85,10 @@ def load(name: str) -> Backend:
         raise
     except Exception as error:
         cause = one_line(f"{type(error).__name__}: {error}")
-        raise BackendError(f"Backend {name!r} does not load: {cause}. Fix: {reinstall(entry)}") from error
+        raise BackendUnavailable(f"Backend {name!r} does not load: {cause}", fix=reinstall(entry)) from error
     if differing := differences(backend):
         cause = f"does not follow tlx.backend.Backend: {'; '.join(differing)}"
-        raise BackendError(f"Backend {name!r} {cause}. Fix: upgrade the package that offers {entry.module}")
+        raise BackendError(f"Backend {name!r} {cause}", fix=f"upgrade the package that offers {entry.module}")
     return backend
 
 

@@ -18,7 +18,7 @@ from tlx.data.sources.digits import digits
 from tlx.data.sources.sequence import is_sequence
 from tlx.data.sources.source import Source
 from tlx.data.split import hold_out, limit, pick_classes, split
-from tlx.errors import DataError, closest
+from tlx.errors import DataError, DataNotFound, closest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +64,8 @@ def load_data(
     """
     try:
         found = _find(source, None if root is None else Path(root).expanduser())
+    except DataError:
+        raise
     except OSError as error:  # such as a folder that may not be read
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
     names, parts, notes = found.classes, dict(found.parts), list(found.notes)
@@ -157,7 +159,9 @@ def _find(source: Any, root: Path | None) -> Source:
         if folder.exists()
         else "is neither a known data set nor an existing folder"
     )
-    raise DataError(f"data={str(source)!r} {what}.{closest(str(source), SOURCES)}")
+    raise (DataError if folder.exists() else DataNotFound)(
+        f"data={str(source)!r} {what}.{closest(str(source), SOURCES)}"
+    )
 
 
 def _cifar10(root: Path | None) -> Source:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.errors import WeightsError
+from tlx.errors import WeightsError, WeightsNotFound
 
 # torch/serialization.py: the numbers that open a file of the format before 1.6.
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -96,8 +96,8 @@ def read_pth(path: Path) -> dict[str, NDArray[Any]]:
             MemoryError, struct.error, zipfile.BadZipFile) as error:  # fmt: skip
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, FileNotFoundError):
-            reason = "no such file"
-        elif not isinstance(error, Refused | OSError):
+            raise WeightsNotFound(f"{path}: no such file") from error
+        if not isinstance(error, Refused | OSError):
             reason = f"damaged or not a .pth file ({reason})"
         raise WeightsError(f"{path}: {reason}") from error
 

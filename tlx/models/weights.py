@@ -11,7 +11,7 @@ import numpy as np
 
 from tlx.atomic import write_atomic
 from tlx.backend import Array, Arrays, ParamSpec
-from tlx.errors import WeightsError
+from tlx.errors import WeightsError, WeightsNotFound
 
 RUN_WEIGHTS = "model.safetensors"
 _LISTED = 4  # names an error spells out before it counts
@@ -67,7 +67,9 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
             arrays[name] = (widen_bfloat16(flat) if entry["dtype"] == "BF16" else flat).reshape(entry["shape"])
         return arrays
     except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such file") from error
+        raise WeightsNotFound(f"{path}: no such file") from error
+    except WeightsError:
+        raise
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"{path}: damaged or not a .safetensors file ({reason})") from error

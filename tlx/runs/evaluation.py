@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tlx.backend import registry
-from tlx.errors import TlxError
+from tlx.errors import RunNotFound, TlxError
 from tlx.models.weights import match, read_weights
 from tlx.recipe import Recipe
 from tlx.runs.display import Display, follow
@@ -26,7 +26,7 @@ def evaluate_run(
     """
     run_dir = Path(run_dir)
     if not (run_dir / "card.json").is_file():
-        raise TlxError(f"{run_dir} holds no finished run: card.json is missing. Pass a folder that `tlx run` wrote.")
+        raise RunNotFound(f"{run_dir} holds no finished run: card.json is missing. Pass a folder that `tlx run` wrote.")
     recipe = Recipe.from_toml(run_dir / "recipe.toml", objects)
     recipe = recipe if backend is None else replace(recipe, backend=backend, device="auto", precision="auto")
     stack = registry.load(recipe.backend)

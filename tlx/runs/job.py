@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from tlx.atomic import write_atomic, write_json
 from tlx.backend import Preprocess, registry
 from tlx.data import Data
-from tlx.errors import Interrupted, RecipeError, TlxError
+from tlx.errors import Interrupted, RecipeError, RunNotFound, TlxError
 from tlx.models.weights import digest, write_safetensors
 from tlx.recipe import Recipe
 from tlx.runs.display import Display, follow
@@ -77,7 +77,7 @@ def _resumed_recipe(run_dir: Path, fields: Mapping[str, Any]) -> Recipe:
         if name not in RESUMABLE:
             raise RecipeError(f"resume: {name} cannot change in the middle of a run; what can: {', '.join(RESUMABLE)}")
     if not (run_dir / "recipe.toml").is_file():
-        raise TlxError(f"{run_dir} holds no run: recipe.toml is missing. Pass a folder that `tlx run` wrote.")
+        raise RunNotFound(f"{run_dir} holds no run: recipe.toml is missing. Pass a folder that `tlx run` wrote.")
     if (run_dir / "result.json").exists():
         raise TlxError(
             f"{run_dir} is finished; to train on from its weights, start a run with weights={str(run_dir)!r}"

@@ -16,7 +16,7 @@ from tlx.data.images import ArrayImages, Images, View, read_photo, seen
 from tlx.data.load import SOURCES
 from tlx.data.loader import Loader
 from tlx.data.sources.folder import EXTENSIONS
-from tlx.errors import DataError, TlxError
+from tlx.errors import DataError, RunNotFound, TlxError
 from tlx.models.weights import match, read_weights
 from tlx.recipe import DATA_OBJECT, Recipe
 from tlx.runs.folder import read_json
@@ -85,9 +85,9 @@ def predict(
 
 def _read_run(run_dir: Path) -> tuple[dict[str, Any], Recipe]:
     if not (run_dir / "recipe.toml").is_file():
-        raise TlxError(f"{run_dir} holds no run: recipe.toml is missing. Pass a folder that `tlx run` wrote.")
+        raise RunNotFound(f"{run_dir} holds no run: recipe.toml is missing. Pass a folder that `tlx run` wrote.")
     if not (run_dir / "result.json").is_file():
-        raise TlxError(f"{run_dir} is not finished; finish it with: tlx run --resume {run_dir}")
+        raise RunNotFound(f"{run_dir} is not finished; finish it with: tlx run --resume {run_dir}")
     return read_json(run_dir / "card.json"), Recipe.from_toml(run_dir / "recipe.toml")
 
 
