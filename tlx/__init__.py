@@ -6,53 +6,83 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tlx import errors
     from tlx.data import Data, load_data
     from tlx.errors import TlxError
     from tlx.proof.prove import parity
     from tlx.recipe import Recipe
-    from tlx.runs.evaluation import evaluate_run as evaluate
+    from tlx.runs.evaluation import Evaluation, evaluate
+    from tlx.runs.finished import load_model
     from tlx.runs.job import run
-    from tlx.runs.prediction import predict
-    from tlx.runs.result import Result
-    from tlx.strategy.plan import Group, Phase, Strategy
+    from tlx.runs.planning import GroupTable, plan
+    from tlx.runs.prediction import Prediction, predict
+    from tlx.runs.result import HistoryEntry, Result
+    from tlx.strategy import Group, Phase, Strategy
 
-# Public name -> (module, name there). Imported when first used, so that `import tlx` costs almost nothing.
+    __version__: str
+
+# Public name -> the module that defines it. Imported when first used, so that `import tlx` costs almost nothing.
 _PUBLIC = {
-    "run": ("tlx.runs.job", "run"),
-    "evaluate": ("tlx.runs.evaluation", "evaluate_run"),
-    "predict": ("tlx.runs.prediction", "predict"),
-    "parity": ("tlx.proof.prove", "parity"),
-    "Result": ("tlx.runs.result", "Result"),
-    "Recipe": ("tlx.recipe", "Recipe"),
-    "Strategy": ("tlx.strategy.plan", "Strategy"),
-    "Group": ("tlx.strategy.plan", "Group"),
-    "Phase": ("tlx.strategy.plan", "Phase"),
-    "load_data": ("tlx.data", "load_data"),
-    "Data": ("tlx.data", "Data"),
-    "TlxError": ("tlx.errors", "TlxError"),
+    "Data": "tlx.data",
+    "Evaluation": "tlx.runs.evaluation",
+    "Group": "tlx.strategy",
+    "GroupTable": "tlx.runs.planning",
+    "HistoryEntry": "tlx.runs.result",
+    "Phase": "tlx.strategy",
+    "Prediction": "tlx.runs.prediction",
+    "Recipe": "tlx.recipe",
+    "Result": "tlx.runs.result",
+    "Strategy": "tlx.strategy",
+    "TlxError": "tlx.errors",
+    "evaluate": "tlx.runs.evaluation",
+    "load_data": "tlx.data",
+    "load_model": "tlx.runs.finished",
+    "parity": "tlx.proof.prove",
+    "plan": "tlx.runs.planning",
+    "predict": "tlx.runs.prediction",
+    "run": "tlx.runs.job",
 }
 
 __all__ = [
     "Data",
+    "Evaluation",
     "Group",
+    "GroupTable",
+    "HistoryEntry",
     "Phase",
+    "Prediction",
     "Recipe",
     "Result",
     "Strategy",
     "TlxError",
+    "__version__",
+    "errors",
     "evaluate",
     "load_data",
+    "load_model",
     "parity",
+    "plan",
     "predict",
     "run",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'tlx' has no attribute {name!r}")
-    module, attribute = _PUBLIC[name]
-    value = globals()[name] = getattr(import_module(module), attribute)
+    value: Any
+    if name in _PUBLIC:
+        value = getattr(import_module(_PUBLIC[name]), name)
+    elif name == "errors":
+        value = import_module("tlx.errors")
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        value = version("tlx")
+    else:
+        from tlx.errors import closest
+
+        hint = "" if name.startswith("_") else closest(name, __all__)
+        raise AttributeError(f"module 'tlx' has no attribute {name!r}.{hint}")
+    globals()[name] = value
     return value
 
 

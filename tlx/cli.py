@@ -8,12 +8,13 @@ import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Annotated, Any, TypedDict
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from tlx.errors import Interrupted, TlxError
 from tlx.recipe import Recipe
+from tlx.recipe_fields import FIELD_GROUPS
 
 app = App(
     name="tlx",
@@ -21,47 +22,55 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
+TRAIN, PROVE, LOOK_UP = (
+    Group(name, sort_key=place) for place, name in enumerate(("Train and use", "Prove", "Look up"))
+)
+_GROUPS = {name: Group(name, sort_key=place) for place, name in enumerate(FIELD_GROUPS, 1)}
 
 
 def _option(name: str) -> Any:
     """Return a recipe field as an option: its type, and its help with the default."""
     f = Recipe.__dataclass_fields__[name]
-    hint = str if name in ("data", "classes", "stages", "strategy", "model") else get_type_hints(Recipe)[name]
+    facts, kind = f.metadata, f.metadata["option"]  # a choice is text here, so that tlx names the nearest one
+    choices = f" [choices: {', '.join(facts['choices'])}]" if facts["choices"] else ""
     default = "" if f.default is None else f" [default: {f.default}]"
-    choices = f" ({', '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
-    return Annotated[hint, Parameter(help=f"{f.metadata['help']}{choices}{default}", show_default=False)]
+    shown = Parameter(help=f"{facts['help']}{choices}{default}", show_default=False, group=_GROUPS[facts["group"]])
+    return Annotated[kind, shown]
 
 
 # The options of `tlx run` are the recipe's fields, so they are made from it; only those given are passed on.
 Fields = TypedDict("Fields", {f.name: _option(f.name) for f in fields(Recipe)}, total=False)  # type: ignore[misc]
 
+RecipeFile = Annotated[Path | None, Parameter(help="A recipe file (TOML). Options replace its values.")]
 Json = Annotated[bool, Parameter(help="Print one JSON object as the last line of stdout.", negative="")]
 
 
-@app.command
+@app.command(group=TRAIN, sort_key=1)
 def run(
-    recipe: Annotated[Path | None, Parameter(help="A recipe file (TOML). Options replace its values.")] = None,
+    recipe: RecipeFile = None,
     /,
     *,
     resume: Annotated[
-        Path | None, Parameter(help="Go on with an interrupted run; takes --backend, --device, --workers and the like.")
+        Path | None,
+        Parameter(help="Continue an interrupted run; takes --backend, --device, --workers and the like."),
     ] = None,
     overrides: Annotated[Fields | None, Parameter(name="*")] = None,
     json: Json = False,
 ) -> None:
     """Train, keep the best epoch, evaluate once on the test part. Without arguments: the CIFAR-10 tutorial's job."""
-    import tlx
+    from tlx.runs.display import Display, summary
+    from tlx.runs.job import execute, recipe_to_run
 
-    result = tlx.run(recipe, resume=resume, **(overrides or {}))
+    display = Display()
+    result = execute(recipe_to_run(recipe, resume, overrides or {}), display, resume)
     if json:
-        print(jsonlib.dumps(result.to_dict()))
-    elif result.test_accuracy is not None:
-        print(f"test accuracy {result.test_accuracy:.4f}  {result.run_dir}")
+        display.result(result)
+        _print_json(result.to_dict())
     else:
-        print(result.run_dir)
+        print(summary(result))
 
 
-@app.command
+@app.command(group=TRAIN, sort_key=2)
 def evaluate(run_dir: Path, /, *, backend: str | None = None, json: Json = False) -> None:
     """Evaluate a finished run on its test part.
 
@@ -70,21 +79,22 @@ def evaluate(run_dir: Path, /, *, backend: str | None = None, json: Json = False
     run_dir:
         A folder that `tlx run` wrote.
     backend:
-        Evaluate on this stack instead of the one that trained.
+        Evaluate on this backend instead of the one that trained.
     """
     import tlx
 
-    found = tlx.evaluate(run_dir, backend)
+    evaluation = tlx.evaluate(run_dir, backend)
     if json:
-        print(jsonlib.dumps(found))
-    else:
-        print(
-            f"test accuracy {found['test_accuracy']:.4f} over {found['images']} images on {found['backend']}; "
-            f"the run recorded {found['recorded_accuracy']:.4f}"
-        )
+        _print_json(evaluation)
+        return
+    recorded = evaluation["recorded_accuracy"]
+    print(
+        f"test accuracy {evaluation['test_accuracy']:.4f} over {evaluation['images']} images on "
+        f"{evaluation['backend']}; the run recorded {'none' if recorded is None else f'{recorded:.4f}'}"
+    )
 
 
-@app.command
+@app.command(group=TRAIN, sort_key=3)
 def predict(
     run_dir: Path,
     /,
@@ -100,24 +110,26 @@ def predict(
     run_dir:
         A folder that `tlx run` wrote.
     images:
-        Files, or folders of which every photo is taken.
+        Files, or folders from which every photo is taken.
     backend:
-        Classify on this stack instead of the one that trained.
+        Classify on this backend instead of the one that trained.
     top:
-        Print so many classes for each image, the most probable first. [default: 1; with --json: up to 5]
+        Print this many classes for each image, the most probable first. [default: 1; with --json: up to 5]
     """
     import tlx
 
-    found = tlx.predict(run_dir, images, backend, top)
+    predictions = tlx.predict(run_dir, images, backend, top)
     if json:
-        print(jsonlib.dumps({"run_dir": str(run_dir), "predictions": found}))
+        _print_json({"run_dir": str(run_dir), "predictions": predictions})
         return
-    for image in found:
-        listed = ", ".join(f"{each['class']} {each['probability']:.4f}" for each in image["top"][: top or 1])
-        print(f"{image['path']}: {listed}")
+    for prediction in predictions:
+        ranked = (f"{entry['class']} {entry['probability']:.4f}" for entry in prediction["top"][: top or 1])
+        print(f"{prediction['path']}: {', '.join(ranked)}")
 
 
-parity = App(name="parity", help="Prove that two stacks train alike, and say where they part if they do not.")
+parity = App(
+    name="parity", group=PROVE, help="Prove that two backends train alike, and say where they differ if they do not."
+)
 app.command(parity)
 
 
@@ -130,7 +142,7 @@ class Shown(TypedDict, total=False):
 
 @parity.default
 def prove(
-    recipe: Annotated[Path | None, Parameter(help="A recipe file (TOML). Options replace its values.")] = None,
+    recipe: RecipeFile = None,
     /,
     *,
     reference: str = "torch",
@@ -142,7 +154,7 @@ def prove(
     overrides: Annotated[Fields | None, Parameter(name="*")] = None,
     shown: Annotated[Shown | None, Parameter(name="*")] = None,
 ) -> int:
-    """Compare two stacks on one recipe: exit code 0 equal, 1 different, 2 not comparable, 3 too few seeds to tell.
+    """Compare two backends on one recipe: exit code 0 equal, 1 different, 2 not comparable, 3 too few seeds to tell.
 
     The recipe is shortened to at least 40 small steps that cross each boundary of its strategy. Without a recipe and
     options: ResNet-18 on scanned digits, the head first, then everything.
@@ -150,49 +162,54 @@ def prove(
     Parameters
     ----------
     reference:
-        The stack that counts as right.
+        The backend that counts as right.
     candidate:
-        The stack that is held against it.
+        The backend that is compared with it.
     quick:
-        Smaller images, and without the stage that is no gate (P9).
+        Smaller images, and without the stage that is advisory (P9).
     seeds:
-        Train so many times on each by the whole recipe, and test whether their accuracies are equivalent.
+        Train this many times on each by the whole recipe, and test whether their accuracies are equivalent.
     margin:
         The difference in accuracy that would matter.
     keep:
-        Folder for the two captures, which are else thrown away.
+        Folder for the two captures, which are otherwise deleted.
     """
     import tlx
 
-    given: Any = {**(overrides or {})}
-    given.update(quick=quick, seeds=seeds, margin=margin, keep=keep)
-    return _report(tlx.parity(recipe, reference=reference, candidate=candidate, **given), shown)
+    options: Any = {**(overrides or {})}
+    options.update(quick=quick, seeds=seeds, margin=margin, keep=keep)
+    return _report(tlx.parity(recipe, reference=reference, candidate=candidate, **options), shown)
 
 
 @parity.command
 def capture(
-    recipe: Annotated[Path | None, Parameter(help="A recipe file (TOML). Options replace its values.")] = None,
+    recipe: RecipeFile = None,
     /,
     *,
     out: Annotated[Path, Parameter(name=["--output", "-o"])],
     plan: Path | None = None,
     quick: bool = False,
     overrides: Annotated[Fields | None, Parameter(name="*")] = None,
+    json: Json = False,
 ) -> None:
-    """Write down what one stack (--backend) does with a recipe, for `tlx parity compare`, here or on another machine.
+    """Write down what one backend (--backend) does with a recipe, for `tlx parity compare`, here or elsewhere.
 
     Parameters
     ----------
     out:
         A new folder for the capture: a manifest, JSON lines and .npy files.
     plan:
-        The other stack's capture. Without recipe and options but --backend, recipe, weights and batches come from it.
+        The other backend's capture. Without recipe and options but --backend, recipe, weights and batches come from it.
     quick:
-        Smaller images, and without the stage that is no gate (P9).
+        Smaller images, and without the stage that is advisory (P9).
     """
     from tlx.proof.prove import capture_recipe
 
-    print(capture_recipe(recipe, out, plan, quick, overrides or {}))
+    folder = capture_recipe(recipe, out, plan, quick, overrides or {})
+    if json:
+        _print_json({"capture": str(folder)})
+    else:
+        print(folder)
 
 
 @parity.command(name="compare")
@@ -206,7 +223,7 @@ def compare_captures(
     reference:
         The capture that counts as right.
     candidate:
-        The capture that is held against it.
+        The capture that is compared with it.
     """
     from tlx.proof.compare import compare
 
@@ -215,12 +232,12 @@ def compare_captures(
 
 @parity.command(name="selftest")
 def check_the_checker(*, backend: str = "torch", json: Json = False) -> int:
-    """Plant faults in a stack and find them all, and none where there is none: exit code 1 where that fails.
+    """Plant faults in a backend and find them all, and none where there is none: exit code 1 where that fails.
 
     Parameters
     ----------
     backend:
-        The stack: torch, oneflow or, without any framework, loopback.
+        The backend: torch, oneflow or, without any framework, loopback.
     """
     from tlx.backend import registry
     from tlx.proof.selftest import show
@@ -240,7 +257,7 @@ def _report(report: Any, shown: Shown | None) -> int:
     return int(report.verdict)
 
 
-@app.command
+@app.command(group=LOOK_UP)
 def strategies(
     strategy: str | None = None,
     /,
@@ -248,7 +265,7 @@ def strategies(
     model: str = "resnet18",
     backend: str = "torch",
     epochs: int = 3,
-    classes: int = 10,
+    json: Json = False,
 ) -> None:
     """Show what each strategy trains in a model, at which rates, before any training.
 
@@ -259,41 +276,26 @@ def strategies(
     model:
         The architecture: see `tlx models`.
     backend:
-        The stack that describes the model's parameters.
+        The backend that describes the model's parameters.
     epochs:
         Length of the run.
-    classes:
-        Outputs of the new head.
     """
-    from rich.console import Console
+    from tlx.runs.planning import tables
+    from tlx.strategy import STRATEGIES
 
-    from tlx.backend import ModelSpec, registry
-    from tlx.models.zoo import architecture
-    from tlx.runs.display import group_table
-    from tlx.strategy.built_in import STRATEGIES
-    from tlx.strategy.schedule import Schedule
-
-    console = Console()
     if strategy is not None and strategy.endswith(".toml"):
         recipes = [Recipe.from_toml(strategy)]
     else:
         names = [strategy] if strategy else list(STRATEGIES)
-        recipes = [Recipe(strategy=name, model=model, epochs=epochs) for name in names]
-    arch = architecture(recipes[0].model_name)
-    stack = registry.load(backend)
-    specs = stack.param_specs(stack.build(ModelSpec(arch.name, classes, arch.head, arch.options), "cpu", "float32"))
-    for recipe in recipes:
-        schedule = Schedule(recipe.schedule, recipe.epochs, 1)
-        bound = recipe.bound_strategy(arch).bind(
-            specs, arch, schedule, recipe.weight_decay, recipe.frozen_norm, recipe.decay_on
-        )
-        console.print(group_table(recipe.strategy_name, bound.table()))
-        if isinstance(recipe.strategy, str):
-            custom = STRATEGIES[recipe.strategy]
-            console.print(f"{custom.summary}; weights {custom.weights}\n")
+        recipes = [Recipe(strategy=name, model=model, backend=backend, epochs=epochs) for name in names]
+    shown = tables(recipes)
+    if json:
+        _print_json({"strategies": [table.to_dict() for table in shown]})
+    else:
+        print("\n\n".join(map(repr, shown)))
 
 
-@app.command
+@app.command(group=LOOK_UP)
 def models() -> None:
     """List the architectures: head, stages, and the published ImageNet checkpoint."""
     from rich.box import SIMPLE_HEAD
@@ -309,7 +311,7 @@ def models() -> None:
     Console().print(table)
 
 
-@app.command
+@app.command(group=LOOK_UP)
 def backends() -> None:
     """List the backends that are registered, with their versions or with what keeps them from working."""
     from rich.box import SIMPLE_HEAD
@@ -328,12 +330,17 @@ def backends() -> None:
     Console().print(table)
 
 
-@app.command
+@app.command(group=LOOK_UP)
 def doctor() -> int:
     """Check for each backend what works, what is missing, and name the one command that mends it."""
     from tlx.backend.doctor import main as diagnose
 
     return diagnose()
+
+
+def _print_json(value: Any) -> None:
+    """Print one object on one line, as the last line of stdout."""
+    print(jsonlib.dumps(value, allow_nan=False))
 
 
 def main() -> None:

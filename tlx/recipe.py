@@ -2,136 +2,290 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 from tlx.errors import RecipeError, closest
 from tlx.models.zoo import Architecture, architecture
-from tlx.strategy.built_in import OPTIONS, STRATEGIES, Options, built_in, make
+from tlx.recipe_fields import (
+    Affects,
+    ClassWeights,
+    DataLike,
+    FeatureCache,
+    ModelLike,
+    OnBadImage,
+    OptimizerName,
+    PrecisionName,
+    Sampler,
+    choice,
+    field,
+    names,
+    number,
+    text,
+)
+from tlx.strategy.built_in import STRATEGIES, StrategyName, named
 from tlx.strategy.plan import DecayOn, FrozenNorm, Strategy
-from tlx.strategy.schedule import SCHEDULES
+from tlx.strategy.schedule import ScheduleName
 
-VERSION = 1  # of the recipe's format; a file with a higher one was written by a later tlx
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+VERSION = 2  # of the recipe's format; a file with a higher one was written by a later tlx
+RENAMED = {"views": "augment_repeats"}  # names that format 1 had
 
 DATA_OBJECT = "<arrays>"  # what stands in a saved recipe for data that was passed in Python
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
-PRECISIONS = ("auto", "float32", "bfloat16", "float64")
 
 
-def _field(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] | None = None,
-    low: float | None = None,
-    high: float | None = None,
-) -> Any:
-    """Declare a field with its help and the values it accepts; the bounds are inclusive."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+def _check_strategy(name: str, value: Any) -> str | Strategy:
+    if isinstance(value, Mapping):
+        return Strategy.from_dict(value)
+    if isinstance(value, Strategy):
+        return value
+    if not isinstance(value, str) or not value:
+        raise RecipeError(f"{name} is {value!r}; expected a name, a tlx.Strategy or a table of one")
+    return named(value).name
 
 
-@dataclass(frozen=True, slots=True)
+def _check_data(name: str, value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or (isinstance(value, str) and not value):
+        raise RecipeError(f"{name} is {value!r}; expected {Recipe.__dataclass_fields__[name].metadata['help']}")
+    return value
+
+
+def _check_model(name: str, value: Any) -> Any:
+    if isinstance(value, str) and value:
+        return value
+    if not hasattr(value, "named_parameters"):
+        raise RecipeError(f"{name} is {value!r}; expected a name of `tlx models`, or a module of the framework")
+    return value
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Recipe:
     """Everything a result depends on. The defaults are the CIFAR-10 tutorial's job.
 
-    A field that is None takes the strategy's customary value or the value that its help names. Raises RecipeError on
-    construction where a value is out of range or contradicts another.
+    A field that is None takes the strategy's customary value, or the value that its help names.
+
+    Raises:
+        RecipeError: a value is out of range, of the wrong type, or contradicts another.
     """
 
-    backend: str = _field("torch", "which stack computes")
-    strategy: str | Strategy = _field("full", "what trains, and how fast: see `tlx strategies`")
-    lr: float | None = _field(None, "learning rate of the head, or of everything", low=0)
-    backbone_lr: float | None = _field(None, "learning rate of the backbone, where the strategy has one", low=0)
-    stages: tuple[str, ...] | None = _field(None, "strategy partial: the stages that train; default: the last")
-    phase_epochs: int | None = _field(
-        None, "strategy head_then_full: epochs of the head alone; gradual: epochs between two stages", low=1
+    backend: str = text(
+        "torch", "backend that computes: see `tlx backends`", group="Machine and files", affects="place"
     )
-    layer_decay: float | None = _field(
-        None, "strategy layer_decay: a stage's rate over that of the next", low=0, high=1
+    strategy: StrategyName | str | Strategy = field(
+        "full", "what trains, and at which rates: see `tlx strategies`", _check_strategy, group="Strategy"
     )
-    frozen_norm: FrozenNorm = _field(
+    lr: float | None = number(None, "learning rate of the head, or of everything", group="Strategy", low=0)
+    backbone_lr: float | None = number(
+        None, "learning rate of the backbone, where the strategy has one", group="Strategy", low=0
+    )
+    stages: tuple[str, ...] | None = names(
+        "strategy partial: the stages that train; default: the last",
+        group="Strategy",
+        example="['layer3', 'layer4']",
+        least=1,
+    )
+    phase_epochs: int | None = number(
+        None,
+        "strategy head_then_full: epochs of the head alone; gradual: epochs between two stages",
+        group="Strategy",
+        low=1,
+        whole=True,
+    )
+    layer_decay: float | None = number(
+        None, "strategy layer_decay: a stage's rate divided by that of the next", group="Strategy", low=0, high=1
+    )
+    frozen_norm: FrozenNorm = choice(
         "keep",
         "BatchNorm in a frozen part keeps its statistics, or goes on adapting them as in the tutorials",
-        choices=("keep", "adapt"),
+        FrozenNorm,
+        group="Strategy",
     )
-    data: object = _field("cifar10", "cifar10, digits, a folder of photos, a .csv of path,label, or an .npz of arrays")
-    data_root: str | None = _field(None, "folder that holds the published data set; default: the download cache")
-    classes: tuple[str, ...] | None = _field(None, "take only these classes, in this order")
-    limit_train: int | None = _field(None, "take at most this many training images, classes in proportion", low=1)
-    limit_test: int | None = _field(None, "take at most this many test images, likewise", low=1)
-    val_fraction: float = _field(0.1, "part of train that chooses the best epoch; 0: keep the last", low=0, high=0.9)
-    test_fraction: float = _field(
-        0.2, "part that is kept for the test where the data has no such part", low=0, high=0.9
+    data: DataLike = field(
+        "cifar10",
+        "cifar10, digits, a folder of photos, a .csv of path,label, or an .npz of arrays",
+        _check_data,
+        group="Data",
     )
-    on_bad_image: str = _field(
-        "error", "an image that cannot be decoded stops the run, or is left out and counted", choices=("error", "skip")
+    data_root: str | None = text(
+        None, "folder that holds the published data set; default: the download cache", group="Data", affects="place"
     )
-    model: object = _field("resnet18", "architecture: see `tlx models`; in Python also a module of the framework")
-    head: str | None = _field(None, "path of the layer to replace in a module of your own, such as classifier.2")
-    weights: str | None = _field(None, "imagenet, none, a .safetensors or .pth file, or a run folder")
-    epochs: int = _field(3, "passes over the training images", low=1)
-    batch_size: int = _field(64, "images in a step; the last partial batch is kept", low=1)
-    micro_batch: int | None = _field(
-        None, "images that enter the device at once; their gradients add up to those of batch_size", low=1
+    classes: tuple[str, ...] | None = names(
+        "use only these classes, in this order", group="Data", example="['cat', 'dog']", least=2
     )
-    image_size: int = _field(224, "height and width that enter the network, in pixels", low=8, high=4096)
-    crop_fraction: float | None = _field(
-        None, "evaluation crops this part of the shorter side; default: 0.875 for photos, else 1", low=0.1, high=1
+    limit_train: int | None = number(
+        None, "use at most this many training images, with the classes in proportion", group="Data", low=1, whole=True
     )
-    augment: str = _field(
-        "flips", "none, flips, photo, or hflip, vflip, crop, rotate, color, randaugment joined with +"
+    limit_test: int | None = number(
+        None, "use at most this many test images, with the classes in proportion", group="Data", low=1, whole=True
     )
-    views: int | None = _field(
-        None, "augmentation repeats itself after so many epochs; random crops can then be kept as features", low=1
+    val_fraction: float = number(
+        0.1,
+        "fraction of the training images held out for validation, which chooses the best epoch; 0: keep the last epoch",
+        group="Data",
+        low=0,
+        high=0.9,
     )
-    mixup: float = _field(0.0, "alpha of mixup; 0: off", low=0, high=100)
-    cutmix: float = _field(0.0, "alpha of cutmix; 0: off", low=0, high=100)
-    label_smoothing: float = _field(0.0, "part of each label that is spread over all classes", low=0, high=1)
-    class_weights: str = _field("none", "balanced: rare classes weigh more in the loss", choices=("none", "balanced"))
-    sampler: str = _field(
+    test_fraction: float = number(
+        0.2, "fraction held out for the test where the data has no test part", group="Data", low=0, high=0.9
+    )
+    on_bad_image: OnBadImage = choice(
+        "error", "an image that cannot be decoded stops the run, or is left out and counted", OnBadImage, group="Data"
+    )
+    model: ModelLike = field(
+        "resnet18",
+        "architecture: see `tlx models`; in Python also a module of the framework",
+        _check_model,
+        group="Model",
+    )
+    head: str | None = text(
+        None, "path of the layer to replace in a module of your own, such as classifier.2", group="Model"
+    )
+    weights: str | None = text(None, "imagenet, none, a .safetensors or .pth file, or a run folder", group="Model")
+    epochs: int = number(3, "passes over the training images", group="Training", low=1, whole=True)
+    batch_size: int = number(
+        64, "images in a step; the last partial batch is kept", group="Training", low=1, whole=True
+    )
+    micro_batch: int | None = number(
+        None,
+        "images on the device at once; their gradients add up to those of batch_size",
+        group="Training",
+        low=1,
+        whole=True,
+    )
+    image_size: int = number(
+        224, "height and width of the network's input, in pixels", group="Model", low=8, high=4096, whole=True
+    )
+    crop_fraction: float | None = number(
+        None,
+        "fraction of the shorter side that evaluation keeps; default: 0.875 for photos, otherwise 1",
+        group="Augmentation and labels",
+        low=0.1,
+        high=1,
+    )
+    augment: str = text(
+        "flips",
+        "none, flips, photo, or hflip, vflip, crop, rotate, color, randaugment joined with +",
+        group="Augmentation and labels",
+    )
+    augment_repeats: int | None = number(
+        None,
+        "epochs after which augmentation repeats itself, so that features of random crops can be cached",
+        group="Augmentation and labels",
+        low=1,
+        whole=True,
+    )
+    mixup: float = number(0.0, "alpha of mixup; 0: off", group="Augmentation and labels", low=0, high=100)
+    cutmix: float = number(0.0, "alpha of cutmix; 0: off", group="Augmentation and labels", low=0, high=100)
+    label_smoothing: float = number(
+        0.0, "fraction of each label spread over all classes", group="Augmentation and labels", low=0, high=1
+    )
+    class_weights: ClassWeights = choice(
+        "none",
+        "balanced: rare classes weigh more in the loss",
+        ClassWeights,
+        group="Augmentation and labels",
+    )
+    sampler: Sampler = choice(
         "shuffle",
         "shuffle: each image once an epoch; balanced: each class equally often",
-        choices=("shuffle", "balanced"),
+        Sampler,
+        group="Augmentation and labels",
     )
-    optimizer: str = _field("sgd", "update rule", choices=OPTIMIZERS)
-    momentum: float = _field(0.9, "of sgd and rmsprop", low=0, high=0.9999)
-    weight_decay: float = _field(5e-4, "L2 penalty, added to the gradient; adamw shrinks the weights instead", low=0)
-    decay_on: DecayOn = _field(
-        "all", "weight_decay acts on all parameters, or leaves norms and biases alone", choices=("all", "weights")
+    optimizer: OptimizerName = choice("sgd", "update rule", OptimizerName, group="Training")
+    momentum: float = number(0.9, "momentum factor (sgd, rmsprop)", group="Training", low=0, high=0.9999)
+    weight_decay: float = number(
+        5e-4, "L2 penalty, added to the gradient; adamw shrinks the weights instead", group="Training", low=0
     )
-    clip_norm: float | None = _field(None, "gradients are clipped to this joint norm", low=1e-12)
-    schedule: str = _field("constant", "how the rates change", choices=tuple(SCHEDULES))
-    step_size: int = _field(7, "schedule step: epochs between drops; plateau: epochs without a lower val loss", low=1)
-    gamma: float = _field(0.1, "factor of each drop of schedules step and plateau", low=0, high=1)
-    warmup: float = _field(0.0, "epochs of linear warm-up", low=0)
-    ema: float | None = _field(
-        None, "decay of a moving average of the weights, which is then evaluated and kept", low=0, high=0.999999
+    decay_on: DecayOn = choice(
+        "all", "weight_decay acts on all parameters, or leaves norms and biases alone", DecayOn, group="Training"
     )
-    patience: int | None = _field(None, "stop after this many epochs without a better validation accuracy", low=1)
-    seed: int = _field(0, "names all random streams", low=0, high=2**63 - 1)
-    precision: str = _field("auto", "auto: bfloat16 where the hardware has it, else float32", choices=PRECISIONS)
-    device: str = _field("auto", "auto: cuda where there is one, else cpu")
-    workers: int = _field(2, "threads that decode photos; never changes a result", low=0, high=256)
-    feature_cache: str = _field(
+    clip_norm: float | None = number(None, "gradients are clipped to this joint norm", group="Training", low=1e-12)
+    schedule: ScheduleName = choice(
+        "constant", "how the learning rates change over time", ScheduleName, group="Training"
+    )
+    step_size: int = number(
+        7,
+        "schedule step: epochs between drops; plateau: epochs without a lower validation loss before a drop",
+        group="Training",
+        low=1,
+        whole=True,
+    )
+    gamma: float = number(0.1, "factor of each drop (schedules step and plateau)", group="Training", low=0, high=1)
+    warmup: float = number(0.0, "epochs of linear warm-up", group="Training", low=0)
+    ema: float | None = number(
+        None,
+        "decay of a moving average of the weights, which is then what is evaluated and saved",
+        group="Training",
+        low=0,
+        high=0.999999,
+    )
+    patience: int | None = number(
+        None, "stop after this many epochs without a better validation accuracy", group="Training", low=1, whole=True
+    )
+    seed: int = number(0, "random seed", group="Training", low=0, high=2**63 - 1, whole=True)
+    precision: PrecisionName = choice(
         "auto",
-        "auto: what enters the part that trains is computed once and kept, for later runs too; run: for this run; "
-        "off: not kept; never changes a result",
-        choices=("auto", "run", "off"),
+        "auto: bfloat16 where the hardware has it, otherwise float32",
+        PrecisionName,
+        group="Machine and files",
+        affects="place",
     )
-    save_seconds: float = _field(60.0, "seconds between two saves within an epoch; never changes a result", low=0)
-    out: str | None = _field(None, "folder of this run; default: a new one below runs/")
+    device: str = text(
+        "auto", "auto: cuda where there is one, otherwise cpu", group="Machine and files", affects="place"
+    )
+    workers: int = number(
+        2, "threads that decode photos", group="Machine and files", low=0, high=256, whole=True, affects="speed"
+    )
+    feature_cache: FeatureCache = choice(
+        "auto",
+        "the output of a frozen backbone is cached, auto: for later runs too; run: for this run only; off: never",
+        FeatureCache,
+        group="Machine and files",
+        affects="speed",
+    )
+    save_seconds: float = number(
+        60.0, "seconds between two saves within an epoch", group="Machine and files", low=0, affects="speed"
+    )
+    out: str | None = text(
+        None, "folder of this run; default: a new one below runs/", group="Machine and files", affects="place"
+    )
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
+            value = getattr(self, f.name)
+            if value is None and f.default is None:
+                continue
+            if value is None and f.name != "data":
+                raise RecipeError(f"{f.name} may not be None; its default is {f.default!r}")
+            object.__setattr__(self, f.name, f.metadata["check"](f.name, value))
         self._check_options()
         self._check_model()
         if self.warmup >= self.epochs:
             raise RecipeError(f"warmup is {self.warmup} epochs, but the run has only {self.epochs}; lower warmup")
+
+    def __repr__(self) -> str:
+        """Show the fields that differ from the defaults, as Python."""
+        values = ((f.name, getattr(self, f.name)) for f in self.changed())
+        return f"Recipe({', '.join(f'{name}={_shown(value)}' for name, value in values)})"
+
+    def changed(self) -> list[Any]:
+        """Return the dataclass fields whose values differ from their defaults."""
+        return [f for f in fields(self) if (value := getattr(self, f.name)) is not f.default and value != f.default]
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        shown = [(f.name, _shown(getattr(self, f.name)), f.metadata["help"]) for f in self.changed()]
+        rows = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in shown)
+        head = "<tr><th>field</th><th>value</th><th>what it is</th></tr>"
+        return f"<table><caption>Recipe: what differs from the defaults</caption>{head}{rows}</table>"
 
     @property
     def strategy_name(self) -> str:
@@ -142,10 +296,13 @@ class Recipe:
         return self.model if isinstance(self.model, str) else type(self.model).__name__
 
     def _check_options(self) -> None:
-        used = built_in(self.strategy).customary if isinstance(self.strategy, str) else {}
-        for name in OPTIONS:
+        used = named(self.strategy).customary if isinstance(self.strategy, str) else {}
+        for name in used:
+            if name not in Recipe.__slots__:
+                raise RecipeError(f"strategy {self.strategy_name!r} takes {name!r}, which is no recipe field")
+        for name in (name for name in Recipe.__slots__ if any(name in s.customary for s in STRATEGIES.values())):
             if getattr(self, name) is not None and name not in used:
-                able = ", ".join(known for known, b in STRATEGIES.items() if name in b.customary)
+                able = ", ".join(known.name for known in STRATEGIES.values() if name in known.customary)
                 raise RecipeError(
                     f"strategy {self.strategy_name!r} has no {name}, but it is {getattr(self, name)!r}; "
                     f"leave it out, or use one of: {able}"
@@ -156,9 +313,9 @@ class Recipe:
         if own and self.head is None:
             raise RecipeError(f"model is a {self.model_name} of your own; say which layer is its head, as head='fc'")
         for name in ("model", "data"):
-            given = getattr(self, name)
-            if isinstance(given, str) and given.startswith("<"):
-                raise RecipeError(f"{name} is {given!r}: it was a Python object; pass it again, as {name}=...")
+            value = getattr(self, name)
+            if isinstance(value, str) and value.startswith("<"):
+                raise RecipeError(f"{name} is {value!r}: it was a Python object; pass it again, as {name}=...")
         if isinstance(self.model, str):
             arch = architecture(self.model)
             if self.head not in (None, arch.head):
@@ -180,20 +337,20 @@ class Recipe:
 
     def resolved(self) -> Recipe:
         """Fill in what the strategy decides, so that the saved recipe says what was done."""
-        custom = built_in(self.strategy) if isinstance(self.strategy, str) else None
-        weights = custom.weights if custom else "imagenet"
+        strategy = named(self.strategy) if isinstance(self.strategy, str) else None
+        weights: str = strategy.weights if strategy else "imagenet"
         if weights == "imagenet" and not isinstance(self.model, str):
             weights = "own"
-        options = custom.customary if custom else {}
-        chosen = {name: value for name, value in options.items() if getattr(self, name) is None}
-        return replace(self, weights=self.weights or weights, **chosen)
+        customary = strategy.customary if strategy else {}
+        options = {name: value for name, value in customary.items() if getattr(self, name) is None}
+        return replace(self, weights=self.weights or weights, **options)
 
     def bound_strategy(self, arch: Architecture) -> Strategy:
         """Return the strategy for an architecture."""
         if isinstance(self.strategy, Strategy):
             return self.strategy
-        full = self.resolved()
-        return make(self.strategy, Options(**{name: getattr(full, name) for name in OPTIONS}), arch, self.epochs)
+        full, strategy = self.resolved(), named(self.strategy)
+        return strategy.build(arch, self.epochs, **{name: getattr(full, name) for name in strategy.customary})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values; data and models that were passed as objects become descriptions."""
@@ -216,12 +373,8 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "recipe") -> Recipe:
-        """Build a recipe from named values; an unknown name is an error with the nearest valid one."""
-        known = {f.name for f in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise RecipeError(f"{where}: unknown field {name!r}.{closest(name, known)}")
-        return cls(**values)
+        """Build a recipe from named values. A field's earlier name is understood; an unknown one is a RecipeError."""
+        return cls(**current_names(values, where))
 
     @classmethod
     def from_toml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -230,7 +383,111 @@ class Recipe:
         version = values.pop("recipe_version", VERSION)
         if not isinstance(version, int) or version > VERSION:
             raise RecipeError(f"{path}: recipe_version {version} is newer than this tlx reads ({VERSION}); upgrade tlx")
-        return cls.from_dict({**values, **(overrides or {})}, str(path))
+        return cls(**{**current_names(values, str(path)), **current_names(overrides or {}, "recipe")})
+
+
+class RecipeFields(TypedDict, total=False):
+    """The fields of a `Recipe` as keywords, for editors and type checkers; a test holds them equal to the class."""
+
+    backend: str
+    strategy: StrategyName | str | Strategy
+    lr: float | None
+    backbone_lr: float | None
+    stages: tuple[str, ...] | None
+    phase_epochs: int | None
+    layer_decay: float | None
+    frozen_norm: FrozenNorm
+    data: DataLike
+    data_root: str | None
+    classes: tuple[str, ...] | None
+    limit_train: int | None
+    limit_test: int | None
+    val_fraction: float
+    test_fraction: float
+    on_bad_image: OnBadImage
+    model: ModelLike
+    head: str | None
+    weights: str | None
+    epochs: int
+    batch_size: int
+    micro_batch: int | None
+    image_size: int
+    crop_fraction: float | None
+    augment: str
+    augment_repeats: int | None
+    mixup: float
+    cutmix: float
+    label_smoothing: float
+    class_weights: ClassWeights
+    sampler: Sampler
+    optimizer: OptimizerName
+    momentum: float
+    weight_decay: float
+    decay_on: DecayOn
+    clip_norm: float | None
+    schedule: ScheduleName
+    step_size: int
+    gamma: float
+    warmup: float
+    ema: float | None
+    patience: int | None
+    seed: int
+    precision: PrecisionName
+    device: str
+    workers: int
+    feature_cache: FeatureCache
+    save_seconds: float
+    out: str | None
+
+
+def current_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return named values under the names that the fields have now.
+
+    Raises RecipeError, with the nearest valid name, where a name is unknown; `where` begins the message.
+    """
+    renamed: dict[str, Any] = {}
+    for name, value in values.items():
+        current = RENAMED.get(name, name)
+        if current not in Recipe.__slots__:
+            raise RecipeError(f"{where}: unknown field {name!r}.{closest(str(name), Recipe.__slots__)}")
+        if current in renamed:
+            raise RecipeError(f"{where}: {current!r} is given twice, as {name!r} too, which is its earlier name")
+        renamed[current] = value
+    return renamed
+
+
+def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
+    """Make a recipe of whatever stands for one; `fields` replace its own."""
+    if isinstance(recipe, Recipe):
+        return replace(recipe, **current_names(fields, "recipe"))
+    if isinstance(recipe, (str, Path)):
+        return Recipe.from_toml(recipe, fields)
+    return Recipe(**{**current_names(recipe or {}, "recipe"), **current_names(fields, "recipe")})
+
+
+def takes_fields(function: Function) -> Function:
+    """Give a function that takes `**fields` a signature with every recipe field, which a notebook shows and completes.
+
+    An editor reads the same from `Unpack[RecipeFields]`.
+    """
+    own = inspect.signature(function)
+    plain = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    recipe = inspect.signature(Recipe).parameters.values()
+    every = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in recipe]
+    function.__signature__ = own.replace(parameters=[*plain, *every])  # type: ignore[attr-defined]
+    return function
+
+
+def fields_affecting(*affects: Affects) -> tuple[str, ...]:
+    """Return the names of the recipe fields that affect the result, the speed or the place, in their order."""
+    return tuple(f.name for f in fields(Recipe) if f.metadata["affects"] in affects)
+
+
+def _shown(value: Any) -> str:
+    """Write a value as Python; data, models and strategies that are objects by their kind or name."""
+    if isinstance(value, Strategy):
+        return f"<strategy {value.name}>"
+    return repr(value) if value is None or isinstance(value, (str, int, float, tuple)) else f"<{type(value).__name__}>"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -246,64 +503,3 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from None
-
-
-def _checked(f: Any, value: Any) -> Any:
-    """Return a field's value in its declared type, or raise with what was expected."""
-    kind = str(f.type)
-    if f.name == "data":
-        if isinstance(value, Path):
-            return str(value)
-        if value is None or (isinstance(value, str) and not value):
-            raise RecipeError(f"data is {value!r}; expected {f.metadata['help']}")
-        return value
-    if f.name == "strategy" and not isinstance(value, str):
-        if isinstance(value, Mapping):
-            return Strategy.from_dict(value)
-        if not isinstance(value, Strategy):
-            raise RecipeError(f"strategy is {value!r}; expected a name, a tlx.Strategy or a table of one")
-        return value
-    if f.name == "model" and not isinstance(value, str):
-        if not hasattr(value, "named_parameters"):
-            raise RecipeError(f"model is {value!r}; expected a name of `tlx models`, or a module of the framework")
-        return value
-    if value is None:
-        if "None" in kind:
-            return None
-        raise RecipeError(f"{f.name} may not be None; its default is {f.default!r}")
-    if kind.startswith("tuple"):
-        return _names(f.name, value)
-    if kind.startswith("str") or f.name == "model" or f.metadata["choices"]:
-        if not isinstance(value, (str, Path)) or not str(value):
-            raise RecipeError(f"{f.name} is {value!r}; expected text: {f.metadata['help']}")
-        choices = f.metadata["choices"]
-        if choices and value not in choices:
-            raise RecipeError(f"Unknown {f.name} {value!r}.{closest(str(value), choices)}")
-        return str(value)
-    return _number(f, value, kind)
-
-
-def _names(field: str, value: Any) -> tuple[str, ...]:
-    names = value.split(",") if isinstance(value, str) else value
-    example = "['cat', 'dog']" if field == "classes" else "['layer3', 'layer4']"
-    if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) and n.strip() for n in names):
-        raise RecipeError(f"{field} is {value!r}; expected a list of names, such as {example}")
-    names = tuple(n.strip() for n in names)
-    least = 2 if field == "classes" else 1
-    if len(names) < least or len(set(names)) != len(names):
-        raise RecipeError(f"{field} is {value!r}; expected at least {least} names, all different")
-    return names
-
-
-def _number(f: Any, value: Any, kind: str) -> int | float:
-    whole = kind.startswith("int")
-    if isinstance(value, bool) or not hasattr(value, "__index__" if whole else "__float__"):
-        raise RecipeError(f"{f.name} is {value!r}; expected {'a whole number' if whole else 'a number'}")
-    number: int | float = int(value) if whole else float(value)
-    low, high = f.metadata["low"], f.metadata["high"]
-    if not math.isfinite(number) or (low is not None and number < low) or (high is not None and number > high):
-        bounds = " and ".join(
-            text for bound, text in ((low, f"at least {low}"), (high, f"at most {high}")) if bound is not None
-        )
-        raise RecipeError(f"{f.name} is {value}; expected a finite number, {bounds}")
-    return number

@@ -104,7 +104,7 @@ def test_each_mistake_has_its_line(fields: dict[str, Any], said: str) -> None:
     ("text", "said"),
     [
         ("strateg = 'full'", "unknown field 'strateg'. Did you mean 'strategy'"),
-        ("recipe_version = 99", "recipe_version 99 is newer than this tlx reads (1); upgrade tlx"),
+        ("recipe_version = 99", "recipe_version 99 is newer than this tlx reads (2); upgrade tlx"),
         ("epochs = ", "not valid TOML"),
         (b"\xff\xfe", "not valid TOML"),
         (None, "cannot read the recipe: No such file"),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.core.resnet import ARCH, PARAMS, SPECS
 from tlx.errors import RecipeError
-from tlx.strategy.built_in import STRATEGIES, Options, built_in, make
+from tlx.strategy.built_in import STRATEGIES, named
 from tlx.strategy.plan import Group, Phase, Plan, Strategy
 from tlx.strategy.schedule import Schedule, float32_exact
 
@@ -30,8 +30,8 @@ def bind(strategy: Strategy, epochs: int = 4, **fields: Any) -> Plan:
 
 
 def plan_of(name: str, epochs: int = 4, options: dict[str, Any] | None = None, **fields: Any) -> Plan:
-    chosen = Options(**{**built_in(name).customary, **(options or {})})
-    return bind(make(name, chosen, ARCH, epochs), epochs, **fields)
+    options = {**named(name).customary, **(options or {})}
+    return bind(named(name).build(ARCH, epochs, **options), epochs, **fields)
 
 
 @pytest.mark.parametrize("name", ["scratch", "full", "diff_lr", "feature_extract"])
@@ -208,4 +208,4 @@ def test_a_phase_after_the_end_is_refused() -> None:
 
 def test_an_unknown_strategy_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"Unknown strategy 'dif_lr'\. Did you mean 'diff_lr'"):
-        built_in("dif_lr")
+        named("dif_lr")

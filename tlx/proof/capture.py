@@ -147,7 +147,8 @@ class Subject:
     def build(self, precision: str) -> tuple[Model, Architecture]:
         from tlx.training import build as assemble
 
-        return assemble.build(replace(self.recipe, precision=precision), self.backend, len(self.classes))
+        placed: Any = replace(self.recipe, precision=precision)  # type: ignore[arg-type]
+        return assemble.build(placed, self.backend, len(self.classes))
 
     @cached_property
     def initial(self) -> dict[str, Array]:

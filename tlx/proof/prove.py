@@ -65,7 +65,7 @@ def parity(
     Raises:
         TlxError: the input is not as it must be. A difference is no error: see `Report.verdict` and `Report.first`.
     """
-    from tlx.runs.job import as_recipe
+    from tlx.recipe import as_recipe
 
     started = time.perf_counter()
     for name, instead in (("backend", "reference and candidate"), ("out", "keep")):
@@ -110,7 +110,7 @@ def capture_recipe(
     recipe: str | Path | None, out: Path, plan: Path | None, quick: bool, fields: Mapping[str, Any]
 ) -> Path:
     """Capture one stack; with a plan and no field but the backend, everything comes from the plan."""
-    from tlx.runs.job import as_recipe
+    from tlx.recipe import as_recipe
 
     backend = fields.get("backend", "torch")
     if plan is not None and recipe is None and set(fields) <= {"backend"}:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from tlx.backend.threads import Others
+from tlx.errors import one_line
 from tlx.training.metrics import EpochEnded, Event, FeaturesKept, PhaseStarted
 from tlx.training.metrics import Progress as Step
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from tlx.training.loop import State, Training
 
 T = TypeVar("T")
+Listener = Callable[[Event], object]
 LINE_SECONDS = 10.0  # between two plain progress lines
 CROWDED = 0.2  # the part of the cores' time that others may take before a run says so
 
@@ -114,26 +118,31 @@ class Display:
         )
 
     def result(self, result: Result) -> None:
-        test = "no test part" if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.4f}"
-        self.console.print(
-            f"[bold]{test}[/] (epoch {result.best_epoch} of {result.epochs_run}), "
-            f"{result.trainable_parameters:,} of {result.total_parameters:,} parameters trained, "
-            f"{_clock(result.wall_seconds)}; saved in {result.run_dir}"
-        )
+        """Say how a run ended, and where it is."""
+        self.console.print(summary(result), markup=False)
+
+
+def summary(result: Result) -> str:
+    """Return a result as one line."""
+    test = "no test part" if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.4f}"
+    return (
+        f"{test} (epoch {result.best_epoch} of {result.epochs_run}), {result.trainable_parameters:,} of "
+        f"{result.total_parameters:,} parameters trained, {_clock(result.wall_seconds)}; saved in {result.run_dir}"
+    )
 
 
 def group_table(title: str, rows: Sequence[Row]) -> Table:
     """Draw a strategy's groups: what trains in which phase, at which rate, and how BatchNorm behaves."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    phased = len({row.phase for row in rows}) > 1
-    names = ("phase",) * phased + ("group", "tensors", "parameters", "lr", "decay", "statistics")
-    for name in names:
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    phases = len({row.phase for row in rows}) > 1
+    columns = ["group", "tensors", "parameters", "lr", "decay", "statistics"]
+    for name in ["phase", *columns] if phases else columns:
         table.add_column(name, justify="left" if name in ("phase", "group", "statistics") else "right", no_wrap=True)
     for row in rows:
         lr = "frozen" if row.lr is None else f"{row.lr:g}"
         decay = "-" if row.lr is None else f"{row.weight_decay:g}"
-        phase = (f"{row.phase} from {row.epoch + 1}",) * phased
-        table.add_row(*phase, row.group, str(row.tensors), f"{row.parameters:,}", lr, decay, row.norm)
+        cells = [row.group, str(row.tensors), f"{row.parameters:,}", lr, decay, row.norm]
+        table.add_row(*map(escape, [f"{row.phase} from {row.epoch + 1}", *cells] if phases else cells))
     return table
 
 
@@ -143,8 +152,8 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def follow(events: Generator[Event, None, T], display: Display, after: Callable[[Event], None]) -> T:
-    """Run a generator of events to its end, showing each, then calling `after`; returns what it returned."""
+def follow(events: Generator[Event, None, T], listeners: Sequence[Listener]) -> T:
+    """Run a generator of events to its end, passing each to the listeners; return what it returned."""
     with closing(events):
         while True:
             try:
@@ -152,5 +161,23 @@ def follow(events: Generator[Event, None, T], display: Display, after: Callable[
             except StopIteration as stop:
                 value: T = stop.value
                 return value
-            display.event(event)
-            after(event)
+            for listener in listeners:
+                listener(event)
+
+
+def listening(on_event: Listener) -> Listener:
+    """Call a user's function with each event until it raises: a broken listener must not end a training."""
+    broken = False
+
+    def listener(event: Event) -> None:
+        nonlocal broken
+        if broken:
+            return
+        try:
+            on_event(event)
+        except Exception as error:
+            broken = True
+            cause = one_line(f"{type(error).__name__}: {error}")
+            warnings.warn(f"on_event raised {cause}; the run goes on without it", RuntimeWarning, stacklevel=2)
+
+    return listener

@@ -2,53 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from tlx.backend import registry
-from tlx.errors import RunNotFound, TlxError
-from tlx.models.weights import match, read_weights
-from tlx.recipe import Recipe
+from tlx.errors import TlxError
 from tlx.runs.display import Display, follow
+from tlx.runs.finished import restore
 from tlx.runs.folder import read_json
-from tlx.training.build import build, make_loader, open_data, place
-from tlx.training.loop import evaluate
+from tlx.training.build import make_loader, open_data
+from tlx.training.loop import evaluate as evaluate_part
 
 
-def evaluate_run(
-    run_dir: str | Path, backend: str | None = None, *, quiet: bool = False, **objects: Any
-) -> dict[str, Any]:
+class Evaluation(TypedDict):
+    """What `tlx.evaluate` returns. Accuracies lie between 0 and 1, the loss is the mean over the images."""
+
+    backend: str
+    test_accuracy: float
+    test_loss: float
+    images: int
+    recorded_accuracy: float | None  # that the run itself recorded
+    run_dir: str
+
+
+def evaluate(
+    run_dir: str | Path,
+    backend: str | None = None,
+    *,
+    quiet: bool = False,
+    data: Any = None,
+    data_root: str | Path | None = None,
+    model: Any = None,
+) -> Evaluation:
     """Evaluate a finished run's model on its test part, on the same backend or on another.
 
-    Where `data` or `model` were Python objects, they are given again, as `objects`.
-    Returns backend, test_accuracy, test_loss, images, recorded_accuracy (of the run itself) and run_dir.
+    Args:
+        run_dir: a folder that `tlx run` wrote.
+        backend: where to evaluate; default: the backend that trained.
+        quiet: show nothing on stderr.
+        data: the data again, where the run's were Python objects.
+        data_root: where the data lie now.
+        model: the module again, where the run's was a Python object.
+
+    Raises:
+        RunNotFound: there is no finished run in the folder.
+        TlxError: the data have other classes or no test part, or the weights do not fit.
     """
-    run_dir = Path(run_dir)
-    if not (run_dir / "card.json").is_file():
-        raise RunNotFound(f"{run_dir} holds no finished run: card.json is missing. Pass a folder that `tlx run` wrote.")
-    recipe = Recipe.from_toml(run_dir / "recipe.toml", objects)
-    recipe = recipe if backend is None else replace(recipe, backend=backend, device="auto", precision="auto")
-    stack = registry.load(recipe.backend)
-    recipe = place(recipe, stack)
-    data = open_data(recipe)
-    recorded = read_json(run_dir / "card.json")
-    if list(data.classes) != recorded["classes"]:
-        raise TlxError(f"{run_dir} was trained on classes {recorded['classes']}; the data has {list(data.classes)}")
-    if data.test is None:
-        raise TlxError(f"{data.name} has no test part")
-    model, arch = build(recipe, stack, len(data.classes))
-    arrays = read_weights(run_dir)
-    specs = stack.param_specs(model)
-    stack.load_arrays(model, match(arrays, specs, head=arch.head, model_name=arch.name, take_head=True))
+    objects = {"data": data, "data_root": data_root, "model": model}
+    run = restore(run_dir, backend, **objects)
+    dataset = open_data(run.recipe)
+    if list(dataset.classes) != run.card["classes"]:
+        raise TlxError(f"{run_dir} was trained on classes {run.card['classes']}; the data has {list(dataset.classes)}")
+    if dataset.test is None:
+        raise TlxError(f"{dataset.name} has no test part")
     display = Display(quiet)
-    with display.live(recipe):
-        metrics = follow(evaluate(stack, model, make_loader(recipe, data.test), "test"), display, lambda event: None)
+    with display.live(run.recipe):
+        events = evaluate_part(run.backend, run.model, make_loader(run.recipe, dataset.test), "test")
+        metrics = follow(events, [display.event])
     return {
-        "backend": recipe.backend,
+        "backend": run.recipe.backend,
         "test_accuracy": metrics.accuracy,
         "test_loss": metrics.loss,
         "images": metrics.images,
-        "recorded_accuracy": read_json(run_dir / "result.json")["test_accuracy"],
-        "run_dir": str(run_dir),
+        "recorded_accuracy": read_json(run.run_dir / "result.json")["test_accuracy"],
+        "run_dir": str(run.run_dir),
     }

@@ -5,77 +5,84 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tlx.atomic import write_atomic, write_json
 from tlx.backend import Preprocess, registry
 from tlx.data import Data
 from tlx.errors import Interrupted, RecipeError, RunNotFound, TlxError
 from tlx.models.weights import digest, write_safetensors
-from tlx.recipe import Recipe
-from tlx.runs.display import Display, follow
+from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, takes_fields
+from tlx.runs.display import Display, Listener, follow, listening
 from tlx.runs.folder import run_folder
 from tlx.runs.interrupt import interruptible
-from tlx.runs.result import Result
+from tlx.runs.result import Result, history_entry
 from tlx.runs.resume import FOLDER as LAST
 from tlx.runs.resume import STATE
 from tlx.runs.resume import load as load_state
 from tlx.runs.resume import save as save_state
-from tlx.training.build import build, check_fit, make_loader, open_data, place, start, training, versions
+from tlx.training.build import build, check_fit, make_loader, open_data, place, start, versions
+from tlx.training.build import training as make_training
 from tlx.training.loop import State, Training, evaluate, held_out, train
-from tlx.training.metrics import EpochEnded, Event, Metrics, Stepped
+from tlx.training.metrics import EpochEnded, Event, Stepped
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 EPOCH_SECONDS = 5.0  # an epoch's end is a good place to save, unless epochs are so short that saving would cost more
 
 
+@takes_fields
 def run(
-    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    recipe: Recipe | RecipeFields | Mapping[str, Any] | str | Path | None = None,
     *,
     resume: str | Path | None = None,
     quiet: bool = False,
-    **fields: Any,
+    on_event: Callable[[Event], object] | None = None,
+    **fields: Unpack[RecipeFields],
 ) -> Result:
     """Train by a recipe and evaluate once on the test part.
 
     Args:
         recipe: a Recipe, its fields as a mapping, or the path of a TOML file. Default: the CIFAR-10 tutorial's job.
-        resume: the folder of an interrupted run, to go on where it was saved last. Of `fields` only those that cannot
-            change the result may be given, and `backend`; `data` and `model` again where they were Python objects.
+        resume: the folder of an interrupted run, to continue from its last save. Of `fields` only those that cannot
+            change the result may be given; `data` and `model` again where they were Python objects.
         quiet: show nothing on stderr.
+        on_event: is called with each event of the run (`tlx.training.metrics.Event`: phases, progress, steps, ends of
+            epochs) and cannot change the run. If it raises an Exception, a warning says so and it is not called again.
         **fields: recipe fields, which replace those of `recipe`. See `tlx.Recipe`.
 
     Raises:
-        TlxError: anything in the input, the data or the environment is not as it must be; one line says how to mend it.
+        TlxError: something in the input, the data or the environment is wrong; one line says how to mend it.
         KeyboardInterrupt: Ctrl-C or SIGTERM stopped the run; it was saved, and the text says how to resume it.
     """
+    display = Display(quiet)
+    result = execute(recipe_to_run(recipe, resume, fields), display, resume, on_event)
+    display.result(result)
+    return result
+
+
+def recipe_to_run(
+    recipe: Recipe | Mapping[str, Any] | str | Path | None, resume: str | Path | None, fields: Mapping[str, Any]
+) -> Recipe:
+    """Return the recipe that a call of `run` asks for: a new one, or that of the run that is resumed."""
     if resume is None:
-        return execute(as_recipe(recipe, fields), Display(quiet))
+        return as_recipe(recipe, fields)
     if recipe is not None:
-        raise RecipeError("resume goes on with the recipe of the run's folder; leave the other recipe out")
-    return execute(_resumed_recipe(Path(resume), fields), Display(quiet), Path(resume))
-
-
-def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
-    """Make a recipe of whatever stands for one."""
-    if isinstance(recipe, Recipe):
-        unknown = {name: value for name, value in fields.items() if name not in Recipe.__slots__}
-        return replace(recipe, **fields) if not unknown else Recipe.from_dict(unknown)
-    if isinstance(recipe, (str, Path)):
-        return Recipe.from_toml(recipe, fields)
-    return Recipe.from_dict({**(recipe or {}), **fields})
-
-
-RESUMABLE = ("backend", "device", "precision", "workers", "feature_cache", "save_seconds", "data", "data_root", "model")
+        raise RecipeError("resume continues with the recipe of the run's folder; leave the other recipe out")
+    return _resumed_recipe(Path(resume), fields)
 
 
 def _resumed_recipe(run_dir: Path, fields: Mapping[str, Any]) -> Recipe:
+    # Where and how fast a run goes on may change; data and model are checked to be the same.
+    free = {*fields_affecting("speed", "place"), "data", "model"} - {"out"}
     for name in fields:
-        if name not in RESUMABLE:
-            raise RecipeError(f"resume: {name} cannot change in the middle of a run; what can: {', '.join(RESUMABLE)}")
+        if name not in free:
+            able = ", ".join(f for f in Recipe.__slots__ if f in free)
+            raise RecipeError(f"resume: {name} cannot change in the middle of a run; what can: {able}")
     if not (run_dir / "recipe.toml").is_file():
         raise RunNotFound(f"{run_dir} holds no run: recipe.toml is missing. Pass a folder that `tlx run` wrote.")
     if (run_dir / "result.json").exists():
@@ -85,8 +92,15 @@ def _resumed_recipe(run_dir: Path, fields: Mapping[str, Any]) -> Recipe:
     return Recipe.from_toml(run_dir / "recipe.toml", fields)
 
 
-def execute(recipe: Recipe, display: Display, resumed: Path | None = None) -> Result:
-    """Run a recipe, or go on with the run in the folder `resumed`, showing its progress on a display."""
+def execute(
+    recipe: Recipe,
+    display: Display,
+    resumed: str | Path | None = None,
+    on_event: Callable[[Event], object] | None = None,
+) -> Result:
+    """Run a recipe, or continue the run in the folder `resumed`, showing its progress on a display."""
+    resumed = None if resumed is None else Path(resumed)
+    listeners = [display.event, *([listening(on_event)] if on_event else [])]
     started = time.perf_counter()
     backend = registry.load(recipe.backend)
     recipe = place(recipe.resolved(), backend)
@@ -95,9 +109,9 @@ def execute(recipe: Recipe, display: Display, resumed: Path | None = None) -> Re
     model, arch = build(recipe, backend, len(data.classes))
     if resumed is None or not (resumed / STATE).exists():  # the latter was stopped before its first save
         start(recipe, backend, model, arch, display.shown)
-    job = training(recipe, backend, data, model, arch)
+    training = make_training(recipe, backend, data, model, arch)
     display.data(data, recipe)
-    display.plan(job.plan, recipe)
+    display.plan(training.plan, recipe)
 
     with run_folder(recipe, resumed) as run_dir, interruptible() as signalled:
         recipe = replace(recipe, out=None)
@@ -105,15 +119,16 @@ def execute(recipe: Recipe, display: Display, resumed: Path | None = None) -> Re
         if resumed is None:
             write_atomic(run_dir / "recipe.toml", recipe.to_toml().encode())
         elif (run_dir / STATE).exists():
-            state = load_state(job, run_dir, data.fingerprint)
-            display.resumed(state, job)
+            state = load_state(training, run_dir, data.fingerprint)
+            display.resumed(state, training)
         with display.live(recipe):
-            _train(job, state, run_dir, data.fingerprint, recipe.save_seconds, display, signalled)
+            _train(training, state, run_dir, data.fingerprint, recipe.save_seconds, listeners, signalled)
             backend.load_arrays(model, state.best)
             test = None
             if data.test is not None:
-                events = evaluate(backend, model, held_out(job, state, make_loader(recipe, data.test)), "test")
-                test = follow(events, display, lambda event: _stop_if(signalled(), run_dir, "during the test"))
+                events = evaluate(backend, model, held_out(training, state, make_loader(recipe, data.test)), "test")
+                stop: Listener = lambda event: _stop_if(signalled(), run_dir, "during the test")  # noqa: E731
+                test = follow(events, [*listeners, stop])
         result = Result(
             backend=recipe.backend,
             strategy=recipe.strategy_name,
@@ -121,9 +136,9 @@ def execute(recipe: Recipe, display: Display, resumed: Path | None = None) -> Re
             val_accuracy=val.accuracy if (val := state.history[state.best_epoch].val) else None,
             best_epoch=state.best_epoch + 1,
             epochs_run=len(state.history),
-            history=[_entry(epoch) for epoch in state.history],
-            trainable_parameters=job.plan.trainable_parameters(),
-            total_parameters=job.plan.total_parameters(),
+            history=[history_entry(epoch) for epoch in state.history],
+            trainable_parameters=training.plan.trainable_parameters(),
+            total_parameters=training.plan.total_parameters(),
             train_images_per_second=sum(e.train.images for e in state.history) / sum(e.seconds for e in state.history),
             wall_seconds=time.perf_counter() - started,
             versions={**versions(), **backend.capabilities().versions},
@@ -135,17 +150,16 @@ def execute(recipe: Recipe, display: Display, resumed: Path | None = None) -> Re
         write_json(run_dir / "card.json", card(recipe, data, arch.head, digest(state.best)))
         write_json(run_dir / "result.json", result.to_dict())
         shutil.rmtree(run_dir / LAST, ignore_errors=True)
-    display.result(result)
     return result
 
 
 def _train(
-    job: Training,
+    training: Training,
     state: State,
     run_dir: Path,
     fingerprint: str,
     save_seconds: float,
-    display: Display,
+    listeners: Sequence[Listener],
     signalled: Callable[[], int],
 ) -> None:
     """Train to the end; save every `save_seconds`, earlier at an epoch's end, and when a signal says stop."""
@@ -154,38 +168,23 @@ def _train(
     def after(event: Event) -> None:
         nonlocal saved
         if isinstance(event, EpochEnded):
-            lines = "".join(json.dumps(_entry(epoch)) + "\n" for epoch in state.history)
+            lines = "".join(json.dumps(history_entry(epoch)) + "\n" for epoch in state.history)
             write_atomic(run_dir / "history.jsonl", lines.encode())
         elif not isinstance(event, Stepped):
             return
         stop = signalled()
         patience = min(save_seconds, EPOCH_SECONDS) if isinstance(event, EpochEnded) else save_seconds
         if stop or time.monotonic() - saved >= patience:
-            save_state(job, state, run_dir, fingerprint)
+            save_state(training, state, run_dir, fingerprint)
             saved = time.monotonic()
-        _stop_if(stop, run_dir, f"after step {state.step} of {job.plan.schedule.epochs * job.loader.steps}")
+        _stop_if(stop, run_dir, f"after step {state.step} of {training.plan.schedule.epochs * training.loader.steps}")
 
-    follow(train(job, state), display, after)
+    follow(train(training, state), [*listeners, after])
 
 
 def _stop_if(signum: int, run_dir: Path, where: str) -> None:
     if signum:
         raise Interrupted(f"stopped {where}; the run is saved. Go on with: tlx run --resume {run_dir}", signum)
-
-
-def _entry(event: EpochEnded) -> dict[str, Any]:
-    def metrics(part: str, m: Metrics | None) -> dict[str, float | None]:
-        return {f"{part}_loss": m.loss if m else None, f"{part}_accuracy": m.accuracy if m else None}
-
-    return {
-        "epoch": event.epoch + 1,
-        "phase": event.phase,
-        **metrics("train", event.train),
-        **metrics("val", event.val),
-        "lr": list(event.lr),
-        "seconds": event.seconds,
-        "best": event.best,
-    }
 
 
 def card(recipe: Recipe, data: Data, head: str, weights_digest: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,14 @@ SHOWN = 5  # names of left-out files in a note
 Pixels = NDArray[np.uint8]
 
 
+# "class" is a keyword of Python, so these have no class syntax.
+Ranked = TypedDict("Ranked", {"class": str, "probability": float})
+Prediction = TypedDict("Prediction", {"path": str, "class": str, "probability": float, "top": list[Ranked]})
+
+
 def predict(
     run_dir: str | Path, images: Any, backend: str | None = None, top: int | None = None, *, quiet: bool = False
-) -> list[dict[str, Any]]:
+) -> list[Prediction]:
     """Classify images with the model of a finished run.
 
     Args:
@@ -227,9 +232,9 @@ def _logits(stack: Backend, model: Model, loader: Loader) -> Iterator[NDArray[np
         yield logits.astype(np.float64)
 
 
-def _entry(name: str, logits: NDArray[np.float64], classes: Sequence[str], count: int) -> dict[str, Any]:
+def _entry(name: str, logits: NDArray[np.float64], classes: Sequence[str], count: int) -> Prediction:
     odds = np.exp(logits - logits.max())
     probabilities = odds / odds.sum()
     best = np.argsort(-logits, kind="stable")[:count]
-    top = [{"class": classes[i], "probability": float(probabilities[i])} for i in best]
-    return {"path": name, **top[0], "top": top}
+    top: list[Ranked] = [{"class": classes[i], "probability": float(probabilities[i])} for i in best]
+    return {"path": name, "class": top[0]["class"], "probability": top[0]["probability"], "top": top}

@@ -1,17 +1,48 @@
-"""What a run returns."""
+"""What a run returns and what its history holds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from tlx.recipe import Recipe
+from tlx.training.metrics import EpochEnded
 
 
-@dataclass(frozen=True, slots=True)
+class HistoryEntry(TypedDict):
+    """One epoch of a run, as in `history.jsonl`. Losses are means over the samples, accuracies between 0 and 1."""
+
+    epoch: int  # counted from 1
+    phase: str
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    lr: list[float]  # of each group, at the epoch's last step
+    seconds: float  # of training alone
+    best: bool  # whether these are the best values so far
+
+
+def history_entry(event: EpochEnded) -> HistoryEntry:
+    """Return an epoch as plain values."""
+    return {
+        "epoch": event.epoch + 1,
+        "phase": event.phase,
+        "train_loss": event.train.loss,
+        "train_accuracy": event.train.accuracy,
+        "val_loss": event.val.loss if event.val else None,
+        "val_accuracy": event.val.accuracy if event.val else None,
+        "lr": list(event.lr),
+        "seconds": event.seconds,
+        "best": event.best,
+    }
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
-    """What a run returns. Accuracies are parts of 1; `history` has one entry per epoch; `model` is the framework's."""
+    """What a run returns. Accuracies lie between 0 and 1; `model` is the framework's own module, at its best epoch."""
 
     backend: str
     strategy: str
@@ -19,7 +50,7 @@ class Result:
     val_accuracy: float | None
     best_epoch: int  # counted from 1
     epochs_run: int
-    history: list[dict[str, Any]]
+    history: list[HistoryEntry]
     trainable_parameters: int
     total_parameters: int
     train_images_per_second: float
@@ -38,3 +69,20 @@ class Result:
             "recipe": self.recipe.to_dict(),
             "run_dir": str(self.run_dir),
         }
+
+    def __repr__(self) -> str:
+        accuracy = "no test part" if self.test_accuracy is None else f"test accuracy {self.test_accuracy:.4f}"
+        return f"<Result {self.recipe.model_name} {self.strategy} on {self.backend}: {accuracy}, {self.run_dir}>"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "test accuracy": "no test part" if self.test_accuracy is None else f"{self.test_accuracy:.4f}",
+            "validation accuracy": "no validation part" if self.val_accuracy is None else f"{self.val_accuracy:.4f}",
+            "best epoch": f"{self.best_epoch} of {self.epochs_run}",
+            "trained": f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters",
+            "seconds": f"{self.wall_seconds:.1f}",
+            "saved in": str(self.run_dir),
+        }
+        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in facts.items())
+        title = f"{self.recipe.model_name}, strategy {self.strategy}, on {self.backend}"
+        return f"<table><caption>{escape(title)}</caption>{rows}</table>"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +16,9 @@ import numpy as np
 def float32_exact(value: float) -> float:
     """Round to the nearest float32, so that a kernel that rounds scalars and one that does not agree."""
     return float(np.float32(value))
+
+
+ScheduleName = Literal["constant", "step", "cosine", "one_cycle", "plateau"]  # a test holds it equal to SCHEDULES
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def place(recipe: Recipe, backend: Backend) -> Recipe:
         raise BackendError(f"backend {backend.name!r} has no model {recipe.model!r}; it has {', '.join(can.models)}")
     if recipe.optimizer not in can.optimizers:
         raise BackendError(f"backend {backend.name!r} has no optimizer {recipe.optimizer!r}")
-    return replace(recipe, device=device, precision=precision)
+    return replace(recipe, device=device, precision=precision)  # type: ignore[arg-type]
 
 
 def open_data(recipe: Recipe) -> Data:
@@ -130,7 +130,7 @@ def make_loader(recipe: Recipe, images: Any, *, training: bool = False, classes:
         shuffle=training,
         balanced=training and recipe.sampler == "balanced",
         targets=_targets(recipe, images.labels, classes) if training else None,
-        views=recipe.views if training else None,
+        views=recipe.augment_repeats if training else None,
     )
 
 
@@ -157,4 +157,4 @@ def versions() -> dict[str, str]:
 
 def _precision(recipe: Recipe) -> Precision:
     assert recipe.precision != "auto"
-    return recipe.precision  # type: ignore[return-value]
+    return recipe.precision

@@ -1,0 +1,120 @@
+"""How a recipe's fields are declared and checked, and the values that they take."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+from tlx.errors import RecipeError, closest
+
+# What a field affects: the result; how fast it comes; or where, and in which arithmetic, it is computed and kept.
+Affects = Literal["result", "speed", "place"]
+FIELD_GROUPS = ("Strategy", "Data", "Model", "Training", "Augmentation and labels", "Machine and files")
+
+OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
+PrecisionName = Literal["auto", "float32", "bfloat16", "float64"]
+OnBadImage = Literal["error", "skip"]
+ClassWeights = Literal["none", "balanced"]
+Sampler = Literal["shuffle", "balanced"]
+FeatureCache = Literal["auto", "run", "off"]
+
+
+class Dataset(Protocol):
+    """A sequence of (image, label), such as a data set of the framework's own."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class Module(Protocol):
+    """A framework's own module."""
+
+    def named_parameters(self) -> Any: ...
+
+
+DataLike = str | Path | Mapping[str, Any] | tuple[Any, ...] | Dataset
+ModelLike = str | Module
+
+
+def field(
+    default: Any,
+    help: str,
+    check: Callable[[str, Any], Any],
+    *,
+    group: str,
+    option: Any = str,
+    choices: tuple[str, ...] = (),
+    affects: Affects = "result",
+) -> Any:
+    """Declare a field.
+
+    Its metadata holds the help, the group it is listed in, how a value is checked and brought into its type, the
+    choices where there are some, the type of its command-line option, and what it affects.
+    """
+    facts = {"help": help, "group": group, "check": check, "choices": choices, "option": option, "affects": affects}
+    return dataclasses.field(default=default, metadata=facts)
+
+
+def text(default: str | None, help: str, *, group: str, affects: Affects = "result") -> Any:
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, (str, Path)) or not str(value):
+            raise RecipeError(f"{name} is {value!r}; expected text: {help}")
+        return str(value)
+
+    return field(default, help, check, group=group, affects=affects)
+
+
+def choice(default: str, help: str, literal: Any, *, group: str, affects: Affects = "result") -> Any:
+    choices = get_args(literal)
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or not value:
+            raise RecipeError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+        if value not in choices:
+            raise RecipeError(f"Unknown {name} {value!r}.{closest(value, choices)}")
+        return value
+
+    return field(default, help, check, group=group, choices=choices, affects=affects)
+
+
+def number(
+    default: float | None,
+    help: str,
+    *,
+    group: str,
+    low: float,
+    high: float = math.inf,
+    whole: bool = False,
+    affects: Affects = "result",
+) -> Any:
+    """Declare a number between bounds, both inclusive."""
+
+    def check(name: str, value: Any) -> int | float:
+        if isinstance(value, bool) or not hasattr(value, "__index__" if whole else "__float__"):
+            raise RecipeError(f"{name} is {value!r}; expected {'a whole number' if whole else 'a number'}")
+        number: int | float = int(value) if whole else float(value)
+        if not math.isfinite(number) or not low <= number <= high:
+            bounds = f"at least {low}" + (f" and at most {high}" if high < math.inf else "")
+            raise RecipeError(f"{name} is {value}; expected a finite number, {bounds}")
+        return number
+
+    return field(default, help, check, group=group, option=int if whole else float, affects=affects)
+
+
+def names(help: str, *, group: str, example: str, least: int) -> Any:
+    """Declare a tuple of different names, also written as one text with commas."""
+
+    def check(name: str, value: Any) -> tuple[str, ...]:
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) and n.strip() for n in names):
+            raise RecipeError(f"{name} is {value!r}; expected a list of names, such as {example}")
+        names = tuple(n.strip() for n in names)
+        if len(names) < least or len(set(names)) != len(names):
+            raise RecipeError(f"{name} is {value!r}; expected at least {least} names, all different")
+        return names
+
+    return field(None, help, check, group=group)

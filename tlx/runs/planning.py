@@ -1,0 +1,94 @@
+"""What a recipe trains, at which rates, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlx.backend import ParamSpec, registry
+from tlx.models.zoo import Architecture
+from tlx.recipe import Recipe, RecipeFields, as_recipe, takes_fields
+from tlx.strategy.built_in import named
+from tlx.strategy.plan import Row
+from tlx.strategy.schedule import Schedule
+from tlx.training.build import build, place
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+CLASSES = 10  # outputs of the head where the recipe does not say: the data is not read
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class GroupTable:
+    """The groups of parameters in each phase; prints as a table."""
+
+    strategy: str
+    model: str
+    summary: str
+    weights: str  # what the backbone starts from
+    rows: tuple[Row, ...]
+
+    def __repr__(self) -> str:
+        from rich.console import Console
+
+        from tlx.runs.display import group_table
+
+        console = Console(width=100)
+        with console.capture() as captured:
+            console.print(group_table(self.strategy, self.rows))
+        return f"{captured.get().rstrip()}\n{self.summary}; weights {self.weights}"
+
+    def _repr_html_(self) -> str:
+        names = ("phase", "from epoch", "group", "tensors", "parameters", "lr", "weight decay", "statistics")
+        head = "".join(f"<th>{name}</th>" for name in names)
+        body = ""
+        for row in self.rows:
+            rates = ("frozen", "-") if row.lr is None else (f"{row.lr:g}", f"{row.weight_decay:g}")
+            cells = (row.phase, row.epoch + 1, row.group, row.tensors, f"{row.parameters:,}", *rates, row.norm)
+            body += "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
+        caption = escape(f"{self.strategy} on {self.model}: {self.summary}; weights {self.weights}")
+        return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; a learning rate of None means that the group is frozen."""
+        return {**asdict(self), "rows": [{**asdict(row), "epoch": row.epoch + 1} for row in self.rows]}
+
+
+@takes_fields
+def plan(
+    recipe: Recipe | RecipeFields | Mapping[str, Any] | str | Path | None = None, **fields: Unpack[RecipeFields]
+) -> GroupTable:
+    """Return which groups of parameters a recipe trains in each phase, and at which rates, without reading any data.
+
+    The head has as many outputs as the recipe names `classes`, otherwise 10.
+
+    Args:
+        recipe: a Recipe, its fields as a mapping, or the path of a TOML file. Default: the CIFAR-10 tutorial's job.
+        **fields: recipe fields, which replace those of `recipe`. See `tlx.Recipe`.
+
+    Raises:
+        TlxError: the recipe is wrong, or the backend does not work here.
+    """
+    return tables([as_recipe(recipe, fields)])[0]
+
+
+def tables(recipes: Sequence[Recipe]) -> list[GroupTable]:
+    """Return the group table of each recipe; their backend and model are those of the first."""
+    first = recipes[0]
+    backend = registry.load(first.backend)
+    first = replace(place(first.resolved(), backend), device="cpu", precision="float32")
+    model, arch = build(first, backend, len(first.classes or range(CLASSES)))
+    specs = backend.param_specs(model)
+    return [_table(recipe.resolved(), specs, arch) for recipe in recipes]
+
+
+def _table(recipe: Recipe, specs: Sequence[ParamSpec], arch: Architecture) -> GroupTable:
+    schedule = Schedule(recipe.schedule, recipe.epochs, 1)
+    strategy = recipe.bound_strategy(arch)
+    bound = strategy.bind(specs, arch, schedule, recipe.weight_decay, recipe.frozen_norm, recipe.decay_on)
+    summary = named(recipe.strategy).summary if isinstance(recipe.strategy, str) else "a strategy of your own"
+    return GroupTable(strategy.name, arch.name, summary, str(recipe.weights), tuple(bound.table()))
