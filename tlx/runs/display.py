@@ -6,7 +6,8 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from html import escape as html_escape
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -39,6 +40,7 @@ class Display:
         self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self.shown = not quiet
         self._bar: Progress | None = None
+        self._cell: NotebookBar | None = None
         self._epochs = 0
         self._line = 0.0
         self._others = Others()
@@ -70,8 +72,14 @@ class Display:
 
     @contextmanager
     def live(self, recipe: Recipe) -> Iterator[None]:
-        """Keep a live bar on a terminal while the block runs."""
+        """Keep a live bar on a terminal or in a notebook while the block runs."""
         self._epochs = recipe.epochs
+        if self.shown and self.console.is_jupyter:
+            self._cell = NotebookBar()
+            yield
+            self._cell.close()
+            self._cell = None
+            return
         if not (self.shown and self.console.is_terminal):
             yield
             return
@@ -102,6 +110,8 @@ class Display:
         if self._bar is not None:
             task = self._bar.task_ids[0]
             self._bar.update(task, description=where, total=event.steps, completed=event.step, figures=figures)
+        elif self._cell is not None:
+            self._cell.show(where, event.step, event.steps, figures)
         elif event.step < event.steps and time.perf_counter() - self._line > LINE_SECONDS:
             self._line = time.perf_counter()
             self.console.print(f"{where}  {figures}")
@@ -120,6 +130,25 @@ class Display:
     def result(self, result: Result) -> None:
         """Say how a run ended, and where it is."""
         self.console.print(summary(result), markup=False)
+
+
+class NotebookBar:
+    """A bar in a notebook's output, which is replaced in place; rich's own needs ipywidgets for that."""
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        self._handle: Any = display({"text/plain": ""}, raw=True, display_id=True)  # type: ignore[no-untyped-call]
+
+    def show(self, where: str, step: int, steps: int, figures: str) -> None:
+        """Show how far a pass has come."""
+        bar = f'<progress value="{step}" max="{steps}"></progress>'
+        html = f"<pre>{html_escape(where)} {bar} {html_escape(figures)}</pre>"
+        self._handle.update({"text/html": html, "text/plain": f"{where} {figures}"}, raw=True)
+
+    def close(self) -> None:
+        """Leave nothing of the bar behind."""
+        self._handle.update({"text/html": "", "text/plain": ""}, raw=True)
 
 
 def summary(result: Result) -> str:
