@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as something to ask for between two steps, so that a run ends where it can be resumed."""
+"""Ctrl-C and SIGTERM, noted and acted on between two steps, so that a run ends where it can be resumed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], int]]:
-    """Turn the first Ctrl-C or SIGTERM into a number to ask for between two steps; the second acts at once."""
-    seen: list[int] = []
+    """Yield a function that returns the number of the signal that arrived, or 0; a second signal acts at once."""
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield lambda: 0
         return
@@ -20,14 +20,14 @@ def interruptible() -> Iterator[Callable[[], int]]:
     before = {number: signal.getsignal(number) for number in signals}
 
     def note(number: int, frame: Any) -> None:
-        seen.append(number)
-        for each in signals:
-            signal.signal(each, before[each])
+        received.append(number)
+        for caught in signals:
+            signal.signal(caught, before[caught])
 
     for number in signals:
         signal.signal(number, note)
     try:
-        yield lambda: seen[0] if seen else 0
+        yield lambda: received[0] if received else 0
     finally:
         for number in signals:
             signal.signal(number, before[number])

@@ -1,4 +1,4 @@
-"""The folder last/ of a run: all that going on needs, written so that a kill at any moment leaves it whole.
+"""The folder last/ of a run: all that resuming needs, written so that a kill at any moment leaves it whole.
 
 ``state.safetensors`` holds the values, the optimizer's state and, as metadata, the counters; it is replaced at once.
 ``best-N.safetensors`` holds the values of the best epoch N; it is written before the state that counts on it.
@@ -21,16 +21,16 @@ FOLDER, STATE = "last", "last/state.safetensors"
 VERSION = 1
 
 
-def save(job: Training, state: State, run_dir: Path, fingerprint: str) -> None:
+def save(training: Training, state: State, run_dir: Path, fingerprint: str) -> None:
     """Write where the run stands; between two steps only. `fingerprint` is that of the data."""
     if state.meter is not None:
         state.meter.fetch()
     arrays = {
-        **_prefixed("model", job.backend.dump_arrays(job.model)),
-        **_prefixed("optimizer", job.backend.dump_optimizer(job.optimizer)),
+        **_prefixed("model", training.backend.dump_arrays(training.model)),
+        **_prefixed("optimizer", training.backend.dump_optimizer(training.optimizer)),
     }
-    if job.shadow is not None:
-        arrays |= _prefixed("ema", job.backend.dump_arrays(job.shadow))
+    if training.shadow is not None:
+        arrays |= _prefixed("ema", training.backend.dump_arrays(training.shadow))
     (run_dir / FOLDER).mkdir(exist_ok=True)
     best = _best_file(run_dir, state.best_epoch)
     if state.best_epoch != state.best_saved:
@@ -51,8 +51,8 @@ def save(job: Training, state: State, run_dir: Path, fingerprint: str) -> None:
             old.unlink()
 
 
-def load(job: Training, run_dir: Path, fingerprint: str) -> State:
-    """Return the saved state, and put its values into the job's model and optimizer.
+def load(training: Training, run_dir: Path, fingerprint: str) -> State:
+    """Return the saved state, and put its values into the training's model and optimizer.
 
     Raises TlxError where the folder is damaged, or where it was written for other data or another model.
     """
@@ -61,18 +61,16 @@ def load(job: Training, run_dir: Path, fingerprint: str) -> State:
     if digest(arrays) != facts["sha256"]:
         raise TlxError(f"{path} is damaged: its values are not those that were saved. Start the run again.")
     if facts["data"] != fingerprint:
-        raise TlxError(
-            f"{run_dir} was trained on other data than what is found now; a run resumes on the same data only"
-        )
-    job.backend.load_arrays(job.model, _part("model", arrays))
-    job.backend.load_optimizer(job.optimizer, _part("optimizer", arrays))
-    if job.shadow is not None:
-        job.backend.load_arrays(job.shadow, _part("ema", arrays))
+        raise TlxError(f"{run_dir} was trained on other data than there is now; a run resumes on the same data only")
+    training.backend.load_arrays(training.model, _part("model", arrays))
+    training.backend.load_optimizer(training.optimizer, _part("optimizer", arrays))
+    if training.shadow is not None:
+        training.backend.load_arrays(training.shadow, _part("ema", arrays))
     state = State([_epoch(epoch) for epoch in facts["history"]], facts["step"], frozen=facts["frozen"])
     if state.best_epoch >= 0:
         state.best, state.best_saved = read_weights(_best_file(run_dir, state.best_epoch)), state.best_epoch
     if facts["meter"] is not None:
-        state.meter = Meter(job.backend, "train", len(state.history), job.loader.steps)
+        state.meter = Meter(training.backend, "train", len(state.history), training.loader.steps)
         for name, value in facts["meter"].items():
             setattr(state.meter, name, value)
     return state

@@ -32,11 +32,11 @@ def select(expression: str, specs: Sequence[ParamSpec], arch: Architecture, wher
         terms = alternative.split()
         if not terms:
             raise RecipeError(f"{where}: empty filter in {expression!r}; write for example 'backbone !role:norm'")
-        kept = {spec.name for spec in params}
+        matching = {spec.name for spec in params}
         for term in terms:
-            matched = _term(term.removeprefix("!"), params, arch, where)
-            kept = kept - matched if term.startswith("!") else kept & matched
-        chosen |= kept
+            of_term = _term(term.removeprefix("!"), params, arch, where)
+            matching = matching - of_term if term.startswith("!") else matching & of_term
+        chosen |= matching
     if not chosen:
         raise RecipeError(f"{where}: filter {expression!r} matches no parameter of {arch.name}")
     return tuple(spec.name for spec in params if spec.name in chosen)
