@@ -289,10 +289,12 @@ class Recipe:
 
     @property
     def strategy_name(self) -> str:
+        """The strategy's name, also of one of your own."""
         return self.strategy if isinstance(self.strategy, str) else self.strategy.name
 
     @property
     def model_name(self) -> str:
+        """The architecture's name, or the class of a module of your own."""
         return self.model if isinstance(self.model, str) else type(self.model).__name__
 
     def _check_options(self) -> None:

@@ -33,7 +33,8 @@ class Dataset(Protocol):
 class Module(Protocol):
     """A framework's own module."""
 
-    def named_parameters(self) -> Any: ...
+    def named_parameters(self) -> Any:
+        """Yield each parameter with its name."""
 
 
 DataLike = str | Path | Mapping[str, Any] | tuple[Any, ...] | Dataset
@@ -60,6 +61,8 @@ def field(
 
 
 def text(default: str | None, help: str, *, group: str, affects: Affects = "result") -> Any:
+    """Declare a text that is not empty."""
+
     def check(name: str, value: Any) -> str:
         if not isinstance(value, (str, Path)) or not str(value):
             raise RecipeError(f"{name} is {value!r}; expected text: {help}")
@@ -69,6 +72,7 @@ def text(default: str | None, help: str, *, group: str, affects: Affects = "resu
 
 
 def choice(default: str, help: str, literal: Any, *, group: str, affects: Affects = "result") -> Any:
+    """Declare a text that is one of the choices of a Literal."""
     choices = get_args(literal)
 
     def check(name: str, value: Any) -> str:

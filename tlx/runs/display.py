@@ -90,6 +90,7 @@ class Display:
         self._bar = None
 
     def event(self, event: Event) -> None:
+        """Show an event of a run."""
         if isinstance(event, Step):
             self._step(event)
         elif isinstance(event, EpochEnded):

@@ -156,6 +156,7 @@ class Plan:
     frozen_norm: FrozenNorm
 
     def phase_at(self, step: int) -> Phase:
+        """Return the phase that a step belongs to."""
         epoch = step // self.schedule.steps_per_epoch
         return next(phase for phase in reversed(self.strategy.phases) if phase.start <= epoch)
 
@@ -220,6 +221,7 @@ class Plan:
         return sum(math.prod(s.shape) for s in self.specs if s.name in names)
 
     def total_parameters(self) -> int:
+        """Count the model's parameters."""
         return sum(math.prod(s.shape) for s in self.specs if s.role != "statistic")
 
 
