@@ -8,28 +8,40 @@ from pathlib import Path
 
 import pytest
 
+from support.backends import reason_to_skip
+
 # Containers often forbid compiled modules to be kept; then each process that a test starts would compile tlx anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a backend that was not asked for."""
+    for item in items:
+        for mark in item.iter_markers("needs"):
+            if reason := reason_to_skip(mark.args):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
-    """The folder of real data: CIFAR-10, ants and bees, ImageNet weights (the README says where)."""
-    root = Path(os.environ.get("TLX_TEST_DATA", "~/.cache/tlx/test-data")).expanduser()
+    """The folder of real data: CIFAR-10, ants and bees, ImageNet weights (CONTRIBUTING.md says where)."""
+    variable = os.environ.get("TLX_TEST_DATA")
+    root = Path(variable or "~/.cache/tlx/test-data").expanduser()
     if not (root / "weights").is_dir():
-        pytest.skip(f"no test data in {root}; set TLX_TEST_DATA to a folder that holds it")
+        message = f"no test data in {root}; set TLX_TEST_DATA to a folder that holds it"
+        pytest.fail(message) if variable else pytest.skip(message)
     return root
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What the user keeps is neither used nor filled, also not by fixtures that live long."""
+def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's own cache is neither read nor filled, not even by fixtures that outlive one test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TLX_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
 @pytest.fixture(autouse=True)
-def no_cache_of_another_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features that one test keeps must not spare another the work."""
+def cache_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that one test caches must not spare another one the work."""
     monkeypatch.setenv("TLX_CACHE", f"{tmp_path}-cache")

@@ -15,13 +15,13 @@ import tlx_oneflow.doctor
 import tlx_torch.doctor
 from rich.console import Console
 
+from support.backends import FRAMEWORKS, OWN, each_backend
 from tlx.backend import doctor, registry
 from tlx.backend.registry import Check, Entry
 from tlx.errors import one_line
 
 GOOD = {"oneflow": "0.9.0", "flowvision": "0.2.1", "numpy": "1.26.4", "protobuf": "3.20.3"}
 OLD_ENOUGH = {"python": (3, 10), "machine": ("Linux", "x86_64")}
-INSTALLED = [entry.name for entry in registry.available() if entry.installed]
 
 
 def only_problem(checks: list[Check]) -> Check:
@@ -190,8 +190,8 @@ def test_a_framework_that_ends_its_process_is_reported_with_a_fix(
     assert f"--no-deps pytest=={metadata.version('pytest')}" in report.problem.fix
 
 
-@pytest.mark.parametrize("name", INSTALLED)
-def test_every_installed_backend_really_works(name: str) -> None:
+@pytest.mark.parametrize("name", each_backend(*OWN))
+def test_every_backend_really_works(name: str) -> None:
     report = doctor.examine(next(entry for entry in registry.available() if entry.name == name))
     assert report.problem is None
     assert report.state == "works"
@@ -220,7 +220,7 @@ def test_the_report_shows_state_problem_and_fix_unbroken() -> None:
 
 
 @needs_python_310
-@pytest.mark.skipif(not {"oneflow", "torch"} <= set(INSTALLED), reason="needs both frameworks")
+@pytest.mark.needs(*FRAMEWORKS)
 @pytest.mark.parametrize(("changed", "code"), [({}, 0), ({"numpy": "2.1.0"}, 1)])
 def test_the_exit_code_says_whether_all_that_is_installed_works(
     tmp_path: Path, changed: dict[str, str], code: int

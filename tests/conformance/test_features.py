@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import tlx
-from tests.conformance.test_backends import BACKENDS
-from tests.core.test_features import outcome
+from support.backends import FRAMEWORKS, each_backend
+from support.features import outcome
 from tlx.backend.registry import load
 
 JOBS: dict[str, dict[str, Any]] = {
@@ -24,7 +24,7 @@ FIELDS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", JOBS)
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "loopback"])
+@pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
 def test_kept_features_change_no_bit(
     backend: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

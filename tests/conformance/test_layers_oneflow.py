@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 
-if "oneflow" not in os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(","):
-    pytest.skip("oneflow is not asked for", allow_module_level=True)
+from support.backends import skip_module_without
+
+skip_module_without("oneflow")
 
 from tlx_oneflow import layers
 from tlx_oneflow.bootstrap import flow

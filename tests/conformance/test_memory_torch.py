@@ -9,9 +9,7 @@ import sys
 
 import pytest
 
-from tests.conformance.test_backends import BACKENDS
-
-pytestmark = pytest.mark.skipif("torch" not in BACKENDS, reason="torch is not asked for")
+pytestmark = pytest.mark.needs("torch")
 
 SCRIPT = """
 import gc, json, resource, sys

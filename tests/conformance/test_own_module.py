@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import tlx
+from support.backends import FRAMEWORKS, each_backend
 from tlx.errors import TlxError
 
-STACKS = [
-    stack
-    for stack in ("torch", "oneflow")
-    if stack in os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(",")
-]
 FIELDS: dict[str, Any] = {
     "strategy": "scratch",
     "data": "digits",
@@ -56,7 +51,7 @@ def network(stack: str, outputs: int = 10) -> Any:
     return Net()
 
 
-@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("stack", each_backend(*FRAMEWORKS))
 def test_a_small_network_learns_from_scratch_with_adam(stack: str, tmp_path: Path) -> None:
     net = network(stack, outputs=3)
     before = [np.array(p.detach().numpy(), copy=True) for p in net.parameters()]
@@ -70,7 +65,7 @@ def test_a_small_network_learns_from_scratch_with_adam(stack: str, tmp_path: Pat
         tlx.evaluate(result.run_dir, quiet=True)
 
 
-@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("stack", each_backend(*FRAMEWORKS))
 def test_its_own_values_are_kept_but_for_the_head(stack: str, tmp_path: Path) -> None:
     net = network(stack)
     fields = {**FIELDS, "strategy": "feature_extract", "epochs": 1}
@@ -81,7 +76,7 @@ def test_its_own_values_are_kept_but_for_the_head(stack: str, tmp_path: Path) ->
         assert np.array_equal(values[name], param.detach().numpy()) == (not name.startswith("classifier"))
 
 
-@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("stack", each_backend(*FRAMEWORKS))
 def test_its_stages_train_one_by_one(stack: str, tmp_path: Path) -> None:
     fields = {**FIELDS, "strategy": "partial", "stages": ("conv3",), "backbone_lr": 0.001, "epochs": 1}
     net = network(stack)
@@ -91,7 +86,7 @@ def test_its_stages_train_one_by_one(stack: str, tmp_path: Path) -> None:
     assert moved == {"conv3.weight", "conv3.bias", "classifier.1.weight", "classifier.1.bias"}
 
 
-@pytest.mark.skipif(len(STACKS) < 2, reason="TLX_BACKENDS leaves a stack out")
+@pytest.mark.needs(*FRAMEWORKS)
 def test_both_stacks_train_it_alike(tmp_path: Path) -> None:
     runs = [
         tlx.run(
@@ -101,7 +96,7 @@ def test_both_stacks_train_it_alike(tmp_path: Path) -> None:
             head="classifier.1",
             out=str(tmp_path / stack),
         )
-        for stack in STACKS
+        for stack in FRAMEWORKS
     ]
     values = [load_file(run.run_dir / "model.safetensors") for run in runs]
     for name, array in values[0].items():
@@ -109,7 +104,7 @@ def test_both_stacks_train_it_alike(tmp_path: Path) -> None:
     assert runs[0].test_accuracy == runs[1].test_accuracy
 
 
-@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("stack", each_backend(*FRAMEWORKS))
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -127,7 +122,7 @@ def test_a_mistake_is_one_line(stack: str, fields: dict[str, Any], said: str, tm
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.skipif(len(STACKS) < 2, reason="TLX_BACKENDS leaves a stack out")
+@pytest.mark.needs(*FRAMEWORKS)
 def test_a_module_of_the_other_framework_is_named(tmp_path: Path) -> None:
     with pytest.raises(TlxError, match=r"not a module of torch; choose the backend it is made with"):
         tlx.run(backend="torch", model=network("oneflow"), head="conv1", out=str(tmp_path / "a"), **FIELDS)
@@ -152,7 +147,7 @@ def broken(stack: str, fault: str) -> Any:
     return Broken()
 
 
-@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("stack", each_backend(*FRAMEWORKS))
 @pytest.mark.parametrize(
     ("fault", "said"),
     [

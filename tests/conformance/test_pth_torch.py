@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from support.backends import skip_module_without
 from tlx.errors import WeightsError
 from tlx.models.pth import read_pth
+
+skip_module_without("torch")
+
+import torch
 
 both = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 

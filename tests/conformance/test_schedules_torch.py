@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 
 import numpy as np
 import pytest
 
+from support.backends import skip_module_without
 from tlx.strategy.schedule import Schedule
 
-if "torch" not in os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(","):
-    pytest.skip("TLX_BACKENDS leaves torch out", allow_module_level=True)
+skip_module_without("torch")
 
 import torch
 from torch.optim import SGD

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from support.backends import skip_module_without
 from tlx.models.zoo import ARCHITECTURES, IMAGENET_URL, Architecture
 
-if "torch" not in os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(","):
-    pytest.skip("TLX_BACKENDS leaves torch out", allow_module_level=True)
+skip_module_without("torch")
 
 from torchvision.models import get_model_weights
 

@@ -7,33 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 import tlx
+from support.features import FIELDS, outcome
 from tlx.backend import Preprocess
 from tlx.conformance.loopback import Loopback
 from tlx.data import load_data
 from tlx.data.augment import Augment
 from tlx.data.loader import Loader
-from tlx.runs.result import Result
 from tlx.training import features
 
-FIELDS: dict[str, Any] = {
-    "backend": "loopback",
-    "model": "tiny-mlp-dropout",
-    "strategy": "feature_extract",
-    "weights": "none",
-    "data": "digits",
-    "image_size": 8,
-    "augment": "flips",
-    "limit_train": 90,
-    "limit_test": 40,
-    "val_fraction": 0.2,
-    "batch_size": 16,
-    "epochs": 5,
-    "lr": 0.05,
-    "optimizer": "adam",
-}
 JOBS: dict[str, dict[str, Any]] = {
     "both flips": {},
     "no augmentation": {"augment": "none"},
@@ -44,31 +27,6 @@ JOBS: dict[str, dict[str, Any]] = {
     "moving average": {"ema": 0.9, "label_smoothing": 0.1},
     "adapting statistics": {"frozen_norm": "adapt"},
 }
-
-
-def outcome(result: Result) -> tuple[Any, ...]:
-    history = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in result.history]
-    values = load_file(result.run_dir / "model.safetensors")
-    return history, result.test_accuracy, {name: array.tobytes() for name, array in values.items()}
-
-
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
-    """Of how many images each call computed what enters the cut, and of training steps those that were pixels."""
-    counts: dict[str, list[int]] = {"features": [], "pixels": []}
-    computed, backward = features.computed, Loopback.backward
-
-    def counted_features(backend: Any, model: Any, loader: Any, images: Any, cut: str) -> Any:
-        counts["features"].append(len(images))
-        return computed(backend, model, loader, images, cut)
-
-    def counted_backward(self: Any, model: Any, batch: Any, scale: float = 1.0) -> Any:
-        counts["pixels"] += [len(batch.labels)] * (not batch.cut)
-        return backward(self, model, batch, scale)
-
-    monkeypatch.setattr(features, "computed", counted_features)
-    monkeypatch.setattr(Loopback, "backward", counted_backward)
-    return counts
 
 
 @pytest.mark.parametrize("name", JOBS)

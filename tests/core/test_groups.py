@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.core.resnet import ARCH, PARAMS, SPECS
+from support.resnet import ARCH, PARAMS, SPECS
 from tlx.errors import RecipeError
 from tlx.strategy.filters import partition, select
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.core.resnet import ARCH, SPECS
+from support.resnet import ARCH, SPECS
 from tlx.errors import WeightsError
 from tlx.models import initial_values as initial
 from tlx.models.initial_values import initial_arrays

@@ -121,8 +121,8 @@ tlx.run(**{fields!r}, out=sys.argv[1], save_seconds=0)
 """
 
 
-def killed(out: Path, steps: int, number: int) -> subprocess.Popen[str]:
-    """Start a run in a process of its own, and send it a signal once so many steps are on disk."""
+def killed(out: Path, steps: int, number: int) -> int:
+    """Start a run in a process of its own, and send it a signal once that many steps are on disk; return how it ended."""
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD.format(fields=FIELDS), str(out)], stderr=subprocess.PIPE, text=True
     )
@@ -132,8 +132,8 @@ def killed(out: Path, steps: int, number: int) -> subprocess.Popen[str]:
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()[1]
         time.sleep(0.001)
     child.send_signal(number)
-    child.wait(60)
-    return child
+    child.communicate(timeout=60)
+    return child.returncode
 
 
 def saved_step(state: Path) -> int:
@@ -146,8 +146,7 @@ def saved_step(state: Path) -> int:
 @pytest.mark.parametrize("steps", [1, STEPS, STEPS + 2, 2 * STEPS + 1])
 def test_a_killed_run_ends_as_the_whole_one(steps: int, tmp_path: Path) -> None:
     expected = whole({}, tmp_path / "whole")
-    child = killed(tmp_path / "run", steps, signal.SIGKILL)
-    assert child.returncode == -signal.SIGKILL
+    assert killed(tmp_path / "run", steps, signal.SIGKILL) == -signal.SIGKILL
     assert outcome(tlx.run(resume=tmp_path / "run", quiet=True).run_dir) == expected
 
 

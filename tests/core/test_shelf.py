@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 import tlx
-from tests.core.test_features import FIELDS, outcome, seen
+from support.features import FIELDS, outcome
 from tlx.training import feature_store as shelf
 from tlx.training import features
 from tlx.training.feature_store import Shelf, hashes, open_shelf
 
-__all__ = ["seen"]
 IMAGES = 72 * 4 + 18 + 40  # train in 4 versions, val and test; of equal pixels there are a few
 
 
@@ -192,13 +191,12 @@ def test_processes_write_side_by_side(cache: Path) -> None:
 
 def test_a_killed_writer_leaves_what_it_had_written(cache: Path) -> None:
     for _ in range(3):
-        process = writer(0, 100_000)
-        assert process.stdout is not None
-        while int(process.stdout.readline()) < 50:
-            pass
-        time.sleep(0.01 * np.random.default_rng().random())
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with writer(0, 100_000) as process:
+            assert process.stdout is not None
+            while int(process.stdout.readline()) < 50:
+                pass
+            time.sleep(0.01 * np.random.default_rng().random())
+            process.send_signal(signal.SIGKILL)
         images, rows = stored(40)
         there, found = opened().find(images)
         assert there.all() and np.array_equal(found, rows)

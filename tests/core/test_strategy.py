@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.core.resnet import ARCH, PARAMS, SPECS
+from support.resnet import ARCH, PARAMS, SPECS
 from tlx.errors import RecipeError
 from tlx.strategy.built_in import STRATEGIES, named
 from tlx.strategy.plan import Group, Phase, Plan, Strategy

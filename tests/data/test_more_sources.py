@@ -240,13 +240,14 @@ def test_a_list_of_arrays_of_one_size_is_held_in_memory() -> None:
     assert mixed.train.size is None and mixed.train.pixels(0).shape == (3, 5, 3)
 
 
+@pytest.mark.needs("torch")
 def test_a_torchvision_data_set(tmp_path: Path, whole: Path) -> None:
-    datasets = pytest.importorskip("torchvision.datasets")
+    from torchvision import datasets, transforms
+
     ours, theirs = load_data(whole, val_fraction=0, test_fraction=0), datasets.ImageFolder(str(whole))
     data = load_data(theirs, val_fraction=0, test_fraction=0)
     assert data.classes == ours.classes and np.array_equal(data.train.labels, ours.train.labels)
     assert all(np.array_equal(data.train.pixels(i), ours.train.pixels(i)) for i in range(40))
-    transforms = pytest.importorskip("torchvision.transforms")
     tensors = datasets.FakeData(8, (3, 6, 6), 2, transform=transforms.ToTensor())
     with pytest.raises(DataError, match=r"image 0 of FakeData is a Tensor .*without a transform: tlx does the"):
         load_data(tensors)

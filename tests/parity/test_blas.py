@@ -8,6 +8,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+
+from support.backends import skip_module_without
+
+skip_module_without("oneflow")
+
 from tlx_oneflow import blas
 from tlx_oneflow.bootstrap import BLAS, flow
 

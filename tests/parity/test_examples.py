@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from support.backends import FRAMEWORKS
+
 PORTING = Path(__file__).parents[2] / "examples" / "porting"
-# What each must have said, beyond its exit code.
-SAID = {
+# What each one prints, beyond an exit code of 0.
+PRINTED = {
     "1_from_the_tutorial.py": ("EQUAL: every stage", "2. Is the recipe the loop?"),
     "2_by_hand.py": (
         "rename={'stem': 'patchify'}",
@@ -32,17 +33,15 @@ SAID = {
 
 
 def test_every_tutorial_is_listed() -> None:
-    assert sorted(path.name for path in PORTING.glob("*.py")) == sorted(SAID)
-    assert all(name in (PORTING / "README.md").read_text(encoding="utf-8") for name in SAID)
+    assert sorted(path.name for path in PORTING.glob("*.py")) == sorted(PRINTED)
+    assert all(name in (PORTING / "README.md").read_text(encoding="utf-8") for name in PRINTED)
 
 
-@pytest.mark.skipif(
-    not {"torch", "oneflow"} <= set(os.environ.get("TLX_BACKENDS", "torch,oneflow").split(",")),
-    reason="the tutorials need both stacks, and TLX_BACKENDS asks for other ones",
-)
-@pytest.mark.parametrize("name", SAID)
+@pytest.mark.slow
+@pytest.mark.needs(*FRAMEWORKS)
+@pytest.mark.parametrize("name", PRINTED)
 def test_a_tutorial_ends_with_its_proof(name: str) -> None:
     done = subprocess.run([sys.executable, str(PORTING / name)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    missing = [text for text in SAID[name] if text not in done.stdout]
+    missing = [text for text in PRINTED[name] if text not in done.stdout]
     assert not missing, f"{missing} not in:\n{done.stdout}"

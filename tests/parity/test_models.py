@@ -1,4 +1,4 @@
-"""Every model of the zoo computes the same on both stacks: the forward pass, and one training step."""
+"""Every model of the zoo computes the same on both backends: the forward pass, and one training step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.parity.test_two_stacks import STACKS, distance, pytestmark  # noqa: F401
+from support.backends import FRAMEWORKS
+from support.distance import relative_distance
 from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess, registry
 from tlx.models.initial_values import initial_arrays
 from tlx.models.zoo import ARCHITECTURES, Architecture, architecture
 from tlx.proof.zoo_table import measured
+
+pytestmark = pytest.mark.needs(*FRAMEWORKS)
 
 # One of each family; VGG, whose smallest has 129 million parameters, is held to AlexNet's likeness by its names alone.
 FAMILIES = (
@@ -26,15 +29,15 @@ HUGE = {  # over 80 million parameters each; smaller ones of their families are 
 }
 
 
-def built(stack: str, arch: Architecture, precision: Any) -> tuple[Any, Any, Any]:
-    backend = registry.load(stack)
+def built(name: str, arch: Architecture, precision: Any) -> tuple[Any, Any, Any]:
+    backend = registry.load(name)
     model = backend.build(ModelSpec(arch.name, 7, arch.head, arch.options), "cpu", precision)
     return backend, model, backend.param_specs(model)
 
 
-def computed(stack: str, arch: Architecture) -> tuple[Any, ...]:
+def computed(name: str, arch: Architecture) -> tuple[Any, ...]:
     """Descriptions, eval logits, features, loss, and the gradients: what one step of plain SGD at rate 1 takes away."""
-    backend, model, specs = built(stack, arch, "float64")
+    backend, model, specs = built(name, arch, "float64")
     start = initial_arrays(specs, arch, "none", 0)
     backend.load_arrays(model, start)
     size = max(48, arch.min_size)
@@ -53,11 +56,11 @@ def computed(stack: str, arch: Architecture) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_both_stacks_compute_the_same(name: str) -> None:
+def test_both_backends_compute_the_same(name: str) -> None:
     """Dropout and stochastic depth included. What is zero but for rounding is held to the size of all gradients."""
-    reference, candidate = (computed(stack, architecture(name)) for stack in STACKS)
+    reference, candidate = (computed(backend, architecture(name)) for backend in FRAMEWORKS)
     for a, b in zip(reference[1:4], candidate[1:4], strict=True):
-        assert np.isfinite(a).all() and distance(a, b) <= 1e-10
+        assert np.isfinite(a).all() and relative_distance(a, b) <= 1e-10
     largest = max(float(np.linalg.norm(moved)) for moved in reference[4].values())
     for key, moved in reference[4].items():
         apart = float(np.linalg.norm(moved - candidate[4][key]))
@@ -81,8 +84,8 @@ def test_a_line_of_the_table_of_all_models(name: str) -> None:
     "arch", [a for a in ARCHITECTURES.values() if a.imagenet and a.name not in HUGE], ids=lambda a: a.name
 )
 def test_parameters_have_the_same_names_shapes_and_roles(arch: Architecture) -> None:
-    assert all(arch.name in registry.load(stack).capabilities().models for stack in STACKS)
-    reference, candidate = ([*built(stack, arch, "float32")[1:]] for stack in STACKS)
+    assert all(arch.name in registry.load(backend).capabilities().models for backend in FRAMEWORKS)
+    reference, candidate = ([*built(backend, arch, "float32")[1:]] for backend in FRAMEWORKS)
     assert reference[1] == candidate[1]
     drops = [[(layer.p, layer.whole) for layer in model.dropouts] for model, _ in (reference, candidate)]
     assert drops[0] == drops[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,14 @@ from typing import Any
 import pytest
 
 import tlx
+from support.backends import FRAMEWORKS, each_backend
 from tlx.backend import registry
 from tlx.errors import TlxError
 from tlx.proof.faults import faults
 from tlx.proof.result import Verdict
 from tlx.proof.selftest import selftest
 
-STACKS = ("torch", "oneflow")
-chosen = os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(",")
-both = pytest.mark.skipif(not set(STACKS) <= set(chosen), reason=f"TLX_BACKENDS is {','.join(chosen)}")
-here = [stack for stack in STACKS if stack in chosen]
+both = pytest.mark.needs(*FRAMEWORKS)
 
 
 @both
@@ -35,7 +32,7 @@ def test_two_stacks_are_equal_on_resnet18() -> None:
     assert "G = " in figures["P8"].summary
 
 
-@pytest.mark.parametrize("stack", here)
+@pytest.mark.parametrize("stack", each_backend(*FRAMEWORKS))
 def test_the_checker_finds_what_is_planted_in_a_stack(stack: str) -> None:
     backend = registry.load(stack)
     findings = list(selftest(backend))

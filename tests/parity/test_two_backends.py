@@ -1,8 +1,7 @@
-"""One recipe, two stacks: the same batches, and in float64 the same numbers."""
+"""One recipe, two backends: the same batches, and in float64 the same numbers."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import tlx
+from support.backends import FRAMEWORKS
+from support.distance import relative_distance
 from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess, registry
 from tlx.models.initial_values import initial_arrays
 from tlx.models.zoo import architecture
@@ -20,11 +21,8 @@ from tlx.strategy.schedule import float32_exact
 
 # Float64 rounding grows over 40 steps to about 1e-13; a change of meaning is at least 1e-7.
 LIMIT = 1e-9
-STACKS = ("torch", "oneflow")
 
-# TLX_BACKENDS restricts the suite to the stacks of a machine; comparing two needs both.
-chosen = os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(",")
-pytestmark = pytest.mark.skipif(not set(STACKS) <= set(chosen), reason=f"TLX_BACKENDS is {','.join(chosen)}")
+pytestmark = pytest.mark.needs(*FRAMEWORKS)
 
 DIGITS = {
     "data": "digits",
@@ -62,19 +60,13 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 
 
-def distance(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Relative L2 distance; absolute where the reference is zero."""
-    a, b = (np.asarray(x, dtype=np.float64).ravel() for x in (reference, candidate))
-    return float(np.linalg.norm(a - b) / (np.linalg.norm(a) or 1.0))
-
-
 @pytest.mark.parametrize("job", JOBS)
 def test_forty_float64_steps_agree(job: str, tmp_path: Path) -> None:
-    runs = [tlx.run(**{**DIGITS, **JOBS[job]}, backend=stack, out=str(tmp_path / stack)) for stack in STACKS]
+    runs = [tlx.run(**{**DIGITS, **JOBS[job]}, backend=backend, out=str(tmp_path / backend)) for backend in FRAMEWORKS]
     assert [run.epochs_run * run.recipe.limit_train // 8 for run in runs] == [40, 40]
     reference, candidate = (load_file(run.run_dir / "model.safetensors") for run in runs)
     assert reference.keys() == candidate.keys() and len(reference) >= 52
-    apart = {name: distance(reference[name], candidate[name]) for name in reference}
+    apart = {name: relative_distance(reference[name], candidate[name]) for name in reference}
     worst = max(apart, key=lambda name: apart[name])
     assert apart[worst] <= LIMIT, f"{worst}: {apart[worst]:.1e}"
     for a, b in zip(runs[0].history, runs[1].history, strict=True):
@@ -84,9 +76,9 @@ def test_forty_float64_steps_agree(job: str, tmp_path: Path) -> None:
 
 
 @contextmanager
-def recorded(stack: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
+def recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
     """Keep what crosses into a backend, and what its device then holds."""
-    backend = registry.load(stack)
+    backend = registry.load(name)
     put, kept = backend.put, []
 
     def keep(model: Any, batch: Batch) -> Any:
@@ -100,14 +92,14 @@ def recorded(stack: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple
         yield kept
 
 
-def test_both_stacks_receive_bit_identical_batches(
+def test_both_backends_receive_bit_identical_batches(
     test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    for stack in STACKS:
-        with recorded(stack, monkeypatch) as kept:
+    for backend in FRAMEWORKS:
+        with recorded(backend, monkeypatch) as kept:
             tlx.run(
-                backend=stack,
+                backend=backend,
                 data="cifar10",
                 data_root=str(test_data),
                 limit_train=50,
@@ -120,7 +112,7 @@ def test_both_stacks_receive_bit_identical_batches(
                 weights="none",
                 precision="float32",
                 feature_cache="off",
-                out=str(tmp_path / stack),
+                out=str(tmp_path / backend),
                 quiet=True,
             )
         seen.append(kept)
@@ -133,14 +125,14 @@ def test_both_stacks_receive_bit_identical_batches(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
-def test_a_run_continues_on_the_other_stack(optimizer: str) -> None:
+def test_a_run_continues_on_the_other_backend(optimizer: str) -> None:
     """Values and optimizer state move from torch to OneFlow in the middle of six steps."""
     arch = architecture("resnet18")
     spec = OptimizerSpec(optimizer, float32_exact(0.9))
     hyper = Hyper(float32_exact(1e-3), float32_exact(5e-4))
 
-    def start(stack: str) -> tuple[Any, Any, Any]:
-        backend = registry.load(stack)
+    def start(name: str) -> tuple[Any, Any, Any]:
+        backend = registry.load(name)
         model = backend.build(ModelSpec("resnet18", 10, arch.head), "cpu", "float64")
         names = tuple(s.name for s in backend.param_specs(model) if s.role != "statistic")
         norms = frozenset(s.module for s in backend.param_specs(model) if s.role == "statistic")
@@ -166,4 +158,4 @@ def test_a_run_continues_on_the_other_stack(optimizer: str) -> None:
     second[0].load_optimizer(second[2], first[0].dump_optimizer(first[2]))
     steps(*second, range(3, 6))
     expected, got = whole[0].dump_arrays(whole[1]), second[0].dump_arrays(second[1])
-    assert max(distance(expected[name], got[name]) for name in expected) <= LIMIT
+    assert max(relative_distance(expected[name], got[name]) for name in expected) <= LIMIT

@@ -1,9 +1,8 @@
-"""A run that changes horses: killed on one stack and resumed on the other, it ends as if nothing had happened."""
+"""A run killed on one backend and resumed on the other ends as if nothing had happened."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,10 +16,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import tlx
+from support.backends import FRAMEWORKS
 
-STACKS = ("torch", "oneflow")
-chosen = os.environ.get("TLX_BACKENDS", "loopback,torch,oneflow").split(",")
-pytestmark = pytest.mark.skipif(not set(STACKS) <= set(chosen), reason=f"TLX_BACKENDS is {','.join(chosen)}")
+pytestmark = pytest.mark.needs(*FRAMEWORKS)
 
 FIELDS: dict[str, Any] = {
     "data": "digits",
@@ -78,23 +76,23 @@ def apart(reference: Path, candidate: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
-    """The runs that nobody stopped, by stack and optimizer."""
+    """The runs that nobody stopped, by backend and optimizer."""
     runs = {}
-    for stack in STACKS:
+    for backend in FRAMEWORKS:
         for optimizer in LIMITS:
-            out = tmp_path_factory.mktemp("whole") / f"{stack}-{optimizer}"
-            runs[stack, optimizer] = tlx.run(**FIELDS, backend=stack, optimizer=optimizer, out=str(out)).run_dir
+            out = tmp_path_factory.mktemp("whole") / f"{backend}-{optimizer}"
+            runs[backend, optimizer] = tlx.run(**FIELDS, backend=backend, optimizer=optimizer, out=str(out)).run_dir
     return runs
 
 
 @pytest.mark.parametrize("optimizer", LIMITS)
-@pytest.mark.parametrize("first", STACKS)
-# Before the unfreeze, so that the other stack crosses it, and after, so that momentum of both phases moves over.
+@pytest.mark.parametrize("first", FRAMEWORKS)
+# Before the unfreeze, so that the other backend crosses it, and after, so that momentum of both phases moves over.
 @pytest.mark.parametrize("steps", [STEPS - 2, STEPS + 2])
-def test_a_killed_run_goes_on_on_the_other_stack(
+def test_a_killed_run_continues_on_the_other_backend(
     first: str, optimizer: str, steps: int, whole: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
-    second = next(stack for stack in STACKS if stack != first)
+    second = next(backend for backend in FRAMEWORKS if backend != first)
     killed(tmp_path / "run", steps, backend=first, optimizer=optimizer)
     assert saved_steps(tmp_path / "run") < 2 * STEPS
     result = tlx.run(resume=tmp_path / "run", backend=second, quiet=True)
@@ -110,12 +108,12 @@ def test_a_killed_run_goes_on_on_the_other_stack(
         assert a["train_accuracy"] == b["train_accuracy"]
 
 
-@pytest.mark.parametrize("trained", STACKS)
-def test_a_model_predicts_the_same_classes_on_both_stacks(trained: str, whole: dict[tuple[str, str], Path]) -> None:
+@pytest.mark.parametrize("trained", FRAMEWORKS)
+def test_a_model_predicts_the_same_classes_on_both_backends(trained: str, whole: dict[tuple[str, str], Path]) -> None:
     run_dir = whole[trained, "adamw"]
     test = tlx.load_data("digits", limit_test=100).test
     assert test is not None
     images = np.stack([test.pixels(i) for i in range(len(test))])
-    here, there = (tlx.predict(run_dir, images, backend=stack) for stack in STACKS)
+    here, there = (tlx.predict(run_dir, images, backend=backend) for backend in FRAMEWORKS)
     assert len({found["class"] for found in here}) > 1
     assert [found["class"] for found in here] == [found["class"] for found in there]

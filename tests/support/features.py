@@ -1,0 +1,33 @@
+"""A run whose frozen part is cached, and all that may not change when it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safetensors.numpy import load_file
+
+from tlx.runs.result import Result
+
+FIELDS: dict[str, Any] = {
+    "backend": "loopback",
+    "model": "tiny-mlp-dropout",
+    "strategy": "feature_extract",
+    "weights": "none",
+    "data": "digits",
+    "image_size": 8,
+    "augment": "flips",
+    "limit_train": 90,
+    "limit_test": 40,
+    "val_fraction": 0.2,
+    "batch_size": 16,
+    "epochs": 5,
+    "lr": 0.05,
+    "optimizer": "adam",
+}
+
+
+def outcome(result: Result) -> tuple[Any, ...]:
+    """The history without its times, the test accuracy, and the bytes of every weight."""
+    history = [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in result.history]
+    values = load_file(result.run_dir / "model.safetensors")
+    return history, result.test_accuracy, {name: array.tobytes() for name, array in values.items()}
