@@ -122,7 +122,7 @@ tlx.run(**{fields!r}, out=sys.argv[1], save_seconds=0)
 
 
 def killed(out: Path, steps: int, number: int) -> int:
-    """Start a run in a process of its own, and send it a signal once that many steps are on disk; return how it ended."""
+    """Start a run in a process of its own, and send it a signal once it has saved that many steps; return its code."""
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD.format(fields=FIELDS), str(out)], stderr=subprocess.PIPE, text=True
     )
