@@ -67,7 +67,7 @@ def entries(library: ctypes.CDLL, names: tuple[str, ...]) -> dict[str, ctypes.c_
     tags = dict(dynamic_section(link.dynamic))
     if not {JUMPS, JUMPS_SIZE, SYMBOLS, STRINGS} <= tags.keys():
         return {}
-    jumps = np.frombuffer((ctypes.c_char * tags[JUMPS_SIZE]).from_address(tags[JUMPS]), JUMP)
+    jumps = np.frombuffer(memoryview((ctypes.c_char * tags[JUMPS_SIZE]).from_address(tags[JUMPS])), JUMP)
     wanted = {name.encode(): name for name in names}
     longest = max(map(len, wanted)) + 1
     found = {}

@@ -27,7 +27,7 @@ def improve(module: Any) -> None:
     if isinstance(module, BATCH_NORMS):
         if module.momentum is None:
             raise BackendError("oneflow: BatchNorm with momentum=None (cumulative average) is not supported")
-        module.__class__ = _accurate(type(module))
+        module.__class__ = _accurate(module.__class__)
     elif type(module) is flow.nn.Conv2d and module.stride == (1, 1):
         reach = zip(module.dilation, module.kernel_size, module.padding, strict=True)
         if all(p <= d * (k - 1) for d, k, p in reach):  # else the gradient would need a negative padding
@@ -85,7 +85,8 @@ def convolve(x: Any, weight: Any, groups: int, padding: Any, dilation: Pair) -> 
 
 def weight_gradient(x: Any, grad: Any, weight: Any, groups: int, padding: Pair, dilation: Pair) -> Any:
     """The gradient by the weights: of each group, (O, N H' W') of the outputs by (N H' W', C h w) of the patches."""
-    total, start = 0, 0
+    total: Any = 0
+    start = 0
     for part, patches in _parts(x, weight, padding, dilation):
         stop = start + part.shape[0]
         rows = grad[start:stop].permute(1, 0, 2, 3).reshape(groups, weight.shape[0] // groups, -1)

@@ -19,9 +19,10 @@ RUN = (
 def cells(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
     """The outputs of each cell: a run, its result, a mistake in a recipe, a mistake after an import."""
     sources = ["import tlx\n" + RUN, "result", "tlx.run(epochs=0)", "tlx.load_model('nowhere')"]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    format4: Any = nbformat.v4  # not typed
+    notebook = format4.new_notebook(cells=[format4.new_code_cell(source) for source in sources])
     folder: Path = tmp_path_factory.mktemp("notebook")
-    client = nbclient.NotebookClient(
+    client: Any = nbclient.NotebookClient(
         notebook, timeout=120, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(folder)}}
     )
     updates: list[Any] = []
@@ -33,7 +34,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> list[list[Any]]:
             updates.append(message["content"]["data"])
         return original(message, *rest)
 
-    client.process_message = watched  # type: ignore[method-assign]
+    client.process_message = watched
     client.execute()
     return [updates, *(cell.outputs for cell in notebook.cells)]
 

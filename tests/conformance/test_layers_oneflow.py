@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from support.backends import skip_module_without
+from tlx.backend import Array
 
 skip_module_without("oneflow")
 
@@ -26,7 +29,7 @@ SHAPES = [  # channels in and out, side, kernel, padding, dilation, groups, bias
 COUNT = 30
 
 
-def pair(*arguments: object, dtype: object, **options: object) -> list[object]:
+def pair(*arguments: Any, dtype: Any, **options: Any) -> list[Any]:
     """The same convolution twice: OneFlow's and the better one."""
     both = [flow.nn.Conv2d(*arguments, **options).to(dtype) for _ in range(2)]
     both[1].load_state_dict(both[0].state_dict())
@@ -35,13 +38,15 @@ def pair(*arguments: object, dtype: object, **options: object) -> list[object]:
     return both
 
 
-def images(channels: int, side: object) -> np.ndarray:
+def images(channels: int, side: Any) -> Array:
     height, width = side if isinstance(side, tuple) else (side, side)
     return np.random.default_rng(0).standard_normal((COUNT, channels, height, width))
 
 
 @pytest.mark.parametrize("channels, out, side, kernel, padding, dilation, groups, bias", SHAPES)
-def test_outputs_are_equal_to_the_bit(channels, out, side, kernel, padding, dilation, groups, bias):
+def test_outputs_are_equal_to_the_bit(
+    channels: int, out: int, side: Any, kernel: Any, padding: Any, dilation: Any, groups: int, bias: bool
+) -> None:
     options = {"padding": padding, "dilation": dilation, "groups": groups, "bias": bias}
     own, better = pair(channels, out, kernel, dtype=flow.float32, **options)
     x = flow.tensor(images(channels, side), dtype=flow.float32)
@@ -53,7 +58,9 @@ def test_outputs_are_equal_to_the_bit(channels, out, side, kernel, padding, dila
 
 @pytest.mark.parametrize("trains", ["all", "input", "weight"])
 @pytest.mark.parametrize("channels, out, side, kernel, padding, dilation, groups, bias", SHAPES)
-def test_gradients_are_equal_up_to_rounding(channels, out, side, kernel, padding, dilation, groups, bias, trains):
+def test_gradients_are_equal_up_to_rounding(
+    channels: int, out: int, side: Any, kernel: Any, padding: Any, dilation: Any, groups: int, bias: bool, trains: str
+) -> None:
     found = []
     options = {"padding": padding, "dilation": dilation, "groups": groups, "bias": bias}
     for conv in pair(channels, out, kernel, dtype=flow.float64, **options):
@@ -71,14 +78,14 @@ def test_gradients_are_equal_up_to_rounding(channels, out, side, kernel, padding
 
 
 @pytest.mark.parametrize("options", [{"stride": 2}, {"padding": 3}], ids=["stride", "padding beyond the kernel"])
-def test_what_it_cannot_do_stays_with_oneflow(options):
+def test_what_it_cannot_do_stays_with_oneflow(options: dict[str, int]) -> None:
     conv = flow.nn.Conv2d(8, 8, 3, **options)
     layers.improve(conv)
     assert type(conv) is flow.nn.Conv2d
 
 
-def test_a_class_of_the_users_own_is_left_alone():
-    class Conv2d(flow.nn.Conv2d):
+def test_a_class_of_the_users_own_is_left_alone() -> None:
+    class Conv2d(flow.nn.Conv2d):  # type: ignore[misc]
         pass
 
     conv = Conv2d(8, 8, 3)
@@ -86,13 +93,13 @@ def test_a_class_of_the_users_own_is_left_alone():
     assert type(conv) is Conv2d
 
 
-def test_an_image_smaller_than_the_kernel_is_refused_where_oneflow_would_end_the_process():
+def test_an_image_smaller_than_the_kernel_is_refused_where_oneflow_would_end_the_process() -> None:
     conv = pair(8, 8, 3, dtype=flow.float32)[1]
     with pytest.raises(ValueError, match="images larger than the kernel: 2 x 9 pixels come to Conv2d"):
         conv(flow.zeros(2, 8, 2, 9))
 
 
-def test_wrong_channels_are_refused_as_oneflow_does():
+def test_wrong_channels_are_refused_as_oneflow_does() -> None:
     conv = pair(8, 8, 3, dtype=flow.float32)[1]
     with pytest.raises(ValueError, match="input channels 4"):
         conv(flow.zeros(2, 4, 9, 9))

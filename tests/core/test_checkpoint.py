@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlx.atomic import write_atomic, write_json
-from tlx.backend import ParamSpec
+from tlx.backend import Array, ParamSpec
 from tlx.errors import TlxError, WeightsError
 from tlx.models.weights import digest, digests, match, read_weights, write_safetensors
 
@@ -46,7 +47,7 @@ def test_a_run_folder_stands_for_its_model(tmp_path: Path) -> None:
     assert digest(read_weights(tmp_path)) == digest(ARRAYS)
 
 
-def raw(path: Path, header: dict, data: bytes) -> Path:
+def raw(path: Path, header: dict[str, Any], data: bytes) -> Path:
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     return path
@@ -68,7 +69,7 @@ def test_prefix_of_data_parallel_training_is_taken_off(tmp_path: Path) -> None:
     assert sorted(read_weights(tmp_path / "w.safetensors")) == ["b", "module.a"]
 
 
-def entry(dtype: str = "F32", shape: tuple[int, ...] = (2,), offsets: tuple[int, int] = (0, 8)) -> dict:
+def entry(dtype: str = "F32", shape: tuple[int, ...] = (2,), offsets: tuple[int, int] = (0, 8)) -> dict[str, Any]:
     return {"w": {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
 
 
@@ -83,7 +84,7 @@ def entry(dtype: str = "F32", shape: tuple[int, ...] = (2,), offsets: tuple[int,
     ],
     ids=["size bomb", "short", "overrun", "dtype", "empty"],
 )
-def test_lies_in_a_safetensors_header(tmp_path: Path, header: dict, reason: str) -> None:
+def test_lies_in_a_safetensors_header(tmp_path: Path, header: dict[str, Any], reason: str) -> None:
     with pytest.raises(WeightsError, match=rf"w\.safetensors: .*({reason})") as caught:
         read_weights(raw(tmp_path / "w.safetensors", header, bytes(8)))
     assert "\n" not in str(caught.value)
@@ -139,7 +140,7 @@ GIVEN = {
 }
 
 
-def matched(arrays: dict[str, np.ndarray], take_head: bool = False) -> dict[str, np.ndarray]:
+def matched(arrays: dict[str, Array], take_head: bool = False) -> dict[str, Array]:
     return match(arrays, SPECS, head="fc", model_name="tiny", take_head=take_head)
 
 
@@ -171,7 +172,7 @@ def test_match_takes_the_head_when_asked() -> None:
     ],
     ids=["missing", "extra", "shape", "complex", "float for int"],
 )
-def test_match_lists_what_does_not_fit(change: dict, reason: str) -> None:
+def test_match_lists_what_does_not_fit(change: dict[str, Any], reason: str) -> None:
     arrays = {name: array for name, array in {**GIVEN, **change}.items() if array is not None}
     with pytest.raises(WeightsError) as caught:
         matched(arrays)

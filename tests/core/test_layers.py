@@ -79,10 +79,10 @@ def walk(
             elif base in modules:
                 yield base, node.lineno, runtime
     elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-        for child in node.body:
-            yield from walk(child, modules, importer, False)
-        for child in node.orelse:
-            yield from walk(child, modules, importer, runtime)
+        for statement in node.body:
+            yield from walk(statement, modules, importer, False)
+        for statement in node.orelse:
+            yield from walk(statement, modules, importer, runtime)
     else:
         for child in ast.iter_child_nodes(node):
             yield from walk(child, modules, importer, runtime)

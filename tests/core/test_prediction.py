@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,9 @@ def of_arrays(tmp_path_factory: pytest.TempPathFactory) -> tlx.Result:
     return tlx.run(**FIELDS, data="digits", limit_train=300, limit_test=100, out=out)
 
 
-def accuracy(found: list[dict[str, Any]], labels: Any) -> float:
-    return sum(entry["class"] == str(label) for entry, label in zip(found, labels, strict=True)) / len(found)
+def accuracy(predictions: Sequence[Any], labels: Any) -> float:
+    correct = [bool(p["class"] == str(label)) for p, label in zip(predictions, labels, strict=True)]
+    return sum(correct) / len(correct)
 
 
 def test_the_files_of_the_test_part_give_the_recorded_accuracy(of_photos: tlx.Result, photos: Path) -> None:

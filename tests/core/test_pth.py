@@ -7,12 +7,14 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tlx.backend import Array
 from tlx.errors import WeightsError
 from tlx.models.pth import read_pth
 
@@ -33,7 +35,15 @@ def numbers(values: tuple[int, ...]) -> bytes:
     return b"(" + b"".join(map(number, values)) + b"t"
 
 
-def tensor(key="0", count=12, offset=0, shape=(3, 4), strides=(4, 1), kind="FloatStorage", window=b"") -> bytes:
+def tensor(
+    key: str = "0",
+    count: int = 12,
+    offset: int = 0,
+    shape: tuple[int, ...] = (3, 4),
+    strides: tuple[int, ...] = (4, 1),
+    kind: str = "FloatStorage",
+    window: bytes = b"",
+) -> bytes:
     storage = b"(" + text("storage") + b"ctorch\n" + kind.encode() + b"\n" + text(key) + text("cpu") + number(count)
     rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n("
     return rebuild + storage + window + b"tQ" + number(offset) + numbers(shape) + numbers(strides) + b"\x89)tR"
@@ -81,7 +91,7 @@ both = pytest.mark.parametrize("form", ["zip", "legacy"])
     ],
     ids=["plain", "transposed", "window", "scalar", "empty"],
 )
-def test_layouts(tmp_path: Path, form: str, declared: dict, expected: np.ndarray) -> None:
+def test_layouts(tmp_path: Path, form: str, declared: dict[str, Any], expected: Array) -> None:
     read = read_pth(write(tmp_path / "w.pth", form, state({"w": tensor(**declared)})))["w"]
     assert read.shape == expected.shape and read.dtype == np.float32
     np.testing.assert_array_equal(read, expected)

@@ -20,12 +20,12 @@ class Renamed(Loopback):
 
 
 class WithoutDefault(Loopback):
-    def backward(self, model: Any, batch: Any, scale: float) -> Any:
+    def backward(self, model: Any, batch: Any, scale: float) -> Any:  # type: ignore[override]
         return super().backward(model, batch, scale)
 
 
 class FurtherArgument(Loopback):
-    def put(self, model: Any, batch: Batch, stream: Any) -> Any:
+    def put(self, model: Any, batch: Batch, stream: Any) -> Any:  # type: ignore[override]
         return super().put(model, batch)
 
 
@@ -35,7 +35,7 @@ class FurtherOptional(Loopback):
 
 
 class WithoutFetch(Loopback):
-    fetch = None  # type: ignore[assignment]  # what is tested
+    fetch = None  # what is tested
 
 
 @pytest.fixture

@@ -71,9 +71,9 @@ VOID = {"meta", "br"}
 
 
 def screen(report: Report, width: int = 80) -> str:
-    console = Console(file=io.StringIO(), width=width)
-    show(report, console)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    shown = io.StringIO()
+    show(report, Console(file=shown, width=width))
+    return shown.getvalue()
 
 
 @pytest.mark.parametrize("name", REPORTS)

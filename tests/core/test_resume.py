@@ -168,7 +168,8 @@ def halted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_change_of_what_a_result_depends_on_is_refused(halted: Path) -> None:
     for field in ("epochs", "lr", "seed", "batch_size"):
         with pytest.raises(TlxError, match=f"resume: {field} cannot change in the middle of a run; what can: backend"):
-            tlx.run(resume=halted, quiet=True, **{field: 7})
+            fields: dict[str, Any] = {field: 7}
+            tlx.run(resume=halted, quiet=True, **fields)
     assert tlx.run(resume=halted, quiet=True, workers=0).epochs_run == 3
     with pytest.raises(TlxError, match="is finished; to train on from its weights, start a run with weights="):
         tlx.run(resume=halted, quiet=True)

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import tlx
-from tlx.backend import ModelSpec, registry
+from tlx.backend import Array, ModelSpec, registry
 from tlx.errors import FrozenMovedError, TlxError
 from tlx.models.initial_values import initial_arrays
 from tlx.models.zoo import architecture
@@ -128,7 +128,7 @@ def test_clipping_bounds_a_step(run: Any) -> None:
     assert moved == pytest.approx([1e-3, 1e-2], rel=1e-3)
 
 
-def initial(model: str, seed: int) -> dict[str, np.ndarray]:
+def initial(model: str, seed: int) -> dict[str, Array]:
     backend, arch = registry.load("loopback"), architecture(model)
     built = backend.build(ModelSpec(model, 10, arch.head), "cpu", "float32")
     return initial_arrays(backend.param_specs(built), arch, "none", seed)

@@ -93,8 +93,9 @@ def test_head_then_full_lowers_the_heads_rate_when_the_backbone_begins() -> None
     plan = plan_of("head_then_full", options={"phase_epochs": 3})
     before, after = plan.state_at(14), plan.state_at(15)
     one, tenth = float32_exact(1e-3), float32_exact(1e-4)
-    assert (before.trainable, before.batch_norm, [h.lr for h in before.hyper]) == (HEAD, set(), [0.0, one])
-    assert (after.trainable, after.batch_norm, [h.lr for h in after.hyper]) == (set(PARAMS), NORMS, [tenth, tenth])
+    assert before.trainable == HEAD and not before.batch_norm and [h.lr for h in before.hyper] == [0.0, one]
+    assert after.trainable == set(PARAMS) and after.batch_norm == NORMS
+    assert [h.lr for h in after.hyper] == [tenth, tenth]
 
 
 def test_gradual_unfreezes_stage_by_stage_from_the_head() -> None:

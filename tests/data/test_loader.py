@@ -59,7 +59,7 @@ def test_an_epoch_visits_each_sample_once_in_an_order_of_its_own() -> None:
     loader = make(images, size=8)
     orders = [np.concatenate([batch.indices for batch in loader.epoch(e)]) for e in (0, 1)]
     assert all(np.array_equal(np.sort(order), np.arange(50)) for order in orders)
-    assert not np.array_equal(*orders)
+    assert not np.array_equal(orders[0], orders[1])
     assert np.array_equal(
         np.concatenate([b.indices for b in make(images, size=8, shuffle=False).epoch(0)]), np.arange(50)
     )
@@ -89,7 +89,7 @@ def test_crops_are_those_that_the_words_describe(photos: Any) -> None:
 
 
 def test_augmentation_leaves_the_stored_images_as_they_are() -> None:
-    images = load_data("digits", limit_train=12, val_fraction=0).train
+    images: Any = load_data("digits", limit_train=12, val_fraction=0).train
     before = images.array.copy()
     loader = make(images, size=8, augment=Augment.parse("flips"))
     first, again = list(loader.epoch(0)), list(loader.epoch(0))

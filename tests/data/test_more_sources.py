@@ -160,7 +160,8 @@ def test_a_mistake_in_an_npz_is_named(arrays: dict[str, Any], said: str, tmp_pat
 
 def test_an_npz_that_declares_more_than_it_holds_is_refused(tmp_path: Path) -> None:
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 8, 8, 3)})
+    write_header: Any = np.lib.format.write_array_header_1_0
+    write_header(header, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 8, 8, 3)})
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", header.getvalue() + bytes(1000))
     with pytest.raises(DataError, match=r"declares .* more than it holds"):
@@ -217,12 +218,12 @@ class Listed:
 
 
 def test_a_sequence_of_images_and_labels_is_read_when_needed() -> None:
-    source = Listed()
+    source: Any = Listed()
     data = load_data(source, val_fraction=0)
     assert data.classes == ("none", "some", "all") and data.test is not None
     place = int(data.test.names[2])
     assert np.array_equal(data.test.pixels(2), PIXELS[place]) and data.test.labels[2] == LABELS[place]
-    source.targets = LABELS.tolist()  # type: ignore[attr-defined]
+    source.targets = LABELS.tolist()
     source.read.clear()
     assert load_data(source, val_fraction=0).fingerprint == data.fingerprint
     assert len(source.read) < 60  # the labels came from `targets`, without reading every image
@@ -232,11 +233,11 @@ def test_a_sequence_of_images_and_labels_is_read_when_needed() -> None:
 
 
 def test_a_list_of_arrays_of_one_size_is_held_in_memory() -> None:
-    data = load_data(
-        [(pixels, label) for pixels, label in zip(PIXELS, LABELS, strict=True)], test_fraction=0, val_fraction=0
-    )
+    images: Any = list(zip(PIXELS, LABELS, strict=True))
+    data = load_data(images, test_fraction=0, val_fraction=0)
     assert data.train.size == (6, 5) and np.array_equal(data.train.pixels(7), PIXELS[7])
-    mixed = load_data([(PIXELS[i][: 3 + i % 2], i % 2) for i in range(10)], test_fraction=0, val_fraction=0)
+    images = [(PIXELS[i][: 3 + i % 2], i % 2) for i in range(10)]
+    mixed = load_data(images, test_fraction=0, val_fraction=0)
     assert mixed.train.size is None and mixed.train.pixels(0).shape == (3, 5, 3)
 
 
@@ -379,8 +380,9 @@ class Faulty(Listed):
 
 
 def test_an_item_that_cannot_be_read_is_named() -> None:
+    faulty: Any = Faulty()
     with pytest.raises(DataError, match="all: item 7 cannot be read: the disk is gone"):
-        load_data(Faulty())
+        load_data(faulty)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

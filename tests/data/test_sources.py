@@ -111,6 +111,11 @@ def test_a_limit_beyond_the_data_and_a_missing_test_part_are_noted() -> None:
 def test_the_fingerprint_changes_with_one_pixel_or_one_name() -> None:
     other = IMAGES.copy()
     other[5, 7, 7, 2] = 1
-    sources = [{"train": TWO}, {"train": (other, TWO[1])}, {"train": TWO, "classes": ["a", "b"]}, {"train": TWO}]
+    sources: list[dict[str, Any]] = [
+        {"train": TWO},
+        {"train": (other, TWO[1])},
+        {"train": TWO, "classes": ["a", "b"]},
+        {"train": TWO},
+    ]
     prints = [load_data(source, val_fraction=0).fingerprint for source in sources]
     assert len(set(prints)) == 3 and prints[0] == prints[3]

@@ -63,7 +63,7 @@ def test_a_new_run_starts_from_its_weights(saved: Path, tmp_path: Path) -> None:
     before, after = (load_file(run / "model.safetensors") for run in (saved / "finished", result.run_dir))
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     head = json.loads((saved / "finished" / "card.json").read_text(encoding="utf-8"))["head"]
-    assert changed == {name for name in before if name.startswith(head)} != set(before)
+    assert changed == {name for name in before if name.startswith(f"{head}.")} != set(before)
 
 
 def test_its_stopped_run_ends_as_the_finished_one(saved: Path) -> None:

@@ -78,6 +78,7 @@ def apart(reference: Path, candidate: Path) -> dict[str, float]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
     """The runs that nobody stopped, by backend and optimizer."""
     runs = {}
+    optimizer: Any
     for backend in FRAMEWORKS:
         for optimizer in LIMITS:
             out = tmp_path_factory.mktemp("whole") / f"{backend}-{optimizer}"
