@@ -91,12 +91,18 @@ def test_a_cut_that_gives_other_logits_is_not_taken(tmp_path: Path, monkeypatch:
     assert outcome(tlx.run(FIELDS, quiet=True, out=str(tmp_path / "kept"))) == expected
 
 
-def test_views_repeat_the_augmentation() -> None:
+def test_augmentation_repeats_after_the_epochs_asked_for() -> None:
     images = load_data("digits", limit_train=20, val_fraction=0).train
 
-    def epochs(views: int | None) -> list[dict[int, bytes]]:
+    def epochs(repeats: int | None) -> list[dict[int, bytes]]:
         loader = Loader(
-            images, Preprocess(6), batch_size=8, augment=Augment.parse("photo"), shuffle=True, workers=0, views=views
+            images,
+            Preprocess(6),
+            batch_size=8,
+            augment=Augment.parse("photo"),
+            shuffle=True,
+            workers=0,
+            augment_repeats=repeats,
         )
         return [
             {

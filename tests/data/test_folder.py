@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tlx.data import load_data
-from tlx.data.augment import resize
+from tlx.data.geometry import resize
 from tlx.data.images import View, read_photo
 from tlx.errors import DataError
 
@@ -62,7 +62,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder: Path, tmp_path: Path) -> No
     (folder / "train" / "cat").mkdir()
     with pytest.raises(DataError, match=r"train/cat holds no photo"):
         load_data(folder)
-    for name, said in (
+    for name, message in (
         ("empty", "has no train/ folder"),
         ("one", "1 class to tell apart"),
         ("bare", "no class folders"),
@@ -72,7 +72,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder: Path, tmp_path: Path) -> No
             photo(tmp_path / "x" / name / "train" / "only" / "0.png")
         elif name == "bare":
             (tmp_path / "x" / name / "train").mkdir()
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             load_data(tmp_path / "x" / name)
 
 
@@ -113,8 +113,8 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(orientation: i
     view = View(lambda width, height: (0.1 * width, 0.2 * height, 0.9 * width, 0.8 * height), 64)
     whole = read_photo(tmp_path / "p.jpg")
     expected = np.asarray(resize(whole, view.box(*whole.size), 64)).astype(int)
-    found = np.asarray(read_photo(tmp_path / "p.jpg", view)).astype(int)
-    apart = np.abs(found - expected)
+    decoded = np.asarray(read_photo(tmp_path / "p.jpg", view)).astype(int)
+    apart = np.abs(decoded - expected)
     assert 0 < apart.mean() < 0.5 and apart.max() <= 8  # equal numbers would mean that all of it was decoded
     near = View(view.box, 400)  # 720 pixels become 400: not enough to leave half of them out
     assert np.array_equal(

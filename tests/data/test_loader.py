@@ -13,7 +13,7 @@ from PIL import Image
 from tlx import rng
 from tlx.backend import Batch, Preprocess
 from tlx.data import Augment, FileImages, Loader, load_data
-from tlx.data.augment import crop_box
+from tlx.data.geometry import crop_box
 from tlx.errors import DataError, RecipeError
 
 BITS = ("images", "labels", "indices")
@@ -41,7 +41,7 @@ def images(request: pytest.FixtureRequest) -> Any:
 
 @pytest.mark.parametrize("augment", ["none", "photo", "crop+hflip+vflip"])
 def test_batches_are_the_same_for_any_number_of_workers_and_after_a_resume(images: Any, augment: str) -> None:
-    side = 48 if images.size is None or "crop" in Augment.parse(augment).ops else 8
+    side = 48 if images.size is None or Augment.parse(augment).crops else 8
     runs = [list(make(images, augment=Augment.parse(augment), workers=n).epoch(2)) for n in (0, 1, 4)]
     resumed = list(make(images, augment=Augment.parse(augment)).epoch(2, start=1))
     assert [len(batch) for batch in runs[0]] == [4, 4, 3]
@@ -153,11 +153,11 @@ def test_photos_before_the_start_of_a_resumed_epoch_are_not_decoded(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [({"batch_size": 0}, "batch_size"), ({"workers": -1}, "workers"), ({"crop_fraction": 1.1}, "crop_fraction")],
 )
-def test_impossible_settings_are_refused(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(RecipeError, match=f"{said} must be"):
+def test_impossible_settings_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=f"{message} must be"):
         make(load_data("digits", limit_train=10, val_fraction=0).train, **fields)
 
 

@@ -1,8 +1,21 @@
-"""Data sets, their geometry, and the batches made of them."""
+"""Data sets, their augmentation, and the batches made of them."""
 
-from tlx.data.augment import Augment, Geometry
+from tlx.data.augment import OPS, Augment, Draws
 from tlx.data.images import ArrayImages, FileImages, Images
 from tlx.data.load import SOURCES, Data, load_data
 from tlx.data.loader import Loader
+from tlx.data.op import Op
 
-__all__ = ["SOURCES", "ArrayImages", "Augment", "Data", "FileImages", "Geometry", "Images", "Loader", "load_data"]
+__all__ = [
+    "OPS",
+    "SOURCES",
+    "ArrayImages",
+    "Augment",
+    "Data",
+    "Draws",
+    "FileImages",
+    "Images",
+    "Loader",
+    "Op",
+    "load_data",
+]

@@ -1,32 +1,26 @@
-"""Augmentation and evaluation geometry as integers, drawn in the core, so that it can be stored and replayed."""
+"""Augmentation as integers, drawn in the core, so that every backend sees the same images and a run can be replayed.
+
+`OPS` is the one table of ops: what a recipe may write, what is drawn, how variants are counted and the help follow it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt, prod
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx import rng
+from tlx.data.geometry import GEOMETRIC_OPS
+from tlx.data.op import Crop, Op, Words
 from tlx.data.pixel_ops import PIXEL_OPS
 from tlx.errors import RecipeError, closest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in source pixels
-
-# op -> (number of outcomes, random words per sample). Each op draws from its own stream, "augment/<op>", so adding one
-# never changes what the others draw.
-CROP_ATTEMPTS = 8
-OPS: dict[str, tuple[int | None, int]] = {
-    "crop": (None, 2 * CROP_ATTEMPTS),
-    "hflip": (2, 1),
-    "vflip": (2, 1),
-    **{op: (None, words) for op, (_, words, _, _) in PIXEL_OPS.items()},
-}
+OPS: dict[str, Op] = {op.name: op for op in (*GEOMETRIC_OPS, *PIXEL_OPS)}
 PRESETS: dict[str, tuple[str, ...]] = {
     "none": (),
     "flips": ("hflip", "vflip"),  # the CIFAR-10 tutorial
@@ -35,37 +29,66 @@ PRESETS: dict[str, tuple[str, ...]] = {
 }
 
 
+def register(op: Op) -> None:
+    """Add an op to the table, after those that are there, so that recipes can name it.
+
+    Raises:
+        RecipeError: an op or a preset has that name already.
+    """
+    if op.name in OPS or op.name in PRESETS:
+        raise RecipeError(f"augmentation {op.name!r} is registered already", fix="give the op another name")
+    OPS[op.name] = op
+
+
+def describe_ops() -> str:
+    """Say in one line what `augment` may be, for the help of the recipe's field."""
+    example = next(f"{op.name}:{op.strength}" for op in OPS.values() if op.strength is not None)
+    return f"{', '.join(PRESETS)}, or {', '.join(OPS)} joined with +; {example} sets a strength"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Geometry:
-    """What augmentation does to each sample; a field is None where its op is absent."""
+class Draws:
+    """What augmentation drew for some samples: for each op its strength and its words, uint32 [samples, words]."""
 
-    hflip: NDArray[np.bool_] | None = None  # [N]
-    vflip: NDArray[np.bool_] | None = None  # [N]
-    crop: NDArray[np.uint32] | None = None  # [N, 16]: see `crop_box`
-    pixels: tuple[
-        tuple[str, int, NDArray[np.uint32]], ...
-    ] = ()  # (op, strength, words [N, ...]): see `tlx.data.pixel_ops`
+    samples: int
+    ops: tuple[tuple[Op, int, Words], ...] = ()
 
-    def __getitem__(self, rows: NDArray[np.int64]) -> Geometry:
-        return Geometry(
-            None if self.hflip is None else self.hflip[rows],
-            None if self.vflip is None else self.vflip[rows],
-            None if self.crop is None else self.crop[rows],
-            tuple((op, strength, words[rows]) for op, strength, words in self.pixels),
-        )
+    def __getitem__(self, slots: NDArray[np.int64]) -> Draws:
+        return Draws(len(slots), tuple((op, strength, words[slots]) for op, strength, words in self.ops))
 
-    def paint(self, image: Image, row: int) -> Image:
+    @property
+    def paints(self) -> bool:
+        """Whether an op paints, for which each image must be taken by itself."""
+        return any(op.paint for op, _, _ in self.ops)
+
+    def crop(self, slot: int, width: int, height: int) -> Crop | None:
+        """The random crop of an image of that size: left, top, width, height; None where no op crops."""
+        for op, strength, words in self.ops:
+            if op.crop:
+                return op.crop(words[slot], width, height, strength)
+        return None
+
+    def paint(self, image: Image, slot: int) -> Image:
         """Change the pixels of one RGB image of its final size."""
-        for op, strength, words in self.pixels:
-            image = PIXEL_OPS[op][0](image, words[row], strength)
+        for op, strength, words in self.ops:
+            if op.paint:
+                image = op.paint(image, words[slot], strength)
         return image
 
-    def flip(self, images: NDArray[np.uint8]) -> None:
-        """Mirror a batch [N, 3, h, w] in place."""
-        if self.hflip is not None:
-            images[self.hflip] = images[self.hflip][..., ::-1]
-        if self.vflip is not None:
-            images[self.vflip] = images[self.vflip][..., ::-1, :]
+    def move(self, images: NDArray[np.uint8]) -> None:
+        """Rearrange the pixels of the images [samples, 3, h, w] in place."""
+        for op, strength, words in self.ops:
+            if op.move:
+                op.move(images, words, strength)
+
+    def variants(self) -> NDArray[np.int64]:
+        """Which of its variants each sample comes in, int64 [samples]; all ops must have a number of variants."""
+        number, factor = np.zeros(self.samples, np.int64), 1
+        for op, _, words in self.ops:
+            assert op.variants is not None, f"{op.name} has no number of variants"
+            number += factor * words[:, 0].astype(np.int64)
+            factor *= op.variants
+        return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,97 +103,62 @@ class Augment:
 
     @staticmethod
     def parse(text: str) -> Augment:
-        """Read a preset of `PRESETS` or ops joined by ``+``; the order in which they are written does not matter."""
+        """Read a preset of `PRESETS` or ops joined by ``+``; the order in which they are written does not matter.
+
+        Raises:
+            RecipeError: an op is unknown, is written twice or has a strength out of range, or two ops crop.
+        """
         if text in PRESETS:
             return Augment(PRESETS[text])
-        wanted: list[str] = []
+        names: list[str] = []
         strengths: dict[str, int] = {}
-        for written in text.split("+"):
-            op, colon, value = written.partition(":")
-            if op in PRESETS and op != "none" and not colon:
-                wanted += PRESETS[op]
+        for term in text.split("+"):
+            name, colon, value = term.partition(":")
+            if name in PRESETS and name != "none" and not colon:
+                names += PRESETS[name]
                 continue
-            if op not in OPS:
-                raise RecipeError(f"augment={text!r}: unknown op {op!r}.{closest(op, [*OPS, *PRESETS])}")
-            wanted.append(op)
+            if name not in OPS:
+                raise RecipeError(f"augment={text!r}: unknown op {name!r}.{closest(name, [*OPS, *PRESETS])}")
+            names.append(name)
             if colon:
-                strengths[op] = _strength(text, op, value)
-        for op in wanted:
-            if wanted.count(op) > 1:
-                raise RecipeError(f"augment={text!r}: {op!r} is given twice.")
-        ops = tuple(op for op in OPS if op in wanted)
-        return Augment(ops, tuple((op, strengths[op]) for op in ops if op in strengths))
+                strengths[name] = _strength(text, OPS[name], value)
+        for name in names:
+            if names.count(name) > 1:
+                raise RecipeError(f"augment={text!r}: {name!r} is given twice", fix="write each op once")
+        cropping = [name for name in names if OPS[name].crop]
+        if len(cropping) > 1:
+            raise RecipeError(f"augment={text!r}: {' and '.join(cropping)} each choose the crop", fix="leave one out")
+        ops = tuple(name for name in OPS if name in names)
+        return Augment(ops, tuple((name, strengths[name]) for name in ops if name in strengths))
 
     def __str__(self) -> str:
         strengths = dict(self.strengths)
-        return "+".join(f"{op}:{strengths[op]}" if op in strengths else op for op in self.ops) or "none"
+        return "+".join(f"{name}:{strengths[name]}" if name in strengths else name for name in self.ops) or "none"
 
     @property
-    def finite(self) -> int | None:
+    def crops(self) -> bool:
+        """Whether an op chooses a crop of the original image."""
+        return any(OPS[name].crop for name in self.ops)
+
+    @property
+    def variants(self) -> int | None:
         """In how many ways one image can come out, or None if there is no useful bound."""
-        outcomes = [OPS[op][0] for op in self.ops]
-        return None if None in outcomes else prod(n for n in outcomes if n is not None)
+        counts = [OPS[name].variants for name in self.ops]
+        return None if None in counts else prod(count for count in counts if count is not None)
 
-    def draw(self, seed: int, epoch: int, n: int) -> Geometry:
-        """The geometry of samples ``0 .. n - 1`` in an epoch. A flip is the top bit of its word."""
-        words = {op: rng.words(seed, f"augment/{op}", epoch, n, OPS[op][1]) for op in self.ops}
-        flips = {op: words[op][:, 0] >= np.uint32(2**31) for op in ("hflip", "vflip") if op in words}
-        strengths = {**{op: PIXEL_OPS[op][2] for op in words if op in PIXEL_OPS}, **dict(self.strengths)}
-        pixels = tuple((op, strength, words[op]) for op, strength in strengths.items())
-        return Geometry(flips.get("hflip"), flips.get("vflip"), words.get("crop"), pixels)
+    def draw(self, seed: int, epoch: int, samples: int) -> Draws:
+        """Draw the changes of samples ``0 .. samples - 1`` in an epoch."""
+        strengths = dict(self.strengths)
+        ops = [OPS[name] for name in self.ops]
+        return Draws(
+            samples,
+            tuple((op, strengths.get(op.name, op.strength or 0), op.draw(seed, epoch, samples)) for op in ops),
+        )
 
 
-def _strength(text: str, op: str, value: str) -> int:
-    if op not in PIXEL_OPS:
-        raise RecipeError(f"augment={text!r}: {op} takes no strength; write {op!r}.")
-    highest = PIXEL_OPS[op][3]
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= highest:
-        raise RecipeError(f"augment={text!r}: the strength of {op} must be a whole number in 1 .. {highest}.")
+def _strength(text: str, op: Op, value: str) -> int:
+    if op.strength is None:
+        raise RecipeError(f"augment={text!r}: {op.name} takes no strength", fix=f"write {op.name!r}")
+    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= op.strongest:
+        raise RecipeError(f"augment={text!r}: the strength of {op.name} must be a whole number in 1 .. {op.strongest}.")
     return int(value)
-
-
-def crop_box(words: NDArray[np.uint32], width: int, height: int) -> tuple[int, int, int, int]:
-    """A random crop: (left, top, width, height) in integer pixels, inside the image.
-
-    Inception's crop as torchvision's RandomResizedCrop has it: 8 % to 100 % of the area, aspect 3/4 to 4/3, the first
-    attempt that fits, else the central crop nearest to the allowed aspect. Per attempt two words: area (16 bits), which
-    side is longer (1 bit), aspect (15 bits); left, top (16 bits each). The shorter side over the longer is uniform in
-    3/4..1 where torchvision's is log-uniform: that needs no logarithm, and no square root but the integer one.
-    """
-    for k in range(0, len(words), 2):
-        first, second = int(words[k]), int(words[k + 1])
-        area = width * height * (8 * 65536 + 92 * (first >> 16)) // (100 * 65536)
-        short, long = 3 * 32768 + (first & 32767), 4 * 32768
-        across, down = (long, short) if first & 32768 else (short, long)
-        w, h = max(1, isqrt(area * across // down)), max(1, isqrt(area * down // across))
-        if w <= width and h <= height:
-            return ((width - w + 1) * (second >> 16) >> 16, (height - h + 1) * (second & 65535) >> 16, w, h)
-    w, h = min(width, max(1, height * 4 // 3)), min(height, max(1, width * 4 // 3))
-    return ((width - w) // 2, (height - h) // 2, w, h)
-
-
-def centre_box(width: int, height: int, size: int, crop_fraction: float) -> Box:
-    """What evaluation keeps of a photo, whatever its size: the source of the central `size` x `size` pixels.
-
-    They are central once the shorter side is resized to ``round(size / crop_fraction)``; the rounding is that of
-    torchvision's Resize and CenterCrop.
-    """
-    target = round(size / crop_fraction)
-    if width <= height:
-        w, h = target, target * height // width
-    else:
-        w, h = target * width // height, target
-    left, top = round((w - size) / 2), round((h - size) / 2)
-    return (left * width / w, top * height / h, (left + size) * width / w, (top + size) * height / h)
-
-
-def resize(image: Image, box: Box, size: int) -> Image:
-    """Resample a box of an image to size x size: bilinear, antialiased where it shrinks."""
-    from PIL.Image import Resampling
-
-    return image.resize((size, size), Resampling.BILINEAR, box=box)
-
-
-def planes(image: Image) -> NDArray[np.uint8]:
-    """An RGB image as uint8 [3, h, w]."""
-    return np.asarray(image).transpose(2, 0, 1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.data.augment import Box, resize
+from tlx.data.geometry import Box, resize
 from tlx.errors import DataError
 
 if TYPE_CHECKING:
@@ -72,23 +72,28 @@ class ArrayImages:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(height, width) of every image."""
         return self.array.shape[2], self.array.shape[3]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def open(self, index: int, view: View | None = None) -> Image:
+        """Image `index` in mode RGB: the whole, or a view of it."""
         from PIL import Image
 
         return seen(Image.fromarray(self.pixels(index)), view)
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as uint8 [H, W, 3]."""
         return np.ascontiguousarray(self.array[index].transpose(1, 2, 0))
 
     def select(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> ArrayImages:
+        """The images at `indices`, in that order, under new labels."""
         return ArrayImages(self.array[indices], labels, [self.names[i] for i in indices])
 
     def digest(self) -> bytes:
+        """Covers every pixel."""
         digest = hashlib.sha256(repr(self.array.shape).encode())
         digest.update(np.ascontiguousarray(self.array).data)
         return digest.digest()
@@ -105,13 +110,14 @@ class FileImages:
 
     @property
     def size(self) -> None:
+        """None: photos have many sizes, which only decoding tells."""
         return None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def open(self, index: int, view: View | None = None) -> Image:
-        """Decode a photo. The first that fails has all others tried, so that the error lists every bad one."""
+        """Decode a photo. When one fails, all others are tried, so that the error lists every bad one."""
         try:
             return read_photo(self.root / self.names[index], view)
         except DataError as error:
@@ -122,31 +128,34 @@ class FileImages:
             listed = "; ".join(bad[name] for name in list(bad)[:LISTED])
             more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
             raise DataError(
-                f"{len(bad)} of {len(self)} photos cannot be decoded; replace or remove them, or leave them out with "
-                f"on_bad_image='skip': {listed}{more}"
+                f"{len(bad)} of {len(self)} photos cannot be decoded: {listed}{more}",
+                fix="replace or remove them, or leave them out with on_bad_image='skip'",
             ) from error
 
     def undecodable(self, workers: int = 2) -> dict[str, str]:
-        """Try every photo; return the names of those that cannot be decoded, each with what is wrong."""
+        """Try every photo; return the names of those that cannot be decoded, and what is wrong with them."""
 
-        def fault(name: str) -> str:
+        def problem(name: str) -> str:
             try:
                 read_photo(self.root / name)
             except DataError as error:
-                return str(error)
+                return error.problem.rstrip(".")
             return ""
 
         with ThreadPoolExecutor(workers) as pool:
-            return {name: said for name, said in zip(self.names, pool.map(fault, self.names), strict=True) if said}
+            problems = dict(zip(self.names, pool.map(problem, self.names), strict=True))
+        return {name: problem for name, problem in problems.items() if problem}
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as uint8 [H, W, 3]."""
         return np.asarray(self.open(index))
 
     def select(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> FileImages:
+        """The photos at `indices`, in that order, under new labels."""
         return FileImages(self.root, labels, [self.names[i] for i in indices])
 
     def digest(self) -> bytes:
-        """Covers names and sizes: to read every photo would take as long as an epoch."""
+        """Covers names and sizes of the files: reading every photo would take as long as an epoch."""
         lines = [f"{name}\0{_size(self.root / name)}\n" for name in self.names]
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).digest()
 
@@ -155,11 +164,11 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Replace or remove it.") from error
+        raise DataError(f"{path} cannot be read: {error.strerror}", fix="replace or remove it") from error
 
 
 def seen(image: Image, view: View | None) -> Image:
-    """The whole of an RGB image, or a view of it."""
+    """Return an RGB image as a whole, or a view of it."""
     return image if view is None else resize(image, view.box(image.width, image.height), view.size)
 
 
@@ -167,18 +176,21 @@ def read_photo(path: Path, view: View | None = None) -> Image:
     """Decode a photo, or a view of it, into mode RGB, turned upright by its EXIF orientation.
 
     Where a view shrinks a JPEG, it is decoded at 1/2, 1/4 or 1/8, which its format makes cheap, as long as that is
-    still at least `GAP` times as large as the view: then what resampling averages over hides the difference.
+    still at least `GAP` times as large as the view: then resampling averages the difference away.
 
-    Grey, palette and CMYK are converted; 16-bit grey keeps its upper 8 bits; alpha is dropped, as torchvision does; of
-    an animation the first frame counts. Raises DataError, naming the file, if it cannot be decoded or has more pixels
-    than Pillow's limit against decompression bombs.
+    Grey, palette and CMYK are converted; 16-bit grey keeps its upper 8 bits; alpha is dropped, as torchvision does;
+    only the first frame of an animation is used.
+
+    Raises:
+        DataError: the file, which is named, cannot be decoded, or has more pixels than Pillow's limit against
+            decompression bombs.
     """
     from PIL import ExifTags, Image, ImageOps
 
     # Pillow's decoders raise much more than OSError on damaged files (SyntaxError, struct.error, IndexError ...).
     try:
-        if not path.is_file():  # to open a pipe would wait for ever
-            raise DataError(f"{path} is not a file, or a link to nothing. Remove it.")
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise DataError(f"{path} is not a file, or a link to nothing", fix="remove it")
         with Image.open(path) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
@@ -200,7 +212,7 @@ def read_photo(path: Path, view: View | None = None) -> Image:
         raise DataError(f"{path}: {error}") from error
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{path} cannot be decoded as an image: {reason}. Replace or remove the file.") from error
+        raise DataError(f"{path} cannot be decoded as an image: {reason}", fix="replace or remove it") from error
 
 
 def to_rgb(image: Image, where: object) -> Image:
@@ -208,7 +220,7 @@ def to_rgb(image: Image, where: object) -> Image:
     from PIL import Image as module
 
     if image.mode == "F":
-        raise DataError(f"{where} holds floating-point pixels; convert it to 8 bits per channel.")
+        raise DataError(f"{where} holds floating-point pixels", fix="convert it to 8 bits per channel")
     if image.mode.startswith("I"):  # convert("RGB") would clip 16-bit grey to white
         wide: NDArray[Any] = np.asarray(image)
         return module.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")

@@ -19,7 +19,7 @@ class Targets:
 
     t is 1 at the label and 0 elsewhere; mixing makes it share * t + (1 - share) * t of the partner; smoothing then
     makes it (1 - e) * t + e / classes (Szegedy et al. 2016, section 7). `mixup` and `cutmix` are the alpha of the
-    Beta(alpha, alpha) that the share is drawn from, 0 for none; with both, each batch takes either by a fair coin.
+    Beta(alpha, alpha) that the share is drawn from, 0 for none; with both, a fair coin decides for each batch.
     """
 
     classes: int
@@ -30,14 +30,15 @@ class Targets:
 
     @property
     def mixes(self) -> bool:
+        """Whether images and labels are mixed with those of others."""
         return bool(self.mixup or self.cutmix)
 
     def apply(
         self, images: NDArray[np.uint8], labels: NDArray[np.int64], seed: int, epoch: int, step: int
     ) -> NDArray[np.float64] | None:
-        """Mix a batch [N, 3, h, w] in place and return its targets [N, classes], None where the labels do.
+        """Mix a batch [N, 3, h, w] in place and return its targets [N, classes], or None where the labels suffice.
 
-        The partner of each image is the one at the same place from the other end of the batch.
+        The partner of an image is the one at the same place counted from the other end of the batch.
         """
         if not (self.mixes or self.label_smoothing or self.class_weights):
             return None
@@ -102,22 +103,27 @@ def balanced_weights(labels: NDArray[np.int64], classes: int) -> tuple[float, ..
 def balanced_order(labels: NDArray[np.int64], classes: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """An epoch of as many samples as there are, each class equally often, to within one.
 
-    A class that is short goes through all its images before any comes again; of one that has too many a part is left
-    out, another in each epoch. Exact counts vary less than draws with replacement, and see more images.
+    A class with too few images shows all of them before any comes again; one with too many leaves some out, others in
+    each epoch. Exact counts vary less than draws with replacement, and see more images.
     """
-    picked = []
+    by_class = []
     for label in range(classes):
         own = np.flatnonzero(labels == label)
         count = (len(labels) + (label - epoch) % classes) // classes
         rounds = -(-count // len(own))
         words = rng.words(seed, f"balance/{label}", epoch, rounds * len(own), 1).reshape(rounds, len(own))
-        picked.append(own[np.argsort(words, axis=1, kind="stable").ravel()[:count]])
-    together = np.concatenate(picked)
+        by_class.append(own[np.argsort(words, axis=1, kind="stable").ravel()[:count]])
+    together = np.concatenate(by_class)
     return np.asarray(together[rng.permutation(seed, epoch, len(together))])
 
 
-def slots(order: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Which row of an epoch's random words each place takes: its sample's own, or a new one where it comes again."""
+def assign_slots(order: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Which row of an epoch's random words each place takes: its image's own, or a new one where the image comes again.
+
+    Args:
+        order: index of the image at each place, int64 [places].
+        n: number of images.
+    """
     first = np.zeros(len(order), dtype=bool)
     first[np.unique(order, return_index=True)[1]] = True
     return np.where(first, order, n + np.cumsum(~first) - 1)

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+from tlx.data.op import Op, Words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Words = NDArray[np.uint32]
 
 
 def _between(word: int, low: int, high: int) -> int:
@@ -111,9 +108,22 @@ CHANGES: tuple[Callable[[Image, float], Image], ...] = (
     _equalized,
 )
 
-# op -> (function, random words per sample, default strength, largest strength)
-PIXEL_OPS: dict[str, tuple[Callable[[Image, Words, int], Image], int, int, int]] = {
-    "rotate": (rotate, 1, 15, 180),
-    "color": (color, 3, 40, 100),
-    "randaugment": (randaugment, 4, 9, 30),
-}
+PIXEL_OPS = (
+    Op(name="rotate", help="turned by up to so many degrees", words=1, strength=15, strongest=180, paint=rotate),
+    Op(
+        name="color",
+        help="brightness, contrast and saturation changed by up to so many percent",
+        words=3,
+        strength=40,
+        strongest=100,
+        paint=color,
+    ),
+    Op(
+        name="randaugment",
+        help="two of fourteen changes at a magnitude",
+        words=4,
+        strength=9,
+        strongest=30,
+        paint=randaugment,
+    ),
+)

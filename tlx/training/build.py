@@ -130,7 +130,7 @@ def make_loader(recipe: Recipe, images: Any, *, training: bool = False, classes:
         shuffle=training,
         balanced=training and recipe.sampler == "balanced",
         targets=_targets(recipe, images.labels, classes) if training else None,
-        views=recipe.augment_repeats if training else None,
+        augment_repeats=recipe.augment_repeats if training else None,
     )
 
 

@@ -49,12 +49,12 @@ class Features:
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of an epoch from number `start` on, whose images are what enters the cut."""
-        drawn, versions = self.loader.draw(epoch), self.loader.versions
+        drawn, versions = self.loader.draw(epoch), self.loader.variants
         assert versions is not None
-        slots = drawn.order * versions + self.loader.version(drawn)
+        slots = drawn.order * versions + self.loader.variant(drawn)
         with closing(self._fill(drawn, slots, start * self.loader.batch_size)) as filling:
             for number in range(start, self.steps):
-                wanted = slots[drawn.rows(number)]
+                wanted = slots[drawn.places(number)]
                 while not self.there[wanted].all():
                     next(filling)
                 yield self.loader.batch(drawn, number, unpacked(self.store[wanted]), self.cut.module)
@@ -118,7 +118,7 @@ def find_cut(backend: Backend, model: Model, loader: Loader, network: Mapping[st
 
 def keep(backend: Backend, model: Model, loader: Loader, part: str, cut: Cut) -> tuple[Features | None, FeaturesKept]:
     """Return a loader's features at a cut, None where there is no room, and what to tell."""
-    count, versions = len(loader.images), loader.versions
+    count, versions = len(loader.images), loader.variants
     assert versions is not None
     shape = (count * versions, *cut.shape)
     size = math.prod(shape) * cut.dtype.itemsize

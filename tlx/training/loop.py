@@ -123,7 +123,7 @@ def _enter_phase(job: Training, state: State, guard: FrozenGuard, feed: Feed) ->
         return
     # A shadow may lag behind where something freezes anew.
     parts = {"train": job.loader, "val": job.val if job.shadow is None else None}
-    bounded = {part: loader for part, loader in parts.items() if loader is not None and loader.versions is not None}
+    bounded = {part: loader for part, loader in parts.items() if loader is not None and loader.variants is not None}
     if not bounded:
         return
     network = None if job.network is None else {**job.network, "frozen": state.frozen}

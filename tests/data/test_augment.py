@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tlx.data import Augment
-from tlx.data.augment import centre_box, crop_box
+from tlx.data.geometry import centre_box, crop_box
 from tlx.errors import RecipeError
 
 
@@ -45,26 +45,30 @@ def test_the_central_box_lies_inside_the_image(width: int, height: int, size: in
 @given(st.integers(0, 2**31), st.integers(0, 1000), st.sampled_from(["hflip", "vflip", "flips"]))
 def test_flipping_twice_gives_the_images_back(seed: int, epoch: int, text: str) -> None:
     images = np.arange(6 * 3 * 2 * 4, dtype=np.uint8).reshape(6, 3, 2, 4)
-    geometry, twice = Augment.parse(text).draw(seed, epoch, 6), images.copy()
-    geometry.flip(twice)
+    draws, twice = Augment.parse(text).draw(seed, epoch, 6), images.copy()
+    draws.move(twice)
+    flipped = {op.name: words[:, 0] for op, _, words in draws.ops}
     for i in range(6):
-        across = geometry.hflip is not None and geometry.hflip[i]
-        down = geometry.vflip is not None and geometry.vflip[i]
+        across, down = (name in flipped and flipped[name][i] for name in ("hflip", "vflip"))
         assert np.array_equal(twice[i], images[i][:, :: -1 if down else 1, :: -1 if across else 1])
-    geometry.flip(twice)
+    draws.move(twice)
     assert np.array_equal(twice, images)
 
 
 def test_an_op_draws_the_same_beside_others() -> None:
-    alone, together = (Augment.parse(text).draw(5, 2, 50) for text in ("vflip", "crop+hflip+vflip"))
-    assert np.array_equal(alone.vflip, together.vflip) and not np.array_equal(together.hflip, together.vflip)
+    alone, together = (
+        {op.name: words for op, _, words in Augment.parse(text).draw(5, 2, 50).ops}
+        for text in ("vflip", "crop+hflip+vflip")
+    )
+    assert np.array_equal(alone["vflip"], together["vflip"])
+    assert not np.array_equal(together["hflip"], together["vflip"])
 
 
 def test_augmentations_are_named_and_counted() -> None:
-    found = {
-        text: (str(Augment.parse(text)), Augment.parse(text).finite) for text in ("none", "flips", "photo", "vflip")
+    names_and_counts = {
+        text: (str(Augment.parse(text)), Augment.parse(text).variants) for text in ("none", "flips", "photo", "vflip")
     }
-    assert found == {
+    assert names_and_counts == {
         "none": ("none", 1),
         "flips": ("hflip+vflip", 4),
         "photo": ("crop+hflip", None),
@@ -74,7 +78,7 @@ def test_augmentations_are_named_and_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("flip", "unknown op 'flip'. Did you mean 'vflip' or 'hflip' or 'flips'"),
         ("hflip+hflip", "'hflip' is given twice"),
@@ -83,10 +87,10 @@ def test_augmentations_are_named_and_counted() -> None:
         ("photo+hflip", "'hflip' is given twice"),
         ("rotate:0", "strength of rotate must be a whole number in 1 .. 180"),
         ("color:loud", "strength of color must be a whole number in 1 .. 100"),
-        ("hflip:3", "hflip takes no strength; write 'hflip'"),
+        ("hflip:3", "hflip takes no strength. Fix: write 'hflip'"),
         ("randaug", "Did you mean 'randaugment'"),
     ],
 )
-def test_an_unknown_augmentation_is_named(text: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+def test_an_unknown_augmentation_is_named(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         Augment.parse(text)
