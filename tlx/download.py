@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +16,7 @@ Advance = Callable[[int, int | None], None]  # bytes so far, bytes in all
 
 
 def cache_folder() -> Path:
-    """Where downloads live: TLX_CACHE, else ~/.cache/tlx."""
+    """Where downloads live: TLX_CACHE, or where that is not set ~/.cache/tlx."""
     return Path(os.environ.get("TLX_CACHE") or "~/.cache/tlx").expanduser()
 
 
@@ -30,8 +27,14 @@ def fetch(
 
     What has arrived is kept in ``<dest>.part`` and continued by the next call; `dest` appears only when it is whole and
     its SHA-256 is `sha256` or begins with `sha256_prefix` (the eight digits in the names of torchvision's checkpoints).
-    Progress goes to stderr. Raises DataError naming the URL; after a wrong hash the partial file is deleted.
+    Progress goes to stderr.
+
+    Raises:
+        DataError: the download failed; the text names the URL. After a wrong hash the partial file is deleted.
     """
+    import http.client
+    import urllib.error
+
     expected = (sha256 or sha256_prefix or "").lower()
     if dest.is_file() and hash_file(dest).startswith(expected):
         return dest
@@ -43,7 +46,9 @@ def fetch(
             # A dropped connection is continued for as long as each attempt brings something.
             while not _transfer(url, part, advance):
                 if (size := part.stat().st_size) <= before:
-                    raise DataError(f"{url}: the transfer stopped after {size} bytes; run again to go on from there.")
+                    raise DataError(
+                        f"{url}: the transfer stopped after {size} bytes", fix="run again to continue from there"
+                    )
                 before = size
         actual = hash_file(part)
         if not actual.startswith(expected):
@@ -72,6 +77,10 @@ def hash_file(path: Path) -> str:
 
 def _transfer(url: str, part: Path, advance: Advance) -> bool:
     """Continue `part`; True when it is whole, False when the connection dropped."""
+    import http.client  # not at the top: few processes download, and these three take longer than the rest of tlx.data
+    import urllib.error
+    import urllib.request
+
     if not url.startswith(("https://", "http://")):
         raise ValueError("only http and https are downloaded")
     done = part.stat().st_size if part.is_file() else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -93,6 +94,23 @@ def test_images_of_one_size_are_not_cropped(
     assert [mixed[i]["class"] for i in (*range(10), *range(11, 21))] == [entry["class"] for entry in found[:20]]
     (single,) = tlx.predict(of_arrays.run_dir, test.pixels(0))
     assert single["class"] == found[0]["class"]
+
+
+def test_a_run_saved_by_0_1_0_is_read_by_the_name_of_its_data(
+    of_arrays: tlx.Result, of_photos: tlx.Result, photos: Path, digits: dict[str, ArrayImages], tmp_path: Path
+) -> None:
+    """Its card does not say whether its images were photos."""
+    cases: list[tuple[tlx.Result, Any, str]] = [
+        (of_photos, photos / "test" / "3", "photos"),
+        (of_arrays, digits["test"].array[:20, 0], "fixed"),
+    ]
+    for result, images, kind in cases:
+        old = tmp_path / kind
+        shutil.copytree(result.run_dir, old)
+        card = json.loads((old / "card.json").read_text())
+        assert card.pop("images") == kind
+        (old / "card.json").write_text(json.dumps(card))
+        assert tlx.predict(old, images) == tlx.predict(result.run_dir, images)
 
 
 def test_probabilities_are_a_softmax_over_all_classes(of_arrays: tlx.Result, digits: dict[str, ArrayImages]) -> None:

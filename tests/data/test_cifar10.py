@@ -99,7 +99,7 @@ def symlink(path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "limits", "said"),
+    ("make", "limits", "message"),
     [
         (lambda path: archive(path, WHOLE), {"MAX_FILE": 61_000}, r"it holds '.*data_batch_1' \(\d+ bytes\)"),
         (lambda path: archive(path, WHOLE), {"MAX_ARCHIVE": 300_000}, "unpacks to more than"),
@@ -111,12 +111,12 @@ def symlink(path: Path) -> Path:
     ids=["large member", "bomb", "missing", "link", "truncated", "html"],
 )
 def test_an_archive_unlike_the_published_one_leaves_nothing(
-    make: Any, limits: dict[str, int], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Any, limits: dict[str, int], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path / "c.tar.gz")
     for name, value in limits.items():
         monkeypatch.setattr(cifar10, name, value)
-    with pytest.raises(DataError, match=rf"c\.tar\.gz is not the CIFAR-10 archive: .*{said}"):
+    with pytest.raises(DataError, match=rf"c\.tar\.gz is not the CIFAR-10 archive: .*{message}"):
         cifar10.unpack(tmp_path / "c.tar.gz", tmp_path / "in" / cifar10.FOLDER)
     assert not list((tmp_path / "in").iterdir())
 
@@ -142,7 +142,7 @@ DEEP = b"]" * 5000 + b"a" * 4999
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("data_batch_2", {b"data": PIXELS, b"labels": [0] * 19 + [[1]]}, "ragged"),
         ("data_batch_2", {b"data": PIXELS, b"labels": [0] * 19 + [10]}, "label 10 of sample 19"),
@@ -156,10 +156,12 @@ DEEP = b"]" * 5000 + b"a" * 4999
         (cifar10.META, b"\x80\x03}C\x0blabel_names](" + DEEP + b"es.", "not all text"),
     ],
 )
-def test_a_readable_pickle_with_the_wrong_content_is_named(name: str, content: Any, said: str, tmp_path: Path) -> None:
+def test_a_readable_pickle_with_the_wrong_content_is_named(
+    name: str, content: Any, message: str, tmp_path: Path
+) -> None:
     raw = content if isinstance(content, bytes) else pickle.dumps(content, protocol=3)
     write(tmp_path, **{name: raw})
-    with pytest.raises(DataError, match=rf"{name}\b.*{said}") as error:
+    with pytest.raises(DataError, match=rf"{name}\b.*{message}") as error:
         load_data("cifar10", root=tmp_path, val_fraction=0)
     assert "\n" not in str(error.value)
 

@@ -87,7 +87,7 @@ def test_a_cut_transfer_goes_on_where_it_stopped(server: Server, tmp_path: Path)
 def test_an_earlier_call_is_resumed(server: Server, tmp_path: Path) -> None:
     server.cut = 0
     (tmp_path / "f.part").write_bytes(CONTENT[:250_000])
-    with pytest.raises(DataError, match="stopped after 250000 bytes; run again to go on"):
+    with pytest.raises(DataError, match=r"stopped after 250000 bytes\. Fix: run again to continue"):
         get(server, tmp_path / "f")
     server.cut = None
     assert get(server, tmp_path / "f").read_bytes() == CONTENT

@@ -43,11 +43,11 @@ def test_one_folder_is_split_the_same_way_whatever_the_seed(whole: Path) -> None
     assert first.classes == ("cat", "dog") and first.test is not None and first.val is not None
     assert (len(first.train), len(first.val), len(first.test)) == (29, 3, 8)
     assert np.bincount(first.test.labels).tolist() == [4, 4]
-    found = names(first)
-    assert sorted(chain.from_iterable(found.values())) == sorted(
+    parts = names(first)
+    assert sorted(chain.from_iterable(parts.values())) == sorted(
         p.relative_to(whole).as_posix() for p in whole.rglob("*.png")
     )
-    assert names(second)["test"] == found["test"] and names(second)["val"] != found["val"]
+    assert names(second)["test"] == parts["test"] and names(second)["val"] != parts["val"]
     assert any("8 of 40 images were drawn for the test" in note for note in first.notes)
     assert load_data(whole, test_fraction=0).test is None
     with pytest.raises(DataError, match=r"test_fraction=0\.01 of 40 images is 0, which cannot leave an image of each"):
@@ -85,7 +85,7 @@ def test_a_csv_may_say_the_split_and_its_root_may_be_elsewhere(whole: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "the first line is ''; expected path,label"),
         ("path,label\n", "lists no photo"),
@@ -102,12 +102,12 @@ def test_a_csv_may_say_the_split_and_its_root_may_be_elsewhere(whole: Path, tmp_
         ('path,label\n"a.png,cat', "cannot be read as CSV"),
     ],
 )
-def test_a_mistake_in_a_csv_names_its_line(text: str, said: str, tmp_path: Path) -> None:
+def test_a_mistake_in_a_csv_names_its_line(text: str, message: str, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         photo(tmp_path / name)
     with pytest.raises(DataError) as error:
         load_data(table(tmp_path, text))
-    assert said in str(error.value) and "list" in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "list" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_csv_in_another_encoding_is_refused(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_an_npz_gives_what_its_arrays_give(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
         ({"x_train": PIXELS}, "has x_train but not y_train"),
         ({"x_trian": PIXELS}, "unknown array 'x_trian'. Did you mean 'x_train'"),
@@ -151,11 +151,11 @@ def test_an_npz_gives_what_its_arrays_give(tmp_path: Path) -> None:
         ({"images": PIXELS, "labels": LABELS, "classes": np.array(["a", "b"])}, "label 2 of sample 2 is not in 0 .. 1"),
     ],
 )
-def test_a_mistake_in_an_npz_is_named(arrays: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_mistake_in_an_npz_is_named(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(DataError) as error:
         load_data(tmp_path / "set.npz")
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_an_npz_that_declares_more_than_it_holds_is_refused(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_a_torchvision_data_set(tmp_path: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ([], "all is empty"),
         ([1, 2, 3], "item 0 is not a pair"),
@@ -266,10 +266,10 @@ def test_a_torchvision_data_set(tmp_path: Path, whole: Path) -> None:
         ([(PIXELS[0], 0), (PIXELS[0], 9), (PIXELS[0], 1)], "label 9 among 3 training images"),
     ],
 )
-def test_a_sequence_of_the_wrong_kind_is_named(source: Any, said: str) -> None:
+def test_a_sequence_of_the_wrong_kind_is_named(source: Any, message: str) -> None:
     with pytest.raises(DataError) as error:
         load_data(source)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def spoil(whole: Path) -> list[str]:
@@ -297,8 +297,8 @@ def test_the_first_bad_photo_has_all_of_them_listed(whole: Path) -> None:
 def test_bad_photos_are_left_out_and_counted_when_asked(whole: Path) -> None:
     bad = spoil(whole)
     data = load_data(whole, on_bad_image="skip", test_fraction=0.25)
-    found = list(chain.from_iterable(names(data).values()))
-    assert len(found) == 36 and not set(bad) & set(found)
+    names_left = list(chain.from_iterable(names(data).values()))
+    assert len(names_left) == 36 and not set(bad) & set(names_left)
     assert (
         "left out 4 of 40 photos that cannot be decoded: cat/03.png, cat/05.png, dog/02.png, dog/04.png" in data.notes
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from tlx.errors import DataError
 def test_classes_are_renumbered_in_the_order_given() -> None:
     whole, part = load_data("digits", val_fraction=0), load_data("digits", classes=("7", "3"), val_fraction=0)
     assert part.classes == ("7", "3")
-    kept = np.flatnonzero(np.isin(whole.train.labels, [3, 7]))
-    assert part.train.labels.tolist() == [int(label == 3) for label in whole.train.labels[kept]]
-    assert all(np.array_equal(part.train.pixels(i), whole.train.pixels(int(k))) for i, k in enumerate(kept[:20]))
+    indices = np.flatnonzero(np.isin(whole.train.labels, [3, 7]))
+    assert part.train.labels.tolist() == [int(label == 3) for label in whole.train.labels[indices]]
+    assert all(np.array_equal(part.train.pixels(i), whole.train.pixels(int(k))) for i, k in enumerate(indices[:20]))
     with pytest.raises(DataError, match="no class 'x'"):
         load_data("digits", classes=("7", "x"))
 
@@ -37,7 +38,7 @@ IMAGES = np.zeros((6, 8, 8, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("part", "said"),
+    ("part", "message"),
     [
         ((IMAGES, np.array([0, 1, 0, 1, 0, -1])), "label -1"),
         ((IMAGES, np.array([0.0, 1, 0, 1, 0, 1])), "labels must be integers"),
@@ -51,8 +52,8 @@ IMAGES = np.zeros((6, 8, 8, 3), np.uint8)
         (IMAGES, "must be a pair"),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused(part: Any, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_arrays_that_do_not_fit_are_refused(part: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         load_data({"train": part}, val_fraction=0)
 
 
@@ -60,10 +61,10 @@ TWO = (IMAGES, np.array([0, 1] * 3))
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "said"),
+    ("source", "options", "message"),
     [
-        ("digts", {}, r"neither a known data set nor an existing folder\. Did you mean 'digits'"),
-        (7, {}, "must be one of cifar10, digits, a folder, a .csv or .npz.*got int"),
+        ("digts", {}, r"neither a known data set nor an existing folder or file\. Did you mean 'digits'"),
+        (7, {}, "must be one of cifar10, digits, a folder of photos, a .csv.* an .npz.*got int"),
         (__file__, {}, "is a file, but neither .csv nor .npz"),
         ((TWO,), {}, r"must be \(train, test\).*got 1 items"),
         ({"test": TWO}, {}, "need a 'train' entry"),
@@ -80,8 +81,8 @@ TWO = (IMAGES, np.array([0, 1] * 3))
         ("digits", {"limit_test": 0}, "limit_test=0 leaves a class without an image"),
     ],
 )
-def test_what_cannot_be_loaded_is_said_in_one_line(source: Any, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(DataError, match=said) as error:
+def test_what_cannot_be_loaded_is_said_in_one_line(source: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message) as error:
         load_data(source, **{"val_fraction": 0, **options})
     assert "\n" not in str(error.value)
 
@@ -106,6 +107,27 @@ def test_a_limit_beyond_the_data_and_a_missing_test_part_are_noted() -> None:
     data = load_data({"train": TWO}, limit_train=9, val_fraction=0)
     assert data.notes == ("limit_train=9 is more than there are: all 6 are used", "there is no test part")
     assert len(data.train) == 6 and data.test is None
+
+
+def test_data_shows_itself_in_one_line_and_in_a_notebook_as_a_table() -> None:
+    data = load_data({"train": TWO, "test": TWO, "classes": ["<cat>", "dog"]}, val_fraction=0)
+    assert repr(data) == "<Data arrays: 2 classes; images: 6 train, 6 test>"
+    assert data._repr_html_() == (
+        "<table><caption>arrays: 2 classes</caption><tr><th>part</th><th>images</th><th>of each class</th></tr>"
+        "<tr><th>train</th><td>6</td><td>&lt;cat&gt; 3, dog 3</td></tr>"
+        "<tr><th>test</th><td>6</td><td>&lt;cat&gt; 3, dog 3</td></tr></table>"
+    )
+    many = load_data({"train": (np.zeros((12, 2, 2), np.uint8), np.arange(12))}, val_fraction=0)
+    assert "9 1, and 2 more classes</td>" in many._repr_html_()
+
+
+def test_what_is_missing_is_also_a_file_not_found_error(tmp_path: Path) -> None:
+    for source, root in (("nowhere", None), ("cifar10", tmp_path), (tmp_path / "x.csv", None)):
+        with pytest.raises(FileNotFoundError):
+            load_data(source, root=root)
+    (tmp_path / "list.csv").write_text("path,label\ngone.png,cat\n")
+    with pytest.raises(FileNotFoundError, match="line 2: no such file"):
+        load_data(tmp_path / "list.csv")
 
 
 def test_the_fingerprint_changes_with_one_pixel_or_one_name() -> None:

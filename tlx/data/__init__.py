@@ -2,20 +2,23 @@
 
 from tlx.data.augment import OPS, Augment, Draws
 from tlx.data.images import ArrayImages, FileImages, Images
-from tlx.data.load import SOURCES, Data, load_data
+from tlx.data.load import KINDS, Data, load_data
 from tlx.data.loader import Loader
 from tlx.data.op import Op
+from tlx.data.sources.source import Kind, Source
 
 __all__ = [
+    "KINDS",
     "OPS",
-    "SOURCES",
     "ArrayImages",
     "Augment",
     "Data",
     "Draws",
     "FileImages",
     "Images",
+    "Kind",
     "Loader",
     "Op",
+    "Source",
     "load_data",
 ]

@@ -1,4 +1,4 @@
-"""Where a data set comes from: `load_data` finds it, checks it, takes the subset and carves out the validation part."""
+"""From whatever names a data set to its parts: it is found, checked, limited, and a validation part is held out."""
 
 from __future__ import annotations
 
@@ -6,22 +6,46 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tlx.data.images import FileImages, Images
-from tlx.data.sources.arrays import from_arrays
-from tlx.data.sources.digits import digits
-from tlx.data.sources.sequence import is_sequence
-from tlx.data.sources.source import Source
-from tlx.data.split import hold_out, limit, pick_classes, split
+from tlx.data.sources.arrays import ARRAYS
+from tlx.data.sources.cifar10 import CIFAR10
+from tlx.data.sources.csv_file import CSV
+from tlx.data.sources.digits import DIGITS
+from tlx.data.sources.folder import FOLDER
+from tlx.data.sources.npz import NPZ
+from tlx.data.sources.source import Kind, Source
+from tlx.data.split import hold_out, limit, pick_classes
 from tlx.errors import DataError, DataNotFound, closest
 
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (CIFAR10, DIGITS, FOLDER, CSV, NPZ, ARRAYS)}
+LISTED_CLASSES = 10  # in a notebook's table
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+def register(kind: Kind) -> None:
+    """Add a kind of data source to the table. It is asked before those that are there, so it may take their files.
+
+    Raises:
+        DataError: a kind has that name already.
+    """
+    if kind.name in KINDS:
+        raise DataError(f"data source {kind.name!r} is registered already", fix="give the kind another name")
+    KINDS[kind.name] = kind
+
+
+def describe_sources() -> str:
+    """Say in one line what `data` may be, for the help of the recipe's field."""
+    *helps, last = [kind.help for kind in KINDS.values()]
+    return f"{', '.join(helps)}, or {last}"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Data:
     """A data set: what is trained on, what chooses the best epoch, and what is read once at the end."""
 
@@ -32,6 +56,35 @@ class Data:
     test: Images | None
     fingerprint: str  # SHA-256 of names, classes, labels, and pixels (of files: names and sizes)
     notes: tuple[str, ...]  # facts to show, such as files that were left out
+
+    @property
+    def parts(self) -> dict[str, Images]:
+        """The parts that there are, by name: train, val and test."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: images for name, images in parts.items() if images is not None}
+
+    @property
+    def of_photos(self) -> bool:
+        """Whether evaluation sees photos of many sizes, each cropped and resized, or images of one size as they are."""
+        return (self.train if self.test is None else self.test).size is None
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(images):,} {name}" for name, images in self.parts.items())
+        return f"<Data {self.name}: {len(self.classes)} classes; images: {counts}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{len(images):,}</td><td>{escape(self._class_counts(images))}</td></tr>"
+            for name, images in self.parts.items()
+        )
+        head = "<tr><th>part</th><th>images</th><th>of each class</th></tr>"
+        return f"<table><caption>{escape(self.name)}: {len(self.classes)} classes</caption>{head}{rows}</table>"
+
+    def _class_counts(self, images: Images) -> str:
+        counts = np.bincount(images.labels, minlength=len(self.classes))
+        listed = [f"{name} {count:,}" for name, count in zip(self.classes, counts, strict=True)]
+        more = len(listed) - LISTED_CLASSES
+        return ", ".join([*listed[:LISTED_CLASSES], *([f"and {more} more classes"] if more > 0 else [])])
 
 
 def load_data(
@@ -49,26 +102,34 @@ def load_data(
     """Load a data set by name ("cifar10", "digits"), by folder, from a .csv or .npz file, or from Python objects.
 
     In Python: ``{"train": part, "test": part, "val": part, "classes": names}`` (all but train optional), ``(train,
-    test)``, or one part alone, of which the test part is drawn. A part is (images, labels), uint8 NHWC or NHW and
+    test)``, or one part alone, from which the test part is drawn. A part is (images, labels), uint8 NHWC or NHW and
     integers [N]; or a sequence of (image, label), such as a torchvision data set without transforms.
 
-    root: folder that holds the data; where absent, TLX_DATA_ROOT, then the cache.
-    classes: names to keep, in the order that numbers their labels.
-    limit_train, limit_test: at most so many images, in the classes' proportions, always the same ones. The limit comes
-    before the split.
-    val_fraction: share of train for validation, drawn by `seed`; unused where the data has its own validation part.
-    test_fraction: share for the test where the data is one whole; the same images whatever the seed.
-    on_bad_image: "error" lists all photos that cannot be decoded when the first is met; "skip" tries all before
-    training, leaves the bad ones out and says which.
-    Raises DataError.
+    Args:
+        source: one of these; `tlx.data.load.KINDS` is the table of them.
+        root: folder that holds the data. Default: TLX_DATA_ROOT, then the cache.
+        classes: names of the classes to use, in the order that numbers their labels.
+        limit_train: at most this many training images, in the classes' proportions, always the same ones. The limit
+            comes before the split.
+        limit_test: at most this many test images, chosen in the same way.
+        val_fraction: fraction of the training images held out for validation, drawn by `seed`; unused where the data
+            has a validation part.
+        test_fraction: fraction held out for the test where the data has no parts; the same images whatever the seed.
+        on_bad_image: "error" lists all photos that cannot be decoded when the first is met; "skip" tries all before
+            training, leaves the bad ones out and says which.
+        seed: of the validation part.
+
+    Raises:
+        DataNotFound: there is no such data set, file or folder.
+        DataError: the data is damaged, has another layout, or cannot be divided as asked.
     """
     try:
-        found = _find(source, None if root is None else Path(root).expanduser())
+        origin = _open(source, None if root is None else Path(root).expanduser())
     except DataError:
         raise
     except OSError as error:  # such as a folder that may not be read
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
-    names, parts, notes = found.classes, dict(found.parts), list(found.notes)
+    names, parts, notes = origin.classes, dict(origin.parts), list(origin.notes)
     if on_bad_image == "skip":
         parts = {part: _decodable(images, part, notes) for part, images in parts.items()}
     elif on_bad_image != "error":
@@ -79,34 +140,32 @@ def load_data(
         names = wanted
     if len(names) < 2:
         raise DataError(
-            f"{found.name} has {len(names)} class to tell apart ({', '.join(names)}); at least 2 are needed."
+            f"{origin.name} has {len(names)} class to tell apart ({', '.join(names)}); at least 2 are needed."
         )
     if "all" in parts:
         whole = parts.pop("all")
-        parts["train"] = whole
-        if test_fraction:
-            parts["train"], parts["test"] = hold_out(whole, names, test_fraction)
-            notes.append(f"{len(parts['test'])} of {len(whole)} images were drawn for the test (test_fraction)")
-    for part, images in parts.items():
-        present = np.bincount(images.labels, minlength=len(names))
-        if part == "train" and not present.all():
-            raise DataError(f"{found.name}: no training image of class {names[int(present.argmin())]!r}.")
+        parts["train"], test = hold_out(whole, names, test_fraction, "test")
+        if test is not None:
+            parts["test"] = test
+            notes.append(f"{len(test)} of {len(whole)} images were drawn for the test (test_fraction)")
+    present = np.bincount(parts["train"].labels, minlength=len(names))
+    if not present.all():
+        raise DataError(f"{origin.name}: no training image of class {names[int(present.argmin())]!r}.")
     for part, count in (("train", limit_train), ("test", limit_test)):
         if count is not None and part in parts:
             if count > len(parts[part]):
                 notes.append(f"limit_{part}={count} is more than there are: all {len(parts[part])} are used")
             parts[part] = limit(parts[part], names, count, f"limit_{part}")
-    train, val = parts["train"], parts.get("val")
+    train, val, test = parts["train"], parts.get("val"), parts.get("test")
     if val is None:
-        train, val = split(train, names, val_fraction, seed)
-    test = parts.get("test")
+        train, val = hold_out(train, names, val_fraction, "val", seed)
     if test is None:
         notes.append("there is no test part")
-    return Data(found.name, names, train, val, test, _fingerprint(found.name, names, train, val, test), tuple(notes))
+    return Data(origin.name, names, train, val, test, _fingerprint(origin.name, names, train, val, test), tuple(notes))
 
 
 def _decodable(images: Images, part: str, notes: list[str]) -> Images:
-    """The images without those that cannot be decoded, which a note counts and names."""
+    """Leave out the photos that cannot be decoded, which a note counts and names."""
     if not isinstance(images, FileImages):
         return images
     bad = images.undecodable()
@@ -116,7 +175,7 @@ def _decodable(images: Images, part: str, notes: list[str]) -> Images:
     notes.append(f"left out {len(bad)} of {len(images)} photos that cannot be decoded: {listed}")
     good = np.array([i for i, name in enumerate(images.names) if name not in bad], dtype=np.int64)
     if not len(good):
-        raise DataError(f"no photo of {part} can be decoded: {next(iter(bad.values()))}")
+        raise DataError(f"no photo of {part} can be decoded: {next(iter(bad.values()))}", fix="replace or remove them")
     return images.select(good, images.labels[good])
 
 
@@ -130,44 +189,27 @@ def _fingerprint(name: str, classes: Sequence[str], *parts: Images | None) -> st
     return digest.hexdigest()
 
 
-def _find(source: Any, root: Path | None) -> Source:
-    if isinstance(source, (Mapping, tuple)) or (is_sequence(source) and not isinstance(source, os.PathLike)):
-        return from_arrays(source)
-    if isinstance(source, str) and source in SOURCES:
-        return SOURCES[source](root)
-    if not isinstance(source, (str, os.PathLike)):
+def _open(source: Any, root: Path | None) -> Source:
+    """Find out which kind of source it is, and read it."""
+    published = [kind.name for kind in KINDS.values() if kind.named]
+    if isinstance(source, str) and source in published:
+        return KINDS[source].read(source, root)
+    is_path = isinstance(source, (str, os.PathLike))
+    candidates = [source]
+    if is_path:
+        path = Path(source).expanduser()
+        candidates = [path] if root is None else [path, root / path]
+    for candidate in candidates:
+        for kind in reversed(KINDS.values()):  # what was registered later comes first
+            if kind.matches(candidate):
+                return kind.read(candidate, root)
+    if not is_path:
         raise DataError(
-            f"data must be one of {', '.join(SOURCES)}, a folder, a .csv or .npz file, a sequence of (image, label), or"
-            f" arrays as {{'train': (images, labels), 'test': (images, labels)}}; got {type(source).__name__}."
+            f"data must be one of {describe_sources()}; got {type(source).__name__}."
+            " Arrays are passed as {'train': (images, labels), 'test': (images, labels)}."
         )
-    from tlx.data.sources.folder import from_folder
-
-    folder = Path(source).expanduser()
-    for place in [folder] if root is None else [folder, root / folder]:
-        if place.is_dir():
-            return from_folder(place)
-        if place.is_file() and place.suffix.lower() == ".csv":
-            from tlx.data.sources.csv_file import from_csv
-
-            return from_csv(place, root)
-        if place.is_file() and place.suffix.lower() == ".npz":
-            from tlx.data.sources.npz import read_npz
-
-            return replace(from_arrays(read_npz(place)), name=place.stem)
-    what = (
-        "is a file, but neither .csv nor .npz"
-        if folder.exists()
-        else "is neither a known data set nor an existing folder"
-    )
-    raise (DataError if folder.exists() else DataNotFound)(
-        f"data={str(source)!r} {what}.{closest(str(source), SOURCES)}"
-    )
-
-
-def _cifar10(root: Path | None) -> Source:
-    from tlx.data.sources.cifar10 import cifar10
-
-    return cifar10(root)
-
-
-SOURCES = {"cifar10": _cifar10, "digits": digits}
+    suffixes = " nor ".join(kind.suffix for kind in KINDS.values() if kind.suffix)
+    nearest = closest(str(source), published)
+    if path.exists():
+        raise DataError(f"data={str(source)!r} is a file, but neither {suffixes}.{nearest}")
+    raise DataNotFound(f"data={str(source)!r} is neither a known data set nor an existing folder or file.{nearest}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,56 +29,63 @@ def check_labels(labels: Any, classes: int | None, where: str) -> NDArray[np.int
 
 
 def pick_classes(images: Images, known: Sequence[str], wanted: Sequence[str]) -> Images:
-    """The samples of the wanted classes, whose labels become positions in `wanted`."""
+    """Return the samples of the wanted classes; their labels become positions in `wanted`."""
     for name in wanted:
         if name not in known:
             raise DataError(f"classes: the data has no class {name!r}.{closest(name, known)}")
         if list(wanted).count(name) > 1:
-            raise DataError(f"classes: {name!r} is given twice.")
+            raise DataError(f"classes: {name!r} is given twice", fix="name each class once")
     table = np.array([wanted.index(name) if name in wanted else -1 for name in known], dtype=np.int64)
     labels = table[images.labels]
-    kept = np.flatnonzero(labels >= 0)
-    return images.select(kept, labels[kept])
+    indices = np.flatnonzero(labels >= 0)
+    return images.select(indices, labels[indices])
 
 
 def limit(images: Images, classes: Sequence[str], count: int, what: str) -> Images:
     """At most `count` samples, in the proportions and the order of `images`. Depends on nothing but the labels."""
     if count < len(classes):
-        raise DataError(f"{what}={count} leaves a class without an image: give at least {len(classes)}.")
+        raise DataError(f"{what}={count} leaves a class without an image", fix=f"give at least {len(classes)}")
     if count >= len(images):
         return images
     chosen, _ = _divide(images.labels, len(classes), count, leave=0, seed=0, purpose="limit")
     return images.select(chosen, images.labels[chosen])
 
 
-def split(images: Images, classes: Sequence[str], fraction: float, seed: int) -> tuple[Images, Images | None]:
-    """Carve a validation part of ``round(fraction * N)`` samples out of a training part."""
+def hold_out(
+    images: Images, classes: Sequence[str], fraction: float, part: Literal["val", "test"], seed: int = 0
+) -> tuple[Images, Images | None]:
+    """Hold ``round(fraction * N)`` images out as a validation or a test part, every class in proportion.
+
+    Args:
+        images: the training part, or a whole of which there is no test part yet.
+        classes: names of the classes.
+        fraction: of the images; 0 holds none out.
+        part: what the held-out images are for. Each has a random stream of its own.
+        seed: a test part keeps the default, so that it is the same whatever the run's seed and runs can be compared.
+
+    Returns:
+        What remains, and what was held out or None.
+
+    Raises:
+        DataError: the fraction is out of range, or a class would have no image on one side.
+    """
+    field, stream, what = {
+        "val": ("val_fraction", "split", "training images"),
+        "test": ("test_fraction", "test", "images"),
+    }[part]
     if not 0 <= fraction < 1:
-        raise DataError(f"val_fraction must be at least 0 and below 1, got {fraction}.")
+        raise DataError(f"{field} must be at least 0 and below 1, got {fraction}.")
     if fraction == 0:
         return images, None
     count, least = round(fraction * len(images)), int(np.bincount(images.labels, minlength=len(classes)).min())
     if count < len(classes) or least < 2 or count > len(images) - len(classes):
         raise DataError(
-            f"val_fraction={fraction} of {len(images)} training images is {count}, which cannot leave an image of each"
-            f" of {len(classes)} classes on both sides: use more images, another fraction, or val_fraction=0."
+            f"{field}={fraction} of {len(images)} {what} is {count}, which cannot leave an image of each of"
+            f" {len(classes)} classes on both sides",
+            fix=f"use more images, another fraction, or {field}=0",
         )
-    held, rest = _divide(images.labels, len(classes), count, leave=1, seed=seed, purpose="split")
-    return images.select(rest, images.labels[rest]), images.select(held, images.labels[held])
-
-
-def hold_out(images: Images, classes: Sequence[str], fraction: float) -> tuple[Images, Images]:
-    """Carve a test part out of a whole: always the same images, whatever the seed, so that runs can be compared."""
-    if not 0 < fraction < 1:
-        raise DataError(f"test_fraction must be at least 0 and below 1, got {fraction}.")
-    count, least = round(fraction * len(images)), int(np.bincount(images.labels, minlength=len(classes)).min())
-    if count < len(classes) or least < 2 or count > len(images) - len(classes):
-        raise DataError(
-            f"test_fraction={fraction} of {len(images)} images is {count}, which cannot leave an image of each of"
-            f" {len(classes)} classes on both sides: use more images, another fraction, or test_fraction=0."
-        )
-    held, rest = _divide(images.labels, len(classes), count, leave=1, seed=0, purpose="test")
-    return images.select(rest, images.labels[rest]), images.select(held, images.labels[held])
+    chosen, rest = _divide(images.labels, len(classes), count, leave=1, seed=seed, purpose=stream)
+    return images.select(rest, images.labels[rest]), images.select(chosen, images.labels[chosen])
 
 
 def _divide(

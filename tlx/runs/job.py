@@ -197,6 +197,7 @@ def card(recipe: Recipe, data: Data, head: str, weights_digest: str) -> dict[str
         "preprocess": asdict(Preprocess(recipe.image_size)),
         "crop_fraction": recipe.crop_fraction,
         "precision": recipe.precision,
+        "images": "photos" if data.of_photos else "fixed",
         "data": {"name": data.name, "fingerprint": data.fingerprint},
         "sha256": weights_digest,
     }

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from tlx.backend import Backend, Model, Preprocess, registry
 from tlx.data.images import ArrayImages, Images, View, read_photo, seen
-from tlx.data.load import SOURCES
 from tlx.data.loader import Loader
 from tlx.data.sources.folder import EXTENSIONS
 from tlx.errors import DataError, RunNotFound, TlxError
 from tlx.models.weights import match, read_weights
-from tlx.recipe import DATA_OBJECT, Recipe
+from tlx.recipe import Recipe
 from tlx.runs.folder import read_json
 from tlx.training.build import build, place
 
@@ -72,7 +71,7 @@ def predict(
     stack.load_arrays(model, values)
 
     logits = np.empty((len(inputs), len(classes)))
-    for indices, part in _parts(inputs, photos=_of_photos(recipe)):
+    for indices, part in _parts(inputs, photos=_of_photos(card, recipe)):
         loader = Loader(
             part,
             Preprocess(**card["preprocess"]),
@@ -104,10 +103,12 @@ def _moved(recipe: Recipe, stack: Backend) -> Recipe:
     return placed
 
 
-def _of_photos(recipe: Recipe) -> bool:
+def _of_photos(card: dict[str, Any], recipe: Recipe) -> bool:
     """Whether the run evaluated photos, cropped and resized one by one, or images of one size as they are."""
-    data = str(recipe.data)
-    return data not in SOURCES and data != DATA_OBJECT and not data.endswith(".npz")
+    if "images" in card:
+        return bool(card["images"] == "photos")
+    data = str(recipe.data)  # cards of 0.1.0 do not say it: then all but these were photos
+    return data not in ("cifar10", "digits") and not data.endswith(".npz")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +140,7 @@ class Inputs:
         try:
             return read_photo(item, view)
         except DataError as error:
-            self.faults[index] = str(error)
+            self.faults[index] = error.problem.rstrip(".")
             return seen(Image.new("RGB", (1, 1)), view)
 
     def pixels(self, index: int) -> Pixels:
@@ -154,8 +155,10 @@ class Inputs:
     def check(self) -> None:
         """Raise DataError, naming every file that could not be read."""
         if self.faults:
-            listed = " ".join(self.faults[index] for index in sorted(self.faults))
-            raise DataError(f"{len(self.faults)} of {len(self)} images cannot be read: {listed}")
+            listed = "; ".join(self.faults[index] for index in sorted(self.faults))
+            raise DataError(
+                f"{len(self.faults)} of {len(self)} images cannot be read: {listed}", fix="replace or remove them"
+            )
 
 
 def _collect(images: Any, quiet: bool) -> Inputs:

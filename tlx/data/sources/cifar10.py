@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.data.images import ArrayImages
-from tlx.data.sources.source import Source
+from tlx.data.sources.source import Kind, Source
 from tlx.data.split import check_labels
 from tlx.download import cache_folder, fetch
-from tlx.errors import DataError
+from tlx.errors import DataError, DataNotFound
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # MD5 c58f30108f718f92721af3b95e74349a
@@ -30,7 +30,7 @@ MAX_FILE = 40 << 20  # bytes; the published batches have 31 MB
 MAX_ARCHIVE = 256 << 20  # bytes unpacked; the published archive holds 186 MB
 
 
-def cifar10(root: Path | None) -> Source:
+def cifar10(source: Any = None, root: Path | None = None) -> Source:
     """50,000 + 10,000 images, 32 x 32, 10 classes (Krizhevsky 2009)."""
     folder = find(root)
     names = _field(read_pickle(folder / META), "label_names", list, folder / META)
@@ -43,9 +43,9 @@ def cifar10(root: Path | None) -> Source:
 
 
 def find(root: Path | None) -> Path:
-    """The folder of the batches: below `root`, else TLX_DATA_ROOT, else in the cache, into which it is downloaded.
+    """Return the folder of the batches: below `root`, or TLX_DATA_ROOT, or in the cache, into which it is downloaded.
 
-    A `root` that lacks it is an error: whoever names a folder does not want another one.
+    A `root` without it is an error, because whoever names a folder does not want another one.
     """
     cache = cache_folder() / "data"
     environment = os.environ.get("TLX_DATA_ROOT")
@@ -55,14 +55,16 @@ def find(root: Path | None) -> Path:
             if all((folder / name).is_file() for name in FILES):
                 return folder
     if root is not None:
-        raise DataError(
-            f"no CIFAR-10 in {root}: expected {FOLDER}/ with {', '.join(FILES)}. Without data_root it is downloaded."
+        raise DataNotFound(
+            f"no CIFAR-10 in {root}: expected {FOLDER}/ with {', '.join(FILES)}",
+            fix="pass the folder that holds it, or leave data_root out to download it",
         )
     try:
         archive = fetch(URL, cache / Path(URL).name, sha256=SHA256)
     except DataError as error:
         raise DataError(
-            f"{error} Pass --data-root FOLDER with a copy of {FOLDER}/ in it, or --data digits, which needs no network."
+            error.problem.rstrip("."),
+            fix=f"pass --data-root FOLDER with a copy of {FOLDER}/ in it, or --data digits, which needs no network",
         ) from error
     unpack(archive, cache / FOLDER)
     archive.unlink()
@@ -86,7 +88,7 @@ class _Bounded(io.RawIOBase):
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack the published archive into `folder`, which appears whole or not at all; any other member is refused."""
     if folder.exists():
-        raise DataError(f"{folder} exists but lacks some of {', '.join(FILES)}: remove it.")
+        raise DataError(f"{folder} exists but lacks some of {', '.join(FILES)}", fix="remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
@@ -171,7 +173,8 @@ class _Restricted(pickle._Unpickler):
 def read_pickle(path: Path) -> dict[str, Any]:
     """Read a CIFAR-10 pickle of Python 2: a dictionary of numbers, byte strings, lists and uint8 arrays.
 
-    Raises DataError naming the file if it refers to anything else, is damaged, or is larger than any published one.
+    Raises:
+        DataError: the file, which is named, refers to anything else, is damaged, or is larger than any published one.
     """
     if path.stat().st_size > MAX_FILE:
         raise DataError(f"{path} has {path.stat().st_size} bytes; no file of CIFAR-10 has more than {MAX_FILE}.")
@@ -214,3 +217,6 @@ def _part(folder: Path, files: tuple[str, ...]) -> ArrayImages:
         labels.append(label)
         names += [f"{file}/{_text(i)}" for i in ids]
     return ArrayImages(np.concatenate(pixels).reshape(-1, 3, 32, 32), np.concatenate(labels), names)
+
+
+CIFAR10 = Kind(name="cifar10", help="cifar10", read=cifar10)

@@ -9,18 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from tlx.data.images import FileImages, Images
-from tlx.data.sources.source import Source
-from tlx.errors import DataError, closest
+from tlx.data.sources.source import Kind, Source
+from tlx.errors import DataError, DataNotFound, closest
 
 COLUMNS = ("path", "label", "split")
 PARTS = ("train", "val", "test")
 
 
-def from_csv(file: Path, root: Path | None) -> Source:
+def from_csv(file: Path, root: Path | None = None) -> Source:
     """A data set of photos listed in a file with the header ``path,label`` and, if wanted, ``split``.
 
-    Paths are relative to `root`, else to the file's folder. Labels are class names, numbered in the order of their
-    code points. `split` is train, val or test in every line; without it the test part is drawn. Raises DataError.
+    Paths are relative to `root`, or without it to the file's folder. Labels are class names, numbered in the order of
+    their code points. `split` is train, val or test in every line; without it the test part is drawn.
+
+    Raises:
+        DataError: the file cannot be read or has a mistake; the text names the line.
+        DataNotFound: a photo does not exist.
     """
     place = file.parent if root is None or not root.is_dir() else root
     rows = _rows(file)
@@ -30,10 +34,10 @@ def from_csv(file: Path, root: Path | None) -> Source:
     for line, (path, _, _) in enumerate(rows, 2):
         same = os.path.normpath(path)
         if same in first:
-            raise DataError(f"{file}, line {line}: {path} stands in line {first[same]} already.")
+            raise DataError(f"{file}, line {line}: {path} stands in line {first[same]} already", fix="remove one")
         first[same] = line
         if not os.path.isfile(place / path):
-            raise DataError(f"{file}, line {line}: no such file: {place / path}. Paths are relative to {place}.")
+            raise DataNotFound(f"{file}, line {line}: no such file: {place / path}. Paths are relative to {place}.")
     parts: dict[str, Images] = {}
     for part in dict.fromkeys(split for _, _, split in rows):
         chosen = [(path, number[label]) for path, label, split in rows if split == part]
@@ -76,3 +80,6 @@ def _rows(file: Path) -> list[tuple[str, str, str]]:
     if not rows:
         raise DataError(f"{file} lists no photo.")
     return rows
+
+
+CSV = Kind(name="csv", help="a .csv of path,label", read=from_csv, suffix=".csv")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tlx.data.images import ArrayImages
-from tlx.data.sources.source import Source
+from tlx.data.sources.source import Kind, Source
 from tlx.data.split import check_labels
 
 
-def digits(root: Path | None) -> Source:
+def digits(source: Any = None, root: Path | None = None) -> Source:
     """Scikit-learn's 1,797 scans of digits, 8 x 8 grey; of each class every fifth, in file order, is a test image."""
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
@@ -28,3 +29,6 @@ def digits(root: Path | None) -> Source:
         for part, chosen in (("train", ~test), ("test", test))
     }
     return Source("digits", tuple(str(i) for i in range(10)), parts)
+
+
+DIGITS = Kind(name="digits", help="digits", read=digits)

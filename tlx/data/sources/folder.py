@@ -8,26 +8,29 @@ from pathlib import Path
 import numpy as np
 
 from tlx.data.images import FileImages, Images
-from tlx.data.sources.source import Source
+from tlx.data.sources.source import Kind, Source
 from tlx.errors import DataError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}  # as torchvision's ImageFolder: no .gif
 SHOWN = 5  # names of left-out files in a note
 
 
-def from_folder(folder: Path) -> Source:
+def from_folder(folder: Path, root: Path | None = None) -> Source:
     """A data set of photos; their classes are the names of the folders that hold them.
 
-    The test part is ``test/``, else ``val/`` or ``valid/``; where both exist, the latter is for validation. A folder
-    that holds none of these but folders of photos is one whole, of which the test part is drawn. Files and classes are
-    in the order of their names' code points. Hidden files are ignored, other files that are not
-    photos by their extension are listed in the notes. Raises DataError.
+    The test part is ``test/``, or where there is none ``val/`` or ``valid/``; with ``test/``, these are for validation.
+    A folder that holds only folders of photos is one whole, and the test part is drawn from it. Files and classes are
+    in the order of their names' code points. Hidden files are ignored; other files that are not photos by their
+    extension are listed in the notes.
+
+    Raises:
+        DataError: the folder does not have that layout; the text says what it holds.
     """
     reserved = [name for name in ("train", "test", "val", "valid") if (folder / name).is_dir()]
     if not reserved and any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)):
-        found: list[str] = []
+        notes: list[str] = []
         names = _classes(folder)
-        return Source(folder.resolve().name, tuple(names), {"all": _part(folder, "", names, found)}, found)
+        return Source(folder.resolve().name, tuple(names), {"all": _part(folder, "", names, notes)}, notes)
     if "train" not in reserved:
         inside = ", ".join(sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())[:8]) or "nothing"
         raise DataError(
@@ -36,15 +39,15 @@ def from_folder(folder: Path) -> Source:
         )
     validation = [name for name in ("val", "valid") if (folder / name).is_dir()]
     if len(validation) > 1:
-        raise DataError(f"{folder} has both val/ and valid/: remove or rename one of them.")
-    held = {"test": "test"} if (folder / "test").is_dir() else {}
+        raise DataError(f"{folder} has both val/ and valid/", fix="remove or rename one of them")
+    folders = {"test": "test"} if (folder / "test").is_dir() else {}
     if validation:
-        held["val" if held else "test"] = validation[0]
+        folders["val" if folders else "test"] = validation[0]
 
     classes = _classes(folder / "train")
-    notes: list[str] = []
+    notes = []
     parts: dict[str, Images] = {"train": _part(folder, "train", classes, notes)}
-    for part, name in held.items():
+    for part, name in folders.items():
         other = _classes(folder / name)
         if other != classes:
             missing, extra = _list(set(classes) - set(other)), _list(set(other) - set(classes))
@@ -89,7 +92,7 @@ def _part(folder: Path, part: str, classes: list[str], notes: list[str]) -> File
 
 def _files(folder: Path, prefix: str) -> list[str]:
     """All visible files below a folder, as sorted paths that start with `prefix`."""
-    found = []
+    names: list[str] = []
     seen: set[str] = set()
 
     def fail(error: OSError) -> None:
@@ -98,10 +101,18 @@ def _files(folder: Path, prefix: str) -> list[str]:
     for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
-            raise DataError(f"{place} is a link to {real}, which is read already; remove the link.")
+            raise DataError(f"{place} is a link to {real}, which is read already", fix="remove the link")
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         inner = Path(place).relative_to(folder).as_posix()
         start = prefix if inner == "." else f"{prefix}/{inner}"
-        found += [f"{start}/{name}" for name in files if not name.startswith(".")]
-    return sorted(found)
+        names += [f"{start}/{name}" for name in files if not name.startswith(".")]
+    return sorted(names)
+
+
+FOLDER = Kind(
+    name="folder",
+    help="a folder of photos",
+    read=from_folder,
+    recognises=lambda candidate: isinstance(candidate, Path) and candidate.is_dir(),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,39 +11,49 @@ from typing import Any
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from tlx.data.sources.arrays import from_arrays
+from tlx.data.sources.source import Kind, Source
 from tlx.errors import DataError, closest
 
 NAMES = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test", "images", "labels", "classes")
 LIMIT = 32 * 2**30  # bytes of all arrays together; more does not belong in memory
-RATIO, SUSPECT = 100, 2**28  # photos never shrink to a hundredth; beyond so many bytes that is taken for a bomb
+RATIO, SUSPECT = 100, 2**28  # photos never shrink to a hundredth; from SUSPECT bytes on, that is taken for a bomb
 
 
 def read_npz(file: Path) -> dict[str, Any]:
-    """Return what `tlx.data.from_arrays` takes: parts as (images, labels), and class names if there are any.
+    """Return what `from_arrays` takes: parts as (images, labels), and class names if there are any.
 
     The file holds ``x_train, y_train`` and, if wanted, ``x_val, y_val``, ``x_test, y_test``; or ``images, labels``,
-    of which the test part is drawn; and ``classes``, an array of text. Raises DataError.
+    from which the test part is drawn; and ``classes``, an array of text.
+
+    Raises:
+        DataError: the file is damaged, hostile or does not hold these arrays.
     """
     arrays = _arrays(file)
     for name in arrays:
         if name not in NAMES:
             raise DataError(f"{file}: unknown array {name!r}.{closest(name, NAMES)}")
     pairs = {"all": ("images", "labels"), **{part: (f"x_{part}", f"y_{part}") for part in ("train", "val", "test")}}
-    found: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
     for part, (x, y) in pairs.items():
         if (x in arrays) != (y in arrays):
             raise DataError(f"{file}: has {x if x in arrays else y} but not {y if x in arrays else x}.")
         if x in arrays:
-            found[part] = (arrays[x], arrays[y])
-    if ("all" in found) == ("train" in found):
+            parts[part] = (arrays[x], arrays[y])
+    if ("all" in parts) == ("train" in parts):
         raise DataError(f"{file}: holds {', '.join(arrays) or 'nothing'}; expected x_train, y_train or images, labels.")
-    if "all" in found and len(found) > 1:
-        raise DataError(f"{file}: has images, labels beside parts of their own; name them x_train, y_train.")
+    if "all" in parts and len(parts) > 1:
+        raise DataError(f"{file}: has images, labels beside parts of their own", fix="name them x_train, y_train")
     if "classes" in arrays:
         if arrays["classes"].dtype.kind != "U":
             raise DataError(f"{file}: classes are {arrays['classes'].dtype}; expected text.")
-        found["classes"] = [str(name) for name in arrays["classes"].ravel()]
-    return found
+        parts["classes"] = [str(name) for name in arrays["classes"].ravel()]
+    return parts
+
+
+def from_npz(file: Path, root: Path | None = None) -> Source:
+    """A data set of the arrays in a file: see `read_npz`."""
+    return replace(from_arrays(read_npz(file)), name=file.stem)
 
 
 def _arrays(file: Path) -> dict[str, NDArray[Any]]:
@@ -50,7 +61,7 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > LIMIT:
-                raise DataError(f"{file}: its arrays take more than {LIMIT // 2**30} GiB; use a folder of photos.")
+                raise DataError(f"{file}: its arrays take more than {LIMIT // 2**30} GiB", fix="use a folder of photos")
             for entry in entries:
                 if entry.file_size > max(SUSPECT, RATIO * entry.compress_size):
                     raise DataError(f"{file}: {entry.filename} unpacks to {entry.file_size} bytes, suspiciously many.")
@@ -69,10 +80,13 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: Path) -> NDAr
         shape, _, dtype = read(stream)  # type: ignore[no-untyped-call]
         if dtype.hasobject:
             raise DataError(
-                f"{file}: {entry.filename} holds Python objects, which are not read; save it as plain numbers."
+                f"{file}: {entry.filename} holds Python objects, which are not read", fix="save it as plain numbers"
             )
         if prod(shape) * dtype.itemsize > entry.file_size:
             raise DataError(f"{file}: {entry.filename} declares {list(shape)} {dtype}, more than it holds.")
     with archive.open(entry) as stream:
         array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)  # type: ignore[no-untyped-call]
     return array
+
+
+NPZ = Kind(name="npz", help="an .npz of arrays", read=from_npz, suffix=".npz")

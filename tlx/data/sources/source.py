@@ -1,9 +1,11 @@
-"""A data set as it is published."""
+"""What a source of data gives, and what a kind of source is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from tlx.data.images import Images
 
@@ -16,3 +18,37 @@ class Source:
     classes: tuple[str, ...]
     parts: Mapping[str, Images]  # "train" and any of "val", "test"; or "all", of which the test part is drawn
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of data source: how it is recognised, and how it is read.
+
+    It is recognised by its own name as a text (`suffix` and `recognises` absent), as a file with a suffix, or by a
+    test. Whether its images are photos of many sizes or of one size, they say themselves: `Images.size`.
+
+    Attributes:
+        name: of a published data set, what a recipe writes; otherwise a short word.
+        help: what a recipe may write, such as "a folder of photos".
+        read: takes what it was recognised by (a name, a Path or a Python object) and the recipe's `data_root`, which
+            may be None; returns the data. Mistakes in the data are DataErrors, which name what is wrong and where.
+        suffix: of the file's name, in lower case with its dot.
+        recognises: takes a Path or a Python object that is neither text nor a path.
+    """
+
+    name: str
+    help: str
+    read: Callable[[Any, Path | None], Source]
+    suffix: str = ""
+    recognises: Callable[[Any], bool] | None = None
+
+    def matches(self, candidate: Any) -> bool:
+        """Whether a Path or a Python object is of this kind."""
+        if self.suffix:
+            return isinstance(candidate, Path) and candidate.suffix.lower() == self.suffix and candidate.is_file()
+        return self.recognises is not None and self.recognises(candidate)
+
+    @property
+    def named(self) -> bool:
+        """Whether it is recognised by its name alone."""
+        return not self.suffix and self.recognises is None
