@@ -96,6 +96,21 @@ def test_images_of_one_size_are_not_cropped(
     assert single["class"] == found[0]["class"]
 
 
+def test_a_run_on_python_objects_predicts_without_them(digits: dict[str, ArrayImages], tmp_path: Path) -> None:
+    """Arrays are used as they are; images of a sequence are photos, which are cropped."""
+    train, test = digits["train"], digits["test"]
+    arrays = [(part.array.transpose(0, 2, 3, 1), part.labels) for part in (train, test)]
+    sequences = [[(part.open(i), int(part.labels[i])) for i in range(len(part))] for part in (train, test)]
+    accuracies = []
+    for name, data in (("fixed", tuple(arrays)), ("photos", tuple(sequences))):
+        result = tlx.run(**FIELDS, data=data, out=str(tmp_path / name))
+        assert json.loads((result.run_dir / "card.json").read_text())["images"] == name
+        predictions = tlx.predict(result.run_dir, arrays[1][0])
+        assert accuracy(predictions, test.labels) == result.test_accuracy
+        accuracies.append(result.test_accuracy)
+    assert accuracies[0] != accuracies[1]
+
+
 def test_a_run_saved_by_0_1_0_is_read_by_the_name_of_its_data(
     of_arrays: tlx.Result, of_photos: tlx.Result, photos: Path, digits: dict[str, ArrayImages], tmp_path: Path
 ) -> None:
@@ -163,7 +178,7 @@ def test_what_is_no_image_is_refused(images: Any, said: str, of_photos: tlx.Resu
 
 
 def test_a_folder_without_a_finished_run_is_refused(of_photos: tlx.Result, tmp_path: Path) -> None:
-    with pytest.raises(TlxError, match="holds no run"):
+    with pytest.raises(TlxError, match="holds no finished run"):
         tlx.predict(tmp_path, "x.png")
     (tmp_path / "recipe.toml").write_bytes((of_photos.run_dir / "recipe.toml").read_bytes())
     with pytest.raises(TlxError, match=f"is not finished; finish it with: tlx run --resume {tmp_path}"):

@@ -87,7 +87,7 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
         BackendUnavailable: the backend is not installed.
         WeightsError: the weights are damaged or do not fit.
     """
-    finished = restore(run_dir, backend, model=model)
+    finished = restore(run_dir, backend, data={}, model=model)  # it reads no data, which may have been Python objects
     module = finished.model.module
     module.classes = tuple(finished.card["classes"])
     module.preprocess = Preprocess(**finished.card["preprocess"]).apply

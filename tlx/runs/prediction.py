@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.backend import Backend, Model, Preprocess, registry
+from tlx.backend import Preprocess
 from tlx.data.images import ArrayImages, Images, View, read_photo, seen
 from tlx.data.loader import Loader
 from tlx.data.sources.folder import EXTENSIONS
-from tlx.errors import DataError, RunNotFound, TlxError
-from tlx.models.weights import match, read_weights
-from tlx.recipe import Recipe
-from tlx.runs.folder import read_json
-from tlx.training.build import build, place
+from tlx.errors import DataError, DataNotFound, TlxError
+from tlx.recipe import DATA_OBJECT, read_toml
+from tlx.runs.finished import Finished, restore
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,7 +34,13 @@ Prediction = TypedDict("Prediction", {"path": str, "class": str, "probability": 
 
 
 def predict(
-    run_dir: str | Path, images: Any, backend: str | None = None, top: int | None = None, *, quiet: bool = False
+    run_dir: str | Path,
+    images: Any,
+    backend: str | None = None,
+    top: int | None = None,
+    *,
+    quiet: bool = False,
+    model: Any = None,
 ) -> list[Prediction]:
     """Classify images with the model of a finished run.
 
@@ -44,71 +48,50 @@ def predict(
         run_dir: a folder that `tlx run` wrote.
         images: a file, a folder (all photos below it, by their sorted paths), a uint8 array [N, H, W, 3], [H, W, 3] or
             [N, H, W], or a list of files, folders and arrays [H, W, 3] or [H, W].
-        backend: classify on this stack instead of the one that trained, on its best device, and in the precision of
+        backend: classify on this backend instead of the one that trained, on its best device, and in the precision of
             the training where that is native there.
         top: how many classes to list for each image, the most probable first. Default: up to 5.
         quiet: do not say on stderr what was left out.
+        model: the module again, where the run's was a Python object.
 
     Returns:
         For each image, in order, its path ("array 0" and so on for arrays), class, probability (softmax of the logits
         in float64) and `top`, a list of class and probability.
 
     Raises:
-        TlxError: there is no finished run, no image, or images that cannot be read; then it lists them all.
+        RunNotFound: there is no finished run in the folder.
+        DataError: there is no image, or images cannot be read; then it lists them all.
+        TlxError: `top` is out of range, or the model's outputs are not finite.
     """
-    run_dir = Path(run_dir)
-    card, recipe = _read_run(run_dir)
-    classes: list[str] = card["classes"]
+    run = restore(run_dir, backend, data={}, model=model)  # it reads no data; the run's may have been Python objects
+    classes: list[str] = run.card["classes"]
     count = min(TOP, len(classes)) if top is None else top
     if not 1 <= count <= len(classes):
         raise TlxError(f"top is {top}; expected 1 to {len(classes)}, the number of classes of {run_dir}")
     inputs = _collect(images, quiet)
-    stack = registry.load(backend or recipe.backend)
-    recipe = place(recipe, stack) if backend is None else _moved(recipe, stack)
-    model, arch = build(recipe, stack, len(classes))
-    specs = stack.param_specs(model)
-    values = match(read_weights(run_dir), specs, head=arch.head, model_name=arch.name, take_head=True)
-    stack.load_arrays(model, values)
-
     logits = np.empty((len(inputs), len(classes)))
-    for indices, part in _parts(inputs, photos=_of_photos(card, recipe)):
+    for indices, part in _parts(inputs, photos=_of_photos(run)):
         loader = Loader(
             part,
-            Preprocess(**card["preprocess"]),
-            batch_size=recipe.batch_size,
-            crop_fraction=card["crop_fraction"],
-            workers=recipe.workers,
+            Preprocess(**run.card["preprocess"]),
+            batch_size=run.recipe.batch_size,
+            crop_fraction=run.card["crop_fraction"],
+            workers=run.recipe.workers,
         )
-        found = list(_logits(stack, model, loader))
+        batches = list(_logits(run, loader))
         inputs.check()
-        logits[indices] = np.concatenate(found)
+        logits[indices] = np.concatenate(batches)
     if not np.isfinite(logits).all():
         raise TlxError(f"{run_dir}: the model's outputs are not finite")
     return [_entry(name, row, classes, count) for name, row in zip(inputs.names, logits, strict=True)]
 
 
-def _read_run(run_dir: Path) -> tuple[dict[str, Any], Recipe]:
-    if not (run_dir / "recipe.toml").is_file():
-        raise RunNotFound(f"{run_dir} holds no run: recipe.toml is missing. Pass a folder that `tlx run` wrote.")
-    if not (run_dir / "result.json").is_file():
-        raise RunNotFound(f"{run_dir} is not finished; finish it with: tlx run --resume {run_dir}")
-    return read_json(run_dir / "card.json"), Recipe.from_toml(run_dir / "recipe.toml")
-
-
-def _moved(recipe: Recipe, stack: Backend) -> Recipe:
-    """Place a run on another stack: in the precision it was trained in where that is native there, else as by auto."""
-    placed = place(replace(recipe, backend=stack.name, device="auto", precision="auto"), stack)
-    if recipe.precision in stack.capabilities().precisions[placed.device]:
-        return replace(placed, precision=recipe.precision)
-    return placed
-
-
-def _of_photos(card: dict[str, Any], recipe: Recipe) -> bool:
+def _of_photos(run: Finished) -> bool:
     """Whether the run evaluated photos, cropped and resized one by one, or images of one size as they are."""
-    if "images" in card:
-        return bool(card["images"] == "photos")
-    data = str(recipe.data)  # cards of 0.1.0 do not say it: then all but these were photos
-    return data not in ("cifar10", "digits") and not data.endswith(".npz")
+    if "images" in run.card:
+        return bool(run.card["images"] == "photos")
+    data = read_toml(run.run_dir / "recipe.toml")["data"]  # cards of 0.1.0 do not say it; all but these were photos
+    return data not in ("cifar10", "digits", DATA_OBJECT) and not data.endswith(".npz")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,10 +104,12 @@ class Inputs:
 
     @property
     def size(self) -> None:
+        """None: they may have many sizes."""
         return None
 
     @property
     def labels(self) -> NDArray[np.int64]:
+        """Zeros: their classes are what is asked."""
         return np.zeros(len(self.items), dtype=np.int64)
 
     def __len__(self) -> int:
@@ -144,12 +129,15 @@ class Inputs:
             return seen(Image.new("RGB", (1, 1)), view)
 
     def pixels(self, index: int) -> Pixels:
+        """Image `index` as uint8 [H, W, 3]."""
         return np.asarray(self.open(index))
 
     def select(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> Inputs:
+        """The images at `indices`, in that order."""
         return Inputs([self.items[i] for i in indices], [self.names[i] for i in indices])
 
     def digest(self) -> bytes:
+        """Raise NotImplementedError: they are no data set."""
         raise NotImplementedError("images to classify have no fingerprint")
 
     def check(self) -> None:
@@ -184,7 +172,7 @@ def _collect(images: Any, quiet: bool) -> Inputs:
             names.append(f"array {len(items)}")
             items.append(_rgb(image, names[-1]))
     if missing:
-        raise DataError(f"{len(missing)} of the images do not exist: {', '.join(missing)}")
+        raise DataNotFound(f"{len(missing)} of the images do not exist: {', '.join(missing)}")
     if skipped and not quiet:
         from tlx.runs.display import Display
 
@@ -224,14 +212,15 @@ def _parts(inputs: Inputs, *, photos: bool) -> Iterator[tuple[NDArray[np.int64],
     inputs.check()
     sizes = [array.shape for array in pixels]
     for size in dict.fromkeys(sizes):
-        indices = np.array([i for i, each in enumerate(sizes) if each == size], dtype=np.int64)
+        indices = np.array([i for i, other in enumerate(sizes) if other == size], dtype=np.int64)
         array = np.stack([pixels[i].transpose(2, 0, 1) for i in indices])
         yield indices, ArrayImages(array, inputs.labels[indices], [inputs.names[i] for i in indices])
 
 
-def _logits(stack: Backend, model: Model, loader: Loader) -> Iterator[NDArray[np.float64]]:
+def _logits(run: Finished, loader: Loader) -> Iterator[NDArray[np.float64]]:
+    backend, model = run.backend, run.model
     for batch in loader.epoch(0):
-        (logits,) = stack.fetch([stack.logits(model, stack.put(model, batch))])
+        (logits,) = backend.fetch([backend.logits(model, backend.put(model, batch))])
         yield logits.astype(np.float64)
 
 
