@@ -27,7 +27,7 @@ def from_folder(folder: Path, root: Path | None = None) -> Source:
         DataError: the folder does not have that layout; the text says what it holds.
     """
     reserved = [name for name in ("train", "test", "val", "valid") if (folder / name).is_dir()]
-    if not reserved and any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)):
+    if not reserved and any(entry.is_dir() for entry in _visible(folder)):
         notes: list[str] = []
         names = _classes(folder)
         return Source(folder.resolve().name, tuple(names), {"all": _part(folder, "", names, notes)}, notes)
@@ -59,12 +59,18 @@ def from_folder(folder: Path, root: Path | None = None) -> Source:
     return Source(folder.resolve().name, tuple(classes), parts, notes)
 
 
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """The files and folders in a folder that are not hidden."""
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
 def _list(names: set[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
 def _classes(part: Path) -> list[str]:
-    names = sorted(entry.name for entry in os.scandir(part) if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in _visible(part) if entry.is_dir())
     if not names:
         raise DataError(f"{part} holds no class folders: expected {part.name}/<class>/*.jpg.")
     return names
@@ -73,8 +79,7 @@ def _classes(part: Path) -> list[str]:
 def _part(folder: Path, part: str, classes: list[str], notes: list[str]) -> FileImages:
     names: list[str] = []
     labels: list[int] = []
-    skipped = [e.name for e in os.scandir(folder / part) if e.is_file() and not e.name.startswith(".")]
-    skipped = [f"{part}/{name}".lstrip("/") for name in skipped]
+    skipped = [f"{part}/{entry.name}".lstrip("/") for entry in _visible(folder / part) if entry.is_file()]
     for label, name in enumerate(classes):
         files = _files(folder / part / name, f"{part}/{name}".lstrip("/"))
         photos = [file for file in files if os.path.splitext(file)[1].lower() in EXTENSIONS]
