@@ -62,7 +62,7 @@ def test_what_is_printed_fits_one_line(result: tlx.Result) -> None:
 
 
 def test_what_a_notebook_shows_is_a_small_table_that_no_name_can_break(result: tlx.Result) -> None:
-    recipe = tlx.Recipe(data="<script>alert(1)</script>.csv", epochs=5)
+    recipe = tlx.Recipe(data="a<script>alert(1)</script>.csv", epochs=5)
     plan = tlx.plan(backend="loopback", model="tiny-mlp", strategy="diff_lr")
     tables: list[Any] = [result, recipe, plan, tlx.load_data("digits")]
     for shown in tables:

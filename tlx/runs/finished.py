@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tlx.backend import Backend, Model, Preprocess, registry
 from tlx.errors import RunNotFound
@@ -72,7 +75,7 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
     """Return the model of a finished run as the framework's own module, in eval mode.
 
     The module has two attributes more: `classes`, the class names in the order of the logits, and `preprocess`, which
-    turns uint8 images [N, 3, h, w] into the float32 array [N, 3, size, size] that the module takes::
+    turns uint8 images [N, 3, h, w] into the array [N, 3, size, size] that the module takes, in its dtype::
 
         model = tlx.load_model("runs/digits-resnet18-full-torch-1")
         logits = model(torch.from_numpy(model.preprocess(images)))
@@ -90,5 +93,6 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
     finished = restore(run_dir, backend, data={}, model=model)  # it reads no data, which may have been Python objects
     module = finished.model.module
     module.classes = tuple(finished.card["classes"])
-    module.preprocess = Preprocess(**finished.card["preprocess"]).apply
+    dtype = np.float64 if finished.recipe.precision == "float64" else np.float32
+    module.preprocess = partial(Preprocess(**finished.card["preprocess"]).apply, dtype=dtype)
     return module
