@@ -24,7 +24,7 @@ autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
-# Every reference must lead somewhere. Names of the standard library and of NumPy have no page here, and the build uses no
-# network, so these alone may be left open.
+# Every reference must lead somewhere. Names of the standard library and of NumPy have no page here, and the build uses
+# no network, so these alone may be left open.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(collections|pathlib|typing|numpy|np|rich)\..*|Path|Any|Mapping|Sequence|Callable")]

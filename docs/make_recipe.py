@@ -19,8 +19,8 @@ HEAD = """\
 
 <!-- Written by docs/make_recipe.py from the fields of tlx.Recipe. Do not edit. -->
 
-A recipe is one frozen value that holds everything a result depends on. Each field has the same name everywhere: `image_size=32`
-for `tlx.run` and `tlx.Recipe`, `image_size = 32` in a recipe file, `--image-size 32` for `tlx run`.
+A recipe is one frozen value that holds everything a result depends on. Each field has the same name everywhere:
+`image_size=32` for `tlx.run` and `tlx.Recipe`, `image_size = 32` in a recipe file, `--image-size 32` for `tlx run`.
 
 ```python
 import tlx
@@ -34,9 +34,10 @@ print(recipe)
 Recipe(strategy='partial', stages=('layer3', 'layer4'), data='digits', image_size=32)
 ```
 
-A default of *none* means the strategy's customary value, or what the description says. The last column says what a field
-affects: the *result*; the *speed* alone; or the *place*: where, and in which arithmetic, the run computes and keeps its files.
-Fields of speed and place, all but `out`, can be changed when a run is resumed. A value out of range, or one that contradicts another, is an error before anything trains.
+A default of *none* means the strategy's customary value, or what the description says. The last column says what a
+field affects: the *result*; the *speed* alone; or the *place*: where, and in which arithmetic, the run computes and
+keeps its files. Fields of speed and place, all but `out`, can be changed when a run is resumed. A value out of range,
+or one that contradicts another, is an error before anything trains.
 """
 
 
