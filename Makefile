@@ -1,11 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench growth peers parity-zoo clean
+.PHONY: help setup demo test lint docs bench growth peers parity-zoo clean
 
 help:
 	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (10 GB)"
 	@echo "make demo    transfer learning on scanned digits, on both frameworks (under 3 minutes)"
 	@echo "make test    lint, types and the whole test suite"
 	@echo "make lint    lint and types only"
+	@echo "make docs    the documents as a site, in docs/_build/index.html"
 	@echo "make bench   speed against hand-written loops, fastai and Lightning (4.5 hours); parts: make bench JOBS=full"
 	@echo "make growth  how cost grows with image, batch, data and classes, for docs/growth.png (10 minutes)"
 	@echo "make parity-zoo   compare every shared model on the two frameworks, for docs/parity-zoo.md (40 minutes)"
@@ -26,6 +27,9 @@ test: lint
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+
+docs: setup
+	.venv/bin/sphinx-build -W --keep-going -b html docs docs/_build
 
 bench growth: peers
 

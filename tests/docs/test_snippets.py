@@ -41,7 +41,15 @@ COMMENT = re.compile(r"<!--\s*(?P<text>(?:(?!-->).)*?)\s*-->\s*\Z", re.S)
 NUMBER = re.compile(r"\d[\d.,]*(?:e[+-]?\d+)?(?:\+cu\d+)?")
 
 # Blocks that are parsed only; each says why, before it. One more is a decision, so it is counted here.
-NOT_RUN = {"README.md": 2, "backends.md": 3, "parity.md": 1, "results.md": 3, "runs.md": 1, "speed.md": 2}
+NOT_RUN = {
+    "README.md": 2,
+    "CONTRIBUTING.md": 3,
+    "backends.md": 3,
+    "parity.md": 1,
+    "results.md": 3,
+    "runs.md": 1,
+    "speed.md": 2,
+}
 
 
 @dataclass(frozen=True, slots=True)
