@@ -15,10 +15,13 @@ exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = "tlx"
+html_copy_source = False
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["tlx.css"]
 pygments_style = "friendly"
 
+default_role = "code"  # a name in single backticks in a docstring
 autodoc_typehints = "none"  # the text says types and shapes; the signatures stay readable
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False

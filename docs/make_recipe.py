@@ -25,13 +25,13 @@ A recipe is one frozen value that holds everything a result depends on. Each fie
 ```python
 import tlx
 
-recipe = tlx.Recipe(data="digits", strategy="partial", stages=("layer3", "layer4"), image_size=32)
+recipe = tlx.Recipe(strategy="partial", stages=("layer3", "layer4"), image_size=96)
 print(recipe)
 ```
 
 <!-- output -->
 ```text
-Recipe(strategy='partial', stages=('layer3', 'layer4'), data='digits', image_size=32)
+Recipe(strategy='partial', stages=('layer3', 'layer4'), image_size=96)
 ```
 
 A default of *none* means the strategy's customary value, or what the description says. The last column says what a
