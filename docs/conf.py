@@ -22,12 +22,18 @@ html_css_files = ["tlx.css"]
 pygments_style = "friendly"
 
 default_role = "code"  # a name in single backticks in a docstring
-autodoc_typehints = "none"  # the text says types and shapes; the signatures stay readable
+autodoc_typehints = "description"  # the signatures stay readable
+autodoc_typehints_description_target = "documented"
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
-# Every reference must lead somewhere. Names of the standard library and of NumPy have no page here, and the build uses
-# no network, so these alone may be left open.
+# Every reference in a document must lead somewhere. Types in signatures may be open where they have no page here: those
+# of the standard library and of NumPy, as the build uses no network, and those of tlx that are not public.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(collections|pathlib|typing|numpy|np|rich)\..*|Path|Any|Mapping|Sequence|Callable")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(collections|pathlib|typing|numpy|np|rich)\..*"),
+    ("py:.*", r"tlx\.(data|models|proof|recipe_fields|runs|strategy|training|backend\.protocol)\..*"),
+    ("py:.*", r"[A-Z]\w*"),  # an alias
+]
