@@ -1,6 +1,6 @@
-"""Transfer learning seen on two stacks, in under three minutes and without a network.
+"""Transfer learning on two backends, in under three minutes and without a network connection.
 
-A ResNet-18 learns the scanned digits 0 to 4; then four strategies carry it over to 5 to 9 with five images of each, on
+A ResNet-18 learns the scanned digits 0 to 4. Then four strategies transfer it to 5 to 9 with five images of each, on
 PyTorch and on OneFlow, from the same weights and with the same batches.
 
     python examples/digits.py [--backends torch oneflow]
@@ -28,6 +28,7 @@ RATES = {
 
 
 def main() -> None:
+    """Train on every backend and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backends", nargs="+", default=["torch", "oneflow"])
     backends = parser.parse_args().backends
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def transfer(strategy: str, backend: str, source: Path, out: str) -> tlx.Result:
-    """Carry the source model over to the digits 5 to 9 with 25 images."""
+    """Transfer the source model to the digits 5 to 9 with 25 images."""
     return tlx.run(
         **DIGITS,
         backend=backend,

@@ -1,8 +1,8 @@
 """Tutorial 1. From the PyTorch transfer-learning tutorial to tlx, then to OneFlow.
 
-You have the loop that everybody has: a pretrained ResNet-18, a new last layer, SGD with two rates, a schedule. You want
-the same on another framework, and be sure that it is the same. Three steps: write the loop as a recipe; show that the
-recipe is the loop; show that the recipe is the same on both frameworks.
+You have the loop that everybody has: a pretrained ResNet-18, a new last layer, SGD with two learning rates, a schedule.
+You want the same on another framework, and you want to be sure that it is the same. Three steps: write the loop as a
+recipe; show that the recipe computes what the loop computes; show that it computes the same on both frameworks.
 
     python examples/porting/1_from_the_tutorial.py
 """
@@ -52,7 +52,7 @@ RECIPE: dict[str, Any] = {
 
 
 def by_hand(start: dict[str, np.ndarray], exact: bool) -> dict[str, np.ndarray]:
-    """The tutorial's loop, on the images that tlx serves: the framework's own shuffle would be another order."""
+    """The tutorial's loop, on the images that tlx serves: the framework's own shuffle would have another order."""
     model = torchvision.models.resnet18()
     model.fc = nn.Linear(model.fc.in_features, CLASSES)
     model.double().load_state_dict({name: torch.from_numpy(array) for name, array in start.items()})
@@ -99,7 +99,7 @@ def apart(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> tuple[float, st
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
-        # Weights to transfer; at home you would leave `weights` out and get ImageNet's.
+        # Weights to transfer. With a network you would leave `weights` out and get ImageNet's.
         first = {"strategy": "scratch", "epochs": 1, "out": f"{scratch}/pretrained", "precision": "float32"}
         pretrained = tlx.run(**{**RECIPE, "backbone_lr": None, **first, "schedule": "constant"})
         result = tlx.run(**RECIPE, weights=str(pretrained.run_dir), out=f"{scratch}/run")
@@ -110,9 +110,9 @@ def main() -> int:
         distance, name = apart(by_hand(start, exact=False), trained)
         print(f"   the loop as everybody writes it: {distance:.1e} apart, most in {name}")
         equal, name = apart(by_hand(start, exact=True), trained)
-        print(f"   with scalars rounded to float32, as tlx hands them to every stack: {equal:.1e} apart")
-        print("   So they are one job; what was left is that 0.9 and 1e-5 are not float32 numbers, and that OneFlow's")
-        print("   kernels round them, so tlx rounds them everywhere.")
+        print(f"   with scalars rounded to float32, as tlx hands them to every backend: {equal:.1e} apart")
+        print("   So they are one job. What was left: 0.9 and 1e-5 are not float32 numbers, and OneFlow's kernels round")
+        print("   them, so tlx rounds them on every backend.")
 
         print("3. Is it the same on OneFlow?")
         fields = {key: value for key, value in RECIPE.items() if key not in ("quiet", "precision")}

@@ -1,8 +1,7 @@
 """Tutorial 2. Porting a model by hand, from PyTorch to OneFlow: weights, the first divergence, its cause, the proof.
 
-The model is one that no zoo has: a small ConvNeXt-like network. Its port below is written as one does it the first
-time, with the mistakes of the first time. `tlx.parity` names them one after the other; each is mended; the last run is
-the proof.
+The model is in no zoo: a small network in the manner of ConvNeXt. Its port below is a first attempt, with the mistakes
+of a first attempt. `tlx.parity` names them one after the other, each is fixed, and the last run is the proof.
 
     python examples/porting/2_by_hand.py
 """
@@ -53,17 +52,17 @@ class Reference(nn.Module):
 
 
 class PortedBlock(flow.nn.Module):
-    """The port of `Block`; `mended` says which of its mistakes are no longer there."""
+    """The port of `Block`; `fixes` says which of its mistakes are corrected."""
 
-    def __init__(self, width: int, mended: set[str]) -> None:
+    def __init__(self, width: int, fixes: set[str]) -> None:
         super().__init__()
-        self.mended = mended
+        self.fixes = fixes
         self.dwconv = flow.nn.Conv2d(width, width, 7, padding=3, groups=width)
         # Mistake 1: LayerNorm's customary eps is 1e-5, this model's is 1e-6.
-        self.norm = flow.nn.LayerNorm(width, eps=1e-6 if "eps" in mended else 1e-5)
+        self.norm = flow.nn.LayerNorm(width, eps=1e-6 if "eps" in fixes else 1e-5)
         self.pwconv1 = flow.nn.Linear(width, 2 * width)
         # Mistake 2: another activation, which looks much the same when plotted.
-        self.act = flow.nn.GELU() if "activation" in mended else flow.nn.SiLU()
+        self.act = flow.nn.GELU() if "activation" in fixes else flow.nn.SiLU()
         self.pwconv2 = flow.nn.Linear(2 * width, width)
         self.gamma = flow.nn.Linear(width, width, bias=False)
 
@@ -71,17 +70,17 @@ class PortedBlock(flow.nn.Module):
         y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
         y = self.pwconv2(self.act(self.pwconv1(y)))
         # Mistake 3: the weight is square, so nothing complains when it is used the other way round.
-        y = self.gamma(y) if "transposed" in self.mended else flow.matmul(y, self.gamma.weight)
+        y = self.gamma(y) if "transposed" in self.fixes else flow.matmul(y, self.gamma.weight)
         return x + y.permute(0, 3, 1, 2)
 
 
 class Port(flow.nn.Module):
     """What you wrote. The stem has another name here."""
 
-    def __init__(self, mended: set[str]) -> None:
+    def __init__(self, fixes: set[str]) -> None:
         super().__init__()
         self.patchify = flow.nn.Conv2d(3, 16, 4, stride=4)
-        self.blocks = flow.nn.Sequential(PortedBlock(16, mended), PortedBlock(16, mended))
+        self.blocks = flow.nn.Sequential(PortedBlock(16, fixes), PortedBlock(16, fixes))
         self.norm = flow.nn.BatchNorm2d(16)
         self.head = flow.nn.Linear(16, 5)
 
@@ -100,15 +99,15 @@ def main() -> int:
         print(f"   {error}\n")
 
     rename = {"stem": "patchify"}
-    mended: set[str] = set()
-    # What was done after reading each answer.
+    fixes: set[str] = set()
+    # Which mistake is corrected after each report.
     for mistake in ("eps", "activation", "transposed", ""):
         report = tlx.parity(
-            reference=reference, candidate=Port(mended), rename=rename, copy_weights=True, quick=True, image_size=32
+            reference=reference, candidate=Port(fixes), rename=rename, copy_weights=True, quick=True, image_size=32
         )
-        print(f"Mended so far: {', '.join(sorted(mended)) or 'nothing'}. {report.verdict.name}. {report.first}\n")
+        print(f"Fixed so far: {', '.join(sorted(fixes)) or 'nothing'}. {report.verdict.name}. {report.first}\n")
         if mistake:
-            mended.add(mistake)
+            fixes.add(mistake)
     print(report)
     return int(report.verdict)
 

@@ -157,6 +157,8 @@ def same_strategies() -> Iterator[None]:
     STRATEGIES.update(before)
 
 
+@pytest.mark.slow
+@pytest.mark.needs("torch", "oneflow")
 @pytest.mark.parametrize("document", RUN)
 def test_the_code_of_a_document_runs(document: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"__name__": "snippet"}  # a document's blocks share their names, as in a notebook
