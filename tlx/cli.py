@@ -187,7 +187,7 @@ def capture(
     /,
     *,
     out: Annotated[Path, Parameter(name=["--output", "-o"])],
-    plan: Path | None = None,
+    reference: Path | None = None,
     quick: bool = False,
     overrides: Annotated[Fields | None, Parameter(name="*")] = None,
     json: Json = False,
@@ -198,14 +198,15 @@ def capture(
     ----------
     out:
         A new folder for the capture: a manifest, JSON lines and .npy files.
-    plan:
-        The other backend's capture. Without recipe and options but --backend, recipe, weights and batches come from it.
+    reference:
+        The capture of the other backend. With no recipe and no option but --backend, recipe, weights and batches come
+        from it.
     quick:
         Smaller images, and without the stage that is advisory (P9).
     """
     from tlx.proof.prove import capture_recipe
 
-    folder = capture_recipe(recipe, out, plan, quick, overrides or {})
+    folder = capture_recipe(recipe, out, reference, quick, overrides or {})
     if json:
         _print_json({"capture": str(folder)})
     else:

@@ -1,1 +1,1 @@
-"""The proof that two stacks give the same numbers: capture, compare, locate, report."""
+"""The proof that two backends give the same numbers: capture, compare, locate, report."""

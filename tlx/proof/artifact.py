@@ -1,5 +1,8 @@
 """The folder that a capture writes and a comparison reads: manifest.json, trace.jsonl and numbered .npy files.
 
+The manifest's `must` holds what has to be equal: the recipe's fields that affect the result, the classes, the
+fingerprint of the data, and the stages. Captures of tlx 0.1.0 are read: see `_current`.
+
 Nothing in it is trusted: no pickle is read, a file is named by number only, and sizes are bounded.
 """
 
@@ -8,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,16 @@ import numpy as np
 
 from tlx.backend import Array, Arrays
 from tlx.errors import TlxError
+from tlx.recipe import RENAMED, Recipe, fields_affecting
 
 FORMAT = 1
 MODULE = "a module"  # the manifest's model where it is a user's own
 FACTS = ("must", "recipe", "backend", "versions", "device", "precisions", "planned", "replayed", "inputs")
 MAX_ARRAY, MAX_TEXT = 4 << 30, 256 << 20  # bytes
+# The recipe's fields that have to be equal: all that affect the result, but for two that are compared by what they
+# lead to. Weights are compared as arrays, and data by its fingerprint.
+MUST_AGREE = tuple(name for name in fields_affecting("result") if name not in ("weights", "data"))
+_FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]+p[+-]\d+")
 _FILE = re.compile(r"\d{6}\.npy")
 
 
@@ -34,7 +42,11 @@ class Record:
     files: Mapping[str, str]
 
     def array(self, name: str) -> Array | None:
-        """Read one array; None where the record has none of that name."""
+        """Read one array; None where the record has none of that name.
+
+        Raises:
+            TlxError: its file is missing, damaged, a link or too large.
+        """
         file = self.files.get(name)
         if file is None:
             return None
@@ -47,9 +59,20 @@ class Record:
         except (OSError, ValueError) as error:
             raise TlxError(f"{path}: cannot read the array {name!r} of {self.key!r}: {_short(error)}") from error
 
+    def needed(self, name: str) -> Array:
+        """Read one array.
+
+        Raises:
+            TlxError: the record has none of that name, or it cannot be read.
+        """
+        array = self.array(name)
+        if array is None:
+            raise TlxError(f"{self.folder}: the record {self.key!r} lacks the array {name!r}; capture anew")
+        return array
+
     def arrays(self) -> dict[str, Array]:
-        found = {name: self.array(name) for name in self.files}
-        return {name: array for name, array in found.items() if array is not None}
+        """Read all arrays of the record, by name."""
+        return {name: self.needed(name) for name in self.files}
 
 
 class Records(dict[str, Record]):
@@ -58,6 +81,7 @@ class Records(dict[str, Record]):
     folder: Path
 
     def __missing__(self, key: str) -> Record:
+        """Raise TlxError, as a whole capture has the record."""
         raise TlxError(f"{self.folder}: trace.jsonl lacks the record {key!r}; capture anew")
 
 
@@ -65,6 +89,7 @@ class Writer:
     """Writes a capture. The manifest comes last, so a folder without one is unfinished."""
 
     def __init__(self, folder: Path) -> None:
+        """Begin a capture in a new or empty folder; raises TlxError where it holds something or cannot be written."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
@@ -75,6 +100,7 @@ class Writer:
         self.folder, self.count = folder, 0
 
     def add(self, key: str, facts: Mapping[str, Any] | None = None, arrays: Arrays | None = None) -> None:
+        """Write one record: a line of JSON, and a file for each array."""
         files = {}
         for name, array in (arrays or {}).items():
             files[name] = f"{self.count:06d}.npy"
@@ -84,6 +110,7 @@ class Writer:
         self._trace.write(json.dumps(line) + "\n")
 
     def close(self, manifest: Mapping[str, Any]) -> None:
+        """Finish the capture."""
         self._trace.close()
         text = json.dumps({"format": FORMAT, **manifest}, indent=1)
         (self.folder / "manifest.json").write_text(text, encoding="utf-8")
@@ -93,6 +120,7 @@ class Capture:
     """A capture that was read: its manifest, and its records by key, in the order they were written."""
 
     def __init__(self, folder: str | Path) -> None:
+        """Read a capture; its arrays are read when they are asked for. Raises TlxError where it is damaged."""
         self.folder = Path(folder)
         if not (self.folder / "manifest.json").is_file():
             raise TlxError(
@@ -101,11 +129,12 @@ class Capture:
         self.manifest: dict[str, Any] = self._object(self._text("manifest.json"))
         if self.manifest.get("format") != FORMAT:
             raise TlxError(f"{self.folder}: a capture of format {self.manifest.get('format')}; this tlx reads {FORMAT}")
-        lacking = [name for name in FACTS if name not in self.manifest] or [
+        missing = [name for name in FACTS if name not in self.manifest] or [
             name for name in ("model", "stages", "classes", "data") if name not in self.manifest["must"]
         ]
-        if lacking:
-            raise TlxError(f"{self.folder}: the manifest lacks {', '.join(lacking)}; capture anew")
+        if missing:
+            raise TlxError(f"{self.folder}: the manifest lacks {', '.join(missing)}; capture anew")
+        self.manifest["must"] = _current(self.manifest["must"])
         self.records = Records()
         self.records.folder = self.folder
         for line in self._text("trace.jsonl").splitlines():
@@ -120,7 +149,7 @@ class Capture:
             self.records[key] = Record(self.folder, key, facts, files)
 
     def stage(self, prefix: str) -> list[Record]:
-        """The records whose key begins with ``prefix/``."""
+        """Return the records whose key begins with ``prefix/``, in the order in which they were written."""
         return [record for key, record in self.records.items() if key.startswith(prefix + "/")]
 
     def _text(self, name: str) -> str:
@@ -140,6 +169,35 @@ class Capture:
         if not isinstance(value, dict):
             raise TlxError(f"{self.folder}: expected a JSON object, found {type(value).__name__}")
         return value
+
+
+def _current(must: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be equal under the names of today; a recipe field that is younger had its default."""
+    renamed = {RENAMED.get(name, name): value for name, value in must.items()}
+    defaults = {f.name: hexed(f.default) for f in fields(Recipe) if f.name in MUST_AGREE}
+    return {**defaults, **renamed}
+
+
+def hexed(value: Any) -> Any:
+    """Write floats as hex, so that they compare bit for bit in JSON."""
+    if isinstance(value, float):
+        return value.hex()
+    if isinstance(value, Mapping):
+        return {str(k): hexed(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [hexed(v) for v in value]
+    return value
+
+
+def readable(value: Any) -> str:
+    """Write a value that `hexed` made as Python would, with its floats in decimals."""
+    if isinstance(value, str) and _FLOAT.fullmatch(value):
+        return repr(float.fromhex(value))
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {readable(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(readable, value))}]"
+    return repr(value)
 
 
 def _short(error: BaseException) -> str:

@@ -10,13 +10,27 @@ from typing import Any
 
 import numpy as np
 
-from tlx.backend import Array, Arrays, Backend, Batch, Handle, Hyper, Lazy, Model, ModelSpec, OptimizerSpec, Precision
+from tlx.backend import Array, Arrays, Backend, Batch, Handle, Hyper, Lazy, Model, OptimizerSpec
+from tlx.conformance.loopback import Loopback
+from tlx.conformance.mutants import BiasedRunningVariance
+from tlx.proof.module_faults import (
+    Dampening,
+    Edited,
+    TransposedWeight,
+    ZeroedGradients,
+    biased_variance,
+    late_residual,
+    leaky,
+    one_sided_pool,
+    other_eps,
+    other_momentum,
+)
 from tlx.proof.recorder import Proxy
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A planted fault: a backend that has it, or a loader; `optimizer` is the one it lies in."""
+    """A fault to plant: `plant` gives a backend that has it, or `feed` a loader; `optimizer` is the one it lies in."""
 
     name: str
     plant: Callable[[Backend], Any] | None = None
@@ -24,40 +38,12 @@ class Fault:
     optimizer: str = "sgd"
 
 
-def network(fw: Any) -> Any:
-    """A small residual network with BatchNorm, a pool and a square weight, in a framework's own modules."""
-    nn = fw.nn
-
-    class Block(nn.Module):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
-            self.norm = nn.BatchNorm2d(8)
-            self.act = nn.ReLU()
-
-        def forward(self, x: Any) -> Any:
-            return self.act(x + self.norm(self.conv(x)))
-
-    class Network(nn.Module):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
-            self.norm = nn.BatchNorm2d(8)
-            self.act = nn.ReLU()
-            self.pool = nn.MaxPool2d(3, 2, 1)
-            self.block = Block()
-            self.fc = nn.Linear(8, 5)
-
-        def forward(self, x: Any) -> Any:
-            x = self.block(self.pool(self.act(self.norm(self.stem(x)))))
-            return self.fc(x.flatten(2).mean(2))
-
-    return Network()
-
-
 def faults(backend: Backend) -> list[Fault]:
-    """All faults that can be planted in a backend: those inside modules need a framework."""
-    found = [
+    """Return all faults that can be planted in a backend.
+
+    Those inside modules need a framework; the reference backend has one of them, as a mutant of the conformance suite.
+    """
+    everywhere = [
         Fault("a weight is missing", MissingKey),
         Fault("one wrong label", feed=lambda loader: Fed(loader, wrong_label)),
         Fault("two batches are swapped", feed=lambda loader: Fed(loader, swapped)),
@@ -79,10 +65,12 @@ def faults(backend: Backend) -> list[Fault]:
         Fault("Adam counts one step for all parameters", OneStepCount, optimizer="adamw"),
         Fault("Adam's decay under AdamW's name", CoupledDecay, optimizer="adamw"),
     ]
+    if isinstance(backend, Loopback):
+        return [*everywhere, Fault("BatchNorm keeps the biased variance", lambda _: BiasedRunningVariance())]
     if not hasattr(backend, "fw"):
-        return found
+        return everywhere
     return [
-        *found,
+        *everywhere,
         Fault("a square weight is used transposed", TransposedWeight),
         Fault("dampening 0.1", Dampening),
         Fault("gradients are set to zero, not None", ZeroedGradients),
@@ -306,99 +294,3 @@ class OneStepCount(Proxy):
 class CoupledDecay(Proxy):
     def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:
         return self.inner.optimizer(model, replace(spec, name="adam"), groups)
-
-
-class Dampening(Proxy):
-    def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:
-        made = self.inner.optimizer(model, spec, groups)
-        for group in made.native.param_groups:
-            group["dampening"] = 0.1
-        return made
-
-
-class ZeroedGradients(Proxy):
-    """What is frozen keeps a gradient of zero, so momentum and decay go on moving it."""
-
-    def set_phase(self, model: Any, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
-        self.inner.set_phase(model, trainable, batch_norm)
-        self._zero(model)
-
-    def update(self, model: Any, optimizer: Handle, max_norm: float | None = None) -> None:
-        self.inner.update(model, optimizer, max_norm)
-        self._zero(model)
-
-    def _zero(self, model: Any) -> None:
-        for param in model.module.parameters():
-            if not param.requires_grad:
-                param.grad = self.inner.fw.zeros_like(param)
-
-
-# Inside the modules.
-
-
-class TransposedWeight(Proxy):
-    """The values are right wherever they are read, and used transposed."""
-
-    loaded = False
-
-    def _turned(self, arrays: Arrays) -> dict[str, Array]:
-        name = "block.conv.weight"
-        return {**arrays, name: np.ascontiguousarray(arrays[name].swapaxes(0, 1))}
-
-    def load_arrays(self, model: Model, arrays: Arrays) -> None:
-        self.inner.load_arrays(model, self._turned(arrays))
-        self.loaded = True
-
-    def dump_arrays(self, model: Model) -> dict[str, Array]:
-        arrays: dict[str, Array] = self.inner.dump_arrays(model)
-        return self._turned(arrays) if self.loaded else arrays
-
-
-class Edited(Proxy):
-    """A backend that builds another module than it was asked for."""
-
-    def __init__(self, edit: Callable[[Any, Any], None], inner: Any) -> None:
-        super().__init__(inner)
-        self.edit = edit
-
-    def build(self, spec: ModelSpec, device: str, precision: Precision) -> Model:
-        model: Any = self.inner.build(spec, device, precision)
-        self.edit(self.inner.fw, model.module)
-        return model
-
-
-def other_eps(fw: Any, net: Any) -> None:
-    net.norm.eps = 1e-3
-
-
-def other_momentum(fw: Any, net: Any) -> None:
-    net.norm.momentum = 0.01
-
-
-def leaky(fw: Any, net: Any) -> None:
-    net.block.act = fw.nn.LeakyReLU(0.01)
-
-
-def biased_variance(fw: Any, net: Any) -> None:
-    norm = net.norm
-    forward = type(norm).forward
-
-    def biased(x: Any) -> Any:
-        before = norm.running_var.detach().clone()
-        y = forward(norm, x)
-        if norm.training:
-            count = x.shape[0] * x.shape[2] * x.shape[3]
-            kept = before * (1 - norm.momentum)
-            norm.running_var = kept + (norm.running_var.detach() - kept) * ((count - 1) / count)
-        return y
-
-    norm.forward = biased
-
-
-def one_sided_pool(fw: Any, net: Any) -> None:
-    net.pool = fw.nn.MaxPool2d(3, 2, 0, ceil_mode=True)
-
-
-def late_residual(fw: Any, net: Any) -> None:
-    block = net.block
-    block.forward = lambda x: x + block.act(block.norm(block.conv(x)))

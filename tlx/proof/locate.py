@@ -1,168 +1,111 @@
-"""Where two captures first differ, which module is to blame, and what that means, in words."""
+"""Where two captures first differ, and which module or stretch between modules is to blame: facts, no words."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tlx.proof.artifact import Capture, Record
 from tlx.proof.measure import distances, relative, unbundle
-from tlx.proof.result import BOUNDARY, ONE_SIDED, Row, Stage
-
-LIMIT = 1e-10  # of P3 and P4
-
-
-def first_difference(a: Capture, b: Capture, stages: Sequence[Stage]) -> str:
-    """Return what the first failing stage says; empty where none fails."""
-    failed = next((stage for stage in stages if stage.passed is False), None)
-    if failed is None:
-        return ""
-    row = next((r for r in failed.rows if not r.passed), Row("", math.inf, False, failed.summary))
-    if failed.id in ("P3", "P4"):
-        return modules(a, b, failed, row)
-    if failed.id == "P5":
-        return _update(failed)
-    if failed.id == "P6" and failed.measure != "steps":
-        return _trajectory(failed, row)
-    if failed.id == "P8":
-        return f"One float32 step differs by more than rounding: {row.name} is {row.error:.1e} ({row.note})."
-    lead = {"P1": "The weights differ after loading", "P2": "The stacks are fed different data"}
-    note = f" ({row.note})" if row.note else ""
-    return f"{lead.get(failed.id, failed.title.capitalize() + ' differs')}: {row.name}{note}."
+from tlx.proof.passes import LIMIT
+from tlx.proof.result import Alone, Between, Difference, Row, Stage
 
 
-def modules(a: Capture, b: Capture, stage: Stage, row: Row) -> str:
-    """Name the module that differs by itself, else the stretch between two that do not."""
-    said = []
-    path = row.name.removeprefix("output ")
-    if row.name.startswith("gradient "):
-        said.append("Outputs and loss are equal and gradients are not: the backward pass differs")
-        path = row.name.removeprefix("gradient ").rpartition(".")[0]
-    elif row.name.startswith("buffer "):
-        said.append("Outputs and loss are equal and running statistics are not")
-        path = row.name.removeprefix("buffer ").rpartition(".")[0]
-    elif row.name == "loss":
-        return f"Every module's output is equal and the loss is not ({row.note}): the loss function differs."
-    else:
-        of = "the logits" if path == "logits" else f"that of {path}"
-        said.append(f"{'In eval mode the' if stage.id == 'P3' else 'The'} first output that differs is {of}")
-    said[-1] += f" ({row.name}: {row.error:.1e})"
-    if (alone := [r.name.removeprefix("output ") for r in stage.rows if r.note == ONE_SIDED]) and stage.passed is False:
-        said[-1] += f"; {', '.join(alone)} cannot be compared, being a module on one side only"
-    replayed = _replays(a, b)
-    if not replayed:
-        return said[0] + "."
-    guilty = [(name, what, error) for name, what, error in replayed if error > LIMIT]
-    if guilty:
-        name, what, error = next((g for g in guilty if g[0] == path), guilty[0])
-        text = f"{_kind(a, b, name)}, fed the reference's own input, gives another {what} ({error:.1e})"
-        others = {g[0] for g in guilty} - {name}
-        alike = "so does another module" if len(others) == 1 else f"so do {len(others)} other modules"
-        text += f"; {alike}" if others else "; every other module by itself is equal"
-        hint = _transposed(a, b, name)
-        return f"{said[0]}. Replayed alone, {text}.{hint}"
-    between = _between(a, b, path)
-    return f"{said[0]}. Replayed alone, every module that owns parameters is equal: {between}."
+def first_difference(a: Capture, b: Capture, stages: Sequence[Stage]) -> Difference | None:
+    """Return what the first failing stage shows; None where none fails."""
+    stage = next((stage for stage in stages if stage.passed is False), None)
+    if stage is None:
+        return None
+    row = next((row for row in stage.rows if not row.passed), None)
+    # Replaying a module says nothing about a loss that differs while every output is equal.
+    if row is None or stage.id not in ("P3", "P4") or row.kind in ("loss", "correct"):
+        return Difference(stage, row)
+    return Difference(stage, row, blame(a, b, row))
 
 
-def _replays(a: Capture, b: Capture) -> list[tuple[str, str, float]]:
-    """Each module fed the same arrays on both sides: path, what was compared, distance."""
+def blame(a: Capture, b: Capture, row: Row) -> Alone | Between | None:
+    """Find the module that differs by itself, or the stretch between two that do not.
+
+    Returns None where the modules were not replayed on the reference's own input.
+    """
+    replays = list(_replays(a, b))
+    if not replays:
+        return None
+    module = row.path.rpartition(".")[0] if row.kind in ("gradient", "buffer") else row.path
+    guilty = [(path, quantity, error) for path, quantity, error in replays if error > LIMIT]
+    if not guilty:
+        return _between(a, b, module)
+    path, quantity, error = next((finding for finding in guilty if finding[0] == module), guilty[0])
+    others = {other for other, _, _ in guilty} - {path}
+    return Alone(path, quantity, error, _classes(a, b, path), len(others), _is_transposed(a, b, path))
+
+
+def _replays(a: Capture, b: Capture) -> Iterator[tuple[str, str, float]]:
+    """Yield path, what was compared, and distance for each module that was fed the same arrays on both sides."""
     if b.manifest.get("replayed") != a.manifest.get("inputs"):
-        return []
-    left = {str(r.facts["path"]): r for r in a.stage("P4/replay")}
-    found = []
+        return
+    reference = {str(record.facts["path"]): record for record in a.stage("P4/replay")}
     for record in b.stage("P4/replay"):
         path = str(record.facts["path"])
-        if path not in left:
+        if path not in reference:
             continue
         for kind in ("forward", "buffers", "gradients"):
-            pairs = [
-                unbundle(r.facts[kind], numbers) for r in (left[path], record) if (numbers := r.array(kind)) is not None
-            ]
-            if len(pairs) == 2 and pairs[0]:
-                found += [(path, name, error) for name, error in distances(pairs[0], pairs[1]).items()]
-    return found
+            x, y = reference[path].array(kind), record.array(kind)
+            if x is None or y is None:
+                continue
+            ours, theirs = unbundle(reference[path].facts[kind], x), unbundle(record.facts[kind], y)
+            if ours:
+                for quantity, error in distances(ours, theirs).items():
+                    yield path, quantity, error
 
 
-def _kind(a: Capture, b: Capture, path: str) -> str:
-    kinds = [_visits(c).get(path) for c in (a, b)]
-    names = [str(k.facts["kind"]) if k else "?" for k in kinds]
-    shown = names[0] if names[0] == names[1] else f"{names[0]}, in the candidate {names[1]}"
-    return f"{path} ({shown})"
+def _classes(a: Capture, b: Capture, path: str) -> tuple[str, str]:
+    reference, candidate = (_visits(c).get(path) for c in (a, b))
+    return (
+        str(reference.facts["kind"]) if reference else "?",
+        str(candidate.facts["kind"]) if candidate else "?",
+    )
 
 
 def _visits(c: Capture) -> dict[str, Record]:
-    return {str(r.facts["path"]): r for r in reversed(c.stage("P4/visit") or c.stage("P3/visit"))}
+    """Return the first visit of each module."""
+    return {str(record.facts["path"]): record for record in reversed(c.stage("P4/visit") or c.stage("P3/visit"))}
 
 
-def _between(a: Capture, b: Capture, path: str) -> str:
-    """Say what lies before the module whose input differs: modules without parameters, or functions."""
-    shown = []
+def _between(a: Capture, b: Capture, path: str) -> Between:
+    """Find what lies before the module whose input differs: modules without parameters, or functions."""
+    reference, previous_in_reference = _before(a, path)
+    candidate, previous = _before(b, path)
+    x, y = _visits(a).get(path), _visits(b).get(path)
+    compared = x is not None and y is not None and bool(b.stage("P4/visit"))
+    input_equal = compared and x is not None and y is not None and relative(x.array("input"), y.array("input")) <= LIMIT
+    return Between(path, previous or previous_in_reference, input_equal, reference, candidate)
+
+
+def _before(c: Capture, path: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    """Return the modules without parameters right before a module, as path and class, and the one before them."""
+    modules: list[tuple[str, str]] = []
     previous = ""
-    for c in (a, b):
-        kinds: list[str] = []
-        for r in c.stage("P4/visit"):
-            if str(r.facts["path"]) == path:
-                break
-            if "output" in r.files:
-                kinds, previous = [], str(r.facts["path"])
-            else:
-                kinds.append(f"{r.facts['path']} ({r.facts['kind']})")
-        shown.append(", ".join(kinds) or "functions without a module")
-    here = _visits(a).get(path)
-    if here is not None and b.stage("P4/visit"):
-        other = _visits(b).get(path)
-        if other and relative(here.array("input"), other.array("input")) <= LIMIT:
-            return "how its result is used afterwards differs"
-    if not previous:
-        return "what enters the model differs, as by resizing, the order of channels or normalisation"
-    where = f"between {previous} and {path}"
-    both = shown[0] if shown[0] == shown[1] else f"{shown[0]} in the reference, {shown[1]} in the candidate"
-    return f"the fault lies {where}, where no parameter is: {both}"
+    for record in c.stage("P4/visit"):
+        if str(record.facts["path"]) == path:
+            break
+        if "output" in record.files:
+            modules, previous = [], str(record.facts["path"])
+        else:
+            modules.append((str(record.facts["path"]), str(record.facts["kind"])))
+    return tuple(modules), previous
 
 
-def _transposed(a: Capture, b: Capture, path: str) -> str:
-    """Say so where the candidate's module gives the reference's output once its weight is transposed."""
+def _is_transposed(a: Capture, b: Capture, path: str) -> bool:
+    """Tell whether the candidate's module gives the reference's output once its weight is transposed."""
     for record in b.stage("P4/replay"):
         numbers = record.array("transposed")
         if record.facts["path"] != path or numbers is None:
             continue
-        wanted = next((r for r in a.stage("P4/replay") if r.facts["path"] == path), None)
-        if wanted is None or (forward := wanted.array("forward")) is None:
-            return ""
-        reference = unbundle(wanted.facts["forward"], forward)["output"]
-        twisted = unbundle(record.facts["transposed"], numbers)["output"]
-        if relative(reference[1], twisted[1]) <= LIMIT:
-            return " With its square weight transposed it is equal: the weight is used transposed."
-    return ""
-
-
-def _update(stage: Stage) -> str:
-    wrong = [row for row in stage.rows if not row.passed]
-    row = wrong[0]
-    names = {r.name.partition(": ")[2] for r in wrong if r.name.startswith(row.name.partition(":")[0])}
-    slots = sorted({n.rpartition("/")[2] for n in names if "/" in n})
-    what = f"optimizer slot {', '.join(slots)}" if slots else "the update of the values"
-    return (
-        f"From equal gradients the optimizer departs from the NumPy oracle: {row.name} ({row.error:.1e}); "
-        f"wrong after that update: {len(names)} arrays, {what}."
-    )
-
-
-def _trajectory(stage: Stage, row: Row) -> str:
-    said, last = _departure(stage, row), stage.rows[-1]
-    return f"{said} Then {last.note.rstrip('.')}." if "stopped" in last.note and last is not row else said
-
-
-def _departure(stage: Stage, row: Row) -> str:
-    number = stage.rows.index(row)
-    events = [r for r in stage.rows[max(number - 1, 0) : number + 1] if BOUNDARY in r.note]
-    if "stopped" in row.note or row.name == "end":
-        return f"Equal until {row.name}: {row.note}."
-    if number == 0:
-        return f"The first step already differs ({row.note}: {row.error:.1e}), though all of P1 to P5 is equal."
-    said = f"Equal until {row.name}"
-    if events:
-        event = next(part for part in events[-1].note.split("; ") if part.startswith(BOUNDARY)).removeprefix(BOUNDARY)
-        said += f", {'where' if events[-1] is row else f'just after {events[-1].name}, where'} {event}"
-    return f"{said}. First wrong: {row.note.rpartition('; ')[2]} ({row.error:.1e})."
+        reference = next((r for r in a.stage("P4/replay") if r.facts["path"] == path), None)
+        if reference is None or (forward := reference.array("forward")) is None:
+            return False
+        expected = unbundle(reference.facts["forward"], forward)["output"]
+        transposed = unbundle(record.facts["transposed"], numbers)["output"]
+        if relative(expected[1], transposed[1]) <= LIMIT:
+            return True
+    return False

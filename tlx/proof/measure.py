@@ -6,12 +6,15 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from tlx import rng
 from tlx.backend import Array, Arrays
+
+Sketch: TypeAlias = tuple[tuple[int, ...], Array]  # the array's shape, and the numbers that stand for it
+Sketches: TypeAlias = dict[str, Sketch]
 
 BUCKETS = 1024
 # An array whose norm is below this part of the largest of its kind is measured against that part: the gradient of a
@@ -20,9 +23,15 @@ FLOOR = 1e-3
 
 
 def relative(reference: Array | None, candidate: Array | None, floor: float = 0.0) -> float:
-    """The L2 norm of the difference over that of the reference (or `floor`, if larger); absolute where both are 0.
+    """Return the relative L2 distance of two arrays: the norm of their difference over that of the reference.
 
-    Infinite where one is missing or empty, shapes differ, or another set of elements is not finite.
+    Args:
+        reference: any shape and dtype; compared in float64.
+        candidate: the same.
+        floor: divides instead where the reference's norm is smaller. Where both are 0, the distance is absolute.
+
+    Returns:
+        The distance; infinity where one is missing or empty, shapes differ, or different elements are not finite.
     """
     if reference is None or candidate is None or reference.shape != candidate.shape or not reference.size:
         return math.inf
@@ -35,13 +44,13 @@ def relative(reference: Array | None, candidate: Array | None, floor: float = 0.
 
 
 def floor_of(arrays: Sequence[Array]) -> float:
-    """The floor for arrays of one kind, such as all gradients of a step."""
+    """Return the floor for arrays of one kind, such as all gradients of a step: a thousandth of the largest norm."""
     norms = [float(np.linalg.norm(np.nan_to_num(np.asarray(a, dtype=np.float64)))) for a in arrays]
     return FLOOR * max(norms, default=0.0)
 
 
 def flips(reference: Array, candidate: Array) -> int:
-    """Count elements that a ReLU would let through on one side only."""
+    """Return the number of elements that a ReLU would let through on one side only."""
     return int(np.count_nonzero((reference > 0) != (candidate > 0)))
 
 
@@ -57,9 +66,9 @@ def sketch(array: Array) -> Array:
     signs = _signs(1 << (flat.size - 1).bit_length())[: flat.size]
     whole = flat.size - flat.size % BUCKETS
     # One pass over memory, without temporary arrays: this runs at every step on all parameters.
-    found = np.einsum("ij,ij->j", flat[:whole].reshape(-1, BUCKETS), signs[:whole].reshape(-1, BUCKETS))
-    found[: flat.size - whole] += flat[whole:] * signs[whole:]
-    return np.asarray(found)
+    buckets = np.einsum("ij,ij->j", flat[:whole].reshape(-1, BUCKETS), signs[:whole].reshape(-1, BUCKETS))
+    buckets[: flat.size - whole] += flat[whole:] * signs[whole:]
+    return np.asarray(buckets)
 
 
 @cache
@@ -69,25 +78,24 @@ def _signs(n: int) -> Array:
 
 
 def bundle(arrays: Arrays) -> tuple[list[list[Any]], Array]:
-    """Lay the sketches of named arrays end to end; returns ``[[name, shape, length], ...]`` and the numbers."""
+    """Lay the sketches of named arrays end to end; return ``[[name, shape, length], ...]`` and float64 numbers."""
     parts = {name: sketch(array) for name, array in arrays.items()}
     layout = [[name, list(arrays[name].shape), len(part)] for name, part in parts.items()]
     return layout, np.concatenate([*parts.values(), np.zeros(0)])
 
 
-def unbundle(layout: Sequence[Sequence[Any]], numbers: Array) -> dict[str, tuple[tuple[int, ...], Array]]:
-    """Take apart what `bundle` made: name -> shape and sketch."""
-    found, at = {}, 0
+def unbundle(layout: Sequence[Sequence[Any]], numbers: Array | None) -> Sketches:
+    """Take apart what `bundle` made: name -> shape of the array, and its sketch, which is empty without numbers."""
+    sketches, start = {}, 0
+    numbers = np.zeros(0) if numbers is None else numbers
     for name, shape, length in layout:
-        found[str(name)] = tuple(shape), numbers[at : at + length]
-        at += length
-    return found
+        sketches[str(name)] = tuple(shape), numbers[start : start + length]
+        start += length
+    return sketches
 
 
-def distances(
-    reference: Mapping[str, tuple[tuple[int, ...], Array]], candidate: Mapping[str, tuple[tuple[int, ...], Array]]
-) -> dict[str, float]:
-    """The distance of each named sketch, in the reference's order, then what only the candidate has."""
+def distances(reference: Mapping[str, Sketch], candidate: Mapping[str, Sketch]) -> dict[str, float]:
+    """Return the distance of each named sketch, in the reference's order, then of what only the candidate has."""
     floor = floor_of([part for _, part in reference.values()])
     errors = {}
     for name in [*reference, *(n for n in candidate if n not in reference)]:
@@ -97,6 +105,6 @@ def distances(
 
 
 def sha256(array: Array) -> str:
-    """Hash dtype, shape and bytes."""
+    """Return the SHA-256 of an array's dtype, shape and bytes."""
     head = f"{array.dtype.str}{array.shape}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()

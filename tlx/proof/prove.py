@@ -1,4 +1,4 @@
-"""Prove that two stacks, or two modules, do the same: capture both, compare, say where they part."""
+"""Prove that two backends, or two modules, do the same: capture both, compare, say where they first differ."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from tlx.errors import RecipeError, TlxError, closest
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
 from tlx.proof.rename import Renamed, partners
-from tlx.proof.result import Report, Verdict
-from tlx.recipe import Recipe
+from tlx.proof.report import Report
+from tlx.proof.result import Difference, Verdict
+from tlx.proof.statistics import equivalence, verdict_of
+from tlx.recipe import Recipe, as_recipe
 
 # Where nothing else is asked for: no network, and each kind of boundary is crossed.
 DEFAULTS: Mapping[str, Any] = {
@@ -47,26 +49,29 @@ def parity(
     keep: str | Path | None = None,
     **fields: Any,
 ) -> Report:
-    """Compare how two stacks train by one recipe, or how two modules of your own compute.
+    """Compare how two backends train by one recipe, or how two modules of your own compute.
 
     Args:
         recipe: a Recipe, its fields, or a TOML file. It is shortened to at least 40 small steps that cross each
             boundary of its strategy. Default: ResNet-18 on scanned digits, the head first, then everything.
-        reference, candidate: two backends, by name or themselves; or two modules, each of any framework that has one.
-        rename: for modules, the reference's paths or names of parameters -> the candidate's.
-        copy_weights: give the candidate's module the reference's values first (on a copy), where the question is only
+        reference: the backend that counts as right, by name or itself; or a module of any framework that has a backend.
+        candidate: the backend, or the module, that is compared with it.
+        rename: for modules, the candidate's name for each path or parameter of the reference that has another there.
+        copy_weights: give the candidate's module, on a copy, the reference's values first, where the question is only
             whether it computes the same.
         quick: smaller images, and without P9, which is no gate.
-        seeds: also train so many times on each stack by the whole recipe, and test whether accuracies are equivalent.
+        seeds: also train this many times on each backend by the whole recipe, and test whether the accuracies are
+            equivalent.
         margin: the difference in accuracy that would matter.
-        keep: a folder for the two captures, which are else thrown away.
+        keep: a folder for the two captures, which are thrown away otherwise.
         **fields: recipe fields, which replace those of `recipe`; for modules also `head`, the last layer's path.
 
-    Raises:
-        TlxError: the input is not as it must be. A difference is no error: see `Report.verdict` and `Report.first`.
-    """
-    from tlx.recipe import as_recipe
+    Returns:
+        The report: print it, or read `verdict` and `first`.
 
+    Raises:
+        TlxError: the input is not as it must be. A difference is no error.
+    """
     started = time.perf_counter()
     for name, instead in (("backend", "reference and candidate"), ("out", "keep")):
         if name in fields:
@@ -76,22 +81,21 @@ def parity(
     modules = [side for side in (reference, candidate) if not isinstance(side, (str, Backend))]
     sides: list[tuple[Backend, Recipe]]
     if not modules:
-        made = as_recipe(recipe, fields)
-        stacks = [registry.load(side) if isinstance(side, str) else side for side in (reference, candidate)]
-        sides = [(stack, made) for stack in stacks]
+        shared = as_recipe(recipe, fields)
+        backends = [registry.load(side) if isinstance(side, str) else side for side in (reference, candidate)]
+        sides = [(backend, shared) for backend in backends]
     elif len(modules) == 1:
         raise RecipeError("parity compares two backends, or two modules; one side is a backend and one a module")
     else:
         if seeds:
             raise RecipeError("seeds needs two backends; two modules are compared step by step only")
-        sides = _pair(
-            as_recipe(recipe, {**fields, **_pair_fields(reference, fields)}), reference, candidate, rename or {}
-        )
+        shared = as_recipe(recipe, {**fields, **_pair_fields(reference, fields)})
+        sides = _pair(shared, reference, candidate, rename or {})
     with TemporaryDirectory(prefix="tlx-parity-") as scratch:
         home = Path(scratch if keep is None else keep)
-        first = capture(sides[0][1], sides[0][0], home / "reference", quick=quick)
-        backend, other = sides[1]
-        second = capture(other, backend, home / "candidate", first, quick=quick, copy_weights=copy_weights)
+        (backend, own), (other_backend, other) = sides
+        first = capture(own, backend, home / "reference", quick=quick)
+        second = capture(other, other_backend, home / "candidate", first, quick=quick, copy_weights=copy_weights)
         report = compare(first, second)
     if seeds and report.verdict != Verdict.NOT_COMPARABLE:
         report = _with_seeds(report, [(backend.name, r) for backend, r in sides], seeds, margin)
@@ -99,36 +103,40 @@ def parity(
 
 
 def defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in `DEFAULTS`, but for what belongs to a strategy that was not chosen."""
-    chosen = {**DEFAULTS, **fields}
-    if chosen["strategy"] != DEFAULTS["strategy"] and "phase_epochs" not in fields:
-        del chosen["phase_epochs"]
-    return chosen
+    """Return the fields with `DEFAULTS` filled in, except what belongs to a strategy that was not chosen."""
+    filled = {**DEFAULTS, **fields}
+    if filled["strategy"] != DEFAULTS["strategy"] and "phase_epochs" not in fields:
+        del filled["phase_epochs"]
+    return filled
 
 
 def capture_recipe(
-    recipe: str | Path | None, out: Path, plan: Path | None, quick: bool, fields: Mapping[str, Any]
+    recipe: str | Path | None, out: Path, reference: Path | None, quick: bool, fields: Mapping[str, Any]
 ) -> Path:
-    """Capture one stack; with a plan and no field but the backend, everything comes from the plan."""
-    from tlx.recipe import as_recipe
+    """Capture one backend: what `tlx parity capture` runs.
 
+    With a reference and no field but the backend, recipe, weights and batches come from the reference.
+    """
     backend = fields.get("backend", "torch")
-    if plan is not None and recipe is None and set(fields) <= {"backend"}:
-        return capture(None, backend, out, plan, quick=quick)
-    made = as_recipe(recipe, fields if recipe is not None else defaults(fields))
-    return capture(made, made.backend, out, plan, quick=quick)
+    if reference is not None and recipe is None and set(fields) <= {"backend"}:
+        return capture(None, backend, out, reference, quick=quick)
+    whole = as_recipe(recipe, fields if recipe is not None else defaults(fields))
+    return capture(whole, whole.backend, out, reference, quick=quick)
 
 
 def _with_seeds(report: Report, sides: list[tuple[str, Recipe]], seeds: int, margin: float) -> Report:
-    from tlx.proof.statistics import equivalence, verdict_of
-
+    """Add P10: train the whole recipe on both sides with each seed, and compare the final accuracies."""
     accuracies: tuple[list[float], list[float]] = ([], [])
     for seed in range(seeds):
-        for found, (name, recipe) in zip(accuracies, sides, strict=True):
-            found.append(final_accuracy(replace(recipe, backend=name, seed=seed)))
+        for of_side, (name, recipe) in zip(accuracies, sides, strict=True):
+            of_side.append(final_accuracy(replace(recipe, backend=name, seed=seed)))
     stage = equivalence(accuracies[0], accuracies[1], margin)
     verdict = report.verdict if report.verdict != Verdict.EQUAL else verdict_of(stage)
-    return replace(report, verdict=verdict, stages=(*(s for s in report.stages if s.id != stage.id), stage))
+    difference = report.difference
+    if difference is None and stage.passed is False:
+        difference = Difference(stage, stage.rows[-1])
+    stages = (*(s for s in report.stages if s.id != stage.id), stage)
+    return replace(report, verdict=verdict, stages=stages, difference=difference)
 
 
 def final_accuracy(recipe: Recipe) -> float:
@@ -145,7 +153,7 @@ def final_accuracy(recipe: Recipe) -> float:
 
 
 def _pair_fields(module: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a comparison of modules needs beyond the defaults: the head, and images that the core draws."""
+    """Return what a comparison of modules needs beyond the defaults: the head, and images that the core draws."""
     weights = {name: p for name, p in module.named_parameters() if len(p.shape) > 1}
     if not weights:
         raise RecipeError(f"{type(module).__name__} has no layer with a weight matrix, so nothing to compare")
@@ -153,15 +161,15 @@ def _pair_fields(module: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     if f"{head}.weight" not in weights:
         layers = [name.rpartition(".")[0] for name in weights]
         raise RecipeError(f"head is {head!r}, which is no layer of the reference.{closest(str(head), layers)}")
-    found: dict[str, Any] = {"head": head, "model": module, "weights": "own", "augment": fields.get("augment", "none")}
+    extra: dict[str, Any] = {"head": head, "model": module, "weights": "own", "augment": fields.get("augment", "none")}
     if fields.get("data", DEFAULTS["data"]) == DEFAULTS["data"]:
         classes = int(weights[f"{head}.weight"].shape[0])
-        found["data"] = drawn_images(classes, int(fields.get("image_size", DEFAULTS["image_size"])))
-    return found
+        extra["data"] = drawn_images(classes, int(fields.get("image_size", DEFAULTS["image_size"])))
+    return extra
 
 
 def drawn_images(classes: int, size: int) -> dict[str, Any]:
-    """Random images and labels; every class occurs."""
+    """Draw random images, uint8 of shape (n, 3, size, size), and labels of which every class occurs, as `data=`."""
     count = max(400, 2 * classes)
     pixels = rng.words(0, "parity/pixels", 0, count, 3 * size * size // 4 + 1).view(np.uint8)
     images = np.ascontiguousarray(pixels[:, : 3 * size * size].reshape(count, size, size, 3))
@@ -172,14 +180,21 @@ def drawn_images(classes: int, size: int) -> dict[str, Any]:
 
 
 def _pair(recipe: Recipe, reference: Any, candidate: Any, rename: Mapping[str, str]) -> list[tuple[Backend, Recipe]]:
-    stacks = [registry.load(stack_of(module)) for module in (reference, candidate)]
-    other: Any = Renamed(stacks[1], partners(reference, candidate, rename))
-    recipes = [replace(recipe, model=m, backend=s.name) for m, s in zip((reference, candidate), stacks, strict=True)]
-    return [(stacks[0], recipes[0]), (other, recipes[1])]
+    """Return the backend and the recipe of each of two modules; the candidate's backend takes the reference's names."""
+    own, other = (registry.load(backend_of(module)) for module in (reference, candidate))
+    renamed: Any = Renamed(other, partners(reference, candidate, rename))
+    return [
+        (own, replace(recipe, model=reference, backend=own.name)),
+        (renamed, replace(recipe, model=candidate, backend=other.name)),
+    ]
 
 
-def stack_of(module: Any) -> str:
-    """Name the backend of a module's framework, by the packages of its base classes."""
+def backend_of(module: Any) -> str:
+    """Name the backend of a module's framework, by the packages of its base classes.
+
+    Raises:
+        RecipeError: it is no module of a framework that has a backend.
+    """
     roots = {kind.__module__.partition(".")[0] for kind in type(module).__mro__}
     known = [entry.name for entry in registry.available()]
     if hasattr(module, "named_parameters"):

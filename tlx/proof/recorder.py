@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from tlx.backend import Batch, Handle, Hyper, Lazy, Model
+from tlx.backend import Batch, Handle, Hyper, Lazy, Model, Preprocess
 from tlx.proof.artifact import Writer
 from tlx.proof.measure import bundle, sha256
 
 
 class Proxy:
-    """Passes every call on to another backend; what a subclass defines comes first."""
+    """Passes every call on to another backend or loader; what a subclass defines comes first."""
 
     def __init__(self, inner: Any) -> None:
+        """Stand in front of `inner`."""
         self.inner = inner
 
     def __getattr__(self, name: str) -> Any:
+        """Return what the inner one has."""
         if name == "inner":  # not there yet, as while it is copied
             raise AttributeError(name)
         return getattr(self.inner, name)
@@ -28,6 +30,7 @@ class Recorder(Proxy):
     """Writes one record a step: loss, count, scalars, events; with `values`, sketches of model and optimizer."""
 
     def __init__(self, inner: Any, writer: Writer, stage: str, values: bool = True) -> None:
+        """Record what `inner` does below the key `stage`, such as "P6"."""
         super().__init__(inner)
         self.writer, self.stage, self.values = writer, stage, values
         self.step = 0
@@ -37,30 +40,34 @@ class Recorder(Proxy):
         self.phase: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
 
     def set_phase(self, model: Model, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
+        """Note how many arrays and norm layers change, unless this is the first phase."""
         before, norms = self.phase
         self.inner.set_phase(model, trainable, batch_norm)
         self.phase = (trainable, batch_norm)
-        for names, what in (
-            (trainable - before, "arrays unfreeze"),
-            (before - trainable, "arrays freeze"),
-            (batch_norm - norms, "norm layers begin to adapt"),
-            (norms - batch_norm, "norm layers stop adapting"),
+        for names, one, several in (
+            (trainable - before, "array unfreezes", "arrays unfreeze"),
+            (before - trainable, "array freezes", "arrays freeze"),
+            (batch_norm - norms, "norm layer begins to adapt", "norm layers begin to adapt"),
+            (norms - batch_norm, "norm layer stops adapting", "norm layers stop adapting"),
         ):
             if names and self.step:
-                self.events.append(f"{len(names)} {what}")
+                self.events.append(f"{len(names)} {one if len(names) == 1 else several}")
 
     def set_hyper(self, optimizer: Handle, values: Sequence[Hyper]) -> None:
+        """Note a change of the learning rate, and the values for the next step's record."""
         if self.hyper and [h.lr for h in values] != [h.lr for h in self.hyper]:
             self.events.append("the learning rate changes")
         self.inner.set_hyper(optimizer, values)
         self.hyper = tuple(values)
 
     def backward(self, model: Model, batch: Handle, scale: float = 1.0) -> tuple[Lazy, Lazy]:
-        found: tuple[Lazy, Lazy] = self.inner.backward(model, batch, scale)
-        self.lazies += found
-        return found
+        """Keep loss and count for the step's record."""
+        metrics: tuple[Lazy, Lazy] = self.inner.backward(model, batch, scale)
+        self.lazies += metrics
+        return metrics
 
     def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
+        """Write the step's record."""
         self.inner.update(model, optimizer, max_norm)
         fetched = self.inner.fetch(self.lazies)
         facts: dict[str, Any] = {
@@ -80,13 +87,15 @@ class Recorder(Proxy):
 
 
 class RecordedLoader(Proxy):
-    """Writes every batch down: what it held, by hash, and its pixels, so that another stack can be fed the same."""
+    """Writes every batch down: what it held, by hash, and its pixels, so that another backend can be fed the same."""
 
     def __init__(self, inner: Any, writer: Writer, part: str = "train") -> None:
+        """Record what `inner` yields; `part` is "train" or "test"."""
         super().__init__(inner)
         self.writer, self.part = writer, part
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
+        """Yield the batches of an epoch from the batch `start` on."""
         for number, batch in enumerate(self.inner.epoch(epoch, start), start):
             facts = {
                 "epoch": epoch,
@@ -105,17 +114,17 @@ class RecordedLoader(Proxy):
             yield batch
 
 
-class PlannedLoader:
+class ServedLoader:
     """Serves the batches that another capture wrote down."""
 
-    def __init__(self, plan: Any, part: str) -> None:
-        self.plan, self.part = plan, part
-        self.steps = len(plan.stage(f"P2/{part}/0000"))
+    def __init__(self, reference: Any, part: str) -> None:
+        """Serve a part, "train" or "test", of the capture `reference`."""
+        self.reference, self.part = reference, part
+        self.steps = len(reference.stage(f"P2/{part}/0000"))
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
-        from tlx.backend import Preprocess
-
-        for record in self.plan.stage(f"P2/{self.part}/{epoch:04d}")[start:]:
+        """Yield the batches of an epoch from the batch `start` on."""
+        for record in self.reference.stage(f"P2/{self.part}/{epoch:04d}")[start:]:
             facts, arrays = record.facts, record.arrays()
             seed, step, row = facts["stream"]
             yield Batch(

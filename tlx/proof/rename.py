@@ -1,4 +1,4 @@
-"""A port under way: its backend, seen through the names that the reference's module uses."""
+"""A port in progress: its backend, seen through the names that the reference's module uses."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from tlx.proof.recorder import Proxy
 def partners(reference: Any, candidate: Any, rename: Mapping[str, str]) -> dict[str, str]:
     """Return the candidate's name of each parameter, buffer and module that owns one.
 
-    A prefix in `rename` stands for all below it. Raises RecipeError where a name is left without a partner, and
-    suggests a whole mapping where order and shapes agree.
+    A prefix in `rename` stands for all below it.
+
+    Raises:
+        RecipeError: a name is left without a partner; it suggests a whole mapping where order and shapes agree.
     """
     ours, theirs = _shapes(reference), _shapes(candidate)
     for old, new in rename.items():
@@ -27,9 +29,9 @@ def partners(reference: Any, candidate: Any, rename: Mapping[str, str]) -> dict[
     missing = [name for name, new in pairs.items() if new not in theirs]
     extra = [name for name in theirs if name not in pairs.values()]
     if missing or extra or len(set(pairs.values())) < len(pairs):
-        found = f"without a partner: in the reference {_few(missing)}; in the candidate {_few(extra)}"
+        unmatched = f"without a partner: in the reference {_few(missing)}; in the candidate {_few(extra)}"
         fix = _suggestion([ours[n] for n in missing] == [theirs[n] for n in extra], missing, extra)
-        raise RecipeError(f"The modules' names do not match; {found}.{fix}")
+        raise RecipeError(f"The modules' names do not match; {unmatched}.{fix}")
     return {**{a.rpartition(".")[0]: b.rpartition(".")[0] for a, b in pairs.items()}, **pairs}
 
 
@@ -60,9 +62,10 @@ def _suggestion(alike: bool, missing: Sequence[str], extra: Sequence[str]) -> st
 
 
 class Renamed(Proxy):
-    """A backend whose model carries the reference's names; all else passes through."""
+    """A backend whose model carries the reference's names; everything else passes through."""
 
     def __init__(self, inner: Any, partners: Mapping[str, str]) -> None:
+        """Rename what passes to and from `inner`: see `partners`."""
         super().__init__(inner)
         self._theirs, self._ours = partners, {new: old for old, new in partners.items()}
 
@@ -120,6 +123,7 @@ class RenamedProbe(Proxy):
     """The probe of such a backend."""
 
     def __init__(self, inner: Any, names: Renamed) -> None:
+        """Rename what passes to and from `inner`."""
         super().__init__(inner)
         self.names = names
 
@@ -139,5 +143,5 @@ class RenamedProbe(Proxy):
         return renamed
 
     def replay_transposed(self, path: str, x: Array) -> Array | None:
-        found: Array | None = self.inner.replay_transposed(self.names._in(path), x)
-        return found
+        output: Array | None = self.inner.replay_transposed(self.names._in(path), x)
+        return output

@@ -1,4 +1,4 @@
-"""The checker is checked: faults that people really make are planted in one of two equal stacks; all must be found."""
+"""The checker is checked: it must find every fault that people really make, planted in one of two equal backends."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any
 from tlx.backend import Backend
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
-from tlx.proof.faults import faults, network
+from tlx.proof.faults import faults
+from tlx.proof.module_faults import network
 from tlx.proof.prove import drawn_images
-from tlx.proof.result import Report, Verdict
+from tlx.proof.report import Report
+from tlx.proof.result import Verdict
 from tlx.recipe import Recipe
 
 STAGES = ("P1", "P2", "P3", "P4", "P5", "P6", "P7")  # all gates in float64; P8 and P9 would only cost time
@@ -47,11 +49,12 @@ class Finding:
 
     @property
     def right(self) -> bool:
+        """Whether a fault was found, or a pair without one judged equal."""
         return (self.report.verdict == Verdict.EQUAL) == (not self.name)
 
 
 def selftest(backend: Backend) -> Iterator[Finding]:
-    """Compare a backend with itself, then with each fault that can be planted in it."""
+    """Compare a backend with itself, then with each fault that can be planted in it; yield what was found."""
     recipes = {name: _recipe(backend, name) for name in ("sgd", "adamw")}
     with TemporaryDirectory(prefix="tlx-selftest-") as scratch:
         home = Path(scratch)
@@ -65,26 +68,23 @@ def selftest(backend: Backend) -> Iterator[Finding]:
 
 
 def show(backend: Backend, *, json: bool = False) -> int:
-    """Print the table of `selftest`; returns 1 where a fault was missed or a clean pair was blamed."""
+    """Print the table of `selftest`, or one JSON object; return 1 where a fault was missed or a clean pair blamed."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     findings = []
-    table = Table("planted fault", "result", "stage", "what is said", box=SIMPLE_HEAD)
-    for each in selftest(backend):
-        findings.append(each)
-        result = "right" if each.right else "[bold red]WRONG[/]"
-        table.add_row(each.name or "none", result, each.stage, each.report.first or "equal")
-    wrong = [each for each in findings if not each.right]
+    table = Table("planted fault", "result", "stage", "message", box=SIMPLE_HEAD)
+    for finding in selftest(backend):
+        findings.append(finding)
+        result = "right" if finding.right else "[bold red]WRONG[/]"
+        table.add_row(finding.name or "none", result, finding.stage, finding.report.first or "equal")
+    wrong = [finding for finding in findings if not finding.right]
     if json:
-        rows = [
-            {"fault": each.name, "right": each.right, "stage": each.stage, "first": each.report.first}
-            for each in findings
-        ]
+        rows = [{"fault": f.name, "right": f.right, "stage": f.stage, "first": f.report.first} for f in findings]
         print(jsonlib.dumps({"backend": backend.name, "wrong": len(wrong), "findings": rows}))
         return int(bool(wrong))
-    planted = sum(bool(each.name) for each in findings)
+    planted = sum(bool(finding.name) for finding in findings)
     console = Console()
     console.print(table)
     console.print(

@@ -1,4 +1,4 @@
-"""P10: do two stacks reach the same final accuracy? An equivalence test over paired seeds."""
+"""P10: do two backends reach the same final accuracy? An equivalence test over paired seeds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LEAST_PAIRS = 5  # fewer leave Student's t so wide that only gross differences c
 def equivalence(
     reference: Sequence[float], candidate: Sequence[float], margin: float = 0.005, alpha: float = 0.05
 ) -> Stage:
-    """Compare final accuracies (parts of 1) of runs paired by their seed; see `verdict_of` for the outcome.
+    """Compare final accuracies (between 0 and 1) of runs paired by their seed; see `verdict_of` for the outcome.
 
     Two one-sided paired t-tests (TOST): equivalence is shown at level `alpha` where the ``1 - 2 alpha`` confidence
-    interval of the mean difference, candidate less reference, lies inside ``(-margin, margin)``. The figure is the
+    interval of the mean difference, candidate minus reference, lies inside ``(-margin, margin)``. The figure is the
     smallest margin that these runs could have shown, the interval's bound that is farther from 0. An interval wholly
     outside shows a difference, at the same level; one that straddles the margin shows neither.
 
@@ -30,7 +30,7 @@ def equivalence(
     """
     a, b = np.asarray(reference, dtype=np.float64), np.asarray(candidate, dtype=np.float64)
     if a.ndim != 1 or a.shape != b.shape or not len(a):
-        raise TlxError(f"equivalence needs one accuracy of each stack per seed; got {a.shape} and {b.shape}")
+        raise TlxError(f"equivalence needs one accuracy of each backend per seed; got {a.shape} and {b.shape}")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise TlxError("equivalence needs finite accuracies; a run that failed is no pair")
     if not (0 < margin < np.inf and 0 < alpha < 0.5):
@@ -39,30 +39,38 @@ def equivalence(
     mean, half = float(differences.mean()), _half_width(differences, alpha)
     low, high = mean - half, mean + half
     shown = max(-low, high) + 0.0  # never -0
-    level = f"{100 * (1 - 2 * alpha):g} % interval"
     if len(a) < LEAST_PAIRS:
-        passed, reading = None, f"too few seeds, {LEAST_PAIRS} are the least: run more"
+        passed, reading = None, "few"
     elif shown < margin:
-        passed, reading = True, "equivalent: the whole interval lies inside the margin"
+        passed, reading = True, "equivalent"
     elif max(low, -high) >= margin:
-        passed, reading = False, "different: the whole interval lies outside the margin"
+        passed, reading = False, "different"
     else:
-        passed, reading = None, "undecided: the interval straddles the margin, so run more seeds"
+        passed, reading = None, "undecided"
+    pairs = zip(map(float, a), map(float, b), strict=True)
     rows = (
-        *(Row(f"pair {i}", abs(float(d)), True, f"{d:+.4f}") for i, d in enumerate(differences, 1)),
-        Row("mean difference", abs(mean), True, f"{mean:+.5f}"),
-        Row("smallest margin, had the means been equal", half, half < margin),
-        Row("smallest margin that could be shown", shown, shown < margin),
+        *(
+            Row(kind="pair", number=number, error=abs(y - x), passed=True, values=(x, y))
+            for number, (x, y) in enumerate(pairs, 1)
+        ),
+        Row(kind="mean", error=abs(mean), passed=True, values=(float(a.mean()), float(b.mean()))),
+        Row(kind="margin if equal", error=half, passed=half < margin),
+        Row(kind="margin", error=shown, passed=shown < margin),
     )
-    summary = (
-        f"{len(a)} paired seeds: candidate less reference {mean:+.4f}, {level} {low:+.4f} .. {high:+.4f}, "
-        f"margin {margin:g}; {reading}"
-    )
-    return Stage("P10", "final accuracy", "margin shown", shown, margin, passed, summary, rows)
+    facts = {
+        "pairs": len(a),
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "level": 100 * (1 - 2 * alpha),
+        "reading": reading,
+        "least": LEAST_PAIRS,
+    }
+    return Stage("P10", shown, margin, passed, rows, facts, enough=passed is not None)
 
 
 def verdict_of(stage: Stage) -> Verdict:
-    """Read the outcome of `equivalence`: equal, different, or underpowered where the runs could show neither."""
+    """Return the outcome of `equivalence`: equal, different, or underpowered where the runs could show neither."""
     if stage.passed is None:
         return Verdict.UNDERPOWERED
     return Verdict.EQUAL if stage.passed else Verdict.DIFFERENT

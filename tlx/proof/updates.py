@@ -1,21 +1,45 @@
-"""The update rules in NumPy float64 beside what a stack made of the same gradients."""
+"""P5: the optimizer's updates from drawn gradients, beside the update rules in NumPy float64."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from tlx import rng
 from tlx.backend import Array
-from tlx.conformance import reference as oracle
+from tlx.conformance import reference as rules
 from tlx.errors import TlxError
 from tlx.proof.artifact import Capture
+from tlx.proof.inputs import measured
 from tlx.proof.measure import distances, sketch, unbundle
+from tlx.proof.result import SIDES, Row, Stage
+
+LIMIT = 1e-12
+# Four updates: whether only the last group trains, and the factor of the rates.
+SCRIPT = ((True, 1.0), (False, 1.0), (False, 0.5), (True, 0.5))
 
 
-def update_errors(c: Capture) -> Iterator[tuple[int, str, float]]:
-    """Yield update, name (of a parameter, buffer or "parameter/slot") and distance to the oracle."""
-    from tlx.proof.capture import drawn_gradient
+def compare_updates(a: Capture, b: Capture) -> Stage:
+    """P5: both sides beside NumPy after each of four updates from the same gradients."""
+    rows = [
+        Row(kind="update", path=name, slot=slot, error=error, passed=error <= LIMIT, side=side, number=number + 1)
+        for side, c in zip(SIDES, (a, b), strict=True)
+        for number, name, slot, error in update_errors(c)
+    ]
+    optimizer = a.records["P5/script"].facts["optimizer"]
+    return measured("P5", LIMIT, rows, {"optimizer": optimizer, "updates": len(a.stage("P5/update"))})
 
+
+def drawn_gradient(name: str, update: int, shape: tuple[int, ...]) -> Array:
+    """Draw a float64 gradient of size about 1e-2 that float32 holds exactly: the same on every backend."""
+    drawn: Array = (2 * rng.uniform(update, f"parity/gradient/{name}", shape) - 1).astype(np.float32)
+    return drawn.astype(np.float64) * 2.0**-6
+
+
+def update_errors(c: Capture) -> Iterator[tuple[int, str, str, float]]:
+    """Yield the number of each update from 0, a parameter or buffer, its optimizer slot or "", and the distance."""
     values: dict[str, Array] = {n: a.astype("float64") for n, a in c.records["P1"].arrays().items()}
     script = c.records["P5/script"].facts
     state: dict[str, dict[str, Array]] = {}
@@ -26,31 +50,38 @@ def update_errors(c: Capture) -> Iterator[tuple[int, str, float]]:
                 if name in trains:
                     g = drawn_gradient(name, number, values[name].shape)
                     values[name], state[name] = step(script, values[name], g, state.get(name, {}), lr, decay)
-        for kind, expected in (("values", values), ("slots", flat(state))):
-            numbers = record.array(kind)
-            assert numbers is not None
-            found = unbundle(record.facts[kind], numbers)
-            wanted = {name: (array.shape, sketch(array)) for name, array in expected.items()}
-            for name, error in distances(wanted, found).items():
-                yield number, name, error
+        for kind, arrays in (("values", values), ("slots", flat(state))):
+            actual = unbundle(record.facts[kind], record.array(kind))
+            expected = {name: (array.shape, sketch(array)) for name, array in arrays.items()}
+            for key, error in distances(expected, actual).items():
+                parameter, slot = split_slot(key) if kind == "slots" else (key, "")
+                yield number, parameter, slot, error
 
 
 def step(
     script: Any, p: Array, g: Array, state: dict[str, Array], lr: float, weight_decay: float
 ) -> tuple[Array, dict[str, Array]]:
+    """Return a parameter and its optimizer state after one update by the script's optimizer."""
     name = script["optimizer"]
     if name == "sgd":
-        return oracle.sgd_step(p, g, state, lr=lr, weight_decay=weight_decay, momentum=script["momentum"])
-    rule = getattr(oracle, f"{name}_step", None)
+        return rules.sgd_step(p, g, state, lr=lr, weight_decay=weight_decay, momentum=script["momentum"])
+    rule = getattr(rules, f"{name}_step", None)
     if rule is None:
         raise TlxError(f"tlx.conformance.reference has no update rule for {name!r}, so P5 cannot be judged")
     if name == "rmsprop":
         options = {k: script[k] for k in ("alpha", "momentum", "eps") if script[k] is not None}
     else:
         options = {"betas": tuple(script["betas"]), "eps": script["eps"]}
-    made: tuple[Array, dict[str, Array]] = rule(p, g, state, lr=lr, weight_decay=weight_decay, **options)
-    return made
+    updated: tuple[Array, dict[str, Array]] = rule(p, g, state, lr=lr, weight_decay=weight_decay, **options)
+    return updated
 
 
 def flat(state: dict[str, dict[str, Array]]) -> dict[str, Array]:
+    """Name the arrays of an optimizer's state as a backend's `dump_optimizer` does: "parameter/slot"."""
     return {f"{name}/{slot}": array for name, slots in state.items() for slot, array in slots.items()}
+
+
+def split_slot(key: str) -> tuple[str, str]:
+    """Return the parameter and the slot of a key of `dump_optimizer`."""
+    parameter, _, slot = key.rpartition("/")
+    return parameter, slot

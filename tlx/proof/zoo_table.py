@@ -1,4 +1,4 @@
-"""P1, P3 and P4 of every model that two stacks share, as one table: what `make parity-zoo` runs."""
+"""P1, P3 and P4 of every model that two backends share, as one table: what `make parity-zoo` runs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from tlx.models.zoo import ARCHITECTURES, architecture
 from tlx.proof.artifact import Capture
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
-from tlx.proof.report import figure
-from tlx.proof.result import Report, Verdict
+from tlx.proof.report import Report
+from tlx.proof.result import Verdict
+from tlx.proof.words import figure
 from tlx.recipe import Recipe
 
 STAGES = ("P1", "P3", "P4")
 SIZE = 64  # pixels; the last maps of most models are then 2 x 2
-HEAD = """# Every shared model on two stacks
+HEAD = """# Every shared model on two backends
 
-Each model of `tlx models` in float64, with random weights, everything training, on 8 images (Inception 3 at its least
-size): how many of its arrays differ in any bit after loading (P1), the largest relative L2 distance of a module's
-output in eval mode (P3), and of outputs, loss, buffers and gradients of one training step (P4). The limit of P3 and P4
-is 1e-10. An array whose norm is below a thousandth of the largest of its kind is measured against that thousandth.
+Each model of `tlx models` in float64, with random weights, everything training, on 8 images (Inception 3 at its
+smallest size): how many of its arrays differ in any bit after loading (P1), the largest relative L2 distance of a
+module's output in eval mode (P3), and of outputs, loss, buffers and gradients of one training step (P4). The limit of
+P3 and P4 is 1e-10. An array whose norm is below a thousandth of the largest of its kind is measured against that
+thousandth.
 
 Made by `make parity-zoo`. The largest, regnet_y_128gf, takes 22 GB of memory to itself.
 
@@ -49,27 +51,29 @@ class Line:
 
     @property
     def equal(self) -> bool:
+        """Whether the two backends compute the same."""
         return self.report is not None and self.report.verdict == Verdict.EQUAL
 
     def __str__(self) -> str:
+        """Return the model's line of the table, in Markdown."""
         if self.report is None:
             return f"| {self.name} | - | {self.size} | - | - | - | not measured: killed, as by a lack of memory |"
         stages = {stage.id: stage for stage in self.report.stages}
         cells = [figure(stages[name].figure) if name in stages else "-" for name in STAGES]
-        said = self.report.first or "equal"
-        return f"| {self.name} | {self.parameters / 1e6:.1f} M | {self.size} | {' | '.join(cells)} | {said} |"
+        verdict = self.report.first or "equal"
+        return f"| {self.name} | {self.parameters / 1e6:.1f} M | {self.size} | {' | '.join(cells)} | {verdict} |"
 
 
 def measured(name: str, reference: str = "torch", candidate: str = "oneflow") -> Line:
-    """Compare one model on two stacks, each in a process of its own, as frameworks give no memory back."""
+    """Compare one model on two backends, each in a process of its own, as frameworks give no memory back."""
     size = max(SIZE, architecture(name).min_size)
     recipe = Recipe(model=name, data="digits", weights="none", image_size=size, epochs=1, limit_train=400)
     with TemporaryDirectory(prefix="tlx-zoo-") as scratch:
         a, b = Path(scratch) / "A", Path(scratch) / "B"
         try:
-            for stack, out, plan in ((reference, a, None), (candidate, b, a)):
+            for backend, out, other in ((reference, a, None), (candidate, b, a)):
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                    pool.submit(capture, recipe, stack, out, plan, stages=STAGES).result()
+                    pool.submit(capture, recipe, backend, out, other, stages=STAGES).result()
         except BrokenProcessPool:
             return Line(name, size)
         report = compare(a, b)
@@ -79,10 +83,10 @@ def measured(name: str, reference: str = "torch", candidate: str = "oneflow") ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table of the named models, or write the one of all into a file; 1 where one is not equal."""
+    """Print the table of the named models, or of all, or write it to a file; return 1 where one is not equal."""
     parser = argparse.ArgumentParser(prog="python -m tlx.proof.zoo_table", description=__doc__)
     parser.add_argument("models", nargs="*", help="default: all")
-    parser.add_argument("-o", "--output", type=Path, help="write the table into this file")
+    parser.add_argument("-o", "--output", type=Path, help="write the table to this file")
     options = parser.parse_args(arguments)
     names = options.models or [arch.name for arch in ARCHITECTURES.values() if arch.imagenet]
     lines = []

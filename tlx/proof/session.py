@@ -1,0 +1,167 @@
+"""One capture in progress: the backend, the model with its values, and the batches that every stage uses."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any, cast
+
+import numpy as np
+
+from tlx import rng
+from tlx.backend import Array, Backend, Batch, Model, Precision, Probe
+from tlx.data.images import ArrayImages
+from tlx.data.load import Data
+from tlx.models.initial_values import initial_arrays
+from tlx.models.zoo import Architecture
+from tlx.proof.artifact import MODULE, MUST_AGREE, Capture, Writer, hexed
+from tlx.proof.measure import sha256
+from tlx.proof.recorder import RecordedLoader, ServedLoader
+from tlx.recipe import Recipe
+from tlx.training import build
+from tlx.training.loop import Training
+
+LOCKED = 5  # batches of the step-locked comparison
+TESTED = 4  # batches of the test part
+
+
+@dataclass
+class Session:
+    """What is captured, on which backend, and where it goes."""
+
+    backend: Backend
+    recipe: Recipe  # shortened
+    classes: tuple[str, ...]
+    data: Data | None  # None: the reference serves the batches
+    reference: Capture | None  # the capture whose modules are replayed here
+    copy_weights: bool  # start from the reference's values
+    writer: Writer
+    feed: Callable[[Any], Any]  # replaces the training loader; for planting faults
+
+    @property
+    def served(self) -> bool:
+        """Whether weights and batches come from the reference, so that neither data nor weights are needed here."""
+        return self.data is None
+
+    def build(self, precision: Precision) -> tuple[Model, Architecture]:
+        """Build the recipe's model in a precision."""
+        return build.build(replace(self.recipe, precision=precision), self.backend, len(self.classes))
+
+    @cached_property
+    def initial(self) -> dict[str, Array]:
+        """The values everything starts from: numbers that float32 holds exactly."""
+        if self.served or self.copy_weights:
+            assert self.reference is not None
+            return self.reference.records["P1"].arrays()
+        if self.recipe.weights == "own":  # with the head, which a run would draw anew
+            return self.backend.dump_arrays(self.model)
+        specs = self.backend.param_specs(self.model)
+        return initial_arrays(specs, self.arch, self.recipe.weights or "none", self.recipe.seed)
+
+    @cached_property
+    def _built(self) -> tuple[Model, Architecture]:
+        return self.build("float64")
+
+    @property
+    def model(self) -> Model:
+        """The model in float64, which most stages share."""
+        return self._built[0]
+
+    @property
+    def arch(self) -> Architecture:
+        """The architecture of the model."""
+        return self._built[1]
+
+    def start(self, model: Model, *, nudged: bool = False) -> dict[str, Array]:
+        """Load the initial values; nudged, every number of the parameters is one float32 unit off, up or down."""
+        arrays = {}
+        for spec in self.backend.param_specs(model):
+            value = self.initial[spec.name]
+            if nudged and spec.role != "statistic":
+                up = rng.uniform(0, f"parity/nudge/{spec.name}", spec.shape) < 0.5
+                single = value.astype(np.float32)
+                value = np.nextafter(single, np.where(up, np.float32(np.inf), np.float32(-np.inf)))
+            arrays[spec.name] = np.asarray(value, dtype=spec.dtype)
+        self.backend.load_arrays(model, arrays)
+        return arrays
+
+    @property
+    def probe(self) -> Probe:
+        """The probe of the model in float64."""
+        return self.probe_of(self.model)
+
+    def probe_of(self, model: Model) -> Probe:
+        """Return the backend's probe of a model."""
+        return cast(Probe, self.backend.probe(model))  # type: ignore[attr-defined]
+
+    def train_everything(self, model: Model) -> None:
+        """Let all parameters train, with batch statistics."""
+        specs = self.backend.param_specs(model)
+        self.backend.set_phase(
+            model,
+            frozenset(s.name for s in specs if s.role != "statistic"),
+            frozenset(s.module for s in specs if s.role == "statistic"),
+        )
+
+    def training(self, model: Model, backend: Any) -> Training:
+        """Return the production job, with the reference's batches where it serves them."""
+        training = build.training(self.recipe, backend, self.data or self._stand_in(), model, self.arch)
+        loader: Any = ServedLoader(self.reference, "train") if self.served else self.feed(training.loader)
+        return replace(training, loader=loader, val=None if self.served else training.val)
+
+    def _stand_in(self) -> Data:
+        """Return data of the reference's length, so that the schedule has its steps; its pixels are never read."""
+        assert self.reference is not None
+        count = sum(len(record.facts["labels"]) for record in self.reference.stage("P2/train/0000"))
+        size = self.recipe.image_size
+        images = ArrayImages(np.zeros((count, 3, size, size), np.uint8), np.zeros(count, np.int64), ["0"] * count)
+        return Data("reference", self.classes, images, None, None, "", ())
+
+    def held_out(self) -> Any:
+        """Return batches without augmentation: of the test part, or of the training part where there is no other."""
+        if self.data is None:
+            return ServedLoader(self.reference, "test")
+        return build.make_loader(self.recipe, self.data.test if self.data.test is not None else self.data.train)
+
+    @cached_property
+    def tests(self) -> list[Batch]:
+        """The first batches of the test part, written down as they are read."""
+        return list(islice(RecordedLoader(self.held_out(), self.writer, "test").epoch(0), TESTED))
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """The first training batches, all of full size."""
+        loader = self.training(self.model, self.backend).loader
+        return list(islice(loader.epoch(0), min(LOCKED, max(loader.steps - 1, 1))))
+
+    def manifest(self, stages: tuple[str, ...], quick: bool) -> dict[str, Any]:
+        """Return the capture's manifest: what must be equal in a comparison, and where this one was made."""
+        recipe = self.recipe.to_dict()
+        capabilities = self.backend.capabilities()
+        return {
+            "must": {**self._must_agree(recipe), "stages": list(stages)},
+            "recipe": {name: value for name, value in recipe.items() if value is not None},
+            "backend": self.backend.name,
+            "versions": dict(capabilities.versions),
+            "device": self.recipe.device,
+            "precisions": list(capabilities.precisions[self.recipe.device]),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "machine": platform.machine(),
+            "quick": quick,
+            "planned": self.served,  # these two keys have the names that tlx 0.1.0 gave them
+            "replayed": self.reference.manifest["inputs"] if self.reference is not None else None,
+            "inputs": sha256(np.array([sha256(a) for a in self.initial.values()])),
+        }
+
+    def _must_agree(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        if self.data is None:
+            assert self.reference is not None
+            return dict(self.reference.manifest["must"])
+        must = {name: hexed(recipe[name]) for name in MUST_AGREE}
+        if not isinstance(self.recipe.model, str):
+            must["model"] = MODULE  # whose class may have another name in a port
+        return {**must, "classes": list(self.classes), "data": self.data.fingerprint}
