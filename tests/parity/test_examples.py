@@ -25,7 +25,7 @@ PRINTED = {
         "other samples, as from another random stream",
         "what enters the model differs, as by resizing",
         "norm (BatchNorm2d), fed the reference's own input, gives another norm.running_mean",
-        "departs from the NumPy oracle",
+        "departs from the NumPy formula",
         "8 of 8 found",
     ),
     "4_a_third_backend.py": ("3 failed", "136 passed", "EQUAL: every stage"),

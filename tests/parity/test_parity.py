@@ -16,34 +16,35 @@ from tlx.errors import TlxError
 from tlx.proof.faults import faults
 from tlx.proof.result import Verdict
 from tlx.proof.selftest import selftest
+from tlx.proof.words import summary
 
 both = pytest.mark.needs(*FRAMEWORKS)
 
 
 @both
-def test_two_stacks_are_equal_on_resnet18() -> None:
+def test_two_backends_are_equal_on_resnet18() -> None:
     report = tlx.parity(quick=True)
     assert report.verdict == Verdict.EQUAL, str(report)
     figures = {stage.id: stage for stage in report.stages}
     assert len(figures["P3"].rows) == 42 and len(figures["P6"].rows) == 40
-    assert sum("unfreeze" in row.note for row in figures["P6"].rows) == 1
-    # Bits that are all the same would mean that one stack was compared with itself.
+    assert sum("unfreeze" in " ".join(row.events) for row in figures["P6"].rows) == 1
+    # Bits that are all the same would mean that one backend was compared with itself.
     assert figures["P3"].figure and figures["P6"].figure
-    assert "G = " in figures["P8"].summary
+    assert "G = " in summary(figures["P8"])
 
 
-@pytest.mark.parametrize("stack", each_backend(*FRAMEWORKS))
-def test_the_checker_finds_what_is_planted_in_a_stack(stack: str) -> None:
-    backend = registry.load(stack)
+@pytest.mark.parametrize("name", each_backend(*FRAMEWORKS))
+def test_the_checker_finds_what_is_planted_in_a_backend(name: str) -> None:
+    backend = registry.load(name)
     findings = list(selftest(backend))
-    assert [each.name for each in findings if not each.right] == []
-    assert {each.name for each in findings} == {"", *(fault.name for fault in faults(backend))}
-    said = {each.name: (each.stage, each.report.first) for each in findings}
-    for fault, (stage, words) in SAID.items():
-        assert said[fault][0] == stage and words in said[fault][1], said[fault]
+    assert [finding.name for finding in findings if not finding.right] == []
+    assert {finding.name for finding in findings} == {"", *(fault.name for fault in faults(backend))}
+    messages = {finding.name: (finding.stage, finding.report.first) for finding in findings}
+    for fault, (stage, words) in MESSAGES.items():
+        assert messages[fault][0] == stage and words in messages[fault][1], messages[fault]
 
 
-SAID = {
+MESSAGES = {
     "BatchNorm's eps is 1e-3": ("P3", "norm (BatchNorm2d), fed the reference's own input, gives another output"),
     "BatchNorm's momentum is 0.01": ("P4", "running statistics are not (buffer norm.running_mean"),
     "BatchNorm keeps the biased variance": ("P4", "running statistics are not (buffer norm.running_var"),
@@ -56,11 +57,11 @@ SAID = {
 }
 
 
-def attention(stack: str, fault: str = "") -> Any:
+def attention(framework: str, fault: str = "") -> Any:
     """A model that neither zoo has: a stem, one attention block, pooled tokens. The port has other names."""
-    fw = importlib.import_module(stack)
+    fw = importlib.import_module(framework)
     nn = fw.nn
-    port = stack == "oneflow"
+    port = framework == "oneflow"
 
     class Turned(nn.Linear):  # type: ignore[misc, name-defined]
         def forward(self, x: Any) -> Any:
@@ -126,7 +127,7 @@ def test_weights_that_were_not_brought_along_are_the_first_difference() -> None:
 
 @both
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"rename": {}}, "this may be right: rename={'stem': 'patchify', 'attend': 'mixer'}"),
         ({"rename": {"stemm": "patchify"}}, "the reference has no 'stemm'. Did you mean 'stem'"),
@@ -135,15 +136,15 @@ def test_weights_that_were_not_brought_along_are_the_first_difference() -> None:
         ({"seeds": 5}, "seeds needs two backends"),
     ],
 )
-def test_a_mistake_in_a_port_is_one_line(options: dict[str, Any], said: str) -> None:
+def test_a_mistake_in_a_port_is_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TlxError) as error:
         ported("", **options)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @both
 def test_the_documented_table_lists_every_fault() -> None:
-    """docs/parity.md holds what `tlx parity selftest --backend torch` said."""
+    """docs/parity.md holds what `tlx parity selftest --backend torch` printed."""
     text = (Path(__file__).parents[2] / "docs" / "parity.md").read_text(encoding="utf-8")
     rows = [line.split(" | ") for line in text.partition("| planted fault |")[2].splitlines()[2:]]
     listed = {row[0].removeprefix("| "): row[1] for row in rows}

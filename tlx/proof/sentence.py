@@ -15,16 +15,20 @@ def first_difference(difference: Difference | None) -> str:
         return ""
     stage, row = difference.stage, difference.row
     if row is None:
-        return f"{title(stage).capitalize()} differs: {summary(stage)}."
+        return f"{stage.id}, {title(stage)}: {summary(stage)}."
     return FIRST.get(stage.id, _plain)(difference, row)
 
 
-LEADS = {"P1": "The weights differ after loading", "P2": "The backends are fed different data"}
+LEADS = {
+    "P1": "The weights differ after loading",
+    "P2": "The backends are fed different data",
+    "P7": "The metrics differ",
+    "P9": "The float32 loss curves differ",
+}
 
 
 def _plain(difference: Difference, row: Row) -> str:
-    lead = LEADS.get(difference.stage.id, f"{title(difference.stage).capitalize()} differs")
-    return f"{lead}: {name(row)}{f' ({note(row)})' if note(row) else ''}."
+    return f"{LEADS[difference.stage.id]}: {name(row)}{f' ({note(row)})' if note(row) else ''}."
 
 
 def _module(difference: Difference, row: Row) -> str:
@@ -108,17 +112,24 @@ def _departure(stage: Stage, row: Row) -> str:
     number = stage.rows.index(row)
     if row.missing or row.kind == "end":
         return f"Equal until {name(row)}: {stopped(row).rstrip('.')}."
-    error = f"{row.error:.1e}" if math.isfinite(row.error) else ""  # counts and rates differ, and by how much is moot
     if number == 0:
-        wrong = ": ".join(filter(None, [farthest(row), error]))
-        return f"The first step already differs ({wrong}), though all of P1 to P5 is equal."
+        return f"The first step already differs ({_wrong(row, ': ', '')}), though all of P1 to P5 is equal."
     words = f"Equal until {name(row)}"
     before = stage.rows[number - 1]
     if row.events:
         words += f", where {', '.join(row.events)}"
     elif before.events:
         words += f", just after {name(before)}, where {', '.join(before.events)}"
-    return f"{words}. First wrong: {farthest(row)}{f' ({error})' if error else ''}."
+    return f"{words}. First wrong: {_wrong(row, ' (', ')')}."
+
+
+def _wrong(row: Row, before: str, after: str) -> str:
+    """Name what is farthest apart at a step, and how far, or why that is no number."""
+    if math.isfinite(row.error):
+        return f"{farthest(row)}{before}{row.error:.1e}{after}"
+    if row.quantity in ("values", "slots"):
+        return f"{farthest(row)}{before}missing or not finite on one side{after}"
+    return farthest(row)
 
 
 def _rounding(difference: Difference, row: Row) -> str:

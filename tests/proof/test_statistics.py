@@ -11,6 +11,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from tlx.errors import TlxError
 from tlx.proof.result import Stage, Verdict
 from tlx.proof.statistics import equivalence, verdict_of
+from tlx.proof.words import note, summary
 
 
 def pairs(differences: Any) -> Stage:
@@ -46,7 +47,7 @@ def test_the_figure_is_the_margin_at_which_the_decision_turns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("differences", "verdict", "said"),
+    ("differences", "verdict", "reading"),
     [
         ([0.0] * 4, Verdict.UNDERPOWERED, "too few seeds, 5 are the least"),
         ([0.03], Verdict.UNDERPOWERED, "too few seeds"),
@@ -56,9 +57,9 @@ def test_the_figure_is_the_margin_at_which_the_decision_turns() -> None:
         ([0.02, -0.02, 0.01, 0.0, -0.01], Verdict.UNDERPOWERED, "straddles the margin"),
     ],
 )
-def test_each_outcome_says_how_to_read_it(differences: list[float], verdict: Verdict, said: str) -> None:
+def test_each_outcome_says_how_to_read_it(differences: list[float], verdict: Verdict, reading: str) -> None:
     stage = pairs(differences)
-    assert verdict_of(stage) == verdict and said in stage.summary
+    assert verdict_of(stage) == verdict and reading in summary(stage)
     assert (stage.id, stage.limit) == ("P10", 0.005) and stage.figure is not None
 
 
@@ -66,24 +67,30 @@ def test_each_outcome_says_how_to_read_it(differences: list[float], verdict: Ver
 def test_at_the_margin_one_in_twenty_is_called_equivalent(shift: float) -> None:
     rng = np.random.default_rng(5)
     runs = rng.normal(shift, 0.002, (2000, 8))
-    found = [pairs(run).passed for run in runs]
+    outcomes = [pairs(run).passed for run in runs]
     # Four standard errors of a rate of 5 % over 2,000 trials are 0.0195; both claims are wrong this often there.
-    assert found.count(True) / 2000 == pytest.approx(0.05, abs=0.0195)
-    assert found.count(False) / 2000 == pytest.approx(0.05, abs=0.0195)
+    assert outcomes.count(True) / 2000 == pytest.approx(0.05, abs=0.0195)
+    assert outcomes.count(False) / 2000 == pytest.approx(0.05, abs=0.0195)
+
+
+def test_a_pair_shows_its_signed_difference() -> None:
+    stage = equivalence([0.8, 0.9], [0.81, 0.88])
+    assert [note(row) for row in stage.rows if row.kind == "pair"] == ["+0.0100", "-0.0200"]
+    assert summary(stage).startswith("2 paired seeds: candidate minus reference -0.0050, 90 % interval ")
 
 
 @pytest.mark.parametrize(
-    ("reference", "candidate", "options", "said"),
+    ("reference", "candidate", "options", "message"),
     [
-        ([0.9], [0.9, 0.8], {}, "one accuracy of each stack per seed"),
-        ([], [], {}, "one accuracy of each stack per seed"),
+        ([0.9], [0.9, 0.8], {}, "one accuracy of each backend per seed"),
+        ([], [], {}, "one accuracy of each backend per seed"),
         ([0.9, float("nan")], [0.9, 0.8], {}, "finite"),
         ([0.9, 0.8], [0.9, 0.8], {"margin": 0}, "margin is 0"),
         ([0.9, 0.8], [0.9, 0.8], {"alpha": 0.5}, "alpha 0.5"),
     ],
 )
 def test_what_is_no_paired_sample_is_refused(
-    reference: list[float], candidate: list[float], options: dict[str, Any], said: str
+    reference: list[float], candidate: list[float], options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(TlxError, match=said):
+    with pytest.raises(TlxError, match=message):
         equivalence(reference, candidate, **options)

@@ -1,0 +1,141 @@
+"""The sentences that people read, made from facts alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from tlx.proof.result import Alone, Between, Difference, Row, Stage
+from tlx.proof.sentence import first_difference
+from tlx.proof.words import name, note, summary
+
+
+def row(kind: Any, error: float = math.inf, passed: bool = False, **facts: Any) -> Row:
+    return Row(kind=kind, error=error, passed=passed, **facts)
+
+
+def sentence(stage: str, *rows: Row, replay: Alone | Between | None = None) -> str:
+    failed = next(row for row in rows if not row.passed)
+    return first_difference(Difference(Stage(stage, math.inf, None, False, rows), failed, replay))
+
+
+@pytest.mark.parametrize(
+    ("of", "named", "noted"),
+    [
+        (row("weight", path="fc.weight", missing="reference"), "fc.weight", "missing in the reference"),
+        (row("weight", path="fc.weight", cause="transposed"), "fc.weight", "transposed"),
+        (row("weight", path="w", values=("float32 [3]", "float64 [3]")), "w", "float32 [3] against float64 [3]"),
+        (row("listing"), "order and roles", "the backends list their parameters differently"),
+        (
+            row("batch", path="train/0000/0001", cause="reordered"),
+            "train/0000/0001",
+            "the same samples in another order",
+        ),
+        (row("batch", path="b", cause="dropped", samples=(3, 5)), "b", "without sample 3, 5"),
+        (row("batch", path="b", cause="content", differing=("pixels", "targets")), "b", "pixels, targets"),
+        (row("output", path="act", flips=2), "act", "2 signs flipped"),
+        (row("output", path="act", missing="candidate"), "act", "run as a module on one side only"),
+        (row("order"), "order of execution", "modules run in another order"),
+        (row("correct", values=(3, 4)), "correct count", "3 against 4"),
+        (
+            row("update", path="fc.weight", slot="step", side="candidate", number=2),
+            "candidate, update 2: fc.weight/step",
+            "",
+        ),
+        (
+            row("step", number=7, quantity="values", path="fc.bias", events=("2 arrays unfreeze",)),
+            "step 7",
+            "boundary: 2 arrays unfreeze; fc.bias",
+        ),
+        (row("step", passed=True, number=7, path="fc.bias"), "step 7", ""),
+        (
+            row("step", number=9, missing="candidate", stopped="it broke"),
+            "step 9",
+            "the candidate stopped before step 9: it broke",
+        ),
+        (row("end", side="reference", stopped="it broke"), "end", "the reference stopped: it broke"),
+        (row("count", number=1, side="candidate"), "batch 1: count of the candidate", ""),
+        (
+            row("predictions", number=0, samples=(4,), margins=(1e-3,)),
+            "batch 0: predictions",
+            "sample 4: margin 1.0e-03",
+        ),
+    ],
+)
+def test_a_row_is_named_and_explained(of: Row, named: str, noted: str) -> None:
+    assert (name(of), note(of)) == (named, noted)
+
+
+def test_a_step_that_differs_names_the_boundary_it_lies_at() -> None:
+    equal = row("step", 1e-15, True, number=0, events=("the learning rate changes",))
+    wrong = row("step", 2e-3, number=1, quantity="slots", path="fc.weight", slot="momentum")
+    assert sentence("P6", equal, wrong) == (
+        "Equal until step 1, just after step 0, where the learning rate changes. "
+        "First wrong: fc.weight/momentum (2.0e-03)."
+    )
+    assert sentence("P6", row("step", number=0, quantity="correct")) == (
+        "The first step already differs (correct count), though all of P1 to P5 is equal."
+    )
+    lacking = row("step", number=1, quantity="slots", path="fc.weight", slot="momentum")
+    assert "fc.weight/momentum (missing or not finite on one side)" in sentence("P6", equal, lacking)
+
+
+def test_a_side_that_stopped_is_mentioned_after_the_difference() -> None:
+    wrong = row("step", 1e-3, number=0, quantity="loss")
+    end = row("step", number=1, missing="candidate", stopped="a frozen array moved.")
+    assert sentence("P6", wrong, end).endswith("Then the candidate stopped before step 1: a frozen array moved.")
+    assert sentence("P6", end) == "Equal until step 1: the candidate stopped before step 1: a frozen array moved."
+
+
+def test_wrong_arrays_are_counted_in_the_first_wrong_update_of_one_side() -> None:
+    rows = [
+        row("update", 1e-3, path=path, slot=slot, side="candidate", number=2)
+        for path, slot in (("fc.weight", ""), ("fc.weight", "momentum"))
+    ]
+    later = row("update", 1e-3, path="fc.bias", side="candidate", number=3)
+    words = sentence("P5", row("update", 0.0, True, side="reference", number=2), *rows, later)
+    assert "candidate, update 2: fc.weight (1.0e-03)" in words and "2 arrays, optimizer slot momentum" in words
+    assert "1 array, the update of the values" in sentence("P5", later)
+
+
+def test_a_module_that_differs_by_itself_is_named_with_its_class_on_both_sides() -> None:
+    alone = Alone("act", "output", 1e-3, ("GELU", "ReLU"), 1, False)
+    words = sentence("P3", row("output", 1e-3, path="act"), replay=alone)
+    assert "act (GELU, in the candidate ReLU), fed the reference's own input, gives another output" in words
+    assert words.endswith("; so does another module.")
+
+
+def test_what_lies_between_two_modules_is_named() -> None:
+    between = Between("fc", "norm", False, (("act", "ReLU"),), ())
+    words = sentence("P4", row("output", 1e-3, path="fc"), replay=between)
+    assert (
+        "between norm and fc, where no parameter is: act (ReLU) in the reference, functions without a module in"
+        in words
+    )
+
+
+def test_a_module_on_one_side_only_is_mentioned() -> None:
+    rows = row("output", 0.0, True, path="act", missing="candidate"), row("output", 1e-3, path="fc")
+    assert "; act cannot be compared, being a module on one side only." in sentence("P3", *rows)
+
+
+def test_other_stages_name_their_first_row() -> None:
+    assert sentence("P1", row("weight", path="w", missing="candidate")) == (
+        "The weights differ after loading: w (missing in the candidate)."
+    )
+    assert (
+        sentence("P7", row("count", number=0, side="candidate"))
+        == "The metrics differ: batch 0: count of the candidate."
+    )
+    assert sentence("P4", row("correct", values=(3, 4))).startswith(
+        "Outputs and loss are equal and the count of correct"
+    )
+
+
+def test_a_stage_without_rows_says_so() -> None:
+    stage = Stage("P3", math.inf, 1e-10, False)
+    assert summary(stage) == "nothing to compare"
+    assert first_difference(Difference(stage, None)) == "P3, forward in eval mode: nothing to compare."
+    assert first_difference(None) == ""
