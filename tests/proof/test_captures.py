@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.golden import FOLDER
 from tlx.errors import TlxError
 from tlx.proof.artifact import Capture, hexed, readable
 from tlx.proof.capture import capture
@@ -16,7 +17,9 @@ from tlx.proof.compare import compare
 from tlx.proof.result import Verdict
 from tlx.recipe import Recipe
 
-SAVED = Path(__file__).parents[1] / "golden" / "saved-by-0.1.0.tar.xz"
+pytestmark = pytest.mark.needs("loopback")
+
+SAVED = FOLDER / "saved-by-0.1.0.tar.xz"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from tlx.proof.report import Report
 from tlx.proof.result import Row, Stage, Verdict
 from tlx.recipe import Recipe
 
+pytestmark = pytest.mark.needs("loopback")
+
 Command = Callable[..., Any]
 
 

@@ -13,6 +13,8 @@ from tlx.proof.faults import Fault, faults
 from tlx.proof.result import Verdict
 from tlx.proof.selftest import Finding, selftest, show
 
+pytestmark = pytest.mark.needs("loopback")
+
 
 @pytest.fixture(scope="module")
 def findings() -> dict[str, list[Finding]]:

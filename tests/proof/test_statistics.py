@@ -41,6 +41,7 @@ def test_the_figure_is_the_margin_at_which_the_decision_turns() -> None:
     stage = equivalence(reference, candidate)
     interval = stats.ttest_rel(candidate, reference).confidence_interval(0.9)
     assert stage.figure == pytest.approx(max(-interval.low, interval.high), rel=1e-12)
+    assert stage.figure is not None
     assert equivalence(reference, candidate, margin=stage.figure * 1.0001).passed is True
     assert equivalence(reference, candidate, margin=stage.figure * 0.9999).passed is None
     assert stage.rows[-2].error == pytest.approx((interval.high - interval.low) / 2, rel=1e-12)
