@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,10 @@ from tlx.proof.rename import Renamed, partners
 from tlx.proof.report import Report
 from tlx.proof.result import Difference, Verdict
 from tlx.proof.statistics import equivalence, verdict_of
-from tlx.recipe import Recipe, as_recipe
+from tlx.recipe import Recipe, RecipeFields, as_recipe, takes_fields
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Where nothing else is asked for: no network, and each kind of boundary is crossed.
 DEFAULTS: Mapping[str, Any] = {
@@ -36,8 +39,9 @@ DEFAULTS: Mapping[str, Any] = {
 MARGIN = 0.005
 
 
+@takes_fields
 def parity(
-    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    recipe: Recipe | RecipeFields | Mapping[str, Any] | str | Path | None = None,
     *,
     reference: Any = "torch",
     candidate: Any = "oneflow",
@@ -47,7 +51,7 @@ def parity(
     seeds: int = 0,
     margin: float = MARGIN,
     keep: str | Path | None = None,
-    **fields: Any,
+    **fields: Unpack[RecipeFields],
 ) -> Report:
     """Compare how two backends train by one recipe, or how two modules of your own compute.
 
@@ -64,7 +68,8 @@ def parity(
             equivalent.
         margin: the difference in accuracy that would matter.
         keep: a folder for the two captures, which are thrown away otherwise.
-        **fields: recipe fields, which replace those of `recipe`; for modules also `head`, the last layer's path.
+        **fields: recipe fields, which replace those of `recipe`; for modules also `head`, the last layer's path. Not
+            `backend` and `out`, for which a comparison has `reference`, `candidate` and `keep`.
 
     Returns:
         The report: print it, or read `verdict` and `first`.
@@ -76,12 +81,11 @@ def parity(
     for name, instead in (("backend", "reference and candidate"), ("out", "keep")):
         if name in fields:
             raise RecipeError(f"parity has no {name}; use {instead}")
-    if recipe is None:
-        fields = defaults(fields)
+    asked: Mapping[str, Any] = fields if recipe is not None else defaults(fields)
     modules = [side for side in (reference, candidate) if not isinstance(side, (str, Backend))]
     sides: list[tuple[Backend, Recipe]]
     if not modules:
-        shared = as_recipe(recipe, fields)
+        shared = as_recipe(recipe, asked)
         backends = [registry.load(side) if isinstance(side, str) else side for side in (reference, candidate)]
         sides = [(backend, shared) for backend in backends]
     elif len(modules) == 1:
@@ -89,7 +93,7 @@ def parity(
     else:
         if seeds:
             raise RecipeError("seeds needs two backends; two modules are compared step by step only")
-        shared = as_recipe(recipe, {**fields, **_pair_fields(reference, fields)})
+        shared = as_recipe(recipe, {**asked, **_pair_fields(reference, asked)})
         sides = _pair(shared, reference, candidate, rename or {})
     with TemporaryDirectory(prefix="tlx-parity-") as scratch:
         home = Path(scratch if keep is None else keep)
