@@ -55,7 +55,8 @@ def test_every_link_within_the_repository_leads_somewhere(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_file_that_a_document_names_is_there(file: Path) -> None:
     # A path in backticks counts if it begins with a name of the root's folder or of the core's.
-    paths = re.findall(r"`((?:[\w.]+/)+[\w.]*|\w+\.py)`", file.read_text(encoding="utf-8"))
+    text = file.read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:[\w.]+/)+[\w.]*|\w+\.py)`", text) + re.findall(r"(?:\w+/)+\w+\.py\b", text)
     roots = (ROOT, ROOT / "tlx")
     ours = [path for path in paths if any((root / path.split("/")[0]).exists() for root in roots)]
     assert [path for path in ours if not any((root / path).exists() for root in roots)] == []

@@ -32,6 +32,7 @@ from PIL import Image
 
 import tlx
 from tlx import cli
+from tlx.data import KINDS, OPS
 from tlx.strategy import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
@@ -149,12 +150,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def same_strategies() -> Iterator[None]:
-    """Forget the strategies that a document registers."""
-    before = dict(STRATEGIES)
+def same_tables() -> Iterator[None]:
+    """Forget the strategies, ops and data sources that a document registers."""
+    tables: tuple[dict[str, Any], ...] = (STRATEGIES, OPS, KINDS)
+    before = [dict(table) for table in tables]
     yield
-    STRATEGIES.clear()
-    STRATEGIES.update(before)
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
 
 
 @pytest.mark.slow

@@ -59,7 +59,7 @@ class Data:
 
     @property
     def parts(self) -> dict[str, Images]:
-        """The parts that there are, by name: train, val and test."""
+        """The parts that there are, under the names train, val and test."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
         return {name: images for name, images in parts.items() if images is not None}
 
