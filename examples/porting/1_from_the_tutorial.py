@@ -111,8 +111,8 @@ def main() -> int:
         print(f"   the loop as everybody writes it: {distance:.1e} apart, most in {name}")
         equal, name = apart(by_hand(start, exact=True), trained)
         print(f"   with scalars rounded to float32, as tlx hands them to every backend: {equal:.1e} apart")
-        print("   So they are one job. What was left: 0.9 and 1e-5 are not float32 numbers, and OneFlow's kernels round")
-        print("   them, so tlx rounds them on every backend.")
+        print("   So they are one job. What was left: 0.9 and 1e-5 are not float32 numbers, and OneFlow's kernels")
+        print("   round them, so tlx rounds them on every backend.")
 
         print("3. Is it the same on OneFlow?")
         fields = {key: value for key, value in RECIPE.items() if key not in ("quiet", "precision")}
