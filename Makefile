@@ -26,6 +26,7 @@ test: lint
 
 lint: setup
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 docs: setup

@@ -23,6 +23,7 @@ FIELDS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 @pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
 def test_kept_features_change_no_bit(

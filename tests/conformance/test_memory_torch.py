@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.needs("torch")
+pytestmark = [pytest.mark.slow, pytest.mark.needs("torch")]
 
 SCRIPT = """
 import gc, json, resource, sys

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 import tlx
 from support.backends import FRAMEWORKS
 
-pytestmark = pytest.mark.needs(*FRAMEWORKS)
+pytestmark = [pytest.mark.slow, pytest.mark.needs(*FRAMEWORKS)]
 
 FIELDS: dict[str, Any] = {
     "data": "digits",

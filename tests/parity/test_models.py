@@ -15,7 +15,7 @@ from tlx.models.initial_values import initial_arrays
 from tlx.models.zoo import ARCHITECTURES, Architecture, architecture
 from tlx.proof.zoo_table import measured
 
-pytestmark = pytest.mark.needs(*FRAMEWORKS)
+pytestmark = [pytest.mark.slow, pytest.mark.needs(*FRAMEWORKS)]
 
 # One of each family; VGG, whose smallest has 129 million parameters, is held to AlexNet's likeness by its names alone.
 FAMILIES = (

@@ -33,6 +33,7 @@ def test_two_backends_are_equal_on_resnet18() -> None:
     assert "G = " in summary(figures["P8"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", each_backend(*FRAMEWORKS))
 def test_the_checker_finds_what_is_planted_in_a_backend(name: str) -> None:
     backend = registry.load(name)

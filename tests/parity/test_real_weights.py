@@ -10,7 +10,7 @@ import pytest
 import tlx
 from support.backends import FRAMEWORKS
 
-pytestmark = pytest.mark.needs(*FRAMEWORKS)
+pytestmark = [pytest.mark.slow, pytest.mark.needs(*FRAMEWORKS)]
 
 JOBS: dict[str, dict[str, Any]] = {
     "CIFAR-10": {"data": "cifar10", "weights": "weights/resnet18-imagenet200-32px.safetensors", "image_size": 64},

@@ -22,7 +22,7 @@ from tlx.strategy.schedule import float32_exact
 # Float64 rounding grows over 40 steps to about 1e-13; a change of meaning is at least 1e-7.
 LIMIT = 1e-9
 
-pytestmark = pytest.mark.needs(*FRAMEWORKS)
+pytestmark = [pytest.mark.slow, pytest.mark.needs(*FRAMEWORKS)]
 
 DIGITS = {
     "data": "digits",
