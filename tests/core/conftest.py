@@ -12,7 +12,7 @@ from tlx.training import features
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
-    """Of how many images each call computed what enters the cut, and of training steps those that were pixels."""
+    """How many images each call computed features of, and how many each training step took as pixels."""
     counts: dict[str, list[int]] = {"features": [], "pixels": []}
     computed, backward = features.computed, Loopback.backward
 

@@ -22,12 +22,12 @@ def own() -> Iterator[dict[str, ctypes.c_uint64]]:
     """OneFlow's table of calls, to be changed, and put back at the end."""
     path = blas.shared_library("oneflow", "oneflow.libs/liboneflow-*.so")
     assert path is not None
-    found = blas.entries(ctypes.CDLL(str(path)), blas.FUNCTIONS)
-    before = {name: entry.value for name, entry in found.items()}
+    entries = blas.entries(ctypes.CDLL(str(path)), blas.FUNCTIONS)
+    before = {name: entry.value for name, entry in entries.items()}
     try:
-        yield found
+        yield entries
     finally:
-        blas.point(found, before)
+        blas.point(entries, before)
 
 
 def test_it_is_on_in_this_environment() -> None:

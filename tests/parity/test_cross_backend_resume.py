@@ -44,7 +44,7 @@ CHILD = "import tlx; tlx.run(**{fields!r}, save_seconds=0)"
 
 
 def killed(out: Path, steps: int, **fields: Any) -> None:
-    """Start a run in a process of its own, and kill it once so many steps are on disk."""
+    """Start a run in a process of its own, and kill it once it has saved that many steps."""
     code = CHILD.format(fields={**FIELDS, **fields, "out": str(out)})
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -98,10 +98,10 @@ def test_a_killed_run_continues_on_the_other_backend(
     assert saved_steps(tmp_path / "run") < 2 * STEPS
     result = tlx.run(resume=tmp_path / "run", backend=second, quiet=True)
     assert result.backend == second and result.epochs_run == 2
-    found = apart(whole[first, optimizer], result.run_dir)
-    worst = max(found, key=lambda name: found[name])
-    print(f"{optimizer} {first} {steps} {worst} {found[worst]:.1e}")
-    assert found[worst] <= LIMITS[optimizer], f"{worst}: {found[worst]:.1e}"
+    distances = apart(whole[first, optimizer], result.run_dir)
+    worst = max(distances, key=lambda name: distances[name])
+    print(f"{optimizer} {first} {steps} {worst} {distances[worst]:.1e}")
+    assert distances[worst] <= LIMITS[optimizer], f"{worst}: {distances[worst]:.1e}"
     expected = json.loads((whole[first, optimizer] / "result.json").read_text())
     assert result.test_accuracy == expected["test_accuracy"]
     for a, b in zip(expected["history"], result.history, strict=True):
@@ -116,5 +116,5 @@ def test_a_model_predicts_the_same_classes_on_both_backends(trained: str, whole:
     assert test is not None
     images = np.stack([test.pixels(i) for i in range(len(test))])
     here, there = (tlx.predict(run_dir, images, backend=backend) for backend in FRAMEWORKS)
-    assert len({found["class"] for found in here}) > 1
-    assert [found["class"] for found in here] == [found["class"] for found in there]
+    assert len({prediction["class"] for prediction in here}) > 1
+    assert [prediction["class"] for prediction in here] == [prediction["class"] for prediction in there]

@@ -79,17 +79,17 @@ def test_forty_float64_steps_agree(job: str, tmp_path: Path) -> None:
 def recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
     """Keep what crosses into a backend, and what its device then holds."""
     backend = registry.load(name)
-    put, kept = backend.put, []
+    put, batches = backend.put, []
 
-    def keep(model: Any, batch: Batch) -> Any:
+    def record(model: Any, batch: Batch) -> Any:
         on_device = put(model, batch)
         pixels = backend.fetch([on_device.images])[0]
-        kept.append((batch.images.copy(), batch.labels.copy(), batch.indices.copy(), batch.key, pixels))
+        batches.append((batch.images.copy(), batch.labels.copy(), batch.indices.copy(), batch.key, pixels))
         return on_device
 
     with monkeypatch.context() as patch:
-        patch.setattr(backend, "put", keep)
-        yield kept
+        patch.setattr(backend, "put", record)
+        yield batches
 
 
 def test_both_backends_receive_bit_identical_batches(
@@ -97,7 +97,7 @@ def test_both_backends_receive_bit_identical_batches(
 ) -> None:
     seen = []
     for backend in FRAMEWORKS:
-        with recorded(backend, monkeypatch) as kept:
+        with recorded(backend, monkeypatch) as batches:
             tlx.run(
                 backend=backend,
                 data="cifar10",
@@ -115,7 +115,7 @@ def test_both_backends_receive_bit_identical_batches(
                 out=str(tmp_path / backend),
                 quiet=True,
             )
-        seen.append(kept)
+        seen.append(batches)
     assert len(seen[0]) == len(seen[1]) == 2 * (4 + 1) + 2  # 40 train (4 batches) and 10 val, twice; then 20 test
     for reference, candidate in zip(*seen, strict=True):
         for a, b in zip(reference, candidate, strict=True):
@@ -157,5 +157,5 @@ def test_a_run_continues_on_the_other_backend(optimizer: str) -> None:
     second[0].load_arrays(second[1], first[0].dump_arrays(first[1]))
     second[0].load_optimizer(second[2], first[0].dump_optimizer(first[2]))
     steps(*second, range(3, 6))
-    expected, got = whole[0].dump_arrays(whole[1]), second[0].dump_arrays(second[1])
-    assert max(relative_distance(expected[name], got[name]) for name in expected) <= LIMIT
+    expected, continued = whole[0].dump_arrays(whole[1]), second[0].dump_arrays(second[1])
+    assert max(relative_distance(expected[name], continued[name]) for name in expected) <= LIMIT
