@@ -1,4 +1,4 @@
-"""Write docs/recipe.md from the recipe's own fields: python docs/make_recipe.py
+"""Write docs/recipe.md from the recipe's own fields: `python docs/make_recipe.py`.
 
 A test compares what this returns with the file, so the page cannot fall behind the code.
 """
