@@ -95,6 +95,7 @@ class Fed(Proxy):
     """A loader whose first epoch is changed."""
 
     def __init__(self, inner: Any, change: Callable[[Sequence[Batch]], Sequence[Batch]]) -> None:
+        """Stand in front of a loader; `change` gets the batches of the first epoch."""
         super().__init__(inner)
         self.change = change
 
@@ -104,6 +105,7 @@ class Fed(Proxy):
 
 
 def wrong_label(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Change the first label of the second batch."""
     batch = batches[1]
     labels = batch.labels.copy()
     labels[0] = (labels[0] + 1) % 5
@@ -115,10 +117,12 @@ def wrong_label(batches: Sequence[Batch]) -> Sequence[Batch]:
 
 
 def swapped(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Swap the first two batches."""
     return [batches[1], batches[0], *batches[2:]]
 
 
 def dropped(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Drop the first sample of the third batch."""
     batch = batches[2]
     fewer: dict[str, Any] = {name: getattr(batch, name)[1:] for name in ("images", "labels", "indices")}
     targets = None if batch.targets is None else batch.targets[1:]
@@ -126,17 +130,22 @@ def dropped(batches: Sequence[Batch]) -> Sequence[Batch]:
 
 
 def reseeded(loader: Any) -> Any:
+    """Give the loader another seed."""
     other = copy.copy(loader)
     other.seed += 1
     return other
 
 
 class SwappedChannels(Proxy):
+    """Feeds blue, green, red where red, green, blue was meant."""
+
     def put(self, model: Model, batch: Batch) -> Handle:
         return self.inner.put(model, replace(batch, images=np.ascontiguousarray(batch.images[:, ::-1])))
 
 
 class Nearest(Proxy):
+    """Enlarges images by the nearest pixel, not bilinearly."""
+
     def put(self, model: Model, batch: Batch) -> Handle:
         size = batch.preprocess.size
         rows = np.arange(size) * batch.images.shape[2] // size
@@ -146,6 +155,8 @@ class Nearest(Proxy):
 
 
 class Unsmoothed(Proxy):
+    """Drops the soft targets."""
+
     def put(self, model: Model, batch: Batch) -> Handle:
         return self.inner.put(model, replace(batch, targets=None))
 
@@ -154,6 +165,8 @@ class Unsmoothed(Proxy):
 
 
 class MissingKey(Proxy):
+    """Does not list the first array once the weights are loaded."""
+
     loaded = False
 
     def load_arrays(self, model: Model, arrays: Arrays) -> None:
@@ -166,23 +179,31 @@ class MissingKey(Proxy):
 
 
 class SummedLoss(Proxy):
+    """Multiplies the gradients by four, as a loss that is summed and not averaged."""
+
     def backward(self, model: Model, batch: Handle, scale: float = 1.0) -> tuple[Lazy, Lazy]:
-        found: tuple[Lazy, Lazy] = self.inner.backward(model, batch, scale * 4)
-        return found
+        metrics: tuple[Lazy, Lazy] = self.inner.backward(model, batch, scale * 4)
+        return metrics
 
 
 class Unclipped(Proxy):
+    """Never clips the gradients."""
+
     def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
         self.inner.update(model, optimizer, None)
 
 
 class FrozenNormAdapts(Proxy):
+    """Lets every BatchNorm adapt, whatever is frozen."""
+
     def set_phase(self, model: Model, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
         norms = frozenset(s.module for s in self.inner.param_specs(model) if s.role == "statistic")
         self.inner.set_phase(model, trainable, norms)
 
 
 class FrozenMoves(Proxy):
+    """Shrinks frozen parameters by a millionth at each update."""
+
     frozen: frozenset[str] = frozenset()
 
     def set_phase(self, model: Model, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
@@ -199,6 +220,8 @@ class FrozenMoves(Proxy):
 
 
 class LateUnfreeze(Proxy):
+    """Unfreezes only after the first update of a phase."""
+
     late: tuple[Any, ...] | None = None
 
     def set_phase(self, model: Model, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
@@ -217,6 +240,8 @@ class LateUnfreeze(Proxy):
 
 
 class LateRate(Proxy):
+    """Applies a new rate only after the next update."""
+
     waiting: tuple[Any, ...] | None = None
     first = True
 
@@ -249,12 +274,14 @@ class RateInsideMomentum(Proxy):
 
 
 class MomentumLost(Proxy):
+    """Empties the optimizers' state at each change of the phase."""
+
     optimizers: tuple[Handle, ...] = ()
 
     def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:
-        made = self.inner.optimizer(model, spec, groups)
-        self.optimizers = (*self.optimizers, made)
-        return made
+        optimizer = self.inner.optimizer(model, spec, groups)
+        self.optimizers = (*self.optimizers, optimizer)
+        return optimizer
 
     def set_phase(self, model: Model, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
         self.inner.set_phase(model, trainable, batch_norm)
@@ -263,6 +290,8 @@ class MomentumLost(Proxy):
 
 
 class DecayOnAll(Proxy):
+    """Decays norms and biases as it does weights."""
+
     def set_hyper(self, optimizer: Handle, values: Sequence[Hyper]) -> None:
         decay = max(h.weight_decay for h in values)
         self.inner.set_hyper(optimizer, [replace(h, weight_decay=decay) for h in values])
@@ -272,9 +301,9 @@ class OneSidedNaN(Proxy):
     """One logit of one sample is not a number, in evaluation only."""
 
     def logits(self, model: Model, batch: Handle) -> Lazy:
-        (found,) = self.inner.fetch([self.inner.logits(model, batch)])
-        found[0, 0] = np.nan
-        return found
+        (logits,) = self.inner.fetch([self.inner.logits(model, batch)])
+        logits[0, 0] = np.nan
+        return logits
 
     def fetch(self, lazies: Sequence[Lazy]) -> list[Array]:
         return [lazy if isinstance(lazy, np.ndarray) else self.inner.fetch([lazy])[0] for lazy in lazies]
@@ -292,5 +321,7 @@ class OneStepCount(Proxy):
 
 
 class CoupledDecay(Proxy):
+    """Gives Adam, whose decay enters the gradient, where AdamW was asked for."""
+
     def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:
         return self.inner.optimizer(model, replace(spec, name="adam"), groups)

@@ -43,11 +43,13 @@ def network(fw: Any) -> Any:
 
 
 class Dampening(Proxy):
+    """SGD with a dampening of 0.1, which tlx sets to 0 everywhere."""
+
     def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:
-        made = self.inner.optimizer(model, spec, groups)
-        for group in made.native.param_groups:
+        optimizer = self.inner.optimizer(model, spec, groups)
+        for group in optimizer.native.param_groups:
             group["dampening"] = 0.1
-        return made
+        return optimizer
 
 
 class ZeroedGradients(Proxy):
@@ -89,6 +91,7 @@ class Edited(Proxy):
     """A backend that builds another module than it was asked for."""
 
     def __init__(self, edit: Callable[[Any, Any], None], inner: Any) -> None:
+        """Stand in front of a backend; `edit` gets its framework and each module that it builds."""
         super().__init__(inner)
         self.edit = edit
 
@@ -99,18 +102,22 @@ class Edited(Proxy):
 
 
 def other_eps(fw: Any, net: Any) -> None:
+    """Set BatchNorm's eps to 1e-3."""
     net.norm.eps = 1e-3
 
 
 def other_momentum(fw: Any, net: Any) -> None:
+    """Set BatchNorm's momentum to 0.01."""
     net.norm.momentum = 0.01
 
 
 def leaky(fw: Any, net: Any) -> None:
+    """Replace a ReLU by a LeakyReLU."""
     net.block.act = fw.nn.LeakyReLU(0.01)
 
 
 def biased_variance(fw: Any, net: Any) -> None:
+    """Let BatchNorm keep the biased variance."""
     norm = net.norm
     forward = type(norm).forward
 
@@ -119,17 +126,19 @@ def biased_variance(fw: Any, net: Any) -> None:
         y = forward(norm, x)
         if norm.training:
             count = x.shape[0] * x.shape[2] * x.shape[3]
-            kept = before * (1 - norm.momentum)
-            norm.running_var = kept + (norm.running_var.detach() - kept) * ((count - 1) / count)
+            old_share = before * (1 - norm.momentum)
+            norm.running_var = old_share + (norm.running_var.detach() - old_share) * ((count - 1) / count)
         return y
 
     norm.forward = biased
 
 
 def one_sided_pool(fw: Any, net: Any) -> None:
+    """Pad the pool on the right and below only."""
     net.pool = fw.nn.MaxPool2d(3, 2, 0, ceil_mode=True)
 
 
 def late_residual(fw: Any, net: Any) -> None:
+    """Add the residual after the activation."""
     block = net.block
     block.forward = lambda x: x + block.act(block.norm(block.conv(x)))
