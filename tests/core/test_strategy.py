@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tlx
 from support.resnet import ARCH, PARAMS, SPECS
 from tlx.errors import RecipeError
+from tlx.models.zoo import Architecture
+from tlx.strategy import built_in, register
 from tlx.strategy.built_in import STRATEGIES, named
 from tlx.strategy.plan import Group, Phase, Plan, Strategy
 from tlx.strategy.schedule import Schedule, float32_exact
@@ -210,3 +214,36 @@ def test_a_phase_after_the_end_is_refused() -> None:
 def test_an_unknown_strategy_names_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"Unknown strategy 'dif_lr'\. Did you mean 'diff_lr'"):
         named("dif_lr")
+
+
+def test_a_strategy_from_outside_is_one_function(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tlx.strategy.built_in.STRATEGIES", dict(STRATEGIES))
+    monkeypatch.setattr("tlx.recipe.STRATEGIES", built_in.STRATEGIES)
+
+    @register("the head twice as fast as the backbone")
+    def double(arch: Architecture, epochs: int, *, lr: float = 0.01) -> Strategy:
+        groups = (Group("backbone", "backbone"), Group("head", "head"))
+        return Strategy("double", groups, (Phase("train", {"backbone": lr, "head": 2 * lr}),))
+
+    fields: dict[str, Any] = {"backend": "loopback", "model": "tiny-mlp", "strategy": "double", "weights": "none"}
+    assert [row.lr for row in tlx.plan(fields).rows] == [0.01, 0.02]
+    assert [row.lr for row in tlx.plan(fields, lr=0.5).rows] == [0.5, 1.0]
+    data: dict[str, Any] = {"data": "digits", "image_size": 8, "limit_train": 200, "limit_test": 20, "epochs": 1}
+    result = tlx.run(fields, **data, quiet=True, out=str(tmp_path / "run"))
+    assert result.recipe.resolved().lr == 0.01 and result.history[0]["lr"] == [float32_exact(0.01), float32_exact(0.02)]
+    with pytest.raises(RecipeError, match="strategy 'double' has no backbone_lr"):
+        tlx.Recipe(strategy="double", backbone_lr=0.1)
+    with pytest.raises(RecipeError, match="'double' is registered already: the head twice as fast"):
+        register("again")(double)
+
+
+def test_a_strategy_that_takes_what_no_recipe_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlx.strategy.built_in.STRATEGIES", dict(STRATEGIES))
+    monkeypatch.setattr("tlx.recipe.STRATEGIES", built_in.STRATEGIES)
+
+    @register("takes an option of its own")
+    def odd(arch: Architecture, epochs: int, *, warmth: float = 1.0) -> Strategy:
+        raise AssertionError("never built")
+
+    with pytest.raises(RecipeError, match="strategy 'odd' takes 'warmth', which is no recipe field"):
+        tlx.Recipe(strategy="odd")
