@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
+from tlx.backend.optimizers import OptimizerName
 from tlx.errors import RecipeError, closest
 from tlx.models.zoo import Architecture, architecture
 from tlx.recipe_fields import (
@@ -18,7 +19,6 @@ from tlx.recipe_fields import (
     FeatureCache,
     ModelLike,
     OnBadImage,
-    OptimizerName,
     PrecisionName,
     Sampler,
     choice,

@@ -14,7 +14,6 @@ from tlx.errors import RecipeError, closest
 Affects = Literal["result", "speed", "place"]
 FIELD_GROUPS = ("Strategy", "Data", "Model", "Training", "Augmentation and labels", "Machine and files")
 
-OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
 PrecisionName = Literal["auto", "float32", "bfloat16", "float64"]
 OnBadImage = Literal["error", "skip"]
 ClassWeights = Literal["none", "balanced"]

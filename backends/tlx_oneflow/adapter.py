@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from tlx.backend import Array, Capabilities, OptimizerSpec
-from tlx.backend.module.base import OPTIMIZERS, ModuleBackend
+from tlx.backend.module.base import Groups, ModuleBackend
 from tlx.backend.module.net import Net, Optimizer
 from tlx.models.zoo import ARCHITECTURES
 from tlx_oneflow.bootstrap import cuda_driver, flow, flowvision
@@ -16,8 +16,27 @@ from tlx_oneflow.layers import improve
 from tlx_oneflow.optim import Adam, RMSprop, TensorOptimizer
 
 
+def _sgd(groups: Groups, spec: OptimizerSpec) -> Any:
+    return flow.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov)
+
+
+def _adam(groups: Groups, spec: OptimizerSpec) -> Any:
+    return Adam(groups, spec.betas, spec.eps)
+
+
+def _adamw(groups: Groups, spec: OptimizerSpec) -> Any:
+    return Adam(groups, spec.betas, spec.eps, decoupled=True)
+
+
+def _rmsprop(groups: Groups, spec: OptimizerSpec) -> Any:
+    return RMSprop(groups, spec.alpha, spec.eps, spec.momentum)
+
+
 class OneFlowBackend(ModuleBackend):
+    """OneFlow 0.9.0, with flowvision's models."""
+
     name = "oneflow"
+    optimizers: ClassVar = {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "rmsprop": _rmsprop}
 
     def __init__(self) -> None:
         super().__init__(flow, flowvision.models, flowvision.layers.StochasticDepth)
@@ -29,7 +48,7 @@ class OneFlowBackend(ModuleBackend):
             versions={"oneflow": flow.__version__, "flowvision": flowvision.__version__},
             devices=devices,
             precisions={device: ("float32", "float64") for device in devices},
-            optimizers=OPTIMIZERS,
+            optimizers=tuple(self.optimizers),
             models=tuple(name for name in ARCHITECTURES if hasattr(flowvision.models, name)),
             deterministic=True,
         )
@@ -50,13 +69,6 @@ class OneFlowBackend(ModuleBackend):
     def exact(self, logits: Any) -> Any:
         # Its float32 cross-entropy is inaccurate; on float64 logits the gradient is right to 4.5e-10.
         return logits.double()
-
-    def make_optimizer(self, spec: OptimizerSpec, groups: list[dict[str, Any]]) -> Any:
-        if spec.name == "sgd":
-            return flow.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov)
-        if spec.name == "rmsprop":
-            return RMSprop(groups, spec.alpha, spec.eps, spec.momentum)
-        return Adam(groups, spec.betas, spec.eps, decoupled=spec.name == "adamw")
 
     def optimizer_slots(self, optimizer: Optimizer, param: Any) -> Mapping[str, Any] | None:
         if isinstance(optimizer.native, TensorOptimizer):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torchvision
 
 from tlx.backend import Array, Capabilities, OptimizerSpec
-from tlx.backend.module.base import OPTIMIZERS, ModuleBackend
+from tlx.backend.module.base import Groups, ModuleBackend
 from tlx.backend.module.net import Net, Optimizer
 from tlx.models.zoo import ARCHITECTURES
 from tlx.strategy.schedule import float32_exact
@@ -21,8 +21,27 @@ from tlx_torch import memory
 NATIVE = {"momentum": "momentum_buffer"}  # PyTorch's names of slots, where they are not the portable ones
 
 
+def _sgd(groups: Groups, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov)
+
+
+def _adam(groups: Groups, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=0.0, betas=spec.betas, eps=spec.eps)
+
+
+def _adamw(groups: Groups, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=0.0, betas=spec.betas, eps=spec.eps)
+
+
+def _rmsprop(groups: Groups, spec: OptimizerSpec) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(groups, lr=0.0, alpha=spec.alpha, eps=spec.eps, momentum=spec.momentum)
+
+
 class TorchBackend(ModuleBackend):
+    """PyTorch, with torchvision's models."""
+
     name = "torch"
+    optimizers: ClassVar = {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "rmsprop": _rmsprop}
 
     def __init__(self) -> None:
         super().__init__(torch, torchvision.models, torchvision.ops.StochasticDepth)
@@ -38,7 +57,7 @@ class TorchBackend(ModuleBackend):
             versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
             devices=tuple(precisions),
             precisions=precisions,
-            optimizers=OPTIMIZERS,
+            optimizers=tuple(self.optimizers),
             models=tuple(name for name in ARCHITECTURES if hasattr(torchvision.models, name)),
             deterministic=True,
         )
@@ -68,14 +87,6 @@ class TorchBackend(ModuleBackend):
     def exact(self, logits: torch.Tensor) -> torch.Tensor:
         # In at least float32: autocast leaves bfloat16 logits behind.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def make_optimizer(self, spec: OptimizerSpec, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        if spec.name == "sgd":
-            return torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov)
-        if spec.name == "rmsprop":
-            return torch.optim.RMSprop(groups, lr=0.0, alpha=spec.alpha, eps=spec.eps, momentum=spec.momentum)
-        kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
-        return kind(groups, lr=0.0, betas=spec.betas, eps=spec.eps)
 
     def optimizer_slots(self, optimizer: Optimizer, param: Any) -> Mapping[str, Any] | None:
         state = optimizer.native.state.get(param)

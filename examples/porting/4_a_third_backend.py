@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ import torchvision
 from torch import nn
 
 import tlx
-from tlx.backend import Capabilities, OptimizerSpec, registry
-from tlx.backend.module.base import OPTIMIZERS, ModuleBackend
+from tlx.backend import Capabilities, registry
+from tlx.backend.module.base import ModuleBackend
 from tlx.backend.module.net import Net, Optimizer
 from tlx.strategy.schedule import float32_exact
 
@@ -59,6 +59,10 @@ class FirstVersion(ModuleBackend):
     """Everything that a module framework does not do by itself. One method is missing."""
 
     name = "third"
+    optimizers: ClassVar = {
+        "sgd": lambda groups, spec: torch.optim.SGD(groups, 0.0, momentum=spec.momentum, nesterov=spec.nesterov),
+        "adam": lambda groups, spec: torch.optim.Adam(groups, 0.0, betas=spec.betas, eps=spec.eps),
+    }
 
     def __init__(self) -> None:
         super().__init__(torch, ZOO, torchvision.ops.StochasticDepth)
@@ -68,7 +72,7 @@ class FirstVersion(ModuleBackend):
             versions={"torch": torch.__version__},
             devices=("cpu",),
             precisions={"cpu": ("float32", "float64")},
-            optimizers=OPTIMIZERS,
+            optimizers=tuple(self.optimizers),
             models=tuple(vars(ZOO)),
             deterministic=True,
         )
@@ -78,14 +82,6 @@ class FirstVersion(ModuleBackend):
 
     def exact(self, logits: torch.Tensor) -> torch.Tensor:
         return logits
-
-    def make_optimizer(self, spec: OptimizerSpec, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        if spec.name == "sgd":
-            return torch.optim.SGD(groups, lr=0.0, momentum=spec.momentum, nesterov=spec.nesterov)
-        if spec.name == "rmsprop":
-            return torch.optim.RMSprop(groups, lr=0.0, alpha=spec.alpha, eps=spec.eps, momentum=spec.momentum)
-        kind = torch.optim.AdamW if spec.name == "adamw" else torch.optim.Adam
-        return kind(groups, lr=0.0, betas=spec.betas, eps=spec.eps)
 
     # The optimizer's memory crosses as named arrays, so that a run can be resumed on another stack.
 
@@ -98,11 +94,10 @@ class FirstVersion(ModuleBackend):
     def set_optimizer_slots(self, optimizer: Optimizer, param: Any, slots: Mapping[str, Any] | None) -> None:
         optimizer.native.state.pop(param, None)
         if slots is not None:
-            rest = {"step": torch.zeros(())} if optimizer.spec.name == "rmsprop" else {}
-            given = {self._native(optimizer, slot): self.tensor(value, "cpu") for slot, value in slots.items()}
-            if "step" in given:
-                given["step"] = given["step"].float()
-            optimizer.native.state[param] = {**rest, **given}
+            state = {self._native(optimizer, slot): self.tensor(value, "cpu") for slot, value in slots.items()}
+            if "step" in state:
+                state["step"] = state["step"].float()
+            optimizer.native.state[param] = state
 
     @staticmethod
     def _native(optimizer: Optimizer, slot: str) -> str:

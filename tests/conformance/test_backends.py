@@ -9,6 +9,7 @@ import pytest
 
 from support.backends import ASKED, OWN, each_backend
 from tlx.backend import Backend
+from tlx.backend.optimizers import RULES
 from tlx.backend.registry import load
 from tlx.conformance.suite import *  # noqa: F403
 
@@ -16,3 +17,7 @@ from tlx.conformance.suite import *  # noqa: F403
 @pytest.fixture(params=each_backend(*dict.fromkeys((*OWN, *ASKED))), scope="session")
 def backend(request: pytest.FixtureRequest) -> Backend:
     return load(request.param)
+
+
+def test_it_offers_every_optimizer_that_a_recipe_can_name(backend: Backend) -> None:
+    assert set(backend.capabilities().optimizers) == set(RULES)

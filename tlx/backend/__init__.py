@@ -1,5 +1,6 @@
 """What a framework must do for tlx: the protocol, and the values that cross it."""
 
+from tlx.backend.optimizers import Hyper, OptimizerSpec
 from tlx.backend.protocol import (
     Array,
     Arrays,
@@ -7,11 +8,9 @@ from tlx.backend.protocol import (
     Batch,
     Capabilities,
     Handle,
-    Hyper,
     Lazy,
     Model,
     ModelSpec,
-    OptimizerSpec,
     ParamSpec,
     Precision,
     Preprocess,

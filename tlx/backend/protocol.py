@@ -1,6 +1,7 @@
 """The backend protocol: all that the core asks of a framework, and the values that cross the border.
 
-Only NumPy arrays, Python numbers, the frozen dataclasses below and opaque handles cross. The contract:
+Only NumPy arrays, Python numbers, opaque handles, the frozen dataclasses below and those of `tlx.backend.optimizers`
+cross. The contract:
 
 - The loss is cross-entropy, the mean over the samples of a batch; labels are int64 [N] in ``0 .. classes - 1``; images
   are NCHW. With ``targets`` [N, classes] the loss is ``-(targets * log_softmax(logits)).sum() / N``; their rows may sum
@@ -24,6 +25,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from tlx.backend.optimizers import Hyper, OptimizerSpec
 from tlx.errors import BackendError
 
 Array = NDArray[Any]
@@ -172,37 +174,6 @@ def check_targets(batch: Batch, classes: int) -> None:
         )
     if not np.isfinite(targets).all():
         raise BackendError("Targets hold a value that is not finite")
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizerSpec:
-    """An optimizer with PyTorch's semantics. All scalars are float32-exact."""
-
-    name: str
-    momentum: float = 0.0
-    nesterov: bool = False
-    betas: tuple[float, float] = field(default=(float(np.float32(0.9)), float(np.float32(0.999))))
-    eps: float = float(np.float32(1e-8))
-    alpha: float = float(np.float32(0.99))  # of rmsprop
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """The arrays that the optimizer keeps for each parameter it has moved; empty where the name is unknown."""
-        known: dict[str, tuple[str, ...]] = {
-            "sgd": ("momentum",),
-            "adam": ("exp_avg", "exp_avg_sq", "step"),
-            "adamw": ("exp_avg", "exp_avg_sq", "step"),
-            "rmsprop": ("square_avg", "momentum") if self.momentum else ("square_avg",),
-        }
-        return known.get(self.name, ())
-
-
-@dataclass(frozen=True, slots=True)
-class Hyper:
-    """What a group's update uses at one step."""
-
-    lr: float
-    weight_decay: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tlx.backend import Array, Backend, OptimizerSpec, Preprocess
-from tlx.conformance import reference as oracle
+from tlx.conformance import reference
 from tlx.conformance.subject import (
     CLASSES,
     PLAIN,
@@ -146,9 +146,9 @@ def head_logits(subject: Subject, features: Array) -> Array:
     """What the head makes of its input: a linear layer; or SqueezeNet's 1 x 1 convolution, ReLU and mean."""
     weight, bias = (subject.start[name] for name in subject.head)
     if features.ndim == 2:
-        return oracle.linear(features, weight, bias)
+        return reference.linear(features, weight, bias)
     maps = np.einsum("nchw,kc->nkhw", features, weight[:, :, 0, 0]) + bias[:, None, None]
-    return np.asarray(oracle.relu(maps).mean(axis=(2, 3)))
+    return np.asarray(reference.relu(maps).mean(axis=(2, 3)))
 
 
 def test_features_are_what_enters_the_head(subject: Subject, dropper: Subject) -> None:
@@ -165,7 +165,7 @@ def test_dropout_takes_the_masks_of_the_core(dropper: Subject) -> None:
         handle = dropper.put(key=key)
         features = dropper.features(handle)
         kept = features * keep_mask(*key, 0, features.shape, RATE) / (1 - RATE)
-        expected, _ = oracle.cross_entropy(head_logits(dropper, kept), batch().labels)
+        expected, _ = reference.cross_entropy(head_logits(dropper, kept), batch().labels)
         assert dropper.backward(handle)[0] == pytest.approx(expected * N, rel=1e-12)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,9 @@ from tlx.backend import (
     check_arrays,
     check_targets,
 )
+from tlx.backend.optimizers import RULES
 from tlx.backend.registry import Check
-from tlx.conformance import reference as oracle
+from tlx.conformance import reference
 from tlx.errors import BackendError, closest
 from tlx.rng import keep_mask
 
@@ -39,7 +39,6 @@ DISTRIBUTIONS = ("numpy",)
 DROPOUT = {"tiny-mlp": 0.0, "tiny-mlp-dropout": 0.5}
 GRID, HIDDEN = 8, 32
 CUTS = ("bn1", "dropout", "fc")  # modules, in order of execution, at which a batch may begin
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 
 
 def check() -> list[Check]:
@@ -114,7 +113,7 @@ class Loopback:
             versions={"numpy": np.__version__},
             devices=("cpu",),
             precisions={"cpu": ("float32", "float64")},
-            optimizers=OPTIMIZERS,
+            optimizers=tuple(RULES),
             models=tuple(DROPOUT),
             deterministic=True,
         )
@@ -164,7 +163,7 @@ class Loopback:
         model.trainable, model.batch_norm, model.grads = trainable, batch_norm, {}
 
     def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Optimizer:
-        _known("optimizer", spec.name, OPTIMIZERS)
+        _known("optimizer", spec.name, RULES)
         parameters = [s.name for s in model.specs if s.role != "statistic"]
         listed = [name for group in groups for name in group]
         for name in listed:
@@ -206,12 +205,12 @@ class Loopback:
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         p = model.module.arrays
         run = self._forward(model, batch, train=True)
-        mean, dlogits = oracle.cross_entropy(run.logits, batch.labels, batch.targets)
-        dh, dw, db = oracle.linear_backward(dlogits * scale, run.h, p["fc.weight"])
-        dy = oracle.relu_backward(dh * run.mask, run.y)
+        mean, dlogits = reference.cross_entropy(run.logits, batch.labels, batch.targets)
+        dh, dw, db = reference.linear_backward(dlogits * scale, run.h, p["fc.weight"])
+        dy = reference.relu_backward(dh * run.mask, run.y)
         dz = dy * p["bn1.weight"]
-        da = oracle.normalise_backward(dz, run.z, run.var, self.bn_eps, batch="bn1" in model.batch_norm)
-        _, dw1, db1 = oracle.linear_backward(da, run.x, p["fc1.weight"])
+        da = reference.normalise_backward(dz, run.z, run.var, self.bn_eps, batch="bn1" in model.batch_norm)
+        _, dw1, db1 = reference.linear_backward(da, run.x, p["fc1.weight"])
         grads = {
             **{"fc.weight": dw, "fc.bias": db, "fc1.weight": dw1, "fc1.bias": db1},
             **{"bn1.weight": (dy * run.z).sum(axis=0), "bn1.bias": dy.sum(axis=0)},
@@ -222,22 +221,14 @@ class Loopback:
 
     def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
         spec, arrays = optimizer.spec, model.module.arrays
-        grads = model.grads if max_norm is None else oracle.clip_by_norm(model.grads, max_norm)
-        rules: dict[str, Callable[..., tuple[Array, dict[str, Array]]]] = {
-            "sgd": partial(oracle.sgd_step, momentum=spec.momentum, nesterov=spec.nesterov),
-            "adam": partial(oracle.adam_step, betas=spec.betas, eps=spec.eps),
-            "adamw": partial(oracle.adamw_step, betas=spec.betas, eps=spec.eps),
-            "rmsprop": partial(oracle.rmsprop_step, alpha=spec.alpha, eps=spec.eps, momentum=spec.momentum),
-        }
-        step = rules[spec.name]
+        grads = model.grads if max_norm is None else reference.clip_by_norm(model.grads, max_norm)
+        rule = RULES[spec.name]
         for group, hyper in zip(optimizer.groups, optimizer.hyper, strict=True):
             for name in grads.keys() & set(group):
-                state = optimizer.state.get(name, {})
-                arrays[name], state = step(
-                    arrays[name], grads[name], state, lr=hyper.lr, weight_decay=hyper.weight_decay
-                )
-                if state:
-                    optimizer.state[name] = state
+                slots = optimizer.state.get(name, {})
+                arrays[name], slots = rule(spec, arrays[name], grads[name], slots, hyper)
+                if slots:
+                    optimizer.state[name] = slots
         model.grads = {}
 
     def average(self, shadow: Net, model: Net, weight: float) -> None:
@@ -251,7 +242,7 @@ class Loopback:
 
     def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
         logits = self._forward(model, batch).logits
-        mean, _ = oracle.cross_entropy(logits, batch.labels, batch.targets)
+        mean, _ = reference.cross_entropy(logits, batch.labels, batch.targets)
         return np.array(mean * len(batch.labels)), _correct(logits, batch.labels)
 
     def logits(self, model: Net, batch: DeviceBatch) -> Lazy:
@@ -273,19 +264,19 @@ class Loopback:
         p = model.module.arrays
         if batch.cut in ("dropout", "fc"):
             return self._head(model, batch, batch.pixels, train)
-        a = batch.pixels if batch.cut else oracle.linear(batch.pixels, p["fc1.weight"], p["fc1.bias"])
+        a = batch.pixels if batch.cut else reference.linear(batch.pixels, p["fc1.weight"], p["fc1.bias"])
         mean, var = p["bn1.running_mean"], p["bn1.running_var"]
         if train and "bn1" in model.batch_norm:
             if len(a) < 2:
                 raise BackendError(
                     "BatchNorm 'bn1' cannot normalise a batch of one sample by itself; use larger batches"
                 )
-            p["bn1.running_mean"], p["bn1.running_var"] = oracle.running(mean, var, a, self.bn_momentum)
+            p["bn1.running_mean"], p["bn1.running_var"] = reference.running(mean, var, a, self.bn_momentum)
             p["bn1.num_batches_tracked"] = p["bn1.num_batches_tracked"] + np.array(1)
-            mean, var = oracle.moments(a)
-        z = oracle.normalise(a, mean, var, self.bn_eps)
+            mean, var = reference.moments(a)
+        z = reference.normalise(a, mean, var, self.bn_eps)
         y = z * p["bn1.weight"] + p["bn1.bias"]
-        found = self._head(model, batch, oracle.relu(y), train)
+        found = self._head(model, batch, reference.relu(y), train)
         return Pass(batch.pixels, a, var, z, y, found.mask, found.h, found.logits)
 
     def _head(self, model: Net, batch: DeviceBatch, h: Array, train: bool) -> Pass:
@@ -296,7 +287,7 @@ class Loopback:
         if drop:
             mask = keep_mask(*batch.key, 0, h.shape, drop).astype(model.dtype) / (1 - drop)
         none, h = np.zeros_like(h), h * mask
-        return Pass(none, none, none[0], none, none, mask, h, oracle.linear(h, p["fc.weight"], p["fc.bias"]))
+        return Pass(none, none, none[0], none, none, mask, h, reference.linear(h, p["fc.weight"], p["fc.bias"]))
 
     # State.
 
@@ -364,9 +355,9 @@ class LoopbackProbe:
     def replay(self, path: str, x: Array, dy: Array | None = None, *, training: bool = False) -> Replay:
         p = self.net.module.arrays
         if path != "bn1":
-            return Replay(oracle.linear(x, p[f"{path}.weight"], p[f"{path}.bias"]))
-        moments = oracle.moments(x) if training else (p["bn1.running_mean"], p["bn1.running_var"])
-        return Replay(oracle.normalise(x, *moments, self.backend.bn_eps) * p["bn1.weight"] + p["bn1.bias"])
+            return Replay(reference.linear(x, p[f"{path}.weight"], p[f"{path}.bias"]))
+        moments = reference.moments(x) if training else (p["bn1.running_mean"], p["bn1.running_var"])
+        return Replay(reference.normalise(x, *moments, self.backend.bn_eps) * p["bn1.weight"] + p["bn1.bias"])
 
     def replay_transposed(self, path: str, x: Array) -> Array | None:
         return None  # no weight is square

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tlx.backend import Array, Arrays, Batch, Hyper, Lazy, OptimizerSpec
-from tlx.conformance import reference as oracle
+from tlx.conformance import reference
 from tlx.conformance.loopback import DeviceBatch, Loopback, Net, Optimizer, Pass
 
 
@@ -118,7 +118,7 @@ class EvaluationDropsGradients(Mutant):
 class RateInsideMomentum(Mutant):
     """Sutskever's momentum, in which a drop of the rate shows late."""
 
-    caught_by = "test_updates_follow_the_oracle and momentum"
+    caught_by = "test_updates_follow_the_rule_in_numpy and momentum"
 
     def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
         hyper = optimizer.hyper
@@ -132,14 +132,14 @@ class RateInsideMomentum(Mutant):
 
 
 class NesterovIgnored(Mutant):
-    caught_by = "test_updates_follow_the_oracle and nesterov"
+    caught_by = "test_updates_follow_the_rule_in_numpy and nesterov"
 
     def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Optimizer:
         return super().optimizer(model, replace(spec, nesterov=False), groups)
 
 
 class AdamWithItsOwnEps(Mutant):
-    caught_by = "test_updates_follow_the_oracle and adam"
+    caught_by = "test_updates_follow_the_rule_in_numpy and adam"
 
     def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Optimizer:
         return super().optimizer(model, replace(spec, eps=1e-8), groups)
@@ -148,7 +148,7 @@ class AdamWithItsOwnEps(Mutant):
 class CoupledDecay(Mutant):
     """Adam's decay under AdamW's name."""
 
-    caught_by = "test_updates_follow_the_oracle and adamw"
+    caught_by = "test_updates_follow_the_rule_in_numpy and adamw"
 
     def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Optimizer:
         return super().optimizer(model, replace(spec, name="adam") if spec.name == "adamw" else spec, groups)
@@ -157,7 +157,7 @@ class CoupledDecay(Mutant):
 class EpsInsideTheRoot(Mutant):
     """RMSprop as OneFlow 0.9 has it."""
 
-    caught_by = "test_updates_follow_the_oracle and rmsprop"
+    caught_by = "test_updates_follow_the_rule_in_numpy and rmsprop"
 
     def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
         if optimizer.spec.name != "rmsprop":
@@ -199,7 +199,7 @@ class AverageOfTwoProducts(Mutant):
 class DecoupledDecay(Mutant):
     """AdamW's decay under Adam's name."""
 
-    caught_by = "test_updates_follow_the_oracle and adam"
+    caught_by = "test_updates_follow_the_rule_in_numpy and adam"
 
     def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
         hyper, arrays = optimizer.hyper, model.module.arrays
@@ -254,7 +254,7 @@ class StateLostOnFreezing(Mutant):
 class LateRate(Mutant):
     """A new learning rate takes effect one step late, as where a scheduler steps after the optimizer."""
 
-    caught_by = "test_updates_follow_the_oracle and sgd"
+    caught_by = "test_updates_follow_the_rule_in_numpy and sgd"
 
     def set_hyper(self, optimizer: Optimizer, values: Sequence[Hyper]) -> None:
         old = [at.lr or new.lr for at, new in zip(optimizer.hyper, values, strict=True)]
@@ -311,7 +311,7 @@ class ClipsEachParameter(Mutant):
 
     def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
         if max_norm is not None:
-            model.grads = {name: oracle.clip_by_norm({name: g}, max_norm)[name] for name, g in model.grads.items()}
+            model.grads = {name: reference.clip_by_norm({name: g}, max_norm)[name] for name, g in model.grads.items()}
         super().update(model, optimizer)
 
 

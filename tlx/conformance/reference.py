@@ -1,6 +1,7 @@
-"""What the numbers should be: losses, layers and update rules in NumPy, with their gradients by hand.
+"""What the numbers should be: losses, layers and clipping in NumPy, with their gradients by hand.
 
-Pure functions in the dtype of their arrays; in float64 they are the reference that every backend is tested against.
+Pure functions in the dtype of their arrays; in float64 they are the reference that every backend is tested against. The
+optimizers' update rules are in `tlx.backend.optimizers`.
 """
 
 from __future__ import annotations
@@ -13,70 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Slots = Mapping[str, Array]
-
-
-def sgd_step(
-    p: Array, g: Array, state: Slots, *, lr: float, weight_decay: float, momentum: float = 0.0, nesterov: bool = False
-) -> tuple[Array, dict[str, Array]]:
-    """One step of SGD: the new parameter and its state, ``{}`` before the first step.
-
-    g' = g + wd p;  m = mu m + g', with m = g' at first;  p - lr m, or p - lr (g' + mu m) for Nesterov. The rate is
-    outside the momentum, unlike in Sutskever et al. 2013. Source: the pseudocode of torch.optim.SGD, dampening 0.
-    """
-    g = g + weight_decay * p
-    if not momentum:
-        return p - lr * g, {}
-    m = momentum * state["momentum"] + g if state else g
-    return p - lr * (g + momentum * m if nesterov else m), {"momentum": m}
-
-
-def adam_step(
-    p: Array, g: Array, state: Slots, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
-) -> tuple[Array, dict[str, Array]]:
-    """One step of Adam: the new parameter and its state, ``{}`` before the first step.
-
-    Kingma & Ba 2015, algorithm 1, with the decay added to the gradient and the step counted per parameter; eps is
-    outside the root. Source: the pseudocode of torch.optim.Adam.
-    """
-    g = g + weight_decay * p
-    zero = np.zeros_like(p)
-    beta1, beta2 = betas
-    step = int(state["step"]) + 1 if state else 1
-    m = beta1 * state.get("exp_avg", zero) + (1 - beta1) * g
-    v = beta2 * state.get("exp_avg_sq", zero) + (1 - beta2) * g * g
-    root = np.sqrt(v) / math.sqrt(1 - beta2**step) + eps
-    slots = {"exp_avg": m, "exp_avg_sq": v, "step": np.array(step, np.float64)}
-    return p - lr / (1 - beta1**step) * (m / root), slots
-
-
-def adamw_step(
-    p: Array, g: Array, state: Slots, *, lr: float, weight_decay: float, betas: tuple[float, float], eps: float
-) -> tuple[Array, dict[str, Array]]:
-    """One step of AdamW: the parameter shrinks by ``lr * weight_decay`` of itself, then Adam moves it without decay.
-
-    Loshchilov & Hutter 2019, algorithm 2, the rate multiplying the decay as in the pseudocode of torch.optim.AdamW.
-    """
-    return adam_step(p * (1 - lr * weight_decay), g, state, lr=lr, weight_decay=0.0, betas=betas, eps=eps)
-
-
-def rmsprop_step(
-    p: Array, g: Array, state: Slots, *, lr: float, weight_decay: float, alpha: float, eps: float, momentum: float = 0.0
-) -> tuple[Array, dict[str, Array]]:
-    """One step of RMSprop: the new parameter and its state, ``{}`` before the first step.
-
-    v = alpha v + (1 - alpha) g^2;  u = g / (sqrt(v) + eps);  p - lr u, or with momentum m = mu m + u and p - lr m. The
-    decay is added to the gradient. Source: the pseudocode of torch.optim.RMSprop, not centered (Graves 2013 without
-    the mean, Tieleman & Hinton 2012).
-    """
-    g = g + weight_decay * p
-    zero = np.zeros_like(p)
-    v = alpha * state.get("square_avg", zero) + (1 - alpha) * g * g
-    u = g / (np.sqrt(v) + eps)
-    if not momentum:
-        return p - lr * u, {"square_avg": v}
-    m = momentum * state.get("momentum", zero) + u
-    return p - lr * m, {"square_avg": v, "momentum": m}
 
 
 def clip_by_norm(grads: Mapping[str, Array], max_norm: float) -> dict[str, Array]:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tlx import rng
-from tlx.backend import Array
-from tlx.conformance import reference as rules
+from tlx.backend import Array, Hyper, OptimizerSpec
+from tlx.backend.optimizers import RULES
 from tlx.errors import TlxError
 from tlx.proof.artifact import Capture
 from tlx.proof.inputs import measured
@@ -59,21 +59,17 @@ def update_errors(c: Capture) -> Iterator[tuple[int, str, str, float]]:
 
 
 def step(
-    script: Any, p: Array, g: Array, state: dict[str, Array], lr: float, weight_decay: float
+    script: Any, p: Array, g: Array, slots: dict[str, Array], lr: float, weight_decay: float
 ) -> tuple[Array, dict[str, Array]]:
-    """Return a parameter and its optimizer state after one update by the script's optimizer."""
+    """Take one step of a capture's optimizer by the rule in NumPy; returns the new parameter and the new slots."""
     name = script["optimizer"]
-    if name == "sgd":
-        return rules.sgd_step(p, g, state, lr=lr, weight_decay=weight_decay, momentum=script["momentum"])
-    rule = getattr(rules, f"{name}_step", None)
-    if rule is None:
-        raise TlxError(f"tlx.conformance.reference has no update rule for {name!r}, so P5 cannot be judged")
-    if name == "rmsprop":
-        options = {k: script[k] for k in ("alpha", "momentum", "eps") if script[k] is not None}
-    else:
-        options = {"betas": tuple(script["betas"]), "eps": script["eps"]}
-    updated: tuple[Array, dict[str, Array]] = rule(p, g, state, lr=lr, weight_decay=weight_decay, **options)
-    return updated
+    if name not in RULES:
+        raise TlxError(f"tlx.backend.optimizers has no update rule for {name!r}, so P5 cannot be judged")
+    # A scalar that the capture does not record, or records as null, has the spec's default.
+    scalars = {scalar: script[scalar] for scalar in RULES[name].scalars if script.get(scalar) is not None}
+    if "betas" in scalars:
+        scalars["betas"] = tuple(scalars["betas"])
+    return RULES[name](OptimizerSpec(name, **scalars), p, g, slots, Hyper(lr, weight_decay))
 
 
 def flat(state: dict[str, dict[str, Array]]) -> dict[str, Array]:

@@ -6,7 +6,7 @@ An adapter subclasses `ModuleBackend`, hands it the framework's package and its 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from traceback import walk_tb
 from typing import Any
@@ -33,11 +33,15 @@ from tlx.backend.module.build import describe, dropout_class, locate, replace_dr
 from tlx.backend.module.net import DeviceBatch, Net, Optimizer
 from tlx.errors import BackendError, closest, one_line
 
+Groups = list[dict[str, Any]]  # parameter groups of the framework's optimizers; their rates are set before every step
+MakeOptimizer = Callable[[Groups, OptimizerSpec], Any]  # makes the framework's own optimizer
+
 
 class ModuleBackend:
     """Everything that two near-twin frameworks do alike."""
 
     name: str
+    optimizers: Mapping[str, MakeOptimizer]  # name in `tlx.backend.optimizers.RULES` -> how the framework makes it
 
     def __init__(self, framework: Any, zoo: Any, depth: Any) -> None:
         self.fw = framework
@@ -70,9 +74,6 @@ class ModuleBackend:
 
     def exact(self, logits: Any) -> Any:
         """Cast logits to the dtype in which the loss is taken."""
-        raise NotImplementedError
-
-    def make_optimizer(self, spec: OptimizerSpec, groups: list[dict[str, Any]]) -> Any:
         raise NotImplementedError
 
     def optimizer_slots(self, optimizer: Optimizer, param: Any) -> Mapping[str, Any] | None:
@@ -159,8 +160,10 @@ class ModuleBackend:
             model.mode = mode
 
     def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Any:
-        if spec.name not in OPTIMIZERS:
-            raise BackendError(f"Unknown optimizer {spec.name!r}.{closest(spec.name, OPTIMIZERS)}")
+        if spec.name not in self.optimizers:
+            raise BackendError(
+                f"backend {self.name!r} has no optimizer {spec.name!r}.{closest(spec.name, self.optimizers)}"
+            )
         params = dict(model.module.named_parameters())
         listed = [name for group in groups for name in group]
         for name in listed:
@@ -170,7 +173,7 @@ class ModuleBackend:
         missing = sorted(params.keys() - set(listed))
         if twice or missing:
             raise BackendError(f"optimizer: every parameter belongs in one group; in two: {twice}, in none: {missing}")
-        native = self.make_optimizer(spec, [{"params": [params[n] for n in g], "lr": 0.0} for g in groups])
+        native = self.optimizers[spec.name]([{"params": [params[n] for n in g], "lr": 0.0} for g in groups], spec)
         return Optimizer(native, spec, {name: params[name] for name in listed})
 
     def set_hyper(self, optimizer: Optimizer, values: Sequence[Hyper]) -> None:
@@ -389,4 +392,3 @@ class ModuleBackend:
 
 
 ONE_VALUE = "more than 1 value per channel"  # of a normalisation layer's ValueError
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tlx.backend.protocol import OptimizerSpec, ParamSpec
+from tlx.backend.optimizers import OptimizerSpec
+from tlx.backend.protocol import ParamSpec
 
 
 @dataclass(eq=False)  # without slots, so that an adapter can watch for its end
