@@ -11,11 +11,10 @@ import numpy as np
 import torch
 import torchvision
 
-from tlx.backend import Array, Capabilities, OptimizerSpec
+from tlx.backend import Array, Capabilities, OptimizerSpec, float32_exact
 from tlx.backend.module.base import Groups, ModuleBackend
 from tlx.backend.module.net import Net, Optimizer
 from tlx.models.zoo import ARCHITECTURES
-from tlx.strategy.schedule import float32_exact
 from tlx_torch import memory
 
 NATIVE = {"momentum": "momentum_buffer"}  # PyTorch's names of slots, where they are not the portable ones

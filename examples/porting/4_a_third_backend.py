@@ -25,10 +25,9 @@ import torchvision
 from torch import nn
 
 import tlx
-from tlx.backend import Capabilities, registry
+from tlx.backend import Capabilities, float32_exact, registry
 from tlx.backend.module.base import ModuleBackend
 from tlx.backend.module.net import Net, Optimizer
-from tlx.strategy.schedule import float32_exact
 
 
 class Perceptron(nn.Module):

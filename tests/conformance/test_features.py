@@ -1,4 +1,4 @@
-"""On the real frameworks too, what is kept at the boundary of the frozen part changes no bit of a run."""
+"""On the real frameworks too, features cached at the boundary of the frozen part change no bit of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FIELDS: dict[str, Any] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 @pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
-def test_kept_features_change_no_bit(
+def test_cached_features_change_no_bit(
     backend: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In float32, and in bfloat16 where that is what `auto` takes."""
@@ -34,5 +34,5 @@ def test_kept_features_change_no_bit(
     for precision in {"float32", load(backend).capabilities().precisions["cpu"][0]}:
         fields["precision"] = precision
         expected = outcome(tlx.run(fields, feature_cache="off", quiet=True, out=str(tmp_path / precision / "off")))
-        assert outcome(tlx.run(fields, out=str(tmp_path / precision / "kept"))) == expected
-        assert capsys.readouterr().err.count("is computed once and kept") == 2
+        assert outcome(tlx.run(fields, out=str(tmp_path / precision / "cached"))) == expected
+        assert capsys.readouterr().err.count("is computed once and cached") == 2

@@ -14,16 +14,16 @@ from tlx.training import features
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     """How many images each call computed features of, and how many each training step took as pixels."""
     counts: dict[str, list[int]] = {"features": [], "pixels": []}
-    computed, backward = features.computed, Loopback.backward
+    compute_features, backward = features.compute_features, Loopback.backward
 
-    def counted_features(backend: Any, model: Any, loader: Any, images: Any, cut: str) -> Any:
+    def counted_features(backend: Any, model: Any, loader: Any, images: Any, boundary: str) -> Any:
         counts["features"].append(len(images))
-        return computed(backend, model, loader, images, cut)
+        return compute_features(backend, model, loader, images, boundary)
 
     def counted_backward(self: Any, model: Any, batch: Any, scale: float = 1.0) -> Any:
-        counts["pixels"] += [len(batch.labels)] * (not batch.cut)
+        counts["pixels"] += [len(batch.labels)] * (not batch.boundary)
         return backward(self, model, batch, scale)
 
-    monkeypatch.setattr(features, "computed", counted_features)
+    monkeypatch.setattr(features, "compute_features", counted_features)
     monkeypatch.setattr(Loopback, "backward", counted_backward)
     return counts

@@ -1,4 +1,4 @@
-"""What is kept at the boundary of the frozen part changes no bit of a run, and is computed once."""
+"""Features cached at the boundary of the frozen part change no bit of a run, and are computed once."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ JOBS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_kept_features_change_no_bit(name: str, tmp_path: Path, seen: dict[str, list[int]]) -> None:
+def test_cached_features_change_no_bit(name: str, tmp_path: Path, seen: dict[str, list[int]]) -> None:
     fields = {**FIELDS, **JOBS[name]}
     without = tlx.run(fields, quiet=True, feature_cache="off", out=str(tmp_path / "off"))
     assert seen["features"] == []
     steps = len(seen["pixels"])
-    kept = tlx.run(fields, quiet=True, out=str(tmp_path / "kept"))
-    assert outcome(kept) == outcome(without)
-    assert seen["features"], "nothing was kept"
+    cached = tlx.run(fields, quiet=True, out=str(tmp_path / "cached"))
+    assert outcome(cached) == outcome(without)
+    assert seen["features"], "nothing was cached"
     assert len(seen["pixels"]) - steps == (10 if name == "the head first" else 0)
 
 
-def test_each_version_of_an_image_is_computed_once(tmp_path: Path, seen: dict[str, list[int]]) -> None:
-    """72 images of the training part and 18 of the validation part, and a few to choose the cut."""
+def test_each_variant_of_an_image_is_computed_once(tmp_path: Path, seen: dict[str, list[int]]) -> None:
+    """72 images of the training part and 18 of the validation part, and a few to choose the boundary."""
     fields = {**FIELDS, "feature_cache": "run"}
     tlx.run({**fields, "augment": "none"}, quiet=True, out=str(tmp_path / "a"))
     assert 72 + 18 <= sum(seen["features"]) <= 72 + 18 + 3 * features.CHECKED
@@ -60,7 +60,7 @@ def test_each_version_of_an_image_is_computed_once(tmp_path: Path, seen: dict[st
         {"mixup": 0.2},  # pixels of two images are mixed
     ],
 )
-def test_nothing_is_kept_of_training_images_where_that_gains_nothing(
+def test_training_images_are_not_cached_where_that_gains_nothing(
     fields: dict[str, Any], tmp_path: Path, seen: dict[str, list[int]]
 ) -> None:
     result = tlx.run({**FIELDS, **fields}, quiet=True, val_fraction=0, out=str(tmp_path / "run"))
@@ -72,7 +72,7 @@ def test_what_is_too_large_for_memory_lies_in_a_file_that_leaves_nothing_behind(
 ) -> None:
     monkeypatch.setitem(FIELDS, "feature_cache", "run")
     expected = outcome(tlx.run(FIELDS, out=str(tmp_path / "memory")))
-    assert "what enters dropout is computed once and kept: 72 train images in 4 versions" in capsys.readouterr().err
+    assert "what enters dropout is computed once and cached: 72 train images in 4 variants" in capsys.readouterr().err
     monkeypatch.setenv("TLX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(features, "MEMORY_PART", 0)
     assert outcome(tlx.run(FIELDS, out=str(tmp_path / "disk"))) == expected
@@ -80,15 +80,15 @@ def test_what_is_too_large_for_memory_lies_in_a_file_that_leaves_nothing_behind(
     assert list((tmp_path / "cache").iterdir()) == []
     monkeypatch.setattr(features, "DISK_PART", 0)
     assert outcome(tlx.run(FIELDS, out=str(tmp_path / "neither"))) == expected
-    assert "is not kept" in capsys.readouterr().err
+    assert "is not cached" in capsys.readouterr().err
 
 
-def test_a_cut_that_gives_other_logits_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_boundary_that_gives_other_logits_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a model that uses more than what enters the module."""
     expected = outcome(tlx.run(FIELDS, quiet=True, feature_cache="off", out=str(tmp_path / "off")))
     take = Loopback.features
     monkeypatch.setattr(Loopback, "features", lambda *args: take(*args) + 1e-3)
-    assert outcome(tlx.run(FIELDS, quiet=True, out=str(tmp_path / "kept"))) == expected
+    assert outcome(tlx.run(FIELDS, quiet=True, out=str(tmp_path / "cached"))) == expected
 
 
 def test_augmentation_repeats_after_the_epochs_asked_for() -> None:

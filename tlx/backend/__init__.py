@@ -21,6 +21,7 @@ from tlx.backend.protocol import (
     check_alike,
     check_arrays,
     check_targets,
+    float32_exact,
 )
 
 __all__ = [
@@ -45,4 +46,5 @@ __all__ = [
     "check_alike",
     "check_arrays",
     "check_targets",
+    "float32_exact",
 ]

@@ -37,6 +37,14 @@ Model = Any  # a handle with one public attribute: `module`, the framework's own
 Lazy = Any  # a scalar or array that may still be computing on the device
 
 
+def float32_exact(value: float) -> float:
+    """Round to the nearest float32, as every scalar that crosses the border is rounded.
+
+    So a kernel that rounds its scalars to float32 and one that does not compute the same.
+    """
+    return float(np.float32(value))
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a backend can do on this machine."""
@@ -141,13 +149,13 @@ class Batch:
     preprocess: Preprocess
     key: tuple[int, int, int] = (0, 0, 0)  # (seed, step, first row): places the random stream of dropout masks
     targets: Array | None = None  # float64 [N, classes]: smoothed, mixed or weighted labels; None: the labels
-    cut: str = ""  # path of a module: `images` are what enters it, of any shape [N, ...], and not pixels
+    boundary: str = ""  # path of a module: `images` are what enters it, of any shape [N, ...], and not pixels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def parts(self, size: int | None) -> Iterator[Batch]:
-        """Cut into batches of about equal length, at most `size`; their dropout masks are those of the whole."""
+        """Divide into batches of about equal length, at most `size`; their dropout masks are those of the whole."""
         count = -(-len(self) // size) if size else 1
         edges = [len(self) * i // count for i in range(count + 1)]
         seed, step, row = self.key
@@ -159,7 +167,7 @@ class Batch:
                 self.preprocess,
                 (seed, step, row + at),
                 None if self.targets is None else self.targets[at:end],
-                self.cut,
+                self.boundary,
             )
 
 
@@ -272,15 +280,15 @@ class Backend(Protocol):
     def logits(self, model: Model, batch: Handle) -> Lazy:
         """Eval-mode outputs [N, classes]."""
 
-    def cuts(self, model: Model) -> tuple[str, ...]:
+    def boundaries(self, model: Model) -> tuple[str, ...]:
         """Name modules, best first, before which the present phase trains, adapts and drops nothing.
 
-        What enters such a module is the same in training as in evaluation. Whether `put` with that cut then computes
-        what the whole model computes is for the caller to check: a module may use more than its input.
+        What enters such a module is the same in training as in evaluation. Whether a batch that begins at that boundary
+        then gives what the whole model gives is for the caller to check: a module may use more than its input.
         """
 
-    def features(self, model: Model, batch: Handle, cut: str = "") -> Lazy:
-        """Eval-mode input of the module at `cut`, by default of the head, as it enters: [N, ...]."""
+    def features(self, model: Model, batch: Handle, boundary: str = "") -> Lazy:
+        """Return what enters the module at `boundary` in eval mode, by default the head: [N, ...]."""
 
     def dump_optimizer(self, optimizer: Handle) -> dict[str, Array]:
         """Copy the state as ``"<parameter>/<slot>"``, by the slots of the optimizer's spec."""

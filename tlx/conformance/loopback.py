@@ -38,7 +38,7 @@ from tlx.rng import keep_mask
 DISTRIBUTIONS = ("numpy",)
 DROPOUT = {"tiny-mlp": 0.0, "tiny-mlp-dropout": 0.5}
 GRID, HIDDEN = 8, 32
-CUTS = ("bn1", "dropout", "fc")  # modules, in order of execution, at which a batch may begin
+BOUNDARIES = ("bn1", "dropout", "fc")  # modules, in order of execution, at which a batch may begin
 
 
 def check() -> list[Check]:
@@ -82,11 +82,11 @@ class Optimizer:
 
 @dataclass(slots=True, eq=False)
 class DeviceBatch:
-    pixels: Array  # [N, 3 * GRID * GRID], in the model's dtype; or what enters the module at `cut`
+    pixels: Array  # [N, 3 * GRID * GRID], in the model's dtype; or what enters the module at `boundary`
     labels: Array
     key: tuple[int, int, int]
     targets: Array | None
-    cut: str
+    boundary: str
 
 
 @dataclass(slots=True, eq=False)
@@ -181,9 +181,9 @@ class Loopback:
 
     def put(self, model: Net, batch: Batch) -> DeviceBatch:
         images, labels, pre = batch.images, batch.labels, batch.preprocess
-        if batch.cut:
-            _known("cut", batch.cut, CUTS)
-            return DeviceBatch(images.astype(model.dtype), labels.copy(), batch.key, batch.targets, batch.cut)
+        if batch.boundary:
+            _known("boundary", batch.boundary, BOUNDARIES)
+            return DeviceBatch(images.astype(model.dtype), labels.copy(), batch.key, batch.targets, batch.boundary)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
             raise BackendError(f"Images are {images.dtype} {list(images.shape)}; expected uint8 [N, 3, h, w]")
         if labels.dtype != np.int64 or labels.shape != (len(images),):
@@ -248,23 +248,23 @@ class Loopback:
     def logits(self, model: Net, batch: DeviceBatch) -> Lazy:
         return self._forward(model, batch).logits
 
-    def cuts(self, model: Net) -> tuple[str, ...]:
+    def boundaries(self, model: Net) -> tuple[str, ...]:
         active = {name.partition(".")[0] for name in model.trainable} | model.batch_norm
         if model.module.dropout and model.trainable:
             active = active | {"dropout"}
-        first = next((module for module in ("fc1", *CUTS) if module in active), "fc1")
+        first = next((module for module in ("fc1", *BOUNDARIES) if module in active), "fc1")
         return () if first == "fc1" else (first,)
 
-    def features(self, model: Net, batch: DeviceBatch, cut: str = "") -> Lazy:
-        _known("cut", cut or "fc", CUTS)
+    def features(self, model: Net, batch: DeviceBatch, boundary: str = "") -> Lazy:
+        _known("boundary", boundary or "fc", BOUNDARIES)
         run = self._forward(model, batch)
-        return {"bn1": run.a, "dropout": run.h, "fc": run.h}[cut or "fc"]
+        return {"bn1": run.a, "dropout": run.h, "fc": run.h}[boundary or "fc"]
 
     def _forward(self, model: Net, batch: DeviceBatch, train: bool = False) -> Pass:
         p = model.module.arrays
-        if batch.cut in ("dropout", "fc"):
+        if batch.boundary in ("dropout", "fc"):
             return self._head(model, batch, batch.pixels, train)
-        a = batch.pixels if batch.cut else reference.linear(batch.pixels, p["fc1.weight"], p["fc1.bias"])
+        a = batch.pixels if batch.boundary else reference.linear(batch.pixels, p["fc1.weight"], p["fc1.bias"])
         mean, var = p["bn1.running_mean"], p["bn1.running_var"]
         if train and "bn1" in model.batch_norm:
             if len(a) < 2:

@@ -415,28 +415,28 @@ class DropoutInEvaluation(Mutant):
 class FeaturesBehindTheHead(Mutant):
     caught_by = "test_features_are_what_enters_the_head"
 
-    def features(self, model: Net, batch: DeviceBatch, cut: str = "") -> Lazy:
+    def features(self, model: Net, batch: DeviceBatch, boundary: str = "") -> Lazy:
         return self.logits(model, batch)
 
 
-class CutBehindTheDropout(Mutant):
+class BoundaryBehindTheDropout(Mutant):
     """Kept features go to the head as they are, though units would be dropped."""
 
-    caught_by = "test_a_model_can_be_cut_where_it_begins_to_train"
+    caught_by = "test_a_batch_can_begin_where_the_model_begins_to_train"
 
     def _head(self, model: Net, batch: DeviceBatch, h: Array, train: bool) -> Pass:
-        return super()._head(model, batch, h, train and not batch.cut)
+        return super()._head(model, batch, h, train and not batch.boundary)
 
 
-class CutInFrontOfWhatAdapts(Mutant):
-    """Statistics that go on adapting are kept in front of the cut, where nothing moves."""
+class BoundaryInFrontOfWhatAdapts(Mutant):
+    """Statistics that go on adapting are kept in front of the boundary, where nothing moves."""
 
-    caught_by = "test_no_cut_lies_behind_what_trains_or_adapts"
+    caught_by = "test_no_boundary_lies_behind_what_trains_or_adapts"
 
-    def cuts(self, model: Net) -> tuple[str, ...]:
+    def boundaries(self, model: Net) -> tuple[str, ...]:
         adapting, model.batch_norm = model.batch_norm, frozenset()
         try:
-            return super().cuts(model)
+            return super().boundaries(model)
         finally:
             model.batch_norm = adapting
 

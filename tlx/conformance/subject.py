@@ -24,6 +24,7 @@ from tlx.backend import (
     OptimizerSpec,
     Precision,
     Preprocess,
+    float32_exact,
 )
 from tlx.backend.optimizers import RULES
 from tlx.errors import TlxError
@@ -64,9 +65,7 @@ def choose(backend: Backend, names: Sequence[str]) -> str:
     return found[0]
 
 
-def exact(value: float) -> float:
-    """Round to float32, as the core does with every scalar."""
-    return float(np.float32(value))
+exact = float32_exact  # as the core rounds every scalar
 
 
 @cache

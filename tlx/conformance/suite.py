@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import pytest
 
-_PARTS = ("subject", "values", "phases", "steps", "batches", "cuts")
+_PARTS = ("subject", "values", "phases", "steps", "batches", "boundaries")
 pytest.register_assert_rewrite(*(f"tlx.conformance.{part}" for part in _PARTS))
 
 from tlx.conformance.batches import *
-from tlx.conformance.cuts import *
+from tlx.conformance.boundaries import *
 from tlx.conformance.phases import *
 from tlx.conformance.steps import *
 from tlx.conformance.subject import *

@@ -100,7 +100,7 @@ def capture(
         classes = tuple(other.manifest["must"]["classes"])
         data = None
     else:
-        short = build.place(replace(reduced(recipe.resolved(), quick), backend=loaded.name), loaded)
+        short = build.resolve_placement(replace(reduced(recipe.resolved(), quick), backend=loaded.name), loaded)
         data = build.open_data(short)
         build.check_fit(short, data)
         classes = data.classes

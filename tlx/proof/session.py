@@ -48,7 +48,7 @@ class Session:
 
     def build(self, precision: Precision) -> tuple[Model, Architecture]:
         """Build the recipe's model in a precision."""
-        return build.build(replace(self.recipe, precision=precision), self.backend, len(self.classes))
+        return build.build_model(replace(self.recipe, precision=precision), self.backend, len(self.classes))
 
     @cached_property
     def initial(self) -> dict[str, Array]:
@@ -108,7 +108,7 @@ class Session:
 
     def training(self, model: Model, backend: Any) -> Training:
         """Return the production job, with the reference's batches where it serves them."""
-        training = build.training(self.recipe, backend, self.data or self._stand_in(), model, self.arch)
+        training = build.make_training(self.recipe, backend, self.data or self._stand_in(), model, self.arch)
         loader: Any = ServedLoader(self.reference, "train") if self.served else self.feed(training.loader)
         return replace(training, loader=loader, val=None if self.served else training.val)
 

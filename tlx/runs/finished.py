@@ -14,7 +14,7 @@ from tlx.errors import RunNotFound
 from tlx.models.weights import match, read_weights
 from tlx.recipe import Recipe
 from tlx.runs.folder import read_json
-from tlx.training.build import build, place
+from tlx.training.build import build_model, resolve_placement
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,8 +56,8 @@ def restore(run_dir: str | Path, backend: str | None = None, **objects: Any) -> 
     run_dir = Path(run_dir)
     card, recipe = read_run(run_dir, **objects)
     target = registry.load(backend or recipe.backend)
-    recipe = place(recipe, target) if backend is None else _moved(recipe, target)
-    model, arch = build(recipe, target, len(card["classes"]))
+    recipe = resolve_placement(recipe, target) if backend is None else _moved(recipe, target)
+    model, arch = build_model(recipe, target, len(card["classes"]))
     specs = target.param_specs(model)
     weights = match(read_weights(run_dir), specs, head=arch.head, model_name=arch.name, take_head=True)
     target.load_arrays(model, weights)
@@ -65,7 +65,7 @@ def restore(run_dir: str | Path, backend: str | None = None, **objects: Any) -> 
 
 
 def _moved(recipe: Recipe, backend: Backend) -> Recipe:
-    placed = place(replace(recipe, backend=backend.name, device="auto", precision="auto"), backend)
+    placed = resolve_placement(replace(recipe, backend=backend.name, device="auto", precision="auto"), backend)
     if recipe.precision in backend.capabilities().precisions[placed.device]:
         return replace(placed, precision=recipe.precision)
     return placed

@@ -24,8 +24,16 @@ from tlx.runs.resume import FOLDER as LAST
 from tlx.runs.resume import STATE
 from tlx.runs.resume import load as load_state
 from tlx.runs.resume import save as save_state
-from tlx.training.build import build, check_fit, make_loader, open_data, place, start, versions
-from tlx.training.build import training as make_training
+from tlx.training.build import (
+    build_model,
+    check_fit,
+    load_initial,
+    make_loader,
+    make_training,
+    open_data,
+    resolve_placement,
+    versions,
+)
 from tlx.training.loop import State, Training, evaluate, held_out, train
 from tlx.training.metrics import EpochEnded, Event, Stepped
 
@@ -103,12 +111,12 @@ def execute(
     listeners = [display.event, *([listening(on_event)] if on_event else [])]
     started = time.perf_counter()
     backend = registry.load(recipe.backend)
-    recipe = place(recipe.resolved(), backend)
+    recipe = resolve_placement(recipe.resolved(), backend)
     data = open_data(recipe)
     check_fit(recipe, data)
-    model, arch = build(recipe, backend, len(data.classes))
+    model, arch = build_model(recipe, backend, len(data.classes))
     if resumed is None or not (resumed / STATE).exists():  # the latter was stopped before its first save
-        start(recipe, backend, model, arch, display.shown)
+        load_initial(recipe, backend, model, arch, display.shown)
     training = make_training(recipe, backend, data, model, arch)
     display.data(data, recipe)
     display.plan(training.plan, recipe)

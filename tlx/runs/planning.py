@@ -14,7 +14,7 @@ from tlx.recipe import Recipe, RecipeFields, as_recipe, takes_fields
 from tlx.strategy.built_in import named
 from tlx.strategy.plan import Row
 from tlx.strategy.schedule import Schedule
-from tlx.training.build import build, place
+from tlx.training.build import build_model, resolve_placement
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -80,8 +80,8 @@ def tables(recipes: Sequence[Recipe]) -> list[GroupTable]:
     """Return the group table of each recipe; their backend and model are those of the first."""
     first = recipes[0]
     backend = registry.load(first.backend)
-    first = replace(place(first.resolved(), backend), device="cpu", precision="float32")
-    model, arch = build(first, backend, len(first.classes or range(CLASSES)))
+    first = replace(resolve_placement(first.resolved(), backend), device="cpu", precision="float32")
+    model, arch = build_model(first, backend, len(first.classes or range(CLASSES)))
     specs = backend.param_specs(model)
     return [_table(recipe.resolved(), specs, arch) for recipe in recipes]
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tlx.backend import Hyper, ParamSpec
+from tlx.backend import Hyper, ParamSpec, float32_exact
 from tlx.errors import RecipeError, closest
 from tlx.models.zoo import Architecture
 from tlx.strategy.filters import partition
-from tlx.strategy.schedule import Schedule, float32_exact
+from tlx.strategy.schedule import Schedule
 
 FrozenNorm = Literal["keep", "adapt"]
 DecayOn = Literal["all", "weights"]

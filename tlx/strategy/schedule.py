@@ -10,13 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
-
-def float32_exact(value: float) -> float:
-    """Round to the nearest float32, so that a kernel that rounds scalars and one that does not agree."""
-    return float(np.float32(value))
-
+from tlx.backend import float32_exact as float32_exact  # older backends import it from here
 
 ScheduleName = Literal["constant", "step", "cosine", "one_cycle", "plateau"]  # a test holds it equal to SCHEDULES
 

@@ -1,4 +1,4 @@
-"""From a recipe to what trains: the place it runs at, its data, model, plan and optimizer."""
+"""From a recipe to what trains: its device and precision, data, model, plan and optimizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tlx.backend import Backend, Model, ModelSpec, OptimizerSpec, Precision, Preprocess
+from tlx.backend import Backend, Model, ModelSpec, OptimizerSpec, Precision, Preprocess, float32_exact
 from tlx.backend.threads import processor
 from tlx.data import Augment, Data, Loader, load_data
 from tlx.data.mixing import Targets, balanced_weights
@@ -17,12 +17,16 @@ from tlx.errors import BackendError, RecipeError
 from tlx.models.initial_values import initial_arrays
 from tlx.models.zoo import Architecture, architecture, own_architecture
 from tlx.recipe import Recipe
-from tlx.strategy.schedule import Schedule, float32_exact
+from tlx.strategy.schedule import Schedule
 from tlx.training.loop import Training
 
 
-def place(recipe: Recipe, backend: Backend) -> Recipe:
-    """Decide device and precision where the recipe says auto; refuse what the machine lacks."""
+def resolve_placement(recipe: Recipe, backend: Backend) -> Recipe:
+    """Decide device and precision if the recipe says auto.
+
+    Raises:
+        BackendError: this machine or the backend lacks what the recipe asks for.
+    """
     can = backend.capabilities()
     device = can.devices[-1] if recipe.device == "auto" else recipe.device
     if device not in can.devices:
@@ -56,19 +60,19 @@ def open_data(recipe: Recipe) -> Data:
 
 
 def check_fit(recipe: Recipe, data: Data) -> None:
-    """Refuse what a recipe asks of data that does not have it."""
+    """Raise RecipeError if the recipe asks for something that the data does not have."""
     if recipe.batch_size > len(data.train):
         raise RecipeError(
             f"batch_size is {recipe.batch_size}, but there are only {len(data.train)} training images; "
             f"use at most {len(data.train)}"
         )
-    for asked, name in ((recipe.schedule == "plateau", "schedule 'plateau'"), (recipe.patience, "patience")):
-        if asked and data.val is None:
+    for wanted, name in ((recipe.schedule == "plateau", "schedule 'plateau'"), (recipe.patience, "patience")):
+        if wanted and data.val is None:
             raise RecipeError(f"{name} watches the validation part, but there is none; raise val_fraction")
 
 
-def build(recipe: Recipe, backend: Backend, classes: int) -> tuple[Model, Architecture]:
-    """Build the recipe's model with its new head."""
+def build_model(recipe: Recipe, backend: Backend, classes: int) -> tuple[Model, Architecture]:
+    """Build the recipe's model with its new head, and describe its layout."""
     if isinstance(recipe.model, str):
         arch = architecture(recipe.model)
         spec = ModelSpec(arch.name, classes, arch.head, arch.options)
@@ -79,7 +83,7 @@ def build(recipe: Recipe, backend: Backend, classes: int) -> tuple[Model, Archit
     return model, own_architecture(recipe.model_name, recipe.head, backend.param_specs(model))
 
 
-def start(recipe: Recipe, backend: Backend, model: Model, arch: Architecture, progress: bool) -> None:
+def load_initial(recipe: Recipe, backend: Backend, model: Model, arch: Architecture, progress: bool) -> None:
     """Give a model the values that the recipe starts from."""
     assert recipe.weights is not None
     own = backend.dump_arrays(model) if recipe.weights == "own" else None
@@ -87,7 +91,7 @@ def start(recipe: Recipe, backend: Backend, model: Model, arch: Architecture, pr
     backend.load_arrays(model, initial_arrays(specs, arch, recipe.weights, recipe.seed, progress, own))
 
 
-def training(recipe: Recipe, backend: Backend, data: Data, model: Model, arch: Architecture) -> Training:
+def make_training(recipe: Recipe, backend: Backend, data: Data, model: Model, arch: Architecture) -> Training:
     """Put together what trains: loaders, plan, optimizer, and the shadow that averages the weights."""
     specs = backend.param_specs(model)
     loader = make_loader(recipe, data.train, training=True, classes=len(data.classes))
@@ -98,27 +102,27 @@ def training(recipe: Recipe, backend: Backend, data: Data, model: Model, arch: A
     optimizer = OptimizerSpec(recipe.optimizer, float32_exact(recipe.momentum))
     shadow = None
     if recipe.ema is not None:
-        shadow, _ = build(recipe, backend, len(data.classes))
+        shadow, _ = build_model(recipe, backend, len(data.classes))
         backend.load_arrays(shadow, backend.dump_arrays(model))
     return Training(
-        backend,
-        model,
-        backend.optimizer(model, optimizer, [group.params for group in plan.groups]),
-        plan,
-        loader,
-        make_loader(recipe, data.val) if data.val is not None else None,
-        recipe.micro_batch,
-        None if recipe.clip_norm is None else float32_exact(recipe.clip_norm),
-        shadow,
-        recipe.ema or 0.0,
-        recipe.patience,
-        recipe.feature_cache != "off",
-        identity(recipe, backend) if recipe.feature_cache == "auto" else None,
+        backend=backend,
+        model=model,
+        optimizer=backend.optimizer(model, optimizer, [group.params for group in plan.groups]),
+        plan=plan,
+        loader=loader,
+        val=make_loader(recipe, data.val) if data.val is not None else None,
+        micro_batch=recipe.micro_batch,
+        clip_norm=None if recipe.clip_norm is None else float32_exact(recipe.clip_norm),
+        shadow=shadow,
+        ema=recipe.ema or 0.0,
+        patience=recipe.patience,
+        keep_features=recipe.feature_cache != "off",
+        network=identity(recipe, backend) if recipe.feature_cache == "auto" else None,
     )
 
 
 def make_loader(recipe: Recipe, images: Any, *, training: bool = False, classes: int = 0) -> Loader:
-    """Return the loader of a part: shuffled and augmented for training, else in order and centred."""
+    """Return the loader of a part: shuffled and augmented for training, otherwise in order and centred."""
     return Loader(
         images,
         Preprocess(recipe.image_size),
@@ -143,9 +147,14 @@ def identity(recipe: Recipe, backend: Backend) -> Mapping[str, Any] | None:
     """What decides a model's numbers beside its values; None for a user's own module, whose code may change."""
     if not isinstance(recipe.model, str):
         return None
-    made = {**versions(), **backend.capabilities().versions}
-    where = {"device": recipe.device, "precision": recipe.precision, "processor": processor()}
-    return {"model": recipe.model, "backend": recipe.backend, "versions": made, **where}
+    return {
+        "model": recipe.model,
+        "backend": recipe.backend,
+        "versions": {**versions(), **backend.capabilities().versions},
+        "device": recipe.device,
+        "precision": recipe.precision,
+        "processor": processor(),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""What enters the part that trains is the same each time an image comes: it is computed once and kept.
+"""The output of the frozen part, computed once per variant of an image and cached.
 
-Where the frozen part keeps its statistics, its output depends on the image alone. So it is kept for every version of
-every image that augmentation has, filled as the versions come up, and training starts at the boundary.
+If the frozen part keeps its statistics, its output depends on the image alone. So it is cached for each variant that
+augmentation makes of each image, as the variants come up, and training starts at the boundary: the first module that
+trains.
 """
 
 from __future__ import annotations
@@ -20,151 +21,196 @@ import numpy as np
 from tlx.backend import Array, Backend, Batch, Handle, Model
 from tlx.data.loader import Epoch, Loader
 from tlx.download import cache_folder
-from tlx.training.feature_store import Shelf, open_shelf
+from tlx.training.feature_store import CHECKED, FeatureStore, open_store
 from tlx.training.metrics import FeaturesKept
 
-MEMORY_PART = 1 / 4  # of the machine's memory; what is larger lies in a file
-DISK_PART = 1 / 2  # of the free disk; what is larger is not kept
+MEMORY_PART = 1 / 4  # of the machine's memory; what is larger goes to a file
+DISK_PART = 1 / 2  # of the free disk space; what is larger is not cached
 FEWEST = 8  # images at once; from here on, no batch size was found that gives other bits
-CHECKED = 8  # images on which a cut must give the logits of the whole model, bit for bit
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """Where features are taken, what one of them is, and those that earlier runs left."""
+class Boundary:
+    """Where the frozen part ends and training begins: a module's path, and what enters that module for one image."""
 
     module: str
     dtype: np.dtype[Any]  # uint16 stands for bfloat16: see `packed`
     shape: tuple[int, ...]
-    shelf: Shelf | None
+    store: FeatureStore | None  # features of earlier runs
 
 
 class Features:
-    """Serves a loader's batches from a cut on; `epoch` and `steps` are those of the loader."""
+    """Serves a loader's batches from a boundary on; `epoch` and `steps` are those of the loader."""
 
-    def __init__(self, backend: Backend, model: Model, loader: Loader, cut: Cut, store: Array) -> None:
-        self.backend, self.model, self.loader, self.cut, self.store = backend, model, loader, cut, store
-        self.there = np.zeros(len(store), np.bool_)
+    def __init__(self, backend: Backend, model: Model, loader: Loader, boundary: Boundary, cache: Array) -> None:
+        self.backend, self.model, self.loader, self.boundary = backend, model, loader, boundary
+        self.cache = cache  # [samples x variants, ...]: a row for each variant of each sample
+        self.filled = np.zeros(len(cache), np.bool_)
         self.steps = loader.steps
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
-        """The batches of an epoch from number `start` on, whose images are what enters the cut."""
-        drawn, versions = self.loader.draw(epoch), self.loader.variants
-        assert versions is not None
-        slots = drawn.order * versions + self.loader.variant(drawn)
-        with closing(self._fill(drawn, slots, start * self.loader.batch_size)) as filling:
+        """Yield the batches of an epoch from number `start` on; their images are what enters the boundary."""
+        drawn, variants = self.loader.draw(epoch), self.loader.variants
+        assert variants is not None
+        rows = drawn.order * variants + self.loader.variant(drawn)
+        with closing(self._fill(drawn, rows, start * self.loader.batch_size)) as filling:
             for number in range(start, self.steps):
-                wanted = slots[drawn.places(number)]
-                while not self.there[wanted].all():
+                wanted = rows[drawn.places(number)]
+                while not self.filled[wanted].all():
                     next(filling)
-                yield self.loader.batch(drawn, number, unpacked(self.store[wanted]), self.cut.module)
+                yield self.loader.batch(drawn, number, unpacked(self.cache[wanted]), self.boundary.module)
 
-    def _fill(self, drawn: Epoch, slots: Array, start: int) -> Generator[None, None, None]:
-        """Compute what an epoch lacks, in the order in which it comes up, in full batches."""
-        lacking = np.flatnonzero(~self.there[slots[start:]]) + start
-        _, first = np.unique(slots[lacking], return_index=True)
+    def _fill(self, drawn: Epoch, rows: Array, start: int) -> Generator[None, None, None]:
+        """Compute what the cache lacks of an epoch, in the order in which it comes up, in full batches."""
+        lacking = np.flatnonzero(~self.filled[rows[start:]]) + start
+        _, first = np.unique(rows[lacking], return_index=True)
         lacking = lacking[np.sort(first)]
         size = self.loader.batch_size
         chunks = [lacking[at : at + size] for at in range(0, len(lacking), size)]
         with closing(self.loader.pixels(drawn, chunks)) as pixels:
-            for rows, images in zip(chunks, pixels, strict=True):
-                self.store[slots[rows]] = self._rows(images)
-                self.there[slots[rows]] = True
+            for places, images in zip(chunks, pixels, strict=True):
+                self.cache[rows[places]] = self._features(images)
+                self.filled[rows[places]] = True
                 yield
 
-    def _rows(self, images: Array) -> Array:
-        """The features of images: those of an earlier run, of which a few are computed anew, and the rest."""
-        shelf = self.cut.shelf
-        if shelf is None:
-            return self._computed(images)
-        found, rows = shelf.find(images)
-        if found.any() and not shelf.proven:
-            shelf.proven = np.array_equal(self._computed(images[found][:CHECKED]), rows[:CHECKED])
-            if not shelf.proven:
-                shelf.clear()
-                return self._rows(images)
-        every = np.empty((len(images), *self.cut.shape), self.cut.dtype)
-        every[found] = rows
-        if not found.all():
-            every[~found] = self._computed(images[~found])
-            shelf.add(images[~found], every[~found])
-        return every
+    def _features(self, images: Array) -> Array:
+        """The features of some images: those that earlier runs left, and the others computed now."""
+        store = self.boundary.store
+        if store is None:
+            return self._compute(images)
+        if not store.verified:
+            store.verify(images, self._compute)
+        features = np.empty((len(images), *self.boundary.shape), self.boundary.dtype)
+        known, features_of_known = store.find(images)
+        features[known] = features_of_known
+        if not known.all():
+            features[~known] = self._compute(images[~known])
+            store.add(images[~known], features[~known])
+        return features
 
-    def _computed(self, images: Array) -> Array:
-        found = computed(self.backend, self.model, self.loader, images, self.cut.module)
-        return packed(found) if self.cut.dtype == np.uint16 else found
+    def _compute(self, images: Array) -> Array:
+        features = compute_features(self.backend, self.model, self.loader, images, self.boundary.module)
+        return packed(features) if self.boundary.dtype == np.uint16 else features
 
 
-def find_cut(backend: Backend, model: Model, loader: Loader, network: Mapping[str, Any] | None) -> Cut | None:
-    """The best cut of the model's present phase that gives the logits of the whole, shown on images of a loader.
+Batches = Loader | Features
 
-    network: what identifies all that computes features, for later runs to find them again; None: this run alone.
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Where the batches of a phase come from: the loaders, or the cached features of the frozen part."""
+
+    train: Batches
+    val: Batches | None
+    boundary: Boundary | None = None  # where the features are taken; None: nothing is cached
+
+
+def choose_feed(
+    backend: Backend, model: Model, train: Loader, val: Loader | None, network: Mapping[str, Any] | None
+) -> Generator[FeaturesKept, None, Feed]:
+    """Cache the features of each part whose images come in a bounded number of variants, if there is a boundary.
+
+    Args:
+        backend: computes the model.
+        model: a model whose present phase freezes something.
+        train: the training images.
+        val: the validation images; None: there are none, or they go through the whole model.
+        network: what identifies all that computes features, values included, so that later runs find them again; None:
+            the features serve this run alone.
     """
-    if not (cuts := backend.cuts(model)):
+    parts = {"train": train, "val": val}
+    bounded = {part: loader for part, loader in parts.items() if loader is not None and loader.variants is not None}
+    boundary = find_boundary(backend, model, next(iter(bounded.values())), network) if bounded else None
+    if boundary is None:
+        return Feed(train, val)
+    feeds: dict[str, Batches | None] = {**parts}
+    for part, loader in bounded.items():
+        features, event = cache_features(backend, model, loader, part, boundary)
+        feeds[part] = features or loader
+        yield event
+    return Feed(feeds["train"] or train, feeds["val"], boundary)
+
+
+def find_boundary(backend: Backend, model: Model, loader: Loader, network: Mapping[str, Any] | None) -> Boundary | None:
+    """Return the best boundary of the model's present phase, or None.
+
+    From there on the logits are those of the whole model, which is shown on images of a loader. `network` is as in
+    `choose_feed`.
+    """
+    if not (modules := backend.boundaries(model)):
         return None
     drawn = loader.draw(0)
     sample = next(loader.pixels(drawn, [np.arange(min(CHECKED, len(drawn.order)))]))
-    module = exact_cut(backend, model, loader, cuts, sample)
+    module = exact_boundary(backend, model, loader, modules, sample)
     if module is None:
         return None
-    example = computed(backend, model, loader, sample, module)
+    example = compute_features(backend, model, loader, sample, module)
     halves = example.dtype == np.float32 and not (example.view(np.uint32) & 0xFFFF).any()  # it was bfloat16
-    dtype, shape, shelf = np.dtype(np.uint16 if halves else example.dtype), example.shape[1:], None
+    dtype, shape, store = np.dtype(np.uint16 if halves else example.dtype), example.shape[1:], None
     if network is not None:
-        facts = {**network, "cut": module, "preprocess": asdict(loader.preprocess)}
-        shelf = open_shelf(facts, dtype, shape)
-    return Cut(module, dtype, shape, shelf)
+        facts = {**network, "boundary": module, "preprocess": asdict(loader.preprocess)}
+        store = open_store(facts, dtype, shape)
+    return Boundary(module, dtype, shape, store)
 
 
-def keep(backend: Backend, model: Model, loader: Loader, part: str, cut: Cut) -> tuple[Features | None, FeaturesKept]:
-    """Return a loader's features at a cut, None where there is no room, and what to tell."""
-    count, versions = len(loader.images), loader.variants
-    assert versions is not None
-    shape = (count * versions, *cut.shape)
-    size = math.prod(shape) * cut.dtype.itemsize
-    store, where = reserve(shape, cut.dtype, size)
-    told = FeaturesKept(part, cut.module, count, versions, size, where, 0 if cut.shelf is None else len(cut.shelf))
-    return (None if store is None else Features(backend, model, loader, cut, store)), told
+def cache_features(
+    backend: Backend, model: Model, loader: Loader, part: str, boundary: Boundary
+) -> tuple[Features | None, FeaturesKept]:
+    """Return a loader's features at a boundary, None if there is no room for them, and the event that says so."""
+    count, variants = len(loader.images), loader.variants
+    assert variants is not None
+    shape = (count * variants, *boundary.shape)
+    size = math.prod(shape) * boundary.dtype.itemsize
+    cache, where = reserve(shape, boundary.dtype, size)
+    earlier = 0 if boundary.store is None else len(boundary.store)
+    event = FeaturesKept(part, boundary.module, count, variants, size, where, earlier)
+    return (None if cache is None else Features(backend, model, loader, boundary, cache)), event
 
 
-def exact_cut(backend: Backend, model: Model, loader: Loader, cuts: tuple[str, ...], images: Array) -> str | None:
-    """Return the first cut from which the logits are those of the whole; a module may use more than its input."""
+def exact_boundary(
+    backend: Backend, model: Model, loader: Loader, modules: tuple[str, ...], images: Array
+) -> str | None:
+    """Return the first module from which the logits are those of the whole; some use more than their input."""
 
-    def logits(images: Array, cut: str) -> Array:
-        return backend.fetch([backend.logits(model, put(backend, model, loader, images, cut))])[0]
+    def logits(images: Array, boundary: str) -> Array:
+        return backend.fetch([backend.logits(model, put(backend, model, loader, images, boundary))])[0]
 
     expected = logits(images, "")
-    for cut in cuts:
-        if np.array_equal(logits(computed(backend, model, loader, images, cut), cut), expected):
-            return cut
+    for module in modules:
+        if np.array_equal(logits(compute_features(backend, model, loader, images, module), module), expected):
+            return module
     return None
 
 
-def put(backend: Backend, model: Model, loader: Loader, images: Array, cut: str = "") -> Handle:
+def put(backend: Backend, model: Model, loader: Loader, images: Array, boundary: str = "") -> Handle:
+    """Put a batch without labels on the device; its images are pixels, or what enters a boundary."""
     labels = np.zeros(len(images), np.int64)
-    return backend.put(model, Batch(images, labels, labels, loader.preprocess, cut=cut))
+    return backend.put(model, Batch(images, labels, labels, loader.preprocess, boundary=boundary))
 
 
-def computed(backend: Backend, model: Model, loader: Loader, images: Array, cut: str) -> Array:
-    """What enters a cut. Few images are repeated: matrix products of few rows (VGG's dense layers) round otherwise."""
+def compute_features(backend: Backend, model: Model, loader: Loader, images: Array, boundary: str) -> Array:
+    """Return what enters a boundary, [n, ...], of uint8 images [n, 3, h, w].
+
+    A few images are repeated to make a batch: matrix products of few rows (VGG's dense layers) round otherwise.
+    """
     whole = np.resize(images, (FEWEST, *images.shape[1:])) if len(images) < FEWEST else images
-    return backend.fetch([backend.features(model, put(backend, model, loader, whole), cut)])[0][: len(images)]
+    return backend.fetch([backend.features(model, put(backend, model, loader, whole), boundary)])[0][: len(images)]
 
 
 def packed(features: Array) -> Array:
-    """The upper halves of float32 numbers that are bfloat16 numbers, uint16."""
+    """Return the upper halves, uint16, of float32 numbers that are bfloat16 numbers."""
     words = np.ascontiguousarray(features).view(np.uint32)
     assert not (words & 0xFFFF).any(), "features were bfloat16 at first and are not any more"
     return (words >> 16).astype(np.uint16)
 
 
-def unpacked(stored: Array) -> Array:
+def unpacked(rows: Array) -> Array:
     """Undo `packed`; other arrays are returned as they are."""
-    return (stored.astype(np.uint32) << 16).view(np.float32) if stored.dtype == np.uint16 else stored
+    return (rows.astype(np.uint32) << 16).view(np.float32) if rows.dtype == np.uint16 else rows
 
 
 def reserve(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> tuple[Array | None, str]:
-    """Room for features: in memory, else in a file that vanishes with the process, else none."""
+    """Return room for features, and where it is: "memory", "disk" (a file that vanishes with the process), or ""."""
     if size <= MEMORY_PART * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         return np.zeros(shape, dtype), "memory"
     folder = cache_folder()

@@ -1,4 +1,4 @@
-"""What is measured on the way, and the events that tell of it."""
+"""What is measured during a run, and the events that report it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FETCH_SECONDS = 1.0  # how often the loop waits for the device to report, at mos
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Over `images` images: mean loss, and the part that was classified rightly."""
+    """Over `images` images: the mean loss, and the fraction that was classified correctly."""
 
     loss: float
     accuracy: float
@@ -24,15 +24,17 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class PhaseStarted:
+    """A phase of the strategy begins with this epoch, counted from 0."""
+
     epoch: int
     phase: str
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`part` is train, val or test; the metrics run from the start of this pass to the last fetch."""
+    """How far a pass over a part of the data has come; the metrics run from its start to the last fetch."""
 
-    part: str
+    part: str  # "train", "val" or "test"
     epoch: int
     step: int
     steps: int
@@ -47,36 +49,36 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class EpochEnded:
-    """`best` says that these are the best values so far; `seconds` counts training alone."""
+    """An epoch was trained and, if there is a validation part, evaluated."""
 
-    epoch: int
+    epoch: int  # counted from 0
     phase: str
     train: Metrics
     val: Metrics | None
-    lr: tuple[float, ...]
-    seconds: float
-    best: bool
+    lr: tuple[float, ...]  # of each group, at the last step
+    seconds: float  # of training alone
+    best: bool  # these are the best values so far
 
 
 @dataclass(frozen=True, slots=True)
 class FeaturesKept:
-    """What enters the part that trains is computed once and kept, or would not fit (`where` is empty)."""
+    """The output of the frozen part is computed once and cached; or it has no room, and `where` is empty."""
 
     part: str
-    cut: str
+    boundary: str  # the module that it enters
     images: int
-    versions: int
-    size: int  # bytes, when all versions have come up
+    variants: int  # of each image, by augmentation
+    size: int  # bytes, once all variants have come up
     where: str  # "memory", "disk" or ""
     earlier: int = 0  # rows of this network that earlier runs left
 
     def __str__(self) -> str:
         size = f"{self.size / 1e9:.1f} GB" if self.size >= 1e9 else f"{self.size / 1e6:.1f} MB"
-        each = f"{self.images} {self.part} images" + (f" in {self.versions} versions" if self.versions > 1 else "")
+        images = f"{self.images} {self.part} images" + (f" in {self.variants} variants" if self.variants > 1 else "")
         if not self.where:
-            return f"what enters {self.cut} is not kept: {size} for {each} is more than half of the free disk"
-        earlier = f"; earlier runs left {self.earlier:,}" if self.earlier else ""
-        return f"what enters {self.cut} is computed once and kept: {each}, {size} ({self.where}){earlier}"
+            return f"what enters {self.boundary} is not cached: {images} take {size}, more than half of the free disk"
+        earlier = f"; earlier runs left {self.earlier:,} rows" if self.earlier else ""
+        return f"what enters {self.boundary} is computed once and cached: {images}, {size} ({self.where}){earlier}"
 
 
 Event = PhaseStarted | FeaturesKept | Progress | Stepped | EpochEnded
@@ -87,42 +89,43 @@ class Meter:
 
     def __init__(self, backend: Backend, part: str, epoch: int, steps: int) -> None:
         self.backend, self.part, self.epoch, self.steps = backend, part, epoch, steps
-        self.pending: list[tuple[int, list[Lazy]]] = []  # step -> loss and count of each of its parts
+        self.pending: list[tuple[int, Lazy, Lazy]] = []  # step, loss and correct count of each part of a batch
         self.loss, self.correct, self.images, self.step = 0.0, 0, 0, 0
         self.earlier = 0.0  # seconds of this pass before the process that runs now
         self.started = self.fetched = time.perf_counter()
 
-    def add(self, lazies: list[Lazy], images: int) -> Iterator[Progress]:
-        """Take one step's results; yields progress when it is time to look."""
+    def add(self, results: list[tuple[Lazy, Lazy]], images: int) -> Iterator[Progress]:
+        """Take one step's losses and counts, one pair for each part of its batch; yields progress from time to time."""
         self.step += 1
         self.images += images
-        self.pending.append((self.step, lazies))
+        self.pending += [(self.step, loss, correct) for loss, correct in results]
         if self.step == self.steps or time.perf_counter() - self.fetched > FETCH_SECONDS:
             yield self.progress()
 
     def progress(self) -> Progress:
+        """Wait for the device, and report how far this pass has come."""
         self.fetch()
         return Progress(self.part, self.epoch, self.step, self.steps, self.metrics(), self.seconds)
 
     def fetch(self) -> None:
         """Wait for the device; TlxError names the step whose loss is not finite."""
-        values = iter(self.backend.fetch([lazy for _, lazies in self.pending for lazy in lazies]))
-        for step, lazies in self.pending:
-            for _ in lazies[::2]:
-                loss = float(next(values))
-                if not math.isfinite(loss):
-                    raise TlxError(
-                        f"The {self.part} loss is {loss} in epoch {self.epoch + 1}, step {step} of {self.steps}. "
-                        "Lower lr, or add warmup or clip_norm; with precision float32 if it was bfloat16."
-                    )
-                self.loss += loss
-                self.correct += int(next(values))
+        values = self.backend.fetch([lazy for _, loss, correct in self.pending for lazy in (loss, correct)])
+        for (step, _, _), loss, correct in zip(self.pending, map(float, values[::2]), values[1::2], strict=True):
+            if not math.isfinite(loss):
+                raise TlxError(
+                    f"The {self.part} loss is {loss} in epoch {self.epoch + 1}, step {step} of {self.steps}. "
+                    "Lower lr, or add warmup or clip_norm; with precision float32 if it was bfloat16."
+                )
+            self.loss += loss
+            self.correct += int(correct)
         self.pending = []
         self.fetched = time.perf_counter()
 
     @property
     def seconds(self) -> float:
+        """Seconds that this pass has taken, also in an earlier process of the same run."""
         return self.earlier + self.fetched - self.started
 
     def metrics(self) -> Metrics:
+        """Return the metrics over all images up to the last fetch."""
         return Metrics(self.loss / self.images, self.correct / self.images, self.images)

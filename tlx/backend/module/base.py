@@ -191,15 +191,17 @@ class ModuleBackend:
         if labels.min() < 0 or labels.max() >= model.classes:
             raise BackendError(f"put: a label is outside 0..{model.classes - 1}")
         check_targets(batch, model.classes)
-        entering = self._features(model, batch) if batch.cut else self._pixels(model, batch)
+        entering = self._features(model, batch) if batch.boundary else self._pixels(model, batch)
         targets = None if batch.targets is None else self.tensor(batch.targets, model.device)
         on_device = self.tensor(labels, model.device)
-        return DeviceBatch(entering, on_device, targets, count, batch.key, batch.cut)
+        return DeviceBatch(entering, on_device, targets, count, batch.key, batch.boundary)
 
     def _features(self, model: Net, batch: Batch) -> Any:
-        if batch.cut not in model.entering:
-            raise BackendError(f"put: nothing was taken at {batch.cut!r} yet; known cuts: {sorted(model.entering)}")
-        return self.tensor(batch.images, model.device).to(model.entering[batch.cut])
+        if batch.boundary not in model.entering:
+            raise BackendError(
+                f"put: no features were taken at the boundary {batch.boundary!r} yet, only at {sorted(model.entering)}"
+            )
+        return self.tensor(batch.images, model.device).to(model.entering[batch.boundary])
 
     def _pixels(self, model: Net, batch: Batch) -> Any:
         """Normalise and enlarge on the device."""
@@ -276,7 +278,7 @@ class ModuleBackend:
     def _run(self, model: Net, batch: DeviceBatch) -> Any:
         """Return the logits, whose shape is checked: the loss of other shapes ends OneFlow's process."""
         try:
-            output = self._from_cut(model, batch) if batch.cut else self._whole(model, batch)
+            output = self._from_boundary(model, batch) if batch.boundary else self._whole(model, batch)
         except RuntimeError as error:
             raise BackendError(self._failure(model, batch, error)) from error
         logits = output[0] if isinstance(output, tuple) else output  # GoogLeNet returns them among others
@@ -302,19 +304,19 @@ class ModuleBackend:
         with self.autocast(model):
             return model.module(batch.images)
 
-    def _from_cut(self, model: Net, batch: DeviceBatch) -> Any:
+    def _from_boundary(self, model: Net, batch: DeviceBatch) -> Any:
         x = batch.images
-        with self.autocast(model), replaced(bypass(model.module, batch.cut, self.fw.nn.Identity())):
-            if batch.cut not in model.as_maps:
+        with self.autocast(model), replaced(bypass(model.module, batch.boundary, self.fw.nn.Identity())):
+            if batch.boundary not in model.as_maps:
                 try:
                     return model.module(x)
                 except (RuntimeError, IndexError, TypeError):
                     if x.ndim != 2:
                         raise
-                    model.as_maps.add(batch.cut)
+                    model.as_maps.add(batch.boundary)
             return model.module(x.reshape(*x.shape, 1, 1))
 
-    def cuts(self, model: Net) -> tuple[str, ...]:
+    def boundaries(self, model: Net) -> tuple[str, ...]:
         statistics = {s.module for s in model.specs if s.role == "statistic"}
         norms = {module for path, module in model.module.named_modules() if path in statistics}
 
@@ -338,16 +340,16 @@ class ModuleBackend:
         with self.fw.no_grad():
             return self._forward(model, batch).to(model.dtype)
 
-    def features(self, model: Net, batch: DeviceBatch, cut: str = "") -> Lazy:
-        cut = cut or model.head
-        parent, attribute, _ = locate(model.module, cut, "features")
+    def features(self, model: Net, batch: DeviceBatch, boundary: str = "") -> Lazy:
+        boundary = boundary or model.head
+        parent, attribute, _ = locate(model.module, boundary, "features")
         try:
             with replaced([(parent, attribute, self.stop())]), self.fw.no_grad():
                 self._forward(model, batch)
         except Reached as reached:
-            model.entering[cut] = reached.value.dtype
+            model.entering[boundary] = reached.value.dtype
             return reached.value.to(model.dtype)
-        raise BackendError(f"features: a forward pass never comes to {cut!r}")
+        raise BackendError(f"features: a forward pass never comes to {boundary!r}")
 
     # State.
 

@@ -1,7 +1,7 @@
-"""Cutting a module in two: what enters a submodule, and the forward pass from there on.
+"""A boundary divides a model in two: what enters a submodule, and the forward pass from there on.
 
-The part before a cut is bypassed by replacing every child that comes before it, on each level of its path, by an
-identity. That is right where the modules form a chain up to the cut, which the caller checks by computing both ways.
+The part before a boundary is bypassed by replacing every child that comes before it, on each level of its path, by an
+identity. That is right if the modules form a chain up to the boundary, which the caller checks by computing both ways.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 
 class Reached(Exception):
-    """Ends a forward pass at the cut; `value` is what entered it."""
+    """Ends a forward pass at the boundary; `value` is what entered it."""
 
     def __init__(self, value: Any) -> None:
-        super().__init__("reached the cut")
+        super().__init__("reached the boundary")
         self.value = value
 
 

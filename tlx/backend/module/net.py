@@ -23,8 +23,8 @@ class Net:
     specs: tuple[ParamSpec, ...]
     mode: str = "eval"
     dropouts: list[Any] = field(default_factory=list)
-    entering: dict[str, Any] = field(default_factory=dict)  # cut -> dtype of what entered it
-    as_maps: set[str] = field(default_factory=set)  # cuts that take vectors [N, C] as maps [N, C, 1, 1]
+    entering: dict[str, Any] = field(default_factory=dict)  # boundary -> dtype of what entered it
+    as_maps: set[str] = field(default_factory=set)  # boundaries that take vectors [N, C] as maps [N, C, 1, 1]
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +36,7 @@ class DeviceBatch:
     targets: Any | None
     size: int
     key: tuple[int, int, int]
-    cut: str
+    boundary: str
 
 
 @dataclass(slots=True, eq=False)

@@ -15,11 +15,10 @@ import pytest
 
 import tlx
 from support.features import FIELDS, outcome
-from tlx.training import feature_store as shelf
-from tlx.training import features
-from tlx.training.feature_store import Shelf, hashes, open_shelf
+from tlx.training import feature_store
+from tlx.training.feature_store import FeatureStore, hashes, open_store
 
-IMAGES = 72 * 4 + 18 + 40  # train in 4 versions, val and test; of equal pixels there are a few
+IMAGES = 72 * 4 + 18 + 40  # train in 4 variants, val and test; of equal pixels there are a few
 
 
 @pytest.fixture
@@ -43,13 +42,13 @@ def one(cache: Path) -> Path:
 def test_a_later_run_computes_nothing_anew(
     fields: dict[str, Any], cache: Path, tmp_path: Path, seen: dict[str, list[int]]
 ) -> None:
-    """Also with another rate, another split and fewer images; but for those that choose the cut and prove the rows."""
+    """Also with another rate, split or number of images. A few choose the boundary and verify the rows all the same."""
     expected = run(tmp_path / "off", feature_cache="off", **fields)
     run(tmp_path / "first", epochs=30)
     seen["features"].clear()
     assert run(tmp_path / "second", **fields) == expected
-    others = 40 if "val_fraction" in fields else 0  # images that were validated before come in three more versions now
-    assert 0 < sum(seen["features"]) <= (3 + 3) * features.CHECKED + 3 * others
+    others = 40 if "val_fraction" in fields else 0  # images that were validated before come in three more variants now
+    assert 0 < sum(seen["features"]) <= (3 + 3) * feature_store.CHECKED + 3 * others
 
 
 def test_what_was_validated_is_not_computed_for_the_test(
@@ -59,7 +58,7 @@ def test_what_was_validated_is_not_computed_for_the_test(
     fields = {"data": {**parts, "val": parts["test"]}, "augment": "none", "limit_train": None, "limit_test": None}
     expected = run(tmp_path / "off", feature_cache="off", **fields)
     assert run(tmp_path / "on", **fields) == expected
-    assert 80 <= sum(seen["features"]) < 100 + features.CHECKED
+    assert 80 <= sum(seen["features"]) < 100 + feature_store.CHECKED
 
 
 def test_only_new_images_are_computed(cache: Path, tmp_path: Path, seen: dict[str, list[int]]) -> None:
@@ -69,7 +68,7 @@ def test_only_new_images_are_computed(cache: Path, tmp_path: Path, seen: dict[st
     run(tmp_path / "few", **few)
     seen["features"].clear()
     assert run(tmp_path / "more", **more) == expected
-    assert 20 <= sum(seen["features"]) <= 20 + (3 + 3) * features.CHECKED
+    assert 20 <= sum(seen["features"]) <= 20 + (3 + 3) * feature_store.CHECKED
 
 
 def data(count: int) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def data(count: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fields", [{"weights": "none", "seed": 1}, {"model": "tiny-mlp"}, {"image_size": 16}])
-def test_another_network_has_another_shelf(fields: dict[str, Any], cache: Path, tmp_path: Path) -> None:
+def test_another_network_has_another_store(fields: dict[str, Any], cache: Path, tmp_path: Path) -> None:
     run(tmp_path / "one")
     run(tmp_path / "other", **fields)
     assert len(list(cache.iterdir())) == 2
@@ -100,12 +99,12 @@ def test_a_cache_that_cannot_be_written_stops_no_run(tmp_path: Path, monkeypatch
 def test_the_screen_says_what_was_found(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path / "one")
     tlx.run(FIELDS, out=str(tmp_path / "two"))
-    assert f"earlier runs left {len(shelf_of(one(cache)))}" in capsys.readouterr().err
+    assert f"earlier runs left {len(store_of(one(cache)))}" in capsys.readouterr().err
 
 
-def shelf_of(folder: Path) -> Shelf:
-    """The shelf of the tiny network, 32 units wide."""
-    return Shelf(folder, np.dtype(np.float32), (32,))
+def store_of(folder: Path) -> FeatureStore:
+    """The store of the tiny network, 32 units wide."""
+    return FeatureStore(folder, np.dtype(np.float32), (32,))
 
 
 def flip(path: Path, every: int) -> None:
@@ -116,13 +115,13 @@ def flip(path: Path, every: int) -> None:
 
 def lies(folder: Path) -> None:
     """Rows that are whole, of other numbers: what another processor or a changed library computes."""
-    held = shelf_of(folder)
+    count = len(store_of(folder))
     rows = np.fromfile(folder / "rows", np.float32).reshape(-1, 32) + np.float32(1e-6)
-    entries = np.fromfile(folder / "keys", shelf.ENTRY)
+    entries = np.fromfile(folder / "keys", feature_store.ENTRY)
     entries["row"] = hashes(rows)
     rows.tofile(folder / "rows")
     entries.tofile(folder / "keys")
-    assert len(held)
+    assert count
 
 
 DAMAGE = {
@@ -144,20 +143,20 @@ def test_what_is_damaged_or_wrong_is_computed_anew(
     DAMAGE[damage](one(cache))
     seen["features"].clear()
     assert run(tmp_path / "second") == expected
-    assert sum(seen["features"]) > 6 * features.CHECKED
+    assert sum(seen["features"]) > 6 * feature_store.CHECKED
     seen["features"].clear()
     assert run(tmp_path / "third") == expected
-    assert sum(seen["features"]) <= 6 * features.CHECKED
+    assert sum(seen["features"]) <= 6 * feature_store.CHECKED
 
 
 WRITES = """
 import sys, numpy as np
-from tlx.training.feature_store import open_shelf
-shelf = open_shelf({"of": "test"}, np.dtype(np.float32), (64,))
+from tlx.training.feature_store import open_store
+store = open_store({"of": "test"}, np.dtype(np.float32), (64,))
 for number in range(int(sys.argv[1]), int(sys.argv[2])):
     images = np.zeros((16, 3, 4, 4), np.uint8) + np.arange(16, dtype=np.uint8)[:, None, None, None]
     images[:, 0, 0, 0], images[:, 0, 0, 1] = number % 256, number // 256 % 256
-    shelf.add(images, np.repeat(images[:, :1, :2, :2].reshape(16, 4), 16, axis=1).astype(np.float32))
+    store.add(images, np.repeat(images[:, :1, :2, :2].reshape(16, 4), 16, axis=1).astype(np.float32))
     print(number, flush=True)
 """
 
@@ -168,10 +167,10 @@ def stored(number: int) -> tuple[Any, Any]:
     return images, np.repeat(images[:, :1, :2, :2].reshape(16, 4), 16, axis=1).astype(np.float32)
 
 
-def opened() -> Shelf:
-    found = open_shelf({"of": "test"}, np.dtype(np.float32), (64,))
-    assert found is not None
-    return found
+def opened() -> FeatureStore:
+    store = open_store({"of": "test"}, np.dtype(np.float32), (64,))
+    assert store is not None
+    return store
 
 
 def writer(start: int, stop: int) -> subprocess.Popen[str]:
@@ -185,8 +184,8 @@ def test_processes_write_side_by_side(cache: Path) -> None:
         assert process.returncode == 0
     for number in range(250):
         images, rows = stored(number)
-        there, found = opened().find(images) if number % 50 == 0 else (np.ones(16, bool), rows)
-        assert there.all() and np.array_equal(found, rows)
+        known, found_rows = opened().find(images) if number % 50 == 0 else (np.ones(16, bool), rows)
+        assert known.all() and np.array_equal(found_rows, rows)
 
 
 def test_a_killed_writer_leaves_what_it_had_written(cache: Path) -> None:
@@ -198,26 +197,26 @@ def test_a_killed_writer_leaves_what_it_had_written(cache: Path) -> None:
             time.sleep(0.01 * np.random.default_rng().random())
             process.send_signal(signal.SIGKILL)
         images, rows = stored(40)
-        there, found = opened().find(images)
-        assert there.all() and np.array_equal(found, rows)
+        known, found_rows = opened().find(images)
+        assert known.all() and np.array_equal(found_rows, rows)
     opened().add(*stored(200_000))
-    there, _ = opened().find(stored(200_000)[0])
-    assert there.all()
+    known, _ = opened().find(stored(200_000)[0])
+    assert known.all()
 
 
-def test_shelves_stay_within_their_limit(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf, "LIMIT", 3 * 16 * (256 + 32))
+def test_stores_stay_within_their_limit(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_store, "LIMIT", 3 * 16 * (256 + 32))
     for number in range(5):
         opened().add(*stored(number))
     assert len(opened()) == 3 * 16
     os.utime(opened().folder, (time.time() - 1000,) * 2)
     for age, name in ((300, "old"), (200, "new")):
-        other = open_shelf({"of": name}, np.dtype(np.float32), (64,))
+        other = open_store({"of": name}, np.dtype(np.float32), (64,))
         assert other is not None
         for number in range(2):
             other.add(*stored(number))
         os.utime(other.folder, (time.time() - age,) * 2)
-    kept = open_shelf({"of": "new"}, np.dtype(np.float32), (64,))
-    assert kept is not None and len(kept) == 2 * 16
+    newer = open_store({"of": "new"}, np.dtype(np.float32), (64,))
+    assert newer is not None and len(newer) == 2 * 16
     assert len(list(cache.iterdir())) == 2
     assert len(opened()) == 0, "the least recently used one was to go"

@@ -9,28 +9,28 @@ from tlx.backend import Array, Handle, Hyper, OptimizerSpec
 from tlx.conformance.subject import N, Subject, assert_near, exact, refused, same_bits, soft_targets
 
 
-def taken(model: Subject, cut: str, n: int = N, *, seed: int = 1, key: tuple[int, int, int] = (0, 0, 0)) -> Handle:
-    """A batch that begins at a cut, of what a whole batch brings there."""
-    features = model.backend.fetch([model.backend.features(model.model, model.put(n, seed=seed), cut)])[0]
+def taken(model: Subject, boundary: str, n: int = N, *, seed: int = 1, key: tuple[int, int, int] = (0, 0, 0)) -> Handle:
+    """A batch that begins at a boundary, of what a whole batch brings there."""
+    features = model.backend.fetch([model.backend.features(model.model, model.put(n, seed=seed), boundary)])[0]
     assert features.dtype == np.float64 and len(features) == n
-    return model.put(n, seed=seed, key=key, images=features, cut=cut, targets=soft_targets(n))
+    return model.put(n, seed=seed, key=key, images=features, boundary=boundary, targets=soft_targets(n))
 
 
-def first_cut(model: Subject) -> str:
-    """The first of the named cuts from which the logits are those of the whole model."""
+def first_boundary(model: Subject) -> str:
+    """The first of the named boundaries from which the logits are those of the whole model."""
     expected = model.logits(model.put())
-    for cut in model.backend.cuts(model.model):
-        if (model.logits(taken(model, cut)) == expected).all():
-            return cut
-    pytest.fail(f"no cut of {model.backend.cuts(model.model)} gives the whole model's logits")
+    for boundary in model.backend.boundaries(model.model):
+        if (model.logits(taken(model, boundary)) == expected).all():
+            return boundary
+    pytest.fail(f"no boundary of {model.backend.boundaries(model.model)} gives the whole model's logits")
 
 
-def test_a_model_can_be_cut_where_it_begins_to_train(subject: Subject, dropper: Subject) -> None:
+def test_a_batch_can_begin_where_the_model_begins_to_train(subject: Subject, dropper: Subject) -> None:
     """From there on it evaluates and trains as the whole: losses, gradients, dropped units."""
     for model in (subject, dropper):
         model.free(model.head)
-        cut, key = first_cut(model), (3, 4, 0)
-        whole, part = model.put(key=key, targets=soft_targets()), taken(model, cut, key=key)
+        boundary, key = first_boundary(model), (3, 4, 0)
+        whole, part = model.put(key=key, targets=soft_targets()), taken(model, boundary, key=key)
         assert model.evaluate(part) == pytest.approx(model.evaluate(whole), rel=1e-12)
         assert model.backward(part) == pytest.approx(model.backward(whole), rel=1e-12)
         model.free(model.head)
@@ -45,12 +45,12 @@ def test_a_model_can_be_cut_where_it_begins_to_train(subject: Subject, dropper: 
         model.load(model.start)
 
 
-def test_no_cut_lies_behind_what_trains_or_adapts(subject: Subject) -> None:
-    """Where all trains, only what owns no parameters, such as a resize, may come before a cut."""
+def test_no_boundary_lies_behind_what_trains_or_adapts(subject: Subject) -> None:
+    """Where all trains, only what owns no parameters, such as a resize, may come before a boundary."""
     subject.free()
-    assert subject.backend.cuts(subject.model)[:1] in ((), (subject.specs[0].module,))
+    assert subject.backend.boundaries(subject.model)[:1] in ((), (subject.specs[0].module,))
     subject.free(subject.head, subject.norms)
-    assert subject.backend.cuts(subject.model)[:1] == subject.norms[:1]
+    assert subject.backend.boundaries(subject.model)[:1] == subject.norms[:1]
 
 
 def test_features_stop_where_they_are_asked_to(subject: Subject) -> None:
@@ -65,8 +65,8 @@ def test_features_stop_where_they_are_asked_to(subject: Subject) -> None:
     assert same_bits(subject.dump(), subject.start)
 
 
-def test_an_unknown_cut_is_refused(subject: Subject) -> None:
+def test_an_unknown_boundary_is_refused(subject: Subject) -> None:
     with refused("no_such"):
         subject.backend.features(subject.model, subject.put(), "no_such")
     with refused("no_such"):
-        subject.put(images=np.zeros((N, 3)), cut="no_such")
+        subject.put(images=np.zeros((N, 3)), boundary="no_such")
