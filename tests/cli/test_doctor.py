@@ -102,9 +102,9 @@ def shadow(folder: Path, **versions: str) -> dict[str, str]:
         info = folder / f"{name}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
-    return {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"} | {
-        "PYTHONPATH": str(folder)
-    }
+    search = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    others = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+    return {**others, "PYTHONPATH": os.pathsep.join(search)}
 
 
 def load_in_another_process(name: str, environment: dict[str, str]) -> str:
@@ -166,7 +166,7 @@ def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return next(entry for entry in registry.available() if entry.name == name)
 
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     return install
 
 
@@ -174,8 +174,9 @@ def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     ("name", "create", "problem"),
     [
         ("aborting", "import os; os.abort()", "aborting ends the process by SIGABRT"),
-        ("exiting", "import os; os._exit(3)", "no message"),
+        ("exiting", "import os; os._exit(3)", "exiting ends the process with status 3 (no message)"),
         ("raising", "raise RuntimeError('no AVX2')", "Backend 'raising' does not load: RuntimeError: no AVX2"),
+        ("chatty", "print('{'); raise RuntimeError('no AVX2')", "Backend 'chatty' does not load: RuntimeError"),
         ("hanging", "import time; time.sleep(600)", "hanging did not answer within 2 s"),
     ],
 )
@@ -188,6 +189,19 @@ def test_a_framework_that_ends_its_process_is_reported_with_a_fix(
     assert report.problem is not None
     assert report.problem.problem.startswith(problem)
     assert f"--no-deps pytest=={metadata.version('pytest')}" in report.problem.fix
+
+
+def test_the_fix_comes_from_the_error_whatever_its_text_holds(entry: Any) -> None:
+    """The process that tries the backend reports its outcome as data, not as a sentence to be taken apart."""
+    create = "from tlx.errors import BackendError; raise BackendError('a. Fix: is part of this', fix='make it so')"
+    report = doctor.examine(entry("fixable", create))
+    assert report.problem is not None
+    assert (report.problem.problem, report.problem.fix) == ("a. Fix: is part of this", "make it so")
+
+
+def test_a_backend_that_only_tests_use_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda entry: entry.name)
+    assert doctor.doctor() == ["oneflow", "torch"]
 
 
 @pytest.mark.parametrize("name", each_backend(*OWN))

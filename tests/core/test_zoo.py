@@ -6,7 +6,7 @@ import pytest
 
 from tlx.backend import ParamSpec
 from tlx.errors import RecipeError, WeightsError
-from tlx.models.zoo import ARCHITECTURES, architecture, own_architecture
+from tlx.models.zoo import ARCHITECTURES, architecture, architectures, own_architecture
 
 
 def specs(*modules: str) -> list[ParamSpec]:
@@ -44,7 +44,16 @@ def test_names_of_checkpoints_are_translated() -> None:
 
 def test_stages_do_not_overlap_and_an_unknown_module_is_named() -> None:
     for arch in ARCHITECTURES.values():
-        paths = [path for _, found in arch.stages for path in found]
+        paths = [path for _, covered in arch.stages for path in covered]
         assert len(set(paths)) == len(paths) and arch.head not in paths
     with pytest.raises(RecipeError, match="resnet18: module 'layer9' belongs to no stage"):
         architecture("resnet18").stage_of("layer9")
+
+
+def test_models_that_only_tests_use_are_in_no_listing_and_no_hint() -> None:
+    hidden = {arch.name for arch in ARCHITECTURES.values() if arch.hidden}
+    assert hidden == {"tiny-mlp", "tiny-mlp-dropout"} and architecture("tiny-mlp").hidden
+    assert hidden.isdisjoint(arch.name for arch in architectures())
+    with pytest.raises(RecipeError, match=r"^Unknown model 'tiny-mpl'") as raised:
+        architecture("tiny-mpl")
+    assert "tiny-mlp" not in str(raised.value)

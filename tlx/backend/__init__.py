@@ -1,5 +1,14 @@
 """What a framework must do for tlx: the protocol, and the values that cross it."""
 
+from tlx.backend.checks import (
+    check_alike,
+    check_arrays,
+    check_batch,
+    check_groups,
+    check_known,
+    check_targets,
+    slots_by_parameter,
+)
 from tlx.backend.optimizers import Hyper, OptimizerSpec
 from tlx.backend.protocol import (
     Array,
@@ -18,9 +27,6 @@ from tlx.backend.protocol import (
     Replay,
     Role,
     Visit,
-    check_alike,
-    check_arrays,
-    check_targets,
     float32_exact,
 )
 
@@ -45,6 +51,10 @@ __all__ = [
     "Visit",
     "check_alike",
     "check_arrays",
+    "check_batch",
+    "check_groups",
+    "check_known",
     "check_targets",
     "float32_exact",
+    "slots_by_parameter",
 ]

@@ -1,7 +1,8 @@
-"""`tlx doctor`: for each backend what works, what is missing, and the one command that mends it."""
+"""`tlx doctor`: for each backend what works, what is missing, and the one command that fixes it."""
 
 from __future__ import annotations
 
+import json
 import platform
 import signal
 import subprocess
@@ -12,26 +13,27 @@ from typing import TYPE_CHECKING
 
 from tlx.backend import registry
 from tlx.backend.registry import Check, Entry
-from tlx.errors import one_line
+from tlx.errors import TlxError, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 # An import takes seconds on a warm disk; a minute or more from a cold network disk.
 TIMEOUT = 180.0
+_WHAT = "trial in a process of its own"
 _TRIAL = "import sys; from tlx.backend.doctor import trial; trial(sys.argv[1])"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One backend: what its checks found and, where they found nothing wrong, whether it really runs."""
+    """One backend: what its checks found and, if they found nothing wrong, whether it really runs."""
 
     entry: Entry
-    trial: Check | None  # None where a check already failed, so that trying would only repeat it
+    trial: Check | None  # None if a check already failed, so that trying would only repeat it
 
     @property
     def problem(self) -> Check | None:
-        """What keeps the backend from working, or None where it works."""
+        """What keeps the backend from working, or None if it works."""
         return self.entry.problem or (self.trial if self.trial and self.trial.problem else None)
 
     @property
@@ -43,8 +45,8 @@ class Report:
 
 
 def doctor() -> list[Report]:
-    """Check every registered backend and try those that should work, each in a process of its own."""
-    return [examine(entry) for entry in registry.available()]
+    """Check every backend that is not hidden and try those that should work, each in a process of its own."""
+    return [examine(entry) for entry in registry.available() if not entry.hidden]
 
 
 def examine(entry: Entry) -> Report:
@@ -52,35 +54,50 @@ def examine(entry: Entry) -> Report:
     if entry.problem or not entry.installed:
         return Report(entry, None)
     command = [sys.executable, "-c", _TRIAL, entry.name]
-    what = "trial in a process of its own"
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
-        problem = f"{entry.name} did not answer within {TIMEOUT:.0f} s"
-        return Report(entry, Check(what, "hangs", problem, registry.reinstall(entry)))
-    if done.returncode == 0:
-        return Report(entry, Check(what, ", ".join(["passed", *done.stdout.split("\n")[:1]]).removesuffix(", ")))
-    problem, _, fix = (
-        one_line(done.stderr, width=2000)
-        .removeprefix("tlx.errors.BackendError: ")
-        .removeprefix("tlx.errors.BackendUnavailable: ")
-        .partition(". Fix: ")
-    )
+        return _failed(entry, f"{entry.name} did not answer within {TIMEOUT:.0f} s", "hangs")
+    outcome = _outcome(done.stdout)
+    message = outcome.get("problem") or one_line(done.stderr)
     if done.returncode < 0:
-        problem = f"{entry.name} ends the process by {signal.Signals(-done.returncode).name} ({problem})"
-    return Report(entry, Check(what, "failed", problem, fix or registry.reinstall(entry)))
+        return _failed(entry, f"{entry.name} ends the process by {signal.Signals(-done.returncode).name} ({message})")
+    if done.returncode > 0:
+        return _failed(entry, f"{entry.name} ends the process with status {done.returncode} ({message})")
+    if outcome.get("problem"):
+        return _failed(entry, outcome["problem"], fix=outcome["fix"])
+    return Report(entry, Check(_WHAT, ", ".join(part for part in ("passed", outcome["remark"]) if part)))
 
 
 def trial(name: str) -> None:
-    """Load a backend in this process, ask what it can do, let its framework compute, and print what that told."""
-    registry.load(name).capabilities()
-    module = import_module(next(entry.module for entry in registry.available() if entry.name == name))
-    if hasattr(module, "smoke"):
-        print(module.smoke() or "")
+    """Load a backend in this process, let its framework compute, and print the outcome: a line of JSON, the last."""
+    outcome = {"problem": "", "fix": "", "remark": ""}
+    try:
+        registry.load(name).capabilities()
+        module = import_module(next(entry.module for entry in registry.available() if entry.name == name))
+        if hasattr(module, "smoke"):
+            outcome["remark"] = module.smoke() or ""
+    except TlxError as error:
+        outcome |= {"problem": error.problem, "fix": error.fix}
+    except Exception as error:
+        outcome["problem"] = one_line(f"{type(error).__name__}: {error}")
+    print(f"\n{json.dumps(outcome)}", flush=True)
+
+
+def _outcome(stdout: str) -> dict[str, str]:
+    """What `trial` printed; nothing if the process ended before it could."""
+    try:
+        return dict(json.loads(stdout.splitlines()[-1]))
+    except (IndexError, ValueError, TypeError):
+        return {}
+
+
+def _failed(entry: Entry, problem: str, state: str = "failed", fix: str = "") -> Report:
+    return Report(entry, Check(_WHAT, state, problem, fix or registry.reinstall(entry)))
 
 
 def print_report(console: Console, reports: list[Report]) -> None:
-    """Print what was found, the fix last in its line so that it can be copied."""
+    """Print the reports, each fix alone on its line so that it can be copied."""
     console.print(
         f"tlx {metadata.version('tlx')}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}, {sys.executable}",
@@ -103,14 +120,14 @@ def print_report(console: Console, reports: list[Report]) -> None:
 
 
 def main() -> int:
-    """Print the report. Returns 0 where every installed backend works and one is more than tlx's own, else 1."""
+    """Print the report. Returns 0 if every installed backend works and there is one, otherwise 1."""
     from rich.console import Console
 
     console = Console()
     with console.status("Trying each backend in a process of its own"):
         reports = doctor()
     print_report(console, reports)
-    if not any(report.state == "works" and not report.entry.module.startswith("tlx.") for report in reports):
-        console.print("\nNo framework works here: mend one of the above.", highlight=False)
+    if not any(report.state == "works" for report in reports):
+        console.print("\nNo framework works here: fix one of the above.", highlight=False)
         return 1
     return int(any(report.state == "broken" for report in reports))

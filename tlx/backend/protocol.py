@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -81,27 +81,6 @@ class ParamSpec:
     dtype: str
     role: Role
     module: str  # path of the module that owns it
-
-
-def check_arrays(specs: Sequence[ParamSpec], arrays: Arrays) -> None:
-    """Raise BackendError, listing both sides, unless names, shapes and dtypes are exactly those of `specs`."""
-    expected = {spec.name: (spec.shape, spec.dtype) for spec in specs}
-    given = {name: (array.shape, str(array.dtype)) for name, array in arrays.items()}
-    wrong = [
-        f"{name}: model has {expected.get(name, 'nothing')}, arrays have {given.get(name, 'nothing')}"
-        for name in sorted(expected.keys() | given.keys())
-        if expected.get(name) != given.get(name)
-    ]
-    if wrong:
-        raise BackendError(f"{len(wrong)} arrays do not fit the model: {'; '.join(wrong[:5])}")
-
-
-def check_alike(first: Sequence[ParamSpec], second: Sequence[ParamSpec]) -> None:
-    """Raise BackendError, naming the first difference, unless two models have the same values in the same order."""
-    for a, b in zip_longest(first, second):
-        if a != b:
-            sides = [f"{s.name} {list(s.shape)} {s.dtype}" if s else "nothing" for s in (a, b)]
-            raise BackendError(f"The two models differ: one has {sides[0]} where the other has {sides[1]}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,19 +148,6 @@ class Batch:
                 None if self.targets is None else self.targets[at:end],
                 self.boundary,
             )
-
-
-def check_targets(batch: Batch, classes: int) -> None:
-    """Raise BackendError unless the targets of a batch, if it has any, are finite float64 [N, classes]."""
-    targets = batch.targets
-    if targets is None:
-        return
-    if targets.dtype != np.float64 or targets.shape != (len(batch), classes):
-        raise BackendError(
-            f"Targets are {targets.dtype} {list(targets.shape)}; expected float64 [{len(batch)}, {classes}]"
-        )
-    if not np.isfinite(targets).all():
-        raise BackendError("Targets hold a value that is not finite")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,12 +3,14 @@
 An entry point names a light module. Importing it must not import its framework; it offers
 
 - ``DISTRIBUTIONS``: the framework's distributions, the one that decides whether it is installed first;
-- ``check() -> list[Check]``: what the backend needs and what of it is wrong, without importing the framework;
+- ``check() -> list[Check]``: what the backend needs and what is wrong with it, without importing the framework;
 - ``create() -> Backend``: imports the framework and returns the adapter;
-- ``smoke()``: raises where the framework cannot multiply two matrices, else may return a line about how it computes
-  (`tlx doctor` runs it in a process of its own).
+- ``smoke()``: raises if the framework cannot multiply two matrices, and otherwise may return a line about how it
+  computes (`tlx doctor` runs it in a process of its own);
+- ``HIDDEN = True`` if only tests use the backend: it can be loaded, and listings leave it out.
 
-`DISTRIBUTIONS` and `smoke` may be absent where there is no framework. Nothing here ever falls back to another backend.
+Without a framework, `DISTRIBUTIONS` and `smoke` may be absent, and `HIDDEN` is False by default. A module that brings
+models of its own registers them with `tlx.models.register`. Nothing here ever falls back to another backend.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ GROUP = "tlx.backends"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing a backend needs. `problem` says what is wrong and `fix` is the one command that mends it."""
+    """One thing that a backend needs, and what was found. `problem` is what is wrong, and `fix` the command for it."""
 
     what: str
     found: str
@@ -52,6 +54,7 @@ class Entry:
     installed: bool
     versions: Mapping[str, str]  # of the framework's distributions that are installed
     checks: tuple[Check, ...]
+    hidden: bool = False  # only tests use it
 
     @property
     def problem(self) -> Check | None:
@@ -68,13 +71,15 @@ def available() -> list[Entry]:
 def load(name: str) -> Backend:
     """Import the backend `name` and return its one instance.
 
-    Raises BackendError where it is unknown, not installed, broken, or does not have the protocol's methods.
+    Raises:
+        BackendUnavailable: it is not installed, or does not import.
+        BackendError: it is unknown, or does not have the protocol's methods.
     """
     modules = _modules()
     if not modules:
         raise BackendUnavailable("No backend is registered, because tlx itself is not installed", fix="make setup")
     if name not in modules:
-        raise BackendError(f"Unknown backend {name!r}.{closest(name, modules)}")
+        raise BackendError(f"Unknown backend {name!r}.{closest(name, [e.name for e in available() if not e.hidden])}")
     entry = _describe(name, modules[name])
     if entry.problem:
         raise BackendUnavailable(f"Backend {name!r}: {entry.problem.problem}", fix=entry.problem.fix)
@@ -96,18 +101,18 @@ def differences(backend: object) -> list[str]:
     """List where an object departs from the Backend protocol: attributes, methods, and their parameters' names."""
     from tlx.backend import Backend
 
-    found = [] if isinstance(getattr(backend, "name", None), str) else ["name: expected a string"]
+    departures = [] if isinstance(getattr(backend, "name", None), str) else ["name: expected a string"]
     for name, method in vars(Backend).items():
         if name.startswith("_") or not callable(method):
             continue
         expected = list(inspect.signature(method).parameters.values())[1:]
         actual = getattr(backend, name, None)
         if not callable(actual):
-            found.append(f"{name} is missing")
+            departures.append(f"{name} is missing")
         elif not _accepts(list(inspect.signature(actual).parameters.values()), expected):
             shown = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in expected)
-            found.append(f"{name}{_names(inspect.signature(actual))} should be {name}({shown})")
-    return found
+            departures.append(f"{name}{_names(inspect.signature(actual))} should be {name}({shown})")
+    return departures
 
 
 def installed(distributions: Iterable[str]) -> dict[str, str]:
@@ -122,11 +127,11 @@ def installed(distributions: Iterable[str]) -> dict[str, str]:
 
 
 def requirement(name: str, extra: str) -> str:
-    """Return what tlx's own extra asks of the distribution `name`, such as ``"numpy<2"``."""
+    """Return what tlx's own extra requires of the distribution `name`, such as ``"numpy<2"``."""
     for line in metadata.requires("tlx") or []:
-        asked, _, marker = line.partition(";")
-        if re.split(r"[^\w.-]", asked, maxsplit=1)[0] == name and f"'{extra}'" in marker.replace('"', "'"):
-            return asked.strip()
+        wanted, _, marker = line.partition(";")
+        if re.split(r"[^\w.-]", wanted, maxsplit=1)[0] == name and f"'{extra}'" in marker.replace('"', "'"):
+            return wanted.strip()
     raise KeyError(f"tlx[{extra}] does not ask for {name}")
 
 
@@ -139,7 +144,7 @@ def pip_install(*arguments: str) -> str:
 
 
 def reinstall(entry: Entry) -> str:
-    """Return the shell command that installs a framework's own files anew and leaves all else as it is."""
+    """Return the shell command that installs a framework's own files again and leaves everything else as it is."""
     wanted = [f"{name}=={version}" for name, version in entry.versions.items()][:1]
     if not wanted:
         return f"reinstall the package that offers {entry.module}"
@@ -172,7 +177,8 @@ def _describe(name: str, modules: list[str]) -> Entry:
         check = Check("module", module_name, problem, "reinstall the package that offers it")
         return Entry(name, module_name, installed=True, versions={}, checks=(check,))
     is_installed = not distributions or distributions[0] in versions
-    return Entry(name, module_name, installed=is_installed, versions=versions, checks=checks)
+    hidden = bool(getattr(module, "HIDDEN", False))
+    return Entry(name, module_name, installed=is_installed, versions=versions, checks=checks, hidden=hidden)
 
 
 def _accepts(actual: list[inspect.Parameter], expected: list[inspect.Parameter]) -> bool:

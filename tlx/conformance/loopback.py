@@ -1,14 +1,14 @@
 """The reference backend: a small perceptron with BatchNorm in NumPy, its gradients by hand.
 
-It follows the whole contract of `tlx.backend` with no framework, so it tests the core, and shows what an adapter does.
+It follows the whole contract of `tlx.backend` without a framework, so it tests the core and shows what an adapter does.
 The layers are fc1, bn1, ReLU, dropout (in "tiny-mlp-dropout") and the head fc, on pixels averaged to 3 x 8 x 8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,21 +23,27 @@ from tlx.backend import (
     OptimizerSpec,
     ParamSpec,
     Precision,
-    Replay,
-    Visit,
     check_alike,
     check_arrays,
-    check_targets,
+    check_batch,
+    check_groups,
+    check_known,
+    slots_by_parameter,
 )
 from tlx.backend.optimizers import RULES
+from tlx.backend.protocol import enlarging
 from tlx.backend.registry import Check
 from tlx.conformance import reference
 from tlx.errors import BackendError, closest
 from tlx.rng import keep_mask
 
+if TYPE_CHECKING:
+    from tlx.conformance.loopback_probe import LoopbackProbe
+
 DISTRIBUTIONS = ("numpy",)
+HIDDEN = True  # only tests use it, and who writes a backend: listings leave it out
 DROPOUT = {"tiny-mlp": 0.0, "tiny-mlp-dropout": 0.5}
-GRID, HIDDEN = 8, 32
+GRID, UNITS = 8, 32
 BOUNDARIES = ("bn1", "dropout", "fc")  # modules, in order of execution, at which a batch may begin
 
 
@@ -47,10 +53,11 @@ def check() -> list[Check]:
 
 
 def create() -> Loopback:
+    """Return the backend."""
     return Loopback()
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)  # without slots: a framework's module takes further attributes, and so does this one
 class Module:
     """The "framework's own" module: parameters, then buffers, by name."""
 
@@ -73,6 +80,8 @@ class Net:
 
 @dataclass(slots=True, eq=False)
 class Optimizer:
+    """The optimizer's handle."""
+
     net: Net
     spec: OptimizerSpec
     groups: tuple[tuple[str, ...], ...]
@@ -82,6 +91,8 @@ class Optimizer:
 
 @dataclass(slots=True, eq=False)
 class DeviceBatch:
+    """The batch's handle."""
+
     pixels: Array  # [N, 3 * GRID * GRID], in the model's dtype; or what enters the module at `boundary`
     labels: Array
     key: tuple[int, int, int]
@@ -104,6 +115,8 @@ class Pass:
 
 
 class Loopback:
+    """The backend: every method of `tlx.backend.Backend`, in NumPy."""
+
     name = "loopback"
     bn_eps = float(np.float32(1e-5))
     bn_momentum = 1 - float(np.float32(0.9))  # float32-exact in the factor that is kept, as everywhere in tlx
@@ -129,14 +142,14 @@ class Loopback:
         dtype = np.dtype(precision)
         inputs = 3 * GRID * GRID
         arrays: dict[str, Array] = {
-            "fc1.weight": np.zeros((HIDDEN, inputs), dtype),
-            "fc1.bias": np.zeros(HIDDEN, dtype),
-            "bn1.weight": np.ones(HIDDEN, dtype),
-            "bn1.bias": np.zeros(HIDDEN, dtype),
-            "fc.weight": np.zeros((spec.classes, HIDDEN), dtype),
+            "fc1.weight": np.zeros((UNITS, inputs), dtype),
+            "fc1.bias": np.zeros(UNITS, dtype),
+            "bn1.weight": np.ones(UNITS, dtype),
+            "bn1.bias": np.zeros(UNITS, dtype),
+            "fc.weight": np.zeros((spec.classes, UNITS), dtype),
             "fc.bias": np.zeros(spec.classes, dtype),
-            "bn1.running_mean": np.zeros(HIDDEN, dtype),
-            "bn1.running_var": np.ones(HIDDEN, dtype),
+            "bn1.running_mean": np.zeros(UNITS, dtype),
+            "bn1.running_var": np.ones(UNITS, dtype),
             "bn1.num_batches_tracked": np.array(0, np.int64),
         }
         specs = tuple(_spec(name, array) for name, array in arrays.items())
@@ -155,23 +168,13 @@ class Loopback:
     # Training.
 
     def set_phase(self, model: Net, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
-        parameters = [spec.name for spec in model.specs if spec.role != "statistic"]
-        for name in sorted(trainable):
-            _known("parameter", name, parameters)
-        for module in sorted(batch_norm):
-            _known("module with running statistics", module, ("bn1",))
+        check_known(trainable, _shapes(model), "parameter")
+        check_known(batch_norm, ("bn1",), "module with running statistics")
         model.trainable, model.batch_norm, model.grads = trainable, batch_norm, {}
 
     def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Optimizer:
         _known("optimizer", spec.name, RULES)
-        parameters = [s.name for s in model.specs if s.role != "statistic"]
-        listed = [name for group in groups for name in group]
-        for name in listed:
-            _known("parameter", name, parameters)
-        twice = sorted({name for name in listed if listed.count(name) > 1})
-        if twice or len(listed) < len(parameters):
-            missing = sorted(set(parameters) - set(listed))
-            raise BackendError(f"Every parameter belongs in one group; in two: {twice}, in none: {missing}")
+        check_groups(groups, _shapes(model))
         return Optimizer(model, spec, tuple(groups), tuple(Hyper(0.0, 0.0) for _ in groups))
 
     def set_hyper(self, optimizer: Optimizer, values: Sequence[Hyper]) -> None:
@@ -180,27 +183,18 @@ class Loopback:
         optimizer.hyper = tuple(values)
 
     def put(self, model: Net, batch: Batch) -> DeviceBatch:
-        images, labels, pre = batch.images, batch.labels, batch.preprocess
+        check_batch(batch, model.classes)
+        images, labels, pre = batch.images, batch.labels.copy(), batch.preprocess
         if batch.boundary:
             _known("boundary", batch.boundary, BOUNDARIES)
-            return DeviceBatch(images.astype(model.dtype), labels.copy(), batch.key, batch.targets, batch.boundary)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
-            raise BackendError(f"Images are {images.dtype} {list(images.shape)}; expected uint8 [N, 3, h, w]")
-        if labels.dtype != np.int64 or labels.shape != (len(images),):
-            raise BackendError(f"Labels are {labels.dtype} {list(labels.shape)}; expected int64 [{len(images)}]")
-        if labels.min() < 0 or labels.max() >= model.classes:
-            raise BackendError(f"A label is outside 0..{model.classes - 1}")
-        check_targets(batch, model.classes)
+            return DeviceBatch(images.astype(model.dtype), labels, batch.key, batch.targets, batch.boundary)
         height, width = images.shape[2:]
-        if max(height, width) > pre.size:
-            raise BackendError(f"Images of {height} x {width} pixels do not fit size {pre.size}; shrink them first")
-        enlarged = _enlarge(pre.size, height) @ images.astype(np.float64) @ _enlarge(pre.size, width).T
+        enlarged = enlarging(height, pre.size) @ images.astype(np.float64) @ enlarging(width, pre.size).T
         mean, std = (np.array(v).reshape(3, 1, 1) for v in (pre.mean, pre.std))
         pool = _average(pre.size)
         pooled = pool @ ((enlarged / 255 - mean) / std) @ pool.T
-        return DeviceBatch(
-            pooled.reshape(len(images), -1).astype(model.dtype), labels.copy(), batch.key, batch.targets, ""
-        )
+        pixels = pooled.reshape(len(images), -1).astype(model.dtype)
+        return DeviceBatch(pixels, labels, batch.key, batch.targets, "")
 
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         p = model.module.arrays
@@ -276,8 +270,8 @@ class Loopback:
             mean, var = reference.moments(a)
         z = reference.normalise(a, mean, var, self.bn_eps)
         y = z * p["bn1.weight"] + p["bn1.bias"]
-        found = self._head(model, batch, reference.relu(y), train)
-        return Pass(batch.pixels, a, var, z, y, found.mask, found.h, found.logits)
+        head = self._head(model, batch, reference.relu(y), train)
+        return Pass(batch.pixels, a, var, z, y, head.mask, head.h, head.logits)
 
     def _head(self, model: Net, batch: DeviceBatch, h: Array, train: bool) -> Pass:
         """Dropout and the head; what a forward pass keeps of the layers before is empty."""
@@ -295,77 +289,33 @@ class Loopback:
         return {f"{name}/{slot}": a.copy() for name, slots in optimizer.state.items() for slot, a in slots.items()}
 
     def load_optimizer(self, optimizer: Optimizer, state: Arrays) -> None:
-        net, slots = optimizer.net, optimizer.spec.slots
-        loaded: dict[str, dict[str, Array]] = {}
-        for key, array in state.items():
-            name, _, slot = key.rpartition("/")
-            _known("parameter", name, [s.name for s in net.specs if s.role != "statistic"])
-            _known(f"slot of {optimizer.spec.name}", slot, slots)
-            shape = () if slot == "step" else net.module.arrays[name].shape
-            if array.shape != shape:
-                raise BackendError(f"Optimizer state {key!r} has shape {array.shape}; expected {shape}")
-            loaded.setdefault(name, {})[slot] = array.astype(np.float64 if slot == "step" else net.dtype)
-        for name, found in loaded.items():
-            if missing := sorted(set(slots) - found.keys()):
-                raise BackendError(f"Optimizer state of {name!r} lacks {', '.join(missing)}")
-        optimizer.state = loaded
+        slots = slots_by_parameter(state, optimizer.spec, _shapes(optimizer.net))
+        optimizer.state = {
+            name: {
+                slot: array.astype(np.float64 if slot == "step" else optimizer.net.dtype)
+                for slot, array in arrays.items()
+            }
+            for name, arrays in slots.items()
+        }
 
     def fetch(self, lazies: Sequence[Lazy]) -> list[Array]:
         return [np.array(lazy) for lazy in lazies]
 
     def probe(self, model: Net) -> LoopbackProbe:
+        """Look into a model; what `tlx parity` records."""
+        from tlx.conformance.loopback_probe import LoopbackProbe
+
         return LoopbackProbe(self, model)
-
-
-class LoopbackProbe:
-    """What `tlx parity` looks at; without the gradients of outputs."""
-
-    def __init__(self, backend: Loopback, net: Net) -> None:
-        self.backend, self.net = backend, net
-
-    def record(self, call: Callable[[], Any]) -> tuple[Visit, ...]:
-        visits: list[Visit] = []
-        forward = self.backend._forward
-
-        def kept(model: Net, batch: DeviceBatch, train: bool = False) -> Pass:
-            run = forward(model, batch, train)
-            visits.extend(
-                Visit(path, kind, x.copy(), y.copy())
-                for path, kind, x, y in (
-                    ("fc1", "Linear", run.x, run.a),
-                    ("bn1", "BatchNorm", run.a, run.y),
-                    ("fc", "Linear", run.h, run.logits),
-                )
-            )
-            return run
-
-        self.backend._forward = kept  # type: ignore[method-assign]
-        try:
-            call()
-        finally:
-            del self.backend._forward
-        return tuple(visits)
-
-    def gradients(self) -> dict[str, Array]:
-        return {name: np.array(grad) for name, grad in self.net.grads.items()}
-
-    def set_gradients(self, gradients: Arrays) -> None:
-        self.net.grads = {name: np.asarray(grad, self.net.dtype) for name, grad in gradients.items()}
-
-    def replay(self, path: str, x: Array, dy: Array | None = None, *, training: bool = False) -> Replay:
-        p = self.net.module.arrays
-        if path != "bn1":
-            return Replay(reference.linear(x, p[f"{path}.weight"], p[f"{path}.bias"]))
-        moments = reference.moments(x) if training else (p["bn1.running_mean"], p["bn1.running_var"])
-        return Replay(reference.normalise(x, *moments, self.backend.bn_eps) * p["bn1.weight"] + p["bn1.bias"])
-
-    def replay_transposed(self, path: str, x: Array) -> Array | None:
-        return None  # no weight is square
 
 
 def _known(what: str, name: str, known: Iterable[str]) -> None:
     if name not in (known := list(known)):
         raise BackendError(f"Backend 'loopback' has no {what} {name!r}.{closest(name, known)}")
+
+
+def _shapes(model: Net) -> dict[str, tuple[int, ...]]:
+    """The parameters' shapes, by name."""
+    return {spec.name: spec.shape for spec in model.specs if spec.role != "statistic"}
 
 
 def _spec(name: str, array: Array) -> ParamSpec:
@@ -378,15 +328,6 @@ def _spec(name: str, array: Array) -> ParamSpec:
 
 def _correct(logits: Array, labels: Array) -> Array:
     return np.array((logits.argmax(axis=1) == labels).sum())
-
-
-def _enlarge(size: int, old: int) -> Array:
-    """The matrix [size, old] that enlarges bilinearly between pixel centres (align_corners=False)."""
-    place = np.maximum((np.arange(size) + 0.5) * old / size - 0.5, 0)
-    low = place.astype(int)
-    high, share = np.minimum(low + 1, old - 1), place - low
-    pixels = np.eye(old)
-    return np.asarray(pixels[low] * (1 - share)[:, None] + pixels[high] * share[:, None])
 
 
 def _average(size: int) -> Array:

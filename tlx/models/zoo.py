@@ -1,8 +1,12 @@
 """The models: where each keeps its head, how it divides into stages, and its published ImageNet checkpoint.
 
 An architecture is described by names alone, so the core can group parameters without building anything. Here is every
-classifier whose name torchvision and flowvision share; their parameters agree in names, order and shapes. Where there
-are several checkpoints it is torchvision's IMAGENET1K_V1; regnet_y_128gf has only IMAGENET1K_SWAG_E2E_V1.
+classifier whose name torchvision and flowvision share; their parameters agree in names, order and shapes. If there are
+several checkpoints it is torchvision's IMAGENET1K_V1; regnet_y_128gf has only IMAGENET1K_SWAG_E2E_V1.
+
+To add a model family, add its rows to `ARCHITECTURES`, with a function like `_resnet` if they have a layout in common.
+No other file changes, as a backend offers every model of this table that its framework's zoo has. To add a model from
+outside, call `register`: in a backend's light module, so that the command line finds it too.
 """
 
 from __future__ import annotations
@@ -23,16 +27,17 @@ IMAGENET_URL = "https://download.pytorch.org/models/"
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A model's layout. `stages` run from input to output, each with the module paths it covers."""
+    """A model's layout, by the paths of its modules."""
 
     name: str
-    head: str
-    stages: tuple[tuple[str, tuple[str, ...]], ...]
-    imagenet: str
+    head: str  # path of the last layer, which is replaced
+    stages: tuple[tuple[str, tuple[str, ...]], ...]  # from input to output: name, and the module paths it covers
+    imagenet: str  # file name of its published checkpoint; "": none
     min_size: int = 1  # smallest image, in pixels, that no layer shrinks to nothing (torchvision's "min_size")
-    options: tuple[tuple[str, bool], ...] = ()  # of the zoo's constructor, the same on every stack
+    options: tuple[tuple[str, bool], ...] = ()  # of the zoo's constructor, the same on every backend
     left_out: tuple[str, ...] = ()  # beginnings of names in the checkpoint that the model does without
     renamed: tuple[str, str] = ("", "")  # pattern and replacement for names in the checkpoint
+    hidden: bool = False  # only tests use it: listings leave it out
 
     def stage_of(self, module: str) -> str:
         """Return the stage that covers a module path, or ``"head"``."""
@@ -75,7 +80,7 @@ def _covers(path: str, module: str) -> bool:
 
 def _stages(prefix: str, **numbers: Iterable[int | str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Name stages by the numbered children of one container."""
-    return tuple((stage, tuple(f"{prefix}.{number}" for number in found)) for stage, found in numbers.items())
+    return tuple((stage, tuple(f"{prefix}.{child}" for child in children)) for stage, children in numbers.items())
 
 
 def _resnet(name: str, digits: str) -> Architecture:
@@ -152,8 +157,8 @@ _GOOGLE = (("aux_logits", False), ("transform_input", True), ("init_weights", Fa
 
 
 def _google(name: str, file: str, min_size: int, left_out: tuple[str, ...], stages: Mapping[str, str]) -> Architecture:
-    found = tuple((stage, tuple(paths.split())) for stage, paths in stages.items())
-    return Architecture(name, "fc", found, file, min_size, _GOOGLE, left_out)
+    whole = tuple((stage, tuple(paths.split())) for stage, paths in stages.items())
+    return Architecture(name, "fc", whole, file, min_size, _GOOGLE, left_out)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -255,14 +260,44 @@ ARCHITECTURES: dict[str, Architecture] = {
                 mixed7="Mixed_7a Mixed_7b Mixed_7c",
             ),
         ),
-        *(Architecture(name, "fc", (("fc1", ("fc1", "bn1")),), "") for name in ("tiny-mlp", "tiny-mlp-dropout")),
+        # Of the NumPy reference backend.
+        *(Architecture(n, "fc", (("fc1", ("fc1", "bn1")),), "", hidden=True) for n in ("tiny-mlp", "tiny-mlp-dropout")),
     )
 }
 
 
+def register(arch: Architecture) -> None:
+    """Add a model that a backend builds under `arch.name`, so that recipes can name it.
+
+    Raises:
+        RecipeError: another model has that name.
+    """
+    if ARCHITECTURES.setdefault(arch.name, arch) != arch:
+        raise RecipeError(f"register: there is another model {arch.name!r} already; choose another name")
+
+
 def architecture(name: str) -> Architecture:
-    """Look up a model by its name."""
-    try:
-        return ARCHITECTURES[name]
-    except KeyError:
-        raise RecipeError(f"Unknown model {name!r}.{closest(name, ARCHITECTURES)}") from None
+    """Look up a model by its name.
+
+    Raises:
+        RecipeError: there is no such model; the nearest names are listed.
+    """
+    if name not in ARCHITECTURES:
+        _import_light_modules()
+    if name not in ARCHITECTURES:
+        visible = [arch.name for arch in ARCHITECTURES.values() if not arch.hidden]
+        raise RecipeError(f"Unknown model {name!r}.{closest(name, visible)}")
+    return ARCHITECTURES[name]
+
+
+def architectures() -> list[Architecture]:
+    """Return the models that a listing shows, with those that backends register."""
+    _import_light_modules()
+    return [arch for arch in ARCHITECTURES.values() if not arch.hidden]
+
+
+def _import_light_modules() -> None:
+    """Import the light module of each backend, which may register models. No framework is imported."""
+    from tlx.backend import registry
+
+    registry.available()

@@ -26,10 +26,13 @@ from tlx.backend import (
     Probe,
     check_alike,
     check_arrays,
-    check_targets,
+    check_batch,
+    check_groups,
+    check_known,
+    slots_by_parameter,
 )
 from tlx.backend.module.boundary import Reached, bypass, candidates, replaced, stop_class
-from tlx.backend.module.build import describe, dropout_class, locate, replace_dropouts, replace_head
+from tlx.backend.module.build import ancestors, describe, dropout_class, locate, replace_dropouts, replace_head
 from tlx.backend.module.net import DeviceBatch, Net, Optimizer
 from tlx.errors import BackendError, closest, one_line
 
@@ -138,18 +141,19 @@ class ModuleBackend:
     def set_phase(self, model: Net, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
         params = dict(model.module.named_parameters())
         statistics = {s.module for s in model.specs if s.role == "statistic"}
-        for chosen, known, what in ((trainable, params, "parameter"), (batch_norm, statistics, "running statistics")):
-            for name in sorted(chosen - known.keys() if isinstance(known, dict) else chosen - known):
-                raise BackendError(f"set_phase: the model has no {what} {name!r}.{closest(name, known)}")
+        check_known(trainable, params, "parameter")
+        check_known(batch_norm, statistics, "module with running statistics")
         for name, param in params.items():
             param.requires_grad_(name in trainable)
             param.grad = None
-        parts = [name.split(".")[:-1] for name in trainable]
-        holders = {".".join(path[:depth]) for path in parts for depth in range(len(path) + 1)}
+        around_what_trains = {path for name in trainable for path in ancestors(name)}
         for path, module in model.module.named_modules():
-            # A module without parameters, such as dropout, acts where the module around it holds one that trains.
-            home = path if any(True for _ in module.parameters()) else path.rpartition(".")[0]
-            model.training[module] = path in batch_norm if path in statistics else home in holders
+            if path in statistics:
+                model.training[module] = path in batch_norm
+            else:
+                # A module without parameters, such as dropout, acts where the module around it holds one that trains.
+                owns = any(True for _ in module.parameters())
+                model.training[module] = (path if owns else path.rpartition(".")[0]) in around_what_trains
         model.mode = "eval"
         model.module.eval()
 
@@ -165,16 +169,9 @@ class ModuleBackend:
                 f"backend {self.name!r} has no optimizer {spec.name!r}.{closest(spec.name, self.optimizers)}"
             )
         params = dict(model.module.named_parameters())
-        listed = [name for group in groups for name in group]
-        for name in listed:
-            if name not in params:
-                raise BackendError(f"optimizer: the model has no parameter {name!r}.{closest(name, params)}")
-        twice = sorted({name for name in listed if listed.count(name) > 1})
-        missing = sorted(params.keys() - set(listed))
-        if twice or missing:
-            raise BackendError(f"optimizer: every parameter belongs in one group; in two: {twice}, in none: {missing}")
+        check_groups(groups, params)
         native = self.optimizers[spec.name]([{"params": [params[n] for n in g], "lr": 0.0} for g in groups], spec)
-        return Optimizer(native, spec, {name: params[name] for name in listed})
+        return Optimizer(native, spec, {name: params[name] for group in groups for name in group})
 
     def set_hyper(self, optimizer: Optimizer, values: Sequence[Hyper]) -> None:
         groups = optimizer.native.param_groups
@@ -185,16 +182,11 @@ class ModuleBackend:
             group["weight_decay"] = hyper.weight_decay
 
     def put(self, model: Net, batch: Batch) -> DeviceBatch:
-        labels, count = batch.labels, len(batch.images)
-        if labels.dtype != np.int64 or labels.shape != (count,) or not count:
-            raise BackendError(f"put: labels are {labels.dtype} {labels.shape}; expected int64 [{count}], at least one")
-        if labels.min() < 0 or labels.max() >= model.classes:
-            raise BackendError(f"put: a label is outside 0..{model.classes - 1}")
-        check_targets(batch, model.classes)
+        check_batch(batch, model.classes)
         entering = self._features(model, batch) if batch.boundary else self._pixels(model, batch)
         targets = None if batch.targets is None else self.tensor(batch.targets, model.device)
-        on_device = self.tensor(labels, model.device)
-        return DeviceBatch(entering, on_device, targets, count, batch.key, batch.boundary)
+        labels = self.tensor(batch.labels, model.device)
+        return DeviceBatch(entering, labels, targets, len(batch), batch.key, batch.boundary)
 
     def _features(self, model: Net, batch: Batch) -> Any:
         if batch.boundary not in model.entering:
@@ -206,12 +198,6 @@ class ModuleBackend:
     def _pixels(self, model: Net, batch: Batch) -> Any:
         """Normalise and enlarge on the device."""
         images, pre, fw = batch.images, batch.preprocess, self.fw
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise BackendError(f"put: images are {images.dtype} {images.shape}; expected uint8 [N, 3, h, w]")
-        if max(images.shape[2:]) > pre.size:
-            raise BackendError(
-                f"put: images of {images.shape[2:]} pixels are larger than {pre.size}; shrink them first"
-            )
         mean, std = (
             self.tensor(np.array(values).reshape(1, 3, 1, 1), model.device).to(model.dtype)
             for values in (pre.mean, pre.std)
@@ -283,9 +269,9 @@ class ModuleBackend:
             raise BackendError(self._failure(model, batch, error)) from error
         logits = output[0] if isinstance(output, tuple) else output  # GoogLeNet returns them among others
         if tuple(getattr(logits, "shape", ())) != (batch.size, model.classes):
-            found = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
+            shape = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
             raise BackendError(
-                f"The model returns {found} instead of logits [{batch.size}, {model.classes}]; "
+                f"The model returns {shape} instead of logits [{batch.size}, {model.classes}]; "
                 "is its head its last layer?"
             )
         return logits
@@ -361,24 +347,10 @@ class ModuleBackend:
         return state
 
     def load_optimizer(self, optimizer: Optimizer, state: Arrays) -> None:
-        slots: dict[str, dict[str, Array]] = {}
-        allowed = optimizer.spec.slots
-        for key, value in state.items():
-            name, _, slot = key.rpartition("/")
-            if name not in optimizer.params or slot not in allowed:
-                raise BackendError(
-                    f"load_optimizer: unexpected {key!r}; expected PARAMETER/SLOT with slots {', '.join(allowed)}."
-                    f"{closest(name, optimizer.params)}"
-                )
-            shape = tuple(optimizer.params[name].shape)
-            if slot != "step" and value.shape != shape:
-                raise BackendError(f"load_optimizer: {key!r} has shape {value.shape}; the parameter has {shape}")
-            slots.setdefault(name, {})[slot] = value
+        shapes = {name: tuple(param.shape) for name, param in optimizer.params.items()}
+        slots = slots_by_parameter(state, optimizer.spec, shapes)
         for name, param in optimizer.params.items():
-            given = slots.get(name)
-            if given is not None and set(given) != set(allowed):
-                raise BackendError(f"load_optimizer: {name!r} has slots {sorted(given)}; expected {sorted(allowed)}")
-            self.set_optimizer_slots(optimizer, param, given)
+            self.set_optimizer_slots(optimizer, param, slots.get(name))
 
     def fetch(self, lazies: Sequence[Lazy]) -> list[Array]:
         if lazies and all(lazy.ndim == 0 for lazy in lazies):

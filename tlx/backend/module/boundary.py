@@ -39,11 +39,11 @@ def candidates(module: Any, active: Callable[[Any], bool]) -> tuple[str, ...]:
 
 def levels(module: Any, path: str) -> list[tuple[Any, str]]:
     """Return (parent, attribute) for each level of a path."""
-    found = []
+    pairs = []
     for attribute in path.split("."):
-        found.append((module, attribute))
+        pairs.append((module, attribute))
         module = getattr(module, attribute)
-    return found
+    return pairs
 
 
 @contextmanager

@@ -16,8 +16,8 @@ def replace_head(nn: Any, module: Any, spec: ModelSpec) -> None:
     """Put a fresh layer of the same kind in the head's place, where it has not the wanted number of outputs already."""
     layers = [path for path, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     if spec.head not in layers:
-        found = dict(module.named_modules()).get(spec.head)
-        what = "there is no such module" if found is None else f"it is a {type(found).__name__}"
+        other = dict(module.named_modules()).get(spec.head)
+        what = "there is no such module" if other is None else f"it is a {type(other).__name__}"
         near = closest(spec.head, layers)
         raise BackendError(f"{spec.name}: head {spec.head!r} must be a Linear or Conv2d layer, but {what}.{near}")
     parent, attribute, old = locate(module, spec.head, spec.name)
@@ -32,6 +32,12 @@ def replace_head(nn: Any, module: Any, spec: ModelSpec) -> None:
     setattr(parent, attribute, new)
     if hasattr(module, "num_classes"):
         module.num_classes = spec.classes
+
+
+def ancestors(name: str) -> list[str]:
+    """Return the paths of the modules around a parameter, from the whole model, "", to the module that owns it."""
+    parts = name.split(".")[:-1]
+    return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
 def locate(module: Any, path: str, model: str) -> tuple[Any, str, Any]:

@@ -57,8 +57,8 @@ class ModuleProbe:
 
     def set_gradients(self, gradients: Arrays) -> None:
         for name, param in self.net.module.named_parameters():
-            given = gradients.get(name)
-            param.grad = None if given is None else self.backend.tensor(given, self.net.device).to(param.dtype)
+            gradient = gradients.get(name)
+            param.grad = None if gradient is None else self.backend.tensor(gradient, self.net.device).to(param.dtype)
 
     def replay(self, path: str, x: Array, dy: Array | None = None, *, training: bool = False) -> Replay:
         module, backend, fw = self.modules[path], self.backend, self.backend.fw
@@ -74,11 +74,11 @@ class ModuleProbe:
                 param.grad = None
             fed.requires_grad_(True)
             output = module(fed)
-            # The product's gradient is dy itself; the output may be changed in place, so what is kept is a copy.
-            kept = backend.array(output)
+            # The product's gradient is dy itself; the output may be changed in place, so it is copied first.
+            copied = backend.array(output)
             (output * backend.tensor(dy, self.net.device).to(output.dtype)).sum().backward()
             return Replay(
-                kept,
+                copied,
                 backend.array(fed.grad),
                 {prefix + n: backend.array(p.grad) for n, p in module.named_parameters() if p.grad is not None},
                 {prefix + n: backend.array(b) for n, b in module.named_buffers()},
@@ -88,12 +88,12 @@ class ModuleProbe:
         weight = getattr(self.modules[path], "weight", None)
         if weight is None or weight.ndim < 2 or weight.shape[0] != weight.shape[1]:
             return None
-        kept = self.backend.array(weight)
-        self._set(weight, kept.swapaxes(0, 1))
+        original = self.backend.array(weight)
+        self._set(weight, original.swapaxes(0, 1))
         try:
             return self.replay(path, x).output
         finally:
-            self._set(weight, kept)
+            self._set(weight, original)
 
     def _set(self, weight: Any, value: Array) -> None:
         with self.backend.fw.no_grad():
