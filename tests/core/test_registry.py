@@ -165,7 +165,7 @@ class Theirs(loopback.Loopback):
     name = "theirs"
 
     def capabilities(self):
-        return replace(super().capabilities(), models=("their-mlp",))
+        return replace(super().capabilities(), models=("tiny-mlp", "their-mlp"))
 
     def build(self, spec, device, precision):
         return super().build(replace(spec, name="tiny-mlp"), device, precision)
@@ -177,17 +177,10 @@ create = Theirs
 def test_a_backend_from_outside_brings_a_model_from_outside(offer: Any, tmp_path: Path) -> None:
     """The core is not touched: one light module with an entry point, which a recipe and a listing find by name."""
     offer("theirs", WITH_A_MODEL)
-    fields = {
-        "image_size": 8,
-        "limit_train": 40,
-        "limit_test": 20,
-        "epochs": 1,
-        "strategy": "scratch",
-        "val_fraction": 0,
-    }
+    data = {"data": "digits", "limit_train": 40, "limit_test": 20, "val_fraction": 0, "image_size": 8}
+    model = {"backend": "theirs", "model": "their-mlp", "strategy": "scratch", "batch_size": 20, "epochs": 1}
     try:
-        recipe = tlx.Recipe(backend="theirs", model="their-mlp", data="digits", out=str(tmp_path / "run"), **fields)
-        assert tlx.run(recipe, quiet=True).epochs_run == 1
+        assert tlx.run({**data, **model}, out=str(tmp_path / "run"), quiet=True).epochs_run == 1
         assert "their-mlp" in [arch.name for arch in architectures()]
         with pytest.raises(RecipeError, match="another model 'their-mlp'"):
             register(Architecture("their-mlp", "head", (), ""))
