@@ -6,6 +6,7 @@ import json as jsonlib
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -297,51 +298,70 @@ def strategies(
 
 
 @app.command(group=LOOK_UP)
-def models() -> None:
-    """List the architectures: head, stages, and the published ImageNet checkpoint."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
+def models(pattern: str | None = None, /, *, json: Json = False) -> None:
+    """List the architectures: parameters with 1,000 classes, smallest image, stages for the strategies.
 
-    from tlx.models.zoo import ARCHITECTURES
+    Parameters
+    ----------
+    pattern:
+        Show only the models whose name holds this, or matches it as a shell pattern: `resnet`, `efficientnet_b?`.
+    """
+    from tlx.models.zoo import architectures
 
-    table = Table("model", "head", "stages", "ImageNet weights", box=SIMPLE_HEAD)
-    table.columns[-1].overflow = "fold"
-    for arch in ARCHITECTURES.values():
-        table.add_row(arch.name, arch.head, " ".join(name for name, _ in arch.stages), arch.imagenet or "-")
-    Console().print(table)
+    listed = architectures(pattern)
+    if json:
+        _print_json({"models": [arch.to_dict() for arch in listed]})
+        return
+    rows = []
+    for arch in listed:
+        parameters = "" if arch.parameters is None else f"{arch.parameters / 1e6:.1f} M"
+        rows.append((arch.name, parameters, str(arch.min_size), " ".join(name for name, _ in arch.stages)))
+    _print_table(("model", "parameters", "min px", "stages"), rows, right=(1, 2))
 
 
 @app.command(group=LOOK_UP)
-def backends() -> None:
+def backends(*, json: Json = False) -> None:
     """List the backends that are registered, with their versions or with what keeps them from working."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     from tlx.backend import registry
 
-    table = Table("backend", "state", "versions or problem", box=SIMPLE_HEAD)
-    for entry in registry.available():
-        state = "not installed" if not entry.installed else "broken" if entry.problem else "installed"
-        found = ", ".join(f"{name} {version}" for name, version in entry.versions.items())
+    entries = [entry for entry in registry.available() if not entry.hidden]
+    if json:
+        _print_json({"backends": [entry.to_dict() for entry in entries]})
+        return
+    rows = []
+    for entry in entries:
+        text = ", ".join(f"{name} {version}" for name, version in entry.versions.items())
         if entry.problem:
-            found = f"{entry.problem.problem}. Fix: {entry.problem.fix}"
-        table.add_row(entry.name, state, found)
-    Console().print(table)
+            text = f"{entry.problem.problem}. Fix: {entry.problem.fix}"
+        rows.append((entry.name, entry.state, text))
+    _print_table(("backend", "state", "versions or problem"), rows)
 
 
 @app.command(group=LOOK_UP)
-def doctor() -> int:
-    """Check for each backend what works, what is missing, and name the one command that mends it."""
+def doctor(*, json: Json = False) -> int:
+    """Check for each backend what works and what is missing, and name the one command that mends it."""
     from tlx.backend.doctor import main as diagnose
 
-    return diagnose()
+    return diagnose(json=json)
 
 
 def _print_json(value: Any) -> None:
     """Print one object on one line, as the last line of stdout."""
     print(jsonlib.dumps(value, allow_nan=False))
+
+
+def _print_table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(names):
+        table.add_column(name, justify="right" if place in right else "left", no_wrap=place < len(names) - 1)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tlx.backend import Array, Capabilities, OptimizerSpec
-from tlx.backend.module.base import Groups, ModuleBackend
+from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.net import Net, Optimizer
 from tlx.models.zoo import ARCHITECTURES
 from tlx_oneflow.bootstrap import cuda_driver, flow, flowvision
@@ -36,7 +36,12 @@ class OneFlowBackend(ModuleBackend):
     """OneFlow 0.9.0, with flowvision's models."""
 
     name = "oneflow"
-    optimizers: ClassVar = {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "rmsprop": _rmsprop}
+    optimizers: ClassVar[Mapping[str, MakeOptimizer]] = {
+        "sgd": _sgd,
+        "adam": _adam,
+        "adamw": _adamw,
+        "rmsprop": _rmsprop,
+    }
 
     def __init__(self) -> None:
         super().__init__(flow, flowvision.models, flowvision.layers.StochasticDepth)

@@ -80,12 +80,14 @@ def entries(library: ctypes.CDLL, names: tuple[str, ...]) -> dict[str, ctypes.c_
 
 
 def dynamic_section(address: int) -> Iterator[tuple[int, int]]:
+    """Yield the tag and the value of each entry of a loaded library's dynamic section."""
     while (pair := tuple((ctypes.c_uint64 * 2).from_address(address)))[0]:
         yield pair[0], pair[1]
         address += 16
 
 
 def point(entries: Mapping[str, ctypes.c_uint64], functions: Mapping[str, int | None]) -> None:
+    """Make entries of a call table point to other functions."""
     for name, entry in entries.items():
         entry.value = functions[name] or 0
 

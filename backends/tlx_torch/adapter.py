@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 from tlx.backend import Array, Capabilities, OptimizerSpec, float32_exact
-from tlx.backend.module.base import Groups, ModuleBackend
+from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.net import Net, Optimizer
 from tlx.models.zoo import ARCHITECTURES
 from tlx_torch import memory
@@ -40,7 +40,12 @@ class TorchBackend(ModuleBackend):
     """PyTorch, with torchvision's models."""
 
     name = "torch"
-    optimizers: ClassVar = {"sgd": _sgd, "adam": _adam, "adamw": _adamw, "rmsprop": _rmsprop}
+    optimizers: ClassVar[Mapping[str, MakeOptimizer]] = {
+        "sgd": _sgd,
+        "adam": _adam,
+        "adamw": _adamw,
+        "rmsprop": _rmsprop,
+    }
 
     def __init__(self) -> None:
         super().__init__(torch, torchvision.models, torchvision.ops.StochasticDepth)

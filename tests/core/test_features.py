@@ -16,6 +16,7 @@ from tlx.data import load_data
 from tlx.data.augment import Augment
 from tlx.data.loader import Loader
 from tlx.training import features
+from tlx.training.feature_store import CHECKED
 
 JOBS: dict[str, dict[str, Any]] = {
     "both flips": {},
@@ -45,10 +46,10 @@ def test_each_variant_of_an_image_is_computed_once(tmp_path: Path, seen: dict[st
     """72 images of the training part and 18 of the validation part, and a few to choose the boundary."""
     fields = {**FIELDS, "feature_cache": "run"}
     tlx.run({**fields, "augment": "none"}, quiet=True, out=str(tmp_path / "a"))
-    assert 72 + 18 <= sum(seen["features"]) <= 72 + 18 + 3 * features.CHECKED
+    assert 72 + 18 <= sum(seen["features"]) <= 72 + 18 + 3 * CHECKED
     seen["features"].clear()
     tlx.run({**fields, "epochs": 40}, quiet=True, out=str(tmp_path / "b"))
-    assert 3 * 72 < sum(seen["features"]) <= 4 * 72 + 18 + 3 * features.CHECKED
+    assert 3 * 72 < sum(seen["features"]) <= 4 * 72 + 18 + 3 * CHECKED
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import json as jsonlib
 import platform
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tlx.backend import registry
 from tlx.backend.registry import Check, Entry
@@ -42,6 +42,12 @@ class Report:
         if not self.entry.installed:
             return "not installed"
         return "broken" if self.problem else "works"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        checks = [*self.entry.checks, *([self.trial] if self.trial else [])]
+        versions = dict(self.entry.versions)
+        return {"name": self.entry.name, "state": self.state, "versions": versions, "checks": [*map(asdict, checks)]}
 
 
 def doctor() -> list[Report]:
@@ -81,13 +87,13 @@ def trial(name: str) -> None:
         outcome |= {"problem": error.problem, "fix": error.fix}
     except Exception as error:
         outcome["problem"] = one_line(f"{type(error).__name__}: {error}")
-    print(f"\n{json.dumps(outcome)}", flush=True)
+    print(f"\n{jsonlib.dumps(outcome)}", flush=True)
 
 
 def _outcome(stdout: str) -> dict[str, str]:
     """What `trial` printed; nothing if the process ended before it could."""
     try:
-        return dict(json.loads(stdout.splitlines()[-1]))
+        return dict(jsonlib.loads(stdout.splitlines()[-1]))
     except (IndexError, ValueError, TypeError):
         return {}
 
@@ -119,15 +125,18 @@ def print_report(console: Console, reports: list[Report]) -> None:
             console.print(f"        fix: {check.fix}", highlight=False, markup=False, soft_wrap=True)
 
 
-def main() -> int:
-    """Print the report. Returns 0 if every installed backend works and there is one, otherwise 1."""
+def main(*, json: bool = False) -> int:
+    """Print the report, or one line of JSON. Returns 0 if every installed backend works and there is one, else 1."""
     from rich.console import Console
 
     console = Console()
-    with console.status("Trying each backend in a process of its own"):
+    with Console(stderr=True).status("Trying each backend in a process of its own"):
         reports = doctor()
-    print_report(console, reports)
-    if not any(report.state == "works" for report in reports):
-        console.print("\nNo framework works here: fix one of the above.", highlight=False)
-        return 1
-    return int(any(report.state == "broken" for report in reports))
+    works = any(report.state == "works" for report in reports)
+    if json:
+        print(jsonlib.dumps({"backends": [report.to_dict() for report in reports]}))
+    else:
+        print_report(console, reports)
+        if not works:
+            console.print("\nNo framework works here: fix one of the above.", highlight=False)
+    return int(not works or any(report.state == "broken" for report in reports))

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tlx.backend.threads import settle_threads
 from tlx.errors import BackendError, BackendUnavailable, TlxError, closest, one_line
@@ -60,6 +60,22 @@ class Entry:
     def problem(self) -> Check | None:
         """The first thing that keeps the backend from working, or None."""
         return next((check for check in self.checks if check.problem), None)
+
+    @property
+    def state(self) -> str:
+        """``"installed"``, ``"broken"`` or ``"not installed"``, by the checks alone."""
+        return "not installed" if not self.installed else "broken" if self.problem else "installed"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a listing shows, as plain values."""
+        problem = self.problem
+        return {
+            "name": self.name,
+            "state": self.state,
+            "versions": dict(self.versions),
+            "problem": problem.problem if problem else None,
+            "fix": problem.fix if problem else None,
+        }
 
 
 def available() -> list[Entry]:

@@ -57,7 +57,7 @@ def create() -> Loopback:
     return Loopback()
 
 
-@dataclass(eq=False)  # without slots: a framework's module takes further attributes, and so does this one
+@dataclass(eq=False)  # without slots: `load_model` adds attributes, as to a framework's module
 class Module:
     """The "framework's own" module: parameters, then buffers, by name."""
 
@@ -209,7 +209,7 @@ class Loopback:
             **{"fc.weight": dw, "fc.bias": db, "fc1.weight": dw1, "fc1.bias": db1},
             **{"bn1.weight": (dy * run.z).sum(axis=0), "bn1.bias": dy.sum(axis=0)},
         }
-        for name in model.trainable:
+        for name in sorted(model.trainable):  # an order that the hash of strings does not change
             model.grads[name] = model.grads[name] + grads[name] if name in model.grads else grads[name]
         return np.array(mean * len(batch.labels)), _correct(run.logits, batch.labels)
 

@@ -40,7 +40,7 @@ def cross_entropy(logits: Array, labels: Array, targets: Array | None = None) ->
 
 
 def linear(x: Array, weight: Array, bias: Array) -> Array:
-    """x [N, I], weight [O, I], bias [O] -> [N, O]."""
+    """Return x [N, I] times weight [O, I] plus bias [O]: [N, O]."""
     return np.asarray(x @ weight.T + bias)
 
 
@@ -50,6 +50,7 @@ def linear_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array, A
 
 
 def relu(x: Array) -> Array:
+    """Return the positive part of an array."""
     return np.maximum(x, 0)
 
 

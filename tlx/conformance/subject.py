@@ -59,6 +59,7 @@ def _renewed(backend: Backend, name: str) -> Subject:
 
 
 def choose(backend: Backend, names: Sequence[str]) -> str:
+    """Return the first of some models that the backend has."""
     models = backend.capabilities().models
     found = [name for name in names if name in models]
     assert found, f"backend {backend.name!r} offers {models}; the suite needs one of {names}"
@@ -75,6 +76,8 @@ def _built(backend: Backend, name: str) -> Subject:
 
 @dataclass(eq=False)
 class Subject:
+    """A backend with one model, as the tests use it: everything on the host, in NumPy arrays."""
+
     backend: Backend
     name: str
     precision: Precision = "float64"
@@ -97,9 +100,11 @@ class Subject:
         return Subject(self.backend, self.name, self.precision)
 
     def load(self, arrays: Arrays) -> None:
+        """Set every parameter and buffer."""
         self.backend.load_arrays(self.model, arrays)
 
     def dump(self) -> dict[str, Array]:
+        """Copy every parameter and buffer."""
         return self.backend.dump_arrays(self.model)
 
     def free(self, trainable: Sequence[str] | None = None, batch_norm: Sequence[str] = ()) -> None:
@@ -108,6 +113,7 @@ class Subject:
         self.backend.set_phase(self.model, frozenset(names), frozenset(batch_norm))
 
     def put(self, n: int = N, *, seed: int = 1, key: tuple[int, int, int] = (0, 0, 0), **replaced: Any) -> Handle:
+        """Put a batch of `n` random images on the device."""
         return self.backend.put(self.model, batch(n, seed=seed, key=key, **replaced))
 
     def optimizer(self, spec: OptimizerSpec, hyper: Hyper | None = None) -> Handle:
@@ -123,21 +129,26 @@ class Subject:
         return optimizer
 
     def backward(self, handle: Handle, scale: float = 1.0) -> tuple[float, int]:
+        """Run forward and backward; return the summed loss and the correct count."""
         total, correct = self.backend.fetch(self.backend.backward(self.model, handle, scale))
         return float(total), int(correct)
 
     def step(self, optimizer: Handle, handle: Handle, max_norm: float | None = None) -> None:
+        """Run backward and update."""
         self.backend.backward(self.model, handle)
         self.backend.update(self.model, optimizer, max_norm)
 
     def evaluate(self, handle: Handle) -> tuple[float, int]:
+        """Return the summed loss and the correct count in eval mode."""
         total, correct = self.backend.fetch(self.backend.evaluate(self.model, handle))
         return float(total), int(correct)
 
     def logits(self, handle: Handle) -> Array:
+        """Return the outputs in eval mode."""
         return self.backend.fetch([self.backend.logits(self.model, handle)])[0]
 
     def features(self, handle: Handle) -> Array:
+        """Return what enters the head in eval mode."""
         return self.backend.fetch([self.backend.features(self.model, handle)])[0]
 
     def probe(self) -> dict[str, Array]:

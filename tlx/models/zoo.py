@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from tlx.errors import RecipeError, WeightsError, closest
@@ -38,6 +39,12 @@ class Architecture:
     left_out: tuple[str, ...] = ()  # beginnings of names in the checkpoint that the model does without
     renamed: tuple[str, str] = ("", "")  # pattern and replacement for names in the checkpoint
     hidden: bool = False  # only tests use it: listings leave it out
+    parameters: int | None = None  # with 1,000 classes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a listing shows, as plain values."""
+        values = {"name": self.name, "head": self.head, "parameters": self.parameters, "min_size": self.min_size}
+        return {**values, "stages": [name for name, _ in self.stages], "imagenet": self.imagenet or None}
 
     def stage_of(self, module: str) -> str:
         """Return the stage that covers a module path, or ``"head"``."""
@@ -161,8 +168,30 @@ def _google(name: str, file: str, min_size: int, left_out: tuple[str, ...], stag
     return Architecture(name, "fc", whole, file, min_size, _GOOGLE, left_out)
 
 
+# Parameters with 1,000 classes, as `tlx models` lists them; a test holds them equal to torchvision's.
+# fmt: off
+_PARAMETERS = {
+    "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160, "resnet152":
+    60_192_808, "wide_resnet50_2": 68_883_240, "wide_resnet101_2": 126_886_696, "resnext50_32x4d": 25_028_904,
+    "resnext101_32x8d": 88_791_336, "squeezenet1_0": 1_248_424, "squeezenet1_1": 1_235_496, "alexnet": 61_100_840,
+    "vgg11": 132_863_336, "vgg11_bn": 132_868_840, "vgg13": 133_047_848, "vgg13_bn": 133_053_736, "vgg16":
+    138_357_544, "vgg16_bn": 138_365_992, "vgg19": 143_667_240, "vgg19_bn": 143_678_248, "densenet121": 7_978_856,
+    "densenet161": 28_681_000, "densenet169": 14_149_480, "densenet201": 20_013_928, "efficientnet_b0": 5_288_548,
+    "efficientnet_b1": 7_794_184, "efficientnet_b2": 9_109_994, "efficientnet_b3": 12_233_232, "efficientnet_b4":
+    19_341_616, "efficientnet_b5": 30_389_784, "efficientnet_b6": 43_040_704, "efficientnet_b7": 66_347_960,
+    "mobilenet_v2": 3_504_872, "mobilenet_v3_large": 5_483_032, "mobilenet_v3_small": 2_542_856, "mnasnet0_5":
+    2_218_512, "mnasnet0_75": 3_170_208, "mnasnet1_0": 4_383_312, "mnasnet1_3": 6_282_256, "shufflenet_v2_x0_5":
+    1_366_792, "shufflenet_v2_x1_0": 2_278_604, "shufflenet_v2_x1_5": 3_503_624, "shufflenet_v2_x2_0": 7_393_996,
+    "regnet_x_400mf": 5_495_976, "regnet_x_800mf": 7_259_656, "regnet_x_1_6gf": 9_190_136, "regnet_x_3_2gf":
+    15_296_552, "regnet_x_8gf": 39_572_648, "regnet_x_16gf": 54_278_536, "regnet_x_32gf": 107_811_560,
+    "regnet_y_400mf": 4_344_144, "regnet_y_800mf": 6_432_512, "regnet_y_1_6gf": 11_202_430, "regnet_y_3_2gf":
+    19_436_338, "regnet_y_8gf": 39_381_472, "regnet_y_16gf": 83_590_140, "regnet_y_32gf": 145_046_770,
+    "regnet_y_128gf": 644_812_894, "googlenet": 6_624_904, "inception_v3": 23_834_568,
+}
+# fmt: on
+
 ARCHITECTURES: dict[str, Architecture] = {
-    a.name: a
+    a.name: replace(a, parameters=_PARAMETERS.get(a.name))
     for a in (
         _resnet("resnet18", "f37072fd"),
         _resnet("resnet34", "b627a593"),
@@ -290,10 +319,21 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def architectures() -> list[Architecture]:
-    """Return the models that a listing shows, with those that backends register."""
+def architectures(pattern: str | None = None) -> list[Architecture]:
+    """Return the models that a listing shows, with those that backends register.
+
+    Args:
+        pattern: only those whose name contains it, or matches it as a shell pattern.
+
+    Raises:
+        RecipeError: no name does.
+    """
     _import_light_modules()
-    return [arch for arch in ARCHITECTURES.values() if not arch.hidden]
+    visible = [arch for arch in ARCHITECTURES.values() if not arch.hidden]
+    matching = [arch for arch in visible if not pattern or pattern in arch.name or fnmatchcase(arch.name, pattern)]
+    if not matching:
+        raise RecipeError(f"No model matches {pattern!r}; `tlx models` lists them all")
+    return matching
 
 
 def _import_light_modules() -> None:

@@ -80,6 +80,9 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
         model = tlx.load_model("runs/digits-resnet18-full-torch-1")
         logits = model(torch.from_numpy(model.preprocess(images)))
 
+    Its dropout layers draw their masks from tlx's streams, which only `tlx.run` advances. To train on by hand, load
+    the module's `state_dict()` into a model of your own.
+
     Args:
         run_dir: a folder that `tlx run` wrote.
         backend: whose module to build; default: the backend that trained. The same weights serve either.

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from traceback import walk_tb
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,7 +44,8 @@ class ModuleBackend:
     """Everything that two near-twin frameworks do alike."""
 
     name: str
-    optimizers: Mapping[str, MakeOptimizer]  # name in `tlx.backend.optimizers.RULES` -> how the framework makes it
+    # Name in `tlx.backend.optimizers.RULES` -> how the framework makes it.
+    optimizers: ClassVar[Mapping[str, MakeOptimizer]]
 
     def __init__(self, framework: Any, zoo: Any, depth: Any) -> None:
         self.fw = framework
