@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 from tlx.backend.optimizers import OptimizerName
+from tlx.data.augment import describe_ops
+from tlx.data.load import describe_sources
 from tlx.errors import RecipeError, closest
 from tlx.models.zoo import Architecture, architecture
 from tlx.recipe_fields import (
@@ -109,7 +111,7 @@ class Recipe:
     )
     data: DataLike = field(
         "cifar10",
-        "cifar10, digits, a folder of photos, a .csv of path,label, or an .npz of arrays",
+        describe_sources(),
         _check_data,
         group="Data",
     )
@@ -171,7 +173,7 @@ class Recipe:
     )
     augment: str = text(
         "flips",
-        "none, flips, photo, or hflip, vflip, crop, rotate, color, randaugment joined with +",
+        describe_ops(),
         group="Augmentation and labels",
     )
     augment_repeats: int | None = number(

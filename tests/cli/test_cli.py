@@ -99,7 +99,36 @@ def test_the_tables(tmp_path: Path) -> None:
     }
     assert all(done.returncode == 0 for done in shown.values()), [done.stderr for done in shown.values()]
     outputs = [done.stdout for done in shown.values()]
-    assert "squeezenet1_0" in outputs[0] and "classifier.1" in outputs[0]
-    assert "loopback" in outputs[1] and "tlx_torch" not in outputs[1]
+    assert "squeezenet1_0" in outputs[0] and "1.2 M" in outputs[0] and "tiny-mlp" not in outputs[0]
+    assert max(map(len, outputs[0].splitlines())) <= 80
+    assert "loopback" not in outputs[1] and "tlx_torch" not in outputs[1]
     assert all(name in outputs[2] for name in ("scratch", "diff_lr", "feature_extract", "frozen"))
     assert "evaluate" in outputs[4] and "doctor" in outputs[4]
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        ("models resnet", "models"),
+        ("backends", "backends"),
+        ("strategies --backend loopback --model tiny-mlp", "strategies"),
+        ("strategies full --backend loopback --model tiny-mlp", "strategies"),
+    ],
+)
+def test_what_is_listed_is_also_one_object_on_one_line(command: str, key: str, tmp_path: Path) -> None:
+    done = tlx(*command.split(), "--json", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("\n") == 1
+    listed = json.loads(done.stdout)[key]
+    assert listed and all(isinstance(entry, dict) for entry in listed)
+
+
+def test_a_filter_lists_only_the_models_that_match(tmp_path: Path) -> None:
+    def names(pattern: str) -> list[str]:
+        return [arch["name"] for arch in json.loads(tlx("models", pattern, "--json", cwd=tmp_path).stdout)["models"]]
+
+    assert names("mnasnet1_?") == ["mnasnet1_0", "mnasnet1_3"] and names("squeeze") == [
+        "squeezenet1_0",
+        "squeezenet1_1",
+    ]
+    nothing = tlx("models", "vit", cwd=tmp_path)
+    assert nothing.returncode == 2 and nothing.stderr == "tlx: No model matches 'vit'; `tlx models` lists them all\n"
