@@ -39,13 +39,13 @@ def install(flow: Any) -> str:
     better = ctypes.CDLL(str(path))
     if not all(hasattr(better, PREFIX + name) for name in FUNCTIONS):
         return f"{own}: {path.name} lacks {PREFIX}{FUNCTIONS[0]}"
-    found = entries(ctypes.CDLL(str(mine)), FUNCTIONS)
-    if set(found) != set(FUNCTIONS):
+    table = entries(ctypes.CDLL(str(mine)), FUNCTIONS)
+    if set(table) != set(FUNCTIONS):
         return f"{own}: {mine.name} does not call it through a table"
-    before = {name: entry.value for name, entry in found.items()}
-    point(found, {name: ctypes.cast(getattr(better, PREFIX + name), ctypes.c_void_p).value for name in FUNCTIONS})
+    before = {name: entry.value for name, entry in table.items()}
+    point(table, {name: ctypes.cast(getattr(better, PREFIX + name), ctypes.c_void_p).value for name in FUNCTIONS})
     if not (error := worst_error(flow)) <= 1:  # NaN is an error too
-        point(found, before)
+        point(table, before)
         return f"{own}: products of {path.name} are {error:.1g} times further from NumPy's than they may be"
     version = getattr(better, f"{PREFIX}openblas_get_config")
     version.restype = ctypes.c_char_p

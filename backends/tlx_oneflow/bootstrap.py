@@ -27,13 +27,13 @@ def cuda_driver() -> bool:
 def _quiet_stderr() -> Iterator[None]:
     """Send what the C++ side prints while loading ("libibverbs not available") to nowhere."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
         os.close(nowhere)
 
 

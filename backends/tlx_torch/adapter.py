@@ -71,7 +71,7 @@ class TorchBackend(ModuleBackend):
         net.module.to(memory_format=torch.channels_last)
         for module in net.module.modules():
             if isinstance(module, self.batch_norms):
-                # Other stacks hold these constants as float32 and weigh the old mean with fl32(0.9).
+                # Other backends hold these constants as float32 and weigh the old mean with fl32(0.9).
                 module.eps = float32_exact(module.eps)
                 module.momentum = 1.0 - float32_exact(1.0 - module.momentum)
             elif isinstance(module, torch.nn.Hardsigmoid) and net.dtype is torch.float64:

@@ -82,7 +82,7 @@ class FirstVersion(ModuleBackend):
     def exact(self, logits: torch.Tensor) -> torch.Tensor:
         return logits
 
-    # The optimizer's memory crosses as named arrays, so that a run can be resumed on another stack.
+    # The optimizer's memory crosses as named arrays, so that a run can be resumed on another backend.
 
     def optimizer_slots(self, optimizer: Optimizer, param: Any) -> Mapping[str, Any] | None:
         state = optimizer.native.state.get(param)
@@ -104,7 +104,7 @@ class FirstVersion(ModuleBackend):
 
 
 class SecondVersion(FirstVersion):
-    """Other stacks hold BatchNorm's constants as float32, so every adapter must."""
+    """Other backends hold BatchNorm's constants as float32, so every adapter must."""
 
     def prepare(self, net: Net) -> None:
         for module in net.module.modules():

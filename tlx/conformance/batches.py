@@ -43,8 +43,8 @@ def test_images_are_enlarged_bilinearly_between_pixel_centres(subject: Subject) 
         pairs = np.stack([0.75 * wide + 0.25 * before, 0.75 * wide + 0.25 * after], axis + 1)
         wide = pairs.reshape([2 * n if i == axis else n for i, n in enumerate(wide.shape)])
     assert (wide == wide.astype(np.uint8)).all()
-    found = [subject.logits(subject.put(2, images=images.astype(np.uint8))) for images in (small, wide)]
-    assert_near({"logits": found[0]}, {"logits": found[1]}, 1e-10)
+    logits = [subject.logits(subject.put(2, images=images.astype(np.uint8))) for images in (small, wide)]
+    assert_near({"logits": logits[0]}, {"logits": logits[1]}, 1e-10)
 
 
 def test_pixels_are_scaled_and_normalised_per_channel(subject: Subject) -> None:
@@ -164,8 +164,8 @@ def test_dropout_takes_the_masks_of_the_core(dropper: Subject) -> None:
     for key in ((0, 0, 0), (0, 1, 0), (5, 1, 0), (5, 1, 3)):
         handle = dropper.put(key=key)
         features = dropper.features(handle)
-        kept = features * keep_mask(*key, 0, features.shape, RATE) / (1 - RATE)
-        expected, _ = reference.cross_entropy(head_logits(dropper, kept), batch().labels)
+        dropped = features * keep_mask(*key, 0, features.shape, RATE) / (1 - RATE)
+        expected, _ = reference.cross_entropy(head_logits(dropper, dropped), batch().labels)
         assert dropper.backward(handle)[0] == pytest.approx(expected * N, rel=1e-12)
 
 
@@ -180,8 +180,8 @@ def test_dropout_reaches_the_gradients(dropper: Subject) -> None:
     """A head's weight gets no gradient from units that were dropped for every sample."""
     handle = dropper.put(1, key=(3, 3, 0))
     features = dropper.features(handle)
-    kept = keep_mask(3, 3, 0, 0, features.shape, RATE) & (features != 0)
-    reached = kept.reshape(kept.shape[1], -1).any(axis=1)
+    mask = keep_mask(3, 3, 0, 0, features.shape, RATE) & (features != 0)
+    reached = mask.reshape(mask.shape[1], -1).any(axis=1)
     weight = dropper.gradients(handle)[dropper.head[0]]
     slopes = np.abs(weight).reshape(CLASSES, len(reached), -1).sum(axis=(0, 2))
     assert not reached.all() and not slopes[~reached].any() and slopes[reached].any()

@@ -168,14 +168,14 @@ def adapt_last(subject: Subject, mean: float = 0.0, var: float = 1.0) -> tuple[s
 
 
 def test_running_statistics_keep_exactly_float32_of_nine_tenths(subject: Subject) -> None:
-    handle, found = subject.put(), []
+    handle, dumps = subject.put(), []
     for value in (0.0, 1.0):
         names = adapt_last(subject, value, value)
         subject.backward(handle)
         dumped = subject.dump()
-        found.append({name: dumped[name] for name in names})
-    expected = {name: np.full_like(found[0][name], BN_KEEP) for name in names}
-    assert_near({name: found[1][name] - found[0][name] for name in names}, expected, 1e-12)
+        dumps.append({name: dumped[name] for name in names})
+    expected = {name: np.full_like(dumps[0][name], BN_KEEP) for name in names}
+    assert_near({name: dumps[1][name] - dumps[0][name] for name in names}, expected, 1e-12)
 
 
 def batch_moments(subject: Subject, n: int = N) -> dict[str, Array]:
@@ -210,14 +210,14 @@ def test_a_batch_is_normalised_by_its_mean_and_biased_variance(subject: Subject)
 
 def test_normalisation_adds_float32_of_1e_5_to_the_variance(subject: Subject) -> None:
     """The scale sqrt(var + eps) cancels the normalisation, whatever the variance, if and only if eps is right."""
-    norm, handle, found = subject.norms[-1], subject.put(), []
+    norm, handle, outputs = subject.norms[-1], subject.put(), []
     weight, var = f"{norm}.weight", f"{norm}.running_var"
     for variance in (0.0, 3.0):
         scale = np.full_like(subject.start[weight], np.sqrt(variance + BN_EPS))
         subject.load({**subject.start, weight: scale, var: np.full_like(subject.start[var], variance)})
-        found.append({"logits": subject.logits(handle)})
-    assert found[0]["logits"].shape == (N, CLASSES)
-    assert_near(found[0], found[1], 1e-12)
+        outputs.append({"logits": subject.logits(handle)})
+    assert outputs[0]["logits"].shape == (N, CLASSES)
+    assert_near(outputs[0], outputs[1], 1e-12)
 
 
 def test_batch_statistics_of_one_sample_are_refused_not_nan(subject: Subject) -> None:

@@ -146,7 +146,7 @@ def test_updates_follow_the_rule_in_numpy(subject: Subject, spec: OptimizerSpec)
         # The steps are compared, not the parameters, which would hide an error of a step in their size.
         assert_near({n: after[n] - before[n] for n in expected}, {n: expected[n] - before[n] for n in expected}, 1e-10)
     state = subject.backend.dump_optimizer(optimizer)
-    assert_near(state, {f"{name}/{slot}": a for name, found in slots.items() for slot, a in found.items()}, 1e-10)
+    assert_near(state, {f"{name}/{slot}": a for name, arrays in slots.items() for slot, a in arrays.items()}, 1e-10)
 
 
 @pytest.mark.parametrize("trainable", ["all", "head"])
@@ -248,9 +248,9 @@ def test_optimizer_state_is_named_by_parameter_and_slot(subject: Subject, spec: 
         name, _, slot = key.rpartition("/")
         assert array.shape == (() if slot == "step" else subject.start[name].shape)
         assert slot != "step" or array == 1
-    kept = {key: array.copy() for key, array in state.items()}
+    copies = {key: array.copy() for key, array in state.items()}
     subject.step(optimizer, subject.put())
-    assert same_bits(state, kept), "the dump is an alias of the live state"
+    assert same_bits(state, copies), "the dump is an alias of the live state"
 
 
 @any_optimizer

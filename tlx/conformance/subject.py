@@ -61,9 +61,9 @@ def _renewed(backend: Backend, name: str) -> Subject:
 def choose(backend: Backend, names: Sequence[str]) -> str:
     """Return the first of some models that the backend has."""
     models = backend.capabilities().models
-    found = [name for name in names if name in models]
-    assert found, f"backend {backend.name!r} offers {models}; the suite needs one of {names}"
-    return found[0]
+    usable = [name for name in names if name in models]
+    assert usable, f"backend {backend.name!r} offers {models}; the suite needs one of {names}"
+    return usable[0]
 
 
 exact = float32_exact  # as the core rounds every scalar
@@ -164,9 +164,9 @@ class Subject:
         """The gradients of one batch in the present phase; the model is left as it was, statistics included."""
         before = self.dump()
         self.backend.backward(self.model, handle)
-        found = self.probe()
+        gradients = self.probe()
         self.load(before)
-        return found
+        return gradients
 
 
 def batch(n: int = N, *, seed: int = 1, key: tuple[int, int, int] = (0, 0, 0), **replaced: Any) -> Batch:

@@ -88,9 +88,9 @@ def test_any_memory_layout_is_loaded(subject: Subject) -> None:
 
 
 def test_load_and_dump_copy(subject: Subject) -> None:
-    given = {name: array.copy() for name, array in subject.start.items()}
-    subject.load(given)
-    for array in given.values():
+    arrays = {name: array.copy() for name, array in subject.start.items()}
+    subject.load(arrays)
+    for array in arrays.values():
         array[...] = 3
     first = subject.dump()
     assert same_bits(first, subject.start)

@@ -29,14 +29,14 @@ def initial_arrays(
     `weights` is ``"none"``, ``"imagenet"`` (downloaded, hash-checked), a .safetensors or .pth file, a run folder, or
     ``"own"``: the values in `own`, which a user's module brought along.
     """
-    given: dict[str, Array] = {}
+    arrays: dict[str, Array] = {}
     if weights == "own":
         assert own is not None
-        given = {spec.name: own[spec.name] for spec in specs if arch.stage_of(spec.module) != "head"}
+        arrays = {spec.name: own[spec.name] for spec in specs if arch.stage_of(spec.module) != "head"}
     elif weights != "none":
         path = imagenet_file(arch, progress) if weights == "imagenet" else Path(weights)
-        given = match(arch.translate(read_weights(path)), specs, head=arch.head, model_name=arch.name, take_head=False)
-    return {s.name: given[s.name] if s.name in given else _draw(s, specs, arch, seed) for s in specs}
+        arrays = match(arch.translate(read_weights(path)), specs, head=arch.head, model_name=arch.name, take_head=False)
+    return {s.name: arrays[s.name] if s.name in arrays else _draw(s, specs, arch, seed) for s in specs}
 
 
 def imagenet_file(arch: Architecture, progress: bool) -> Path:

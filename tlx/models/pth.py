@@ -158,12 +158,12 @@ def _read_zip(data: bytes) -> tuple[Any, Buffers]:
     blocks: dict[str, NDArray[Any]] = {}
 
     def buffers(storage: _Storage) -> NDArray[Any]:
-        if (found := blocks.get(storage.key)) is None:
+        if (block := blocks.get(storage.key)) is None:
             content = record(f"data/{storage.key}")
             if storage.count * _itemsize(storage.dtype) > len(content):
                 raise Refused(f"storage {storage.key!r} declares {storage.count} numbers in {len(content)} bytes")
-            found = blocks[storage.key] = _block(content, storage)
-        return found
+            block = blocks[storage.key] = _block(content, storage)
+        return block
 
     return _interpret(BytesIO(record("data.pkl"))), buffers
 

@@ -89,21 +89,21 @@ def match(
     """
     inner = head + "."
     wanted = {spec.name: spec for spec in specs if take_head or not spec.name.startswith(inner)}
-    given = {name: array for name, array in arrays.items() if take_head or not name.startswith(inner)}
-    missing = [name for name in wanted if name not in given and not name.endswith(_COUNTER)]
-    extra = [name for name in given if name not in wanted]
+    offered = {name: array for name, array in arrays.items() if take_head or not name.startswith(inner)}
+    missing = [name for name in wanted if name not in offered and not name.endswith(_COUNTER)]
+    extra = [name for name in offered if name not in wanted]
     unfit = [
-        f"{name} {list(given[name].shape)} {given[name].dtype} (model: {list(spec.shape)} {spec.dtype})"
+        f"{name} {list(offered[name].shape)} {offered[name].dtype} (model: {list(spec.shape)} {spec.dtype})"
         for name, spec in wanted.items()
-        if name in given
-        and not (given[name].shape == spec.shape and np.can_cast(given[name].dtype, spec.dtype, "same_kind"))
+        if name in offered
+        and not (offered[name].shape == spec.shape and np.can_cast(offered[name].dtype, spec.dtype, "same_kind"))
     ]
     faults = {"missing": missing, "not in the model": extra, "of another shape or dtype": unfit}
     if any(faults.values()):
         listed = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
         raise WeightsError(f"Weights do not fit {model_name}: {listed}. Are they of another architecture?")
     return {
-        name: given[name].astype(spec.dtype, copy=False) if name in given else np.zeros(spec.shape, spec.dtype)
+        name: offered[name].astype(spec.dtype, copy=False) if name in offered else np.zeros(spec.shape, spec.dtype)
         for name, spec in wanted.items()
     }
 
