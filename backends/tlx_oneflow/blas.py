@@ -30,7 +30,7 @@ class LinkMap(ctypes.Structure):
 
 
 def install(flow: Any) -> str:
-    """Give a loaded OneFlow the better BLAS where there is one. Returns what it multiplies with, for people."""
+    """Give a loaded OneFlow the better BLAS, if there is one; returns the name of the one it multiplies with."""
     own = "OneFlow's own single-threaded BLAS"
     path = shared_library("scipy", "scipy.libs/libscipy_openblas-*.so")
     mine = shared_library("oneflow", "oneflow.libs/liboneflow-*.so")
@@ -70,24 +70,24 @@ def entries(library: ctypes.CDLL, names: tuple[str, ...]) -> dict[str, ctypes.c_
     jumps = np.frombuffer(memoryview((ctypes.c_char * tags[JUMPS_SIZE]).from_address(tags[JUMPS])), JUMP)
     wanted = {name.encode(): name for name in names}
     longest = max(map(len, wanted)) + 1
-    found = {}
+    by_name = {}
     for offset, symbol in zip(jumps["offset"].tolist(), (jumps["info"] >> 32).tolist(), strict=True):
         place = ctypes.c_uint32.from_address(tags[SYMBOLS] + SYMBOL_BYTES * symbol).value
         name = ctypes.string_at(tags[STRINGS] + place, longest).partition(b"\0")[0]
         if name in wanted:
-            found[wanted[name]] = ctypes.c_uint64.from_address(link.base + offset)
-    return found
+            by_name[wanted[name]] = ctypes.c_uint64.from_address(link.base + offset)
+    return by_name
 
 
 def dynamic_section(address: int) -> Iterator[tuple[int, int]]:
-    """Yield the tag and the value of each entry of a loaded library's dynamic section."""
+    """Yield tag and value of each entry of a dynamic section (link.h), up to its end."""
     while (pair := tuple((ctypes.c_uint64 * 2).from_address(address)))[0]:
         yield pair[0], pair[1]
         address += 16
 
 
 def point(entries: Mapping[str, ctypes.c_uint64], functions: Mapping[str, int | None]) -> None:
-    """Make entries of a call table point to other functions."""
+    """Let each entry of a table of calls lead to another address."""
     for name, entry in entries.items():
         entry.value = functions[name] or 0
 

@@ -19,7 +19,7 @@ class TensorOptimizer:
         self.state: dict[Any, dict[str, Any]] = {}
 
     def step(self) -> None:
-        """Move each parameter that has a gradient."""
+        """Move every parameter that has a gradient."""
         with flow.no_grad():
             for group in self.param_groups:
                 for p in group["params"]:
@@ -27,7 +27,7 @@ class TensorOptimizer:
                         self.move(p, group["lr"], group["weight_decay"])
 
     def move(self, p: Any, lr: float, decay: float) -> None:
-        """Move one parameter by its gradient, in place."""
+        """Take one step of a parameter in place, by its gradient and its slots."""
         raise NotImplementedError
 
 
@@ -44,7 +44,7 @@ class Adam(TensorOptimizer):
         self.betas, self.eps, self.decoupled = betas, eps, decoupled
 
     def move(self, p: Any, lr: float, decay: float) -> None:
-        """Move one parameter by its gradient, in place."""
+        """Take one step of a parameter in place."""
         beta1, beta2 = self.betas
         if p not in self.state:
             self.state[p] = {"exp_avg": flow.zeros_like(p), "exp_avg_sq": flow.zeros_like(p), "step": 0.0}
@@ -67,7 +67,7 @@ class RMSprop(TensorOptimizer):
         self.alpha, self.eps, self.momentum = alpha, eps, momentum
 
     def move(self, p: Any, lr: float, decay: float) -> None:
-        """Move one parameter by its gradient, in place."""
+        """Take one step of a parameter in place."""
         if p not in self.state:
             self.state[p] = {"square_avg": flow.zeros_like(p)}
             if self.momentum:

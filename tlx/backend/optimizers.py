@@ -125,7 +125,7 @@ class Rule:
     scalars: tuple[str, ...]  # fields of OptimizerSpec that `step` takes, beside lr and weight_decay
 
     def __call__(self, spec: OptimizerSpec, p: Array, g: Array, slots: Slots, hyper: Hyper) -> Step:
-        """Take one step."""
+        """Take one step with a group's rate and weight decay."""
         scalars = {name: getattr(spec, name) for name in self.scalars}
         return self.step(p, g, slots, lr=hyper.lr, weight_decay=hyper.weight_decay, **scalars)
 

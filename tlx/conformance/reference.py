@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 
 def clip_by_norm(grads: Mapping[str, Array], max_norm: float) -> dict[str, Array]:
-    """Scale gradients by ``max_norm / (norm + 1e-6)`` where that is below 1; the norm is the L2 norm of them all.
+    """Scale gradients by ``max_norm / (norm + 1e-6)`` if that is below 1; the norm is the L2 norm of them all.
 
     Source: torch.nn.utils.clip_grad_norm_.
     """
@@ -27,7 +27,7 @@ def clip_by_norm(grads: Mapping[str, Array], max_norm: float) -> dict[str, Array
 
 
 def cross_entropy(logits: Array, labels: Array, targets: Array | None = None) -> tuple[float, Array]:
-    """Mean cross-entropy of logits [N, K] to labels int64 [N], and its gradient [N, K] to the logits.
+    """Return the mean cross-entropy of logits [N, K] to labels int64 [N], and its gradient [N, K] to the logits.
 
     Targets [N, K] replace the labels; a row's sum weighs its sample, as class weights do.
     """
@@ -40,44 +40,44 @@ def cross_entropy(logits: Array, labels: Array, targets: Array | None = None) ->
 
 
 def linear(x: Array, weight: Array, bias: Array) -> Array:
-    """Return x [N, I] times weight [O, I] plus bias [O]: [N, O]."""
+    """Return x weight^T + bias [N, O] for x [N, I], weight [O, I] and bias [O]."""
     return np.asarray(x @ weight.T + bias)
 
 
 def linear_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array, Array]:
-    """Gradients to x, weight and bias from dy [N, O]."""
+    """Return the gradients to x, weight and bias from dy [N, O]."""
     return dy @ weight, dy.T @ x, dy.sum(axis=0)
 
 
 def relu(x: Array) -> Array:
-    """Return the positive part of an array."""
+    """Return max(x, 0)."""
     return np.maximum(x, 0)
 
 
 def relu_backward(dy: Array, x: Array) -> Array:
-    """The gradient at 0 is 0, as in every framework."""
+    """Return the gradient to x from dy; at 0 it is 0, as in every framework."""
     return np.where(x > 0, dy, 0)
 
 
 def moments(x: Array) -> tuple[Array, Array]:
-    """Mean and *biased* variance of x [N, C] per channel: what a batch is normalised by."""
+    """Return the mean and *biased* variance of x [N, C] per channel: what a batch is normalised by."""
     return x.mean(axis=0), x.var(axis=0)
 
 
 def normalise(x: Array, mean: Array, var: Array, eps: float) -> Array:
-    """(x - mean) / sqrt(var + eps) for x [N, C]: Ioffe & Szegedy 2015, algorithm 1, before the affine part."""
+    """Return (x - mean) / sqrt(var + eps) for x [N, C]: Ioffe & Szegedy 2015, algorithm 1, before the affine part."""
     return np.asarray((x - mean) / np.sqrt(var + eps))
 
 
 def normalise_backward(dz: Array, z: Array, var: Array, eps: float, *, batch: bool) -> Array:
-    """The gradient to x from dz, z = normalise(x, ...); with `batch` the moments were x's own and depend on it."""
+    """Return the gradient to x from dz, z = normalise(x, ...); with `batch` the moments are those of x itself."""
     if batch:
         dz = dz - dz.mean(axis=0) - z * (dz * z).mean(axis=0)
     return np.asarray(dz / np.sqrt(var + eps))
 
 
 def running(mean: Array, var: Array, x: Array, momentum: float) -> tuple[Array, Array]:
-    """The running mean and variance after a batch x [N, C]; the variance that enters is the *unbiased* one.
+    """Return the running mean and variance after a batch x [N, C]; the variance that enters is the *unbiased* one.
 
     new = (1 - momentum) old + momentum batch. Source: torch.nn.BatchNorm1d.
     """

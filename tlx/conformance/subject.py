@@ -59,7 +59,7 @@ def _renewed(backend: Backend, name: str) -> Subject:
 
 
 def choose(backend: Backend, names: Sequence[str]) -> str:
-    """Return the first of some models that the backend has."""
+    """Return the first of these models that the backend offers; it must offer one."""
     models = backend.capabilities().models
     usable = [name for name in names if name in models]
     assert usable, f"backend {backend.name!r} offers {models}; the suite needs one of {names}"
@@ -76,7 +76,7 @@ def _built(backend: Backend, name: str) -> Subject:
 
 @dataclass(eq=False)
 class Subject:
-    """A backend with one model, as the tests use it: everything on the host, in NumPy arrays."""
+    """A model of a backend with its head on CLASSES outputs, and the values that each test starts from."""
 
     backend: Backend
     name: str
@@ -96,15 +96,15 @@ class Subject:
         self.free()
 
     def another(self) -> Subject:
-        """A second model of the same kind, with the same values."""
+        """Make a second model of the same kind, with the same values."""
         return Subject(self.backend, self.name, self.precision)
 
     def load(self, arrays: Arrays) -> None:
-        """Set every parameter and buffer."""
+        """Set every value of the model."""
         self.backend.load_arrays(self.model, arrays)
 
     def dump(self) -> dict[str, Array]:
-        """Copy every parameter and buffer."""
+        """Copy every value of the model to the host."""
         return self.backend.dump_arrays(self.model)
 
     def free(self, trainable: Sequence[str] | None = None, batch_norm: Sequence[str] = ()) -> None:
@@ -113,11 +113,11 @@ class Subject:
         self.backend.set_phase(self.model, frozenset(names), frozenset(batch_norm))
 
     def put(self, n: int = N, *, seed: int = 1, key: tuple[int, int, int] = (0, 0, 0), **replaced: Any) -> Handle:
-        """Put a batch of `n` random images on the device."""
+        """Put a batch of noise on the device; see `batch`."""
         return self.backend.put(self.model, batch(n, seed=seed, key=key, **replaced))
 
     def optimizer(self, spec: OptimizerSpec, hyper: Hyper | None = None) -> Handle:
-        """An optimizer over two groups, backbone and head, both with the same hyper-parameters.
+        """Make an optimizer over two groups, backbone and head, both with the same hyper-parameters.
 
         A test of an optimizer that the backend does not offer is skipped, with the reason in the report.
         """
@@ -129,30 +129,30 @@ class Subject:
         return optimizer
 
     def backward(self, handle: Handle, scale: float = 1.0) -> tuple[float, int]:
-        """Run forward and backward; return the summed loss and the correct count."""
+        """Add up the gradients of a batch; returns the summed loss and the correct count."""
         total, correct = self.backend.fetch(self.backend.backward(self.model, handle, scale))
         return float(total), int(correct)
 
     def step(self, optimizer: Handle, handle: Handle, max_norm: float | None = None) -> None:
-        """Run backward and update."""
+        """Take one training step on a batch."""
         self.backend.backward(self.model, handle)
         self.backend.update(self.model, optimizer, max_norm)
 
     def evaluate(self, handle: Handle) -> tuple[float, int]:
-        """Return the summed loss and the correct count in eval mode."""
+        """Return the summed loss and the correct count of a batch in eval mode."""
         total, correct = self.backend.fetch(self.backend.evaluate(self.model, handle))
         return float(total), int(correct)
 
     def logits(self, handle: Handle) -> Array:
-        """Return the outputs in eval mode."""
+        """Return the logits of a batch in eval mode, [N, CLASSES]."""
         return self.backend.fetch([self.backend.logits(self.model, handle)])[0]
 
     def features(self, handle: Handle) -> Array:
-        """Return what enters the head in eval mode."""
+        """Return what enters the head in eval mode, [N, ...]."""
         return self.backend.fetch([self.backend.features(self.model, handle)])[0]
 
     def probe(self) -> dict[str, Array]:
-        """Use the gradients that are there up, return them, and put all values back as they were before."""
+        """Return the gradients that are there, which uses them up, and put all values back as they were before."""
         before = self.dump()
         optimizer = self.optimizer(OptimizerSpec("sgd"), Hyper(_PROBE_LR, 0.0))
         self.backend.update(self.model, optimizer)
@@ -161,7 +161,7 @@ class Subject:
         return {name: (before[name] - after[name]) / _PROBE_LR for name in self.params}
 
     def gradients(self, handle: Handle) -> dict[str, Array]:
-        """The gradients of one batch in the present phase; the model is left as it was, statistics included."""
+        """Return the gradients of one batch in the present phase; the model is left as it was, statistics included."""
         before = self.dump()
         self.backend.backward(self.model, handle)
         gradients = self.probe()
@@ -170,7 +170,7 @@ class Subject:
 
 
 def batch(n: int = N, *, seed: int = 1, key: tuple[int, int, int] = (0, 0, 0), **replaced: Any) -> Batch:
-    """A batch of noise; `replaced` names fields to set."""
+    """Make a batch of noise; `replaced` names fields to set."""
     rng = np.random.Generator(np.random.Philox(seed))
     fields: dict[str, Any] = {
         "images": rng.integers(0, 256, (n, 3, SIZE, SIZE), np.uint8),

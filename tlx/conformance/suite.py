@@ -1,6 +1,6 @@
 """The tests that every backend must pass.
 
-In a package that brings one, a test file of four lines runs them:
+In a package that brings a backend, a test file of four lines runs them::
 
     import pytest, tlx_mine
     from tlx.conformance.suite import *
