@@ -1,4 +1,4 @@
-"""A module that a user wrote: trained, saved, evaluated, resumed, and equal on both stacks."""
+"""A module that a user wrote: trained, saved, evaluated, resumed, and equal on both backends."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ FIELDS: dict[str, Any] = {
 }
 
 
-def network(stack: str, outputs: int = 10) -> Any:
+def network(backend: str, outputs: int = 10) -> Any:
     """Three convolutions, written as the user of that framework would."""
-    if stack == "oneflow":
+    if backend == "oneflow":
         importlib.import_module("tlx_oneflow.bootstrap")  # it loads what the wheel lacks
-    nn = importlib.import_module(f"{stack}.nn")
+    nn = importlib.import_module(f"{backend}.nn")
 
     class Net(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -51,36 +51,36 @@ def network(stack: str, outputs: int = 10) -> Any:
     return Net()
 
 
-@pytest.mark.parametrize("stack", each_backend(*FRAMEWORKS))
-def test_a_small_network_learns_from_scratch_with_adam(stack: str, tmp_path: Path) -> None:
-    net = network(stack, outputs=3)
+@pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
+def test_a_small_network_learns_from_scratch_with_adam(backend: str, tmp_path: Path) -> None:
+    net = network(backend, outputs=3)
     before = [np.array(p.detach().numpy(), copy=True) for p in net.parameters()]
-    result = tlx.run(backend=stack, model=net, head="classifier.1", epochs=6, out=str(tmp_path / "a"), **FIELDS)
+    result = tlx.run(backend=backend, model=net, head="classifier.1", epochs=6, out=str(tmp_path / "a"), **FIELDS)
     assert result.test_accuracy is not None and result.test_accuracy > 0.8
     assert all(np.array_equal(old, p.detach().numpy()) for old, p in zip(before, net.parameters(), strict=True))
     assert net.classifier[1].out_features == 3 and result.model.classifier[1].out_features == 10
-    found = tlx.evaluate(result.run_dir, model=network(stack), quiet=True)
+    found = tlx.evaluate(result.run_dir, model=network(backend), quiet=True)
     assert found["test_accuracy"] == result.test_accuracy
     with pytest.raises(TlxError, match=r"model is '<Net>'.*pass it again, as model="):
         tlx.evaluate(result.run_dir, quiet=True)
 
 
-@pytest.mark.parametrize("stack", each_backend(*FRAMEWORKS))
-def test_its_own_values_are_kept_but_for_the_head(stack: str, tmp_path: Path) -> None:
-    net = network(stack)
+@pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
+def test_its_own_values_are_kept_but_for_the_head(backend: str, tmp_path: Path) -> None:
+    net = network(backend)
     fields = {**FIELDS, "strategy": "feature_extract", "epochs": 1}
-    result = tlx.run(backend=stack, model=net, head="classifier.1", out=str(tmp_path / "a"), **fields)
+    result = tlx.run(backend=backend, model=net, head="classifier.1", out=str(tmp_path / "a"), **fields)
     assert result.recipe.weights == "own" and result.trainable_parameters == 32 * 4 * 10 + 10
     values = load_file(result.run_dir / "model.safetensors")
     for name, param in net.named_parameters():
         assert np.array_equal(values[name], param.detach().numpy()) == (not name.startswith("classifier"))
 
 
-@pytest.mark.parametrize("stack", each_backend(*FRAMEWORKS))
-def test_its_stages_train_one_by_one(stack: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
+def test_its_stages_train_one_by_one(backend: str, tmp_path: Path) -> None:
     fields = {**FIELDS, "strategy": "partial", "stages": ("conv3",), "backbone_lr": 0.001, "epochs": 1}
-    net = network(stack)
-    result = tlx.run(backend=stack, model=net, head="classifier.1", out=str(tmp_path / "a"), **fields)
+    net = network(backend)
+    result = tlx.run(backend=backend, model=net, head="classifier.1", out=str(tmp_path / "a"), **fields)
     values = load_file(result.run_dir / "model.safetensors")
     moved = {name for name, p in net.named_parameters() if not np.array_equal(values[name], p.detach().numpy())}
     assert moved == {"conv3.weight", "conv3.bias", "classifier.1.weight", "classifier.1.bias"}
@@ -91,12 +91,12 @@ def test_both_stacks_train_it_alike(tmp_path: Path) -> None:
     runs = [
         tlx.run(
             **{**FIELDS, "precision": "float64", "epochs": 2},
-            backend=stack,
-            model=network(stack),
+            backend=backend,
+            model=network(backend),
             head="classifier.1",
-            out=str(tmp_path / stack),
+            out=str(tmp_path / backend),
         )
-        for stack in FRAMEWORKS
+        for backend in FRAMEWORKS
     ]
     values = [load_file(run.run_dir / "model.safetensors") for run in runs]
     for name, array in values[0].items():
@@ -104,7 +104,7 @@ def test_both_stacks_train_it_alike(tmp_path: Path) -> None:
     assert runs[0].test_accuracy == runs[1].test_accuracy
 
 
-@pytest.mark.parametrize("stack", each_backend(*FRAMEWORKS))
+@pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
@@ -114,10 +114,10 @@ def test_both_stacks_train_it_alike(tmp_path: Path) -> None:
         ({"head": "classifier.1", "weights": "imagenet"}, "the model is your own; use own, none, a file"),
     ],
 )
-def test_a_mistake_is_one_line(stack: str, fields: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line(backend: str, fields: dict[str, Any], said: str, tmp_path: Path) -> None:
     options = {**FIELDS, "strategy": "full", **fields}
     with pytest.raises(TlxError) as error:
-        tlx.run(backend=stack, model=network(stack), out=str(tmp_path / "a"), **options)
+        tlx.run(backend=backend, model=network(backend), out=str(tmp_path / "a"), **options)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "a").exists()
 
@@ -128,9 +128,9 @@ def test_a_module_of_the_other_framework_is_named(tmp_path: Path) -> None:
         tlx.run(backend="torch", model=network("oneflow"), head="conv1", out=str(tmp_path / "a"), **FIELDS)
 
 
-def broken(stack: str, fault: str) -> Any:
+def broken(backend: str, fault: str) -> Any:
     """A module that cannot be trained as it is."""
-    nn = importlib.import_module(f"{stack}.nn")
+    nn = importlib.import_module(f"{backend}.nn")
 
     class Broken(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -138,7 +138,7 @@ def broken(stack: str, fault: str) -> Any:
             self.body = nn.Linear(99 if fault == "size" else 3 * 16 * 16, 12)
             self.head = nn.Linear(12, 10)
             if fault == "dropout":
-                self.drop = nn.AlphaDropout(0.1) if stack == "torch" else nn.Dropout1d(0.1)
+                self.drop = nn.AlphaDropout(0.1) if backend == "torch" else nn.Dropout1d(0.1)
 
         def forward(self, x: Any) -> Any:
             x = self.body(x.flatten(1))
@@ -147,7 +147,7 @@ def broken(stack: str, fault: str) -> Any:
     return Broken()
 
 
-@pytest.mark.parametrize("stack", each_backend(*FRAMEWORKS))
+@pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -156,6 +156,6 @@ def broken(stack: str, fault: str) -> Any:
         ("dropout", "whose masks tlx does not draw; use nn.Dropout"),
     ],
 )
-def test_a_module_that_cannot_be_trained_is_refused(stack: str, fault: str, said: str, tmp_path: Path) -> None:
+def test_a_module_that_cannot_be_trained_is_refused(backend: str, fault: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(TlxError, match=said):
-        tlx.run(backend=stack, model=broken(stack, fault), head="head", out=str(tmp_path / "a"), **FIELDS)
+        tlx.run(backend=backend, model=broken(backend, fault), head="head", out=str(tmp_path / "a"), **FIELDS)

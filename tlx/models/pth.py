@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,7 +86,10 @@ def read_pth(path: Path) -> dict[str, NDArray[Any]]:
     """
     try:
         data = path.read_bytes()
-        content, buffers = _read_zip(data) if data.startswith(b"PK\x03\x04") else _read_legacy(data)
+        with warnings.catch_warnings():
+            # pickletools warns of a broken escape in a text, which only a damaged file has: what follows refuses it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            content, buffers = _read_zip(data) if data.startswith(b"PK\x03\x04") else _read_legacy(data)
         if not isinstance(content, dict):
             raise Refused("holds no dictionary of tensors; save the module's state_dict()")
         state = next((content[key] for key in _NESTED if isinstance(content.get(key), dict)), content)

@@ -22,7 +22,7 @@ def read_weights(path: str | Path) -> dict[str, Array]:
     """Return the arrays of a `.safetensors`, `.pth` or `.pt` file, or of a run's folder, by name.
 
     bfloat16, which NumPy lacks, comes as the float32 numbers it equals. A prefix ``module.`` that every name has, as
-    data-parallel training leaves it, is taken off.
+    data-parallel training leaves it, is entries off.
 
     Raises:
         WeightsError: the file is missing, damaged, hostile, empty, or of another kind.
@@ -81,8 +81,8 @@ def match(
     """Return what a model takes from a checkpoint, in the order of `specs` and in their dtypes.
 
     Everything outside the module `head` must be there, once and in its shape, and nothing else may be. The head's own
-    entries are dropped, or with `take_head` asked for like all others. BatchNorm's batch counter starts at 0 where an
-    older checkpoint has none. Floats are cast to the dtype of their spec.
+    entries are dropped, or with `take_head` required like all others. BatchNorm's batch counter starts at 0 if an older
+    checkpoint has none. Floats are cast to the dtype of their spec.
 
     Raises:
         WeightsError: entries are missing, left over, misshapen or of another kind of dtype; it lists them.

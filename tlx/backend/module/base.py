@@ -44,8 +44,7 @@ class ModuleBackend:
     """Everything that two near-twin frameworks do alike."""
 
     name: str
-    # Name in `tlx.backend.optimizers.RULES` -> how the framework makes it.
-    optimizers: ClassVar[Mapping[str, MakeOptimizer]]
+    optimizers: ClassVar[Mapping[str, MakeOptimizer]]  # by their names in `tlx.backend.optimizers.RULES`
 
     def __init__(self, framework: Any, zoo: Any, depth: Any) -> None:
         self.fw = framework
