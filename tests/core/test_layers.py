@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,17 +53,17 @@ def sources(root: Path = CORE) -> dict[str, str]:
     return modules
 
 
-def imports(modules: Mapping[str, str]) -> list[Import]:
-    """Every import of one of these modules by another, those inside functions included."""
+def imports(modules: Mapping[str, str], names: Collection[str] | None = None) -> list[Import]:
+    """Every import that these modules make of those with these names, inside functions too. Default: of each other."""
     return [
         Import(importer, imported, line, runtime)
         for importer, text in modules.items()
-        for imported, line, runtime in walk(ast.parse(text), modules, importer)
+        for imported, line, runtime in walk(ast.parse(text), modules if names is None else names, importer)
     ]
 
 
 def walk(
-    node: ast.AST, modules: Mapping[str, str], importer: str, runtime: bool = True
+    node: ast.AST, modules: Collection[str], importer: str, runtime: bool = True
 ) -> Iterator[tuple[str, int, bool]]:
     """Yield the modules that a piece of code imports. A parent package counts only where it is named."""
     if isinstance(node, ast.Import):
@@ -129,19 +129,28 @@ def circles(edges: list[Import]) -> list[str]:
     return paths
 
 
-def test_every_file_has_its_layer() -> None:
-    names = {name.split(".")[1] for name in sources() if name not in RE_EXPORTS}
+@pytest.fixture(scope="module")
+def modules() -> dict[str, str]:
+    return sources()
+
+
+@pytest.fixture(scope="module")
+def edges(modules: dict[str, str]) -> list[Import]:
+    return imports(modules)
+
+
+def test_every_file_has_its_layer(modules: dict[str, str]) -> None:
+    names = {name.split(".")[1] for name in modules if name not in RE_EXPORTS}
     assert names == set(LEVELS)
 
 
-def test_no_import_goes_against_the_order() -> None:
-    edges = imports(sources())
+def test_no_import_goes_against_the_order(edges: list[Import]) -> None:
     assert len(edges) > 200
     assert against_the_order(edges) == []
 
 
-def test_no_file_needs_itself() -> None:
-    assert circles(imports(sources())) == []
+def test_no_file_needs_itself(edges: list[Import]) -> None:
+    assert circles(edges) == []
 
 
 @pytest.mark.parametrize(
@@ -155,11 +164,11 @@ def test_no_file_needs_itself() -> None:
         ("tlx.proof.prove", "import tlx", "tlx.proof.prove:1 imports tlx"),
     ],
 )
-def test_a_planted_import_against_the_order_is_found(module: str, line: str, wrong: str) -> None:
-    modules = sources()
-    own = against_the_order(imports(modules))
-    planted = against_the_order(imports({**modules, module: line}))
-    assert [text for text in planted if text not in own] == [wrong]
+def test_a_planted_import_against_the_order_is_found(
+    module: str, line: str, wrong: str, modules: dict[str, str], edges: list[Import]
+) -> None:
+    planted = imports({module: line}, modules)
+    assert [text for text in against_the_order([*edges, *planted]) if text not in against_the_order(edges)] == [wrong]
 
 
 @pytest.mark.parametrize("again", ["from tlx.errors import x", "def f():\n    from tlx import errors"])
