@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 from tlx.backend import Array, Backend, Hyper, OptimizerSpec, Precision, Probe, Visit
@@ -115,15 +115,8 @@ def updates(s: Session) -> None:
     late = late if len(late) < len(names) else frozenset(names[len(names) // 2 :])
     probe = s.probe
     spec = OptimizerSpec(s.recipe.optimizer, float32_exact(s.recipe.momentum))
-    script = {
-        "optimizer": spec.name,
-        "momentum": spec.momentum,
-        "betas": list(spec.betas),
-        "eps": spec.eps,
-        "groups": [list(g.params) for g in groups],
-        "alpha": spec.alpha,
-    }
-    s.writer.add("P5/script", script)
+    scalars = {name: value for name, value in asdict(spec).items() if name != "name"}
+    s.writer.add("P5/script", {"optimizer": spec.name, "groups": [list(g.params) for g in groups], **scalars})
     for number, (only_late, factor) in enumerate(SCRIPT):
         trains = late if only_late else frozenset(names)
         hyper = [
