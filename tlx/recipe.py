@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 from tlx.backend.optimizers import OptimizerName
+from tlx.data import DataLike
 from tlx.data.augment import describe_ops
 from tlx.data.load import describe_sources
 from tlx.errors import RecipeError, closest
@@ -17,12 +18,14 @@ from tlx.models.zoo import Architecture, architecture
 from tlx.recipe_fields import (
     Affects,
     ClassWeights,
-    DataLike,
     FeatureCache,
     ModelLike,
     OnBadImage,
     PrecisionName,
     Sampler,
+    check_data,
+    check_model,
+    check_strategy,
     choice,
     field,
     names,
@@ -41,32 +44,6 @@ RENAMED = {"views": "augment_repeats"}  # names that format 1 had
 DATA_OBJECT = "<arrays>"  # what stands in a saved recipe for data that was passed in Python
 
 
-def _check_strategy(name: str, value: Any) -> str | Strategy:
-    if isinstance(value, Mapping):
-        return Strategy.from_dict(value)
-    if isinstance(value, Strategy):
-        return value
-    if not isinstance(value, str) or not value:
-        raise RecipeError(f"{name} is {value!r}; expected a name, a tlx.Strategy or a table of one")
-    return named(value).name
-
-
-def _check_data(name: str, value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or (isinstance(value, str) and not value):
-        raise RecipeError(f"{name} is {value!r}; expected {Recipe.__dataclass_fields__[name].metadata['help']}")
-    return value
-
-
-def _check_model(name: str, value: Any) -> Any:
-    if isinstance(value, str) and value:
-        return value
-    if not hasattr(value, "named_parameters"):
-        raise RecipeError(f"{name} is {value!r}; expected a name of `tlx models`, or a module of the framework")
-    return value
-
-
 @dataclass(frozen=True, slots=True, repr=False)
 class Recipe:
     """Everything a result depends on. The defaults are the CIFAR-10 tutorial's job.
@@ -81,7 +58,7 @@ class Recipe:
         "torch", "backend that computes: see `tlx backends`", group="Machine and files", affects="place"
     )
     strategy: StrategyName | str | Strategy = field(
-        "full", "what trains, and at which rates: see `tlx strategies`", _check_strategy, group="Strategy"
+        "full", "what trains, and at which rates: see `tlx strategies`", check_strategy, group="Strategy"
     )
     lr: float | None = number(None, "learning rate of the head, or of everything", group="Strategy", low=0)
     backbone_lr: float | None = number(
@@ -109,12 +86,7 @@ class Recipe:
         FrozenNorm,
         group="Strategy",
     )
-    data: DataLike = field(
-        "cifar10",
-        describe_sources(),
-        _check_data,
-        group="Data",
-    )
+    data: DataLike = field("cifar10", describe_sources(), check_data, group="Data")
     data_root: str | None = text(
         None, "folder that holds the published data set; default: the download cache", group="Data", affects="place"
     )
@@ -143,7 +115,7 @@ class Recipe:
     model: ModelLike = field(
         "resnet18",
         "architecture: see `tlx models`; in Python also a module of the framework",
-        _check_model,
+        check_model,
         group="Model",
     )
     head: str | None = text(
@@ -171,11 +143,7 @@ class Recipe:
         low=0.1,
         high=1,
     )
-    augment: str = text(
-        "flips",
-        describe_ops(),
-        group="Augmentation and labels",
-    )
+    augment: str = text("flips", describe_ops(), group="Augmentation and labels")
     augment_repeats: int | None = number(
         None,
         "epochs after which augmentation repeats itself, so that features of random crops can be cached",
@@ -189,10 +157,7 @@ class Recipe:
         0.0, "fraction of each label spread over all classes", group="Augmentation and labels", low=0, high=1
     )
     class_weights: ClassWeights = choice(
-        "none",
-        "balanced: rare classes weigh more in the loss",
-        ClassWeights,
-        group="Augmentation and labels",
+        "none", "balanced: rare classes weigh more in the loss", ClassWeights, group="Augmentation and labels"
     )
     sampler: Sampler = choice(
         "shuffle",
@@ -279,7 +244,10 @@ class Recipe:
 
     def changed(self) -> list[Any]:
         """Return the dataclass fields whose values differ from their defaults."""
-        return [f for f in fields(self) if (value := getattr(self, f.name)) is not f.default and value != f.default]
+        # The type comes first: comparing an array with a text gives an array.
+        return [
+            f for f in fields(self) if type(value := getattr(self, f.name)) is not type(f.default) or value != f.default
+        ]
 
     def _repr_html_(self) -> str:
         from html import escape

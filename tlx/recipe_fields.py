@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from tlx.data.load import describe_sources
 from tlx.errors import RecipeError, closest
+from tlx.strategy.built_in import named
+from tlx.strategy.plan import Strategy
 
 # What a field affects: the result; how fast it comes; or where, and in which arithmetic, it is computed and kept.
 Affects = Literal["result", "speed", "place"]
@@ -21,14 +24,6 @@ Sampler = Literal["shuffle", "balanced"]
 FeatureCache = Literal["auto", "run", "off"]
 
 
-class Dataset(Protocol):
-    """A sequence of (image, label), such as a data set of the framework's own."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
 class Module(Protocol):
     """A framework's own module."""
 
@@ -36,7 +31,6 @@ class Module(Protocol):
         """Yield each parameter with its name."""
 
 
-DataLike = str | Path | Mapping[str, Any] | tuple[Any, ...] | Dataset
 ModelLike = str | Module
 
 
@@ -121,3 +115,32 @@ def names(help: str, *, group: str, example: str, least: int) -> Any:
         return names
 
     return field(None, help, check, group=group)
+
+
+def check_strategy(name: str, value: Any) -> str | Strategy:
+    """Return a strategy's name, or the strategy of one's own that a table describes."""
+    if isinstance(value, Mapping):
+        return Strategy.from_dict(value)
+    if isinstance(value, Strategy):
+        return value
+    if not isinstance(value, str) or not value:
+        raise RecipeError(f"{name} is {value!r}; expected a name, a tlx.Strategy or a table of one")
+    return named(value).name
+
+
+def check_data(name: str, value: Any) -> Any:
+    """Return a path as text, and anything else that is there as it is: only `load_data` can judge it."""
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or (isinstance(value, str) and not value):
+        raise RecipeError(f"{name} is {value!r}; expected {describe_sources()}")
+    return value
+
+
+def check_model(name: str, value: Any) -> Any:
+    """Return a name, or a module of a framework, as it is."""
+    if isinstance(value, str) and value:
+        return value
+    if not hasattr(value, "named_parameters"):
+        raise RecipeError(f"{name} is {value!r}; expected a name of `tlx models`, or a module of the framework")
+    return value

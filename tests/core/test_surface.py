@@ -58,6 +58,7 @@ def test_what_is_printed_fits_one_line(result: tlx.Result) -> None:
     )
     assert repr(tlx.Recipe(strategy="diff_lr", epochs=5)) == "Recipe(strategy='diff_lr', epochs=5)"
     assert repr(tlx.Recipe()) == "Recipe()"
+    assert repr(tlx.Recipe(data=np.zeros((3, 8, 8)))) == "Recipe(data=<ndarray>)"
     assert "\n" not in repr(tlx.load_data("digits")) and len(repr(tlx.load_data("digits"))) < 200
 
 

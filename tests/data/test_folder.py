@@ -179,3 +179,23 @@ def test_transparent_palettes_and_pictures_too_large(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 95)
     with pytest.raises(DataError, match=r"p\.png: 12 x 8 pixels is more than the limit of 95"):
         read_photo(tmp_path / "p.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_upright(orientation: int, tmp_path: Path) -> None:
+    corner = np.zeros((16, 24, 3), np.uint8)
+    corner[:8, :12] = 255  # top left, as a viewer shows it
+    stored = Image.fromarray(corner)
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpositions that the reader must take back
+    if orientation in undo:
+        stored = stored.transpose(list(Image.Transpose)[undo[orientation]])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "x.png", exif=exif)
+    assert np.array_equal(np.asarray(read_photo(tmp_path / "x.png")), corner)
+
+
+def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames[0].save(tmp_path / "x.webp", save_all=True, append_images=frames[1:], lossless=True)
+    assert np.asarray(read_photo(tmp_path / "x.webp"))[0, 0].tolist() == [255, 0, 0]

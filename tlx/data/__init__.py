@@ -5,7 +5,7 @@ from tlx.data.images import ArrayImages, FileImages, Images
 from tlx.data.load import KINDS, Data, load_data
 from tlx.data.loader import Loader
 from tlx.data.op import Op
-from tlx.data.sources.source import Kind, Source
+from tlx.data.sources.source import DataLike, Kind, Source
 
 __all__ = [
     "KINDS",
@@ -13,6 +13,7 @@ __all__ = [
     "ArrayImages",
     "Augment",
     "Data",
+    "DataLike",
     "Draws",
     "FileImages",
     "Images",

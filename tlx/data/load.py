@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -20,7 +20,7 @@ from tlx.data.sources.csv_file import CSV
 from tlx.data.sources.digits import DIGITS
 from tlx.data.sources.folder import FOLDER
 from tlx.data.sources.npz import NPZ
-from tlx.data.sources.source import Kind, Source
+from tlx.data.sources.source import DataLike, Kind, Source
 from tlx.data.split import hold_out, limit, pick_classes
 from tlx.errors import DataError, DataNotFound, closest
 
@@ -88,7 +88,7 @@ class Data:
 
 
 def load_data(
-    source: str | Path | Mapping[str, Any] | tuple[Any, ...],
+    source: DataLike,
     *,
     root: str | Path | None = None,
     classes: Sequence[str] | None = None,

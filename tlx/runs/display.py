@@ -64,9 +64,9 @@ class Display:
         )
         self.console.print(group_table(plan.strategy.name, plan.table()))
 
-    def resumed(self, state: State, job: Training) -> None:
-        """Say from where a run goes on."""
-        steps = job.loader.steps
+    def resumed(self, state: State, training: Training) -> None:
+        """Say where a run continues."""
+        steps = training.loader.steps
         epoch, step = divmod(state.step, steps)
         self.console.print(f"resumed in epoch {epoch + 1} after {step} of {steps} steps")
 
@@ -76,9 +76,11 @@ class Display:
         self._epochs = recipe.epochs
         if self.shown and self.console.is_jupyter:
             self._cell = NotebookBar()
-            yield
-            self._cell.close()
-            self._cell = None
+            try:
+                yield
+            finally:
+                self._cell.close()
+                self._cell = None
             return
         if not (self.shown and self.console.is_terminal):
             yield

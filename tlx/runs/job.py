@@ -135,8 +135,7 @@ def execute(
             test = None
             if data.test is not None:
                 events = evaluate(backend, model, held_out(training, state, make_loader(recipe, data.test)), "test")
-                stop: Listener = lambda event: _stop_if(signalled(), run_dir, "during the test")  # noqa: E731
-                test = follow(events, [*listeners, stop])
+                test = follow(events, [*listeners, lambda event: _stop_if(signalled(), run_dir, "during the test")])
         result = Result(
             backend=recipe.backend,
             strategy=recipe.strategy_name,

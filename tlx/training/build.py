@@ -47,7 +47,7 @@ def resolve_placement(recipe: Recipe, backend: Backend) -> Recipe:
 def open_data(recipe: Recipe) -> Data:
     """Load the recipe's data set and take the subsets it asks for."""
     return load_data(
-        recipe.data,  # type: ignore[arg-type]
+        recipe.data,
         root=recipe.data_root,
         classes=recipe.classes,
         limit_train=recipe.limit_train,

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tlx.data.images import Images
+
+
+class Dataset(Protocol):
+    """A sequence of (image, label), such as a data set of the framework's own."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+DataLike = str | Path | Mapping[str, Any] | tuple[Any, ...] | Dataset  # whatever a recipe's `data` may be
 
 
 @dataclass(frozen=True, slots=True, eq=False)
