@@ -32,9 +32,21 @@ FIELDS: dict[str, Any] = {
     "quiet": True,
 }
 KEYS = [
-    *("backend", "strategy", "model", "test_accuracy", "val_accuracy", "best_epoch", "epochs_run", "history"),
-    *("trainable_parameters", "total_parameters", "train_images_per_second", "wall_seconds", "versions"),
-    *("recipe", "run_dir"),
+    "backend",
+    "strategy",
+    "model",
+    "test_accuracy",
+    "val_accuracy",
+    "best_epoch",
+    "epochs_run",
+    "history",
+    "trainable_parameters",
+    "total_parameters",
+    "train_images_per_second",
+    "wall_seconds",
+    "versions",
+    "recipe",
+    "run_dir",
 ]
 
 
