@@ -225,32 +225,32 @@ def run(contender: Contender, job: Job, folder: Path) -> dict[str, float]:
 
 
 def race(job: Job, rounds: int, folder: Path) -> dict[str, list[dict[str, float]]]:
-    found: dict[str, list[dict[str, float]]] = {each.name: [] for each in job.contenders}
+    runs: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in job.contenders}
     for number in range(rounds):
         # Each round starts with another contender, so that none always runs on the warmer or colder machine.
         turn = number % len(job.contenders)
-        for each in (*job.contenders[turn:], *job.contenders[:turn]):
-            found[each.name].append(run(each, job, folder))
+        for contender in (*job.contenders[turn:], *job.contenders[:turn]):
+            runs[contender.name].append(run(contender, job, folder))
             shown = ", ".join(
-                f"{name} {found[each.name][-1][name]:.4g}" for name in FIELDS if found[each.name][-1][name]
+                f"{name} {runs[contender.name][-1][name]:.4g}" for name in FIELDS if runs[contender.name][-1][name]
             )
-            print(f"{job.name}, round {number + 1}: {each.name}: {shown}", file=sys.stderr, flush=True)
-    return found
+            print(f"{job.name}, round {number + 1}: {contender.name}: {shown}", file=sys.stderr, flush=True)
+    return runs
 
 
-def ratios(job: Job, found: dict[str, list[dict[str, float]]], name: str) -> list[float]:
+def ratios(job: Job, runs: dict[str, list[dict[str, float]]], name: str) -> list[float]:
     """How many times better than the first contender, round by round."""
-    pairs = zip(found[job.contenders[0].name], found[name], strict=True)
+    pairs = zip(runs[job.contenders[0].name], runs[name], strict=True)
     if job.measure == WALL:
         return [a[WALL] / b[WALL] for a, b in pairs]
     return [b[job.measure] / a[job.measure] for a, b in pairs]
 
 
-def table(job: Job, found: dict[str, list[dict[str, float]]]) -> list[str]:
+def table(job: Job, runs: dict[str, list[dict[str, float]]]) -> list[str]:
     rows = []
-    for name, each in found.items():
-        of = {f: [line[f] for line in each if line[f] is not None] for f in FIELDS}
-        ratio = ratios(job, found, name)
+    for name, figures_of in runs.items():
+        of = {f: [line[f] for line in figures_of if line[f] is not None] for f in FIELDS}
+        ratio = ratios(job, runs, name)
         target = f"≥ {job.targets[name]:g}" if name in job.targets else ""
         spread = f"{min(ratio):.2f} to {max(ratio):.2f}"
         figures = [f"{median(of[f]):.4g}" if of[f] else "-" for f in FIELDS]
@@ -293,7 +293,7 @@ def starts(rounds: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [each.name for each in JOBS] + ["import"]
+    known = [job.name for job in JOBS] + ["import"]
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"default: all of {', '.join(known)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, help="write the tables into this file")
@@ -301,7 +301,7 @@ def main() -> int:
     wrong = [name for name in a.jobs if name not in known]
     if wrong or not WEIGHTS.exists():
         parser.error(f"unknown job {wrong[0]!r}; known: {', '.join(known)}" if wrong else f"{WEIGHTS} does not exist")
-    chosen = [each for each in JOBS if not a.jobs or each.name in a.jobs]
+    chosen = [job for job in JOBS if not a.jobs or job.name in a.jobs]
     lines = [f"On {cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}, {a.rounds} rounds.", ""]
     if chosen:
         rates = matrix_rates()
@@ -311,11 +311,11 @@ def main() -> int:
         ]
         limits = []
         with tempfile.TemporaryDirectory() as scratch:
-            for each in chosen:
-                found = race(each, a.rounds, Path(scratch))
-                lines += table(each, found)
-                if each.name == "full":
-                    limits = distance(found, rates)
+            for job in chosen:
+                runs = race(job, a.rounds, Path(scratch))
+                lines += table(job, runs)
+                if job.name == "full":
+                    limits = distance(runs, rates)
         lines += ["", *limits]
     if not a.jobs or "import" in a.jobs:
         lines += ["", "| start | seconds | target |", "|---|---|---|", *starts(a.rounds)]
@@ -326,7 +326,7 @@ def main() -> int:
     return 0
 
 
-def distance(found: dict[str, list[dict[str, float]]], rates: dict[str, float]) -> list[str]:
+def distance(runs: dict[str, list[dict[str, float]]], rates: dict[str, float]) -> list[str]:
     """How near training comes to the machine's own rate for matrices; a training step is three forward passes."""
     rows = ["| training, everything free | FLOP/s over the matrix rate |", "|---|---|"]
     for name, dtype in (
@@ -335,7 +335,7 @@ def distance(found: dict[str, list[dict[str, float]]], rates: dict[str, float]) 
         ("tlx", "bfloat16"),
         ("best by hand", "bfloat16"),
     ):
-        rate = median(line[RATE] for line in found[name]) * 3 * FORWARD_FLOPS
+        rate = median(line[RATE] for line in runs[name]) * 3 * FORWARD_FLOPS
         rows.append(f"| {name} | {rate / rates[dtype]:.0%} of {rates[dtype] / 1e9:.0f} GFLOP/s ({dtype}) |")
     return rows
 

@@ -110,8 +110,8 @@ def seconds(axis: str, value: int, point: dict[str, float]) -> float:
     return {"images of a batch": value, "images of the data": value}.get(axis, 1) / point["images_per_second"]
 
 
-def exponent(axis: str, found: dict[int, dict[str, float]]) -> float:
-    (a, first), (b, second) = list(found.items())[-2:]
+def exponent(axis: str, points: dict[int, dict[str, float]]) -> float:
+    (a, first), (b, second) = list(points.items())[-2:]
     grown = seconds(axis, b, second) / seconds(axis, a, first)
     return math.log(grown) / math.log(quantity(axis, b) / quantity(axis, a))
 
@@ -123,21 +123,21 @@ def draw(results: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, len(results), figsize=(13, 5.5), sharex="col", layout="constrained")
-    for (upper, lower), (axis, found) in zip(axes.T, results.items(), strict=True):
-        x = [quantity(axis, value) for value in found]
-        upper.loglog(x, [point["images_per_second"] for point in found.values()], "o-", label="images/s")
+    for (upper, lower), (axis, points) in zip(axes.T, results.items(), strict=True):
+        x = [quantity(axis, value) for value in points]
+        upper.loglog(x, [point["images_per_second"] for point in points.values()], "o-", label="images/s")
         if axis == "images of the data":
-            upper.loglog(x, [point["decoded_per_second"] for point in found.values()], "s--", label="photos decoded/s")
+            upper.loglog(x, [point["decoded_per_second"] for point in points.values()], "s--", label="photos decoded/s")
             upper.lines[0].set_label("images opened/s")
             upper.legend(frameon=False)
-        lower.semilogx(x, [point["memory_gb"] for point in found.values()], "o-", color="tab:red")
-        upper.set_title(f"{axis}: p = {exponent(axis, found):.2f}", fontsize=11)
+        lower.semilogx(x, [point["memory_gb"] for point in points.values()], "o-", color="tab:red")
+        upper.set_title(f"{axis}: p = {exponent(axis, points):.2f}", fontsize=11)
         upper.set_ylim(min(1, upper.get_ylim()[0]), 2 * upper.get_ylim()[1])
         lower.set_ylim(0, 1.1 * lower.get_ylim()[1])
         lower.set_xlabel(axis)
-        for each in (upper, lower):
-            each.spines[["top", "right"]].set_visible(False)
-            each.grid(alpha=0.3)
+        for plot in (upper, lower):
+            plot.spines[["top", "right"]].set_visible(False)
+            plot.grid(alpha=0.3)
     axes[0, 0].set_ylabel("images/s")
     axes[1, 0].set_ylabel("peak memory, GB")
     figure.savefig(path, dpi=90)
@@ -145,11 +145,11 @@ def draw(results: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
 
 def table(results: dict[str, dict[int, dict[str, float]]]) -> str:
     rows = ["| | value | images/s | photos decoded/s | peak memory, GB | p |", "|---|---|---|---|---|---|"]
-    for axis, found in results.items():
-        for value, point in found.items():
+    for axis, points in results.items():
+        for value, point in points.items():
             shown = f"{value} x {value}" if axis.startswith("pixels") else f"{value:,}"
             decoded = f"{point['decoded_per_second']:.0f}" if "decoded_per_second" in point else ""
-            p = f"{exponent(axis, found):.2f}" if value == list(found)[-1] else ""
+            p = f"{exponent(axis, points):.2f}" if value == list(points)[-1] else ""
             rows.append(
                 f"| {axis} | {shown} | {point['images_per_second']:,.1f} | {decoded} | {point['memory_gb']:.2f} | {p} |"
             )

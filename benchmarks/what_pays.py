@@ -26,14 +26,14 @@ ONEFLOW = {  # what of it is switched off by hand
 
 def interleaved(steps: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Median seconds of each, in turn, so that what else the machine does falls on all; the second of two counts."""
-    found: dict[str, list[float]] = {name: [] for name in steps}
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(ROUNDS):
         for name, step in steps.items():
             step()
             started = time.perf_counter()
             step()
-            found[name].append(time.perf_counter() - started)
-    return {name: median(seconds) for name, seconds in found.items()}
+            times[name].append(time.perf_counter() - started)
+    return {name: median(seconds) for name, seconds in times.items()}
 
 
 def by_torch() -> None:
@@ -156,10 +156,10 @@ def by_oneflow(off: str) -> float:
     return interleaved({"": step})[""]
 
 
-def show(title: str, found: dict[str, float]) -> None:
+def show(title: str, times: dict[str, float]) -> None:
     print(f"| {title} | seconds | to the line before |\n|---|---|---|")
     before = None
-    for name, seconds in found.items():
+    for name, seconds in times.items():
         ratio = f"{before / seconds:.2f}" if before else ""
         print(f"| {name} | {seconds:.3f} | {ratio} |")
         before = seconds
@@ -171,14 +171,14 @@ def main() -> int:
         print(by_oneflow(sys.argv[2]))
         return 0
     by_torch()
-    found: dict[str, list[float]] = {name: [] for name in ONEFLOW}
+    times: dict[str, list[float]] = {name: [] for name in ONEFLOW}
     for _ in range(2):
         for name, (off, worker) in ONEFLOW.items():
             command = [sys.executable, __file__, "--oneflow", off]
             env = {**os.environ, "ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD": worker}
             done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
-            found[name].append(float(done.stdout))
-    show(f"training, OneFlow, batch of {BATCH // 2}", {name: min(seconds) for name, seconds in found.items()})
+            times[name].append(float(done.stdout))
+    show(f"training, OneFlow, batch of {BATCH // 2}", {name: min(seconds) for name, seconds in times.items()})
     return 0
 
 

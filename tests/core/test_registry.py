@@ -218,3 +218,9 @@ def test_requirements_come_from_tlxs_own_extras() -> None:
     assert registry.requirement("oneflow", extra="oneflow") == "oneflow==0.9.0"
     with pytest.raises(KeyError, match="jax"):
         registry.requirement("jax", extra="torch")
+
+
+def test_third_parties_still_import_the_registry_from_its_first_place() -> None:
+    from tlx import registry as first_place
+
+    assert all(getattr(first_place, name) is getattr(registry, name) for name in first_place.__all__)
