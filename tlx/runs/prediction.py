@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.backend import Preprocess
-from tlx.data.images import ArrayImages, Images, View, read_photo, seen
+from tlx.data.images import EXTENSIONS, ArrayImages, Images, View, read_photo, seen
 from tlx.data.loader import Loader
-from tlx.data.sources.folder import EXTENSIONS
 from tlx.errors import DataError, DataNotFound, TlxError
 from tlx.recipe import DATA_OBJECT, read_toml
 from tlx.runs.finished import Finished, restore

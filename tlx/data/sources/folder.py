@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tlx.data.images import FileImages, Images
+from tlx.data.images import EXTENSIONS, FileImages, Images
 from tlx.data.sources.source import Kind, Source
 from tlx.errors import DataError
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}  # as torchvision's ImageFolder: no .gif
 SHOWN = 5  # names of left-out files in a note
 
 
