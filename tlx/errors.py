@@ -6,6 +6,9 @@ import difflib
 import re
 from collections.abc import Iterable
 
+# Control characters, line separators, and lone surrogates, which stand in Python for bytes that are not UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 
 class TlxError(Exception):
     """A mistake in the input. `str(error)` is one line: what, where, what was expected, and how to mend it.
@@ -15,8 +18,9 @@ class TlxError(Exception):
     """
 
     def __init__(self, problem: str, *, fix: str = "") -> None:
+        problem = printable(problem)
         super().__init__(problem)
-        self.problem, self.fix = problem, fix
+        self.problem, self.fix = problem, printable(fix)
 
     def __str__(self) -> str:
         return f"{self.problem}. Fix: {self.fix}" if self.fix else self.problem
@@ -71,6 +75,11 @@ class Interrupted(KeyboardInterrupt):
 
     def _render_traceback_(self) -> list[str]:
         return [f"Interrupted: {self}"]
+
+
+def printable(text: str) -> str:
+    """Escape what would break a line or steer a terminal: control characters, and bytes of names that are not UTF-8."""
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from tlx.backend.threads import Others
-from tlx.errors import one_line
+from tlx.errors import one_line, printable
 from tlx.training.metrics import EpochEnded, Event, FeaturesKept, PhaseStarted
 from tlx.training.metrics import Progress as Step
 
@@ -52,9 +52,10 @@ class Display:
             for name, part in (("train", data.train), ("validation", data.val), ("test", data.test))
             if part is not None
         )
-        self.console.print(f"[bold]{data.name}[/]: {len(data.classes)} classes; images: {parts}")
+        self.console.print(f"[bold]{escape(data.name)}[/]: {len(data.classes)} classes; images: {parts}")
+        self.console.print(f"  training images of each class: {printable(data.class_counts(data.train))}", markup=False)
         for note in data.notes:
-            self.console.print(f"  note: {note}", markup=False)
+            self.console.print(f"  note: {printable(note)}", markup=False)
 
     def plan(self, plan: Plan, recipe: Recipe) -> None:
         """Print the group table before anything trains."""

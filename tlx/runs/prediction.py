@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.backend import Preprocess
-from tlx.data.images import EXTENSIONS, ArrayImages, Images, View, read_photo, seen
+from tlx.data.images import EXTENSIONS, MAX_PIXELS, ArrayImages, Images, View, read_photo, seen
 from tlx.data.loader import Loader
 from tlx.errors import DataError, DataNotFound, TlxError
 from tlx.recipe import DATA_OBJECT, read_toml
@@ -67,7 +67,7 @@ def predict(
     count = min(TOP, len(classes)) if top is None else top
     if not 1 <= count <= len(classes):
         raise TlxError(f"top is {top}; expected 1 to {len(classes)}, the number of classes of {run_dir}")
-    inputs = _collect(images, quiet)
+    inputs = replace(_collect(images, quiet), max_pixels=run.recipe.max_pixels)
     logits = np.empty((len(inputs), len(classes)))
     for indices, part in _parts(inputs, photos=_of_photos(run)):
         loader = Loader(
@@ -99,6 +99,7 @@ class Inputs:
 
     items: Sequence[Path | Pixels]  # arrays are [H, W, 3]
     names: Sequence[str]
+    max_pixels: int = MAX_PIXELS
     faults: dict[int, str] = field(default_factory=dict)  # what could not be read
 
     @property
@@ -122,7 +123,7 @@ class Inputs:
         if not isinstance(item, Path):
             return seen(Image.fromarray(item), view)
         try:
-            return read_photo(item, view)
+            return read_photo(item, view, self.max_pixels)
         except DataError as error:
             self.faults[index] = error.problem.rstrip(".")
             return seen(Image.new("RGB", (1, 1)), view)
@@ -133,7 +134,7 @@ class Inputs:
 
     def select(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> Inputs:
         """The images at `indices`, in that order."""
-        return Inputs([self.items[i] for i in indices], [self.names[i] for i in indices])
+        return Inputs([self.items[i] for i in indices], [self.names[i] for i in indices], self.max_pixels)
 
     def digest(self) -> bytes:
         """Raise NotImplementedError: they are no data set."""
