@@ -194,10 +194,11 @@ def seen(image: Image, view: View | None) -> Image:
 def read_photo(path: Path, view: View | None = None, max_pixels: int = MAX_PIXELS) -> Image:
     """Decode a photo from a file, which must be one: opening a pipe would wait for ever. See `decode`."""
     try:
-        if not path.is_file():
-            raise DataError(f"{path} is not a file, or a link to nothing", fix="remove it")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}", fix="remove it") from error
+        regular = path.is_file()
+    except OSError as error:  # such as a folder above it that may not be entered
+        raise DataError(f"{path} cannot be read: {error.strerror}", fix="remove it") from error
+    if not regular:
+        raise DataError(f"{path} is not a file, or a link to nothing", fix="remove it")
     return decode(path, view, where=path, max_pixels=max_pixels)
 
 
@@ -227,14 +228,13 @@ def decode(
     # Pillow's decoders raise much more than OSError on damaged files (SyntaxError, struct.error, IndexError ...).
     try:
         with Image.open(source, formats=_formats(max_pixels)) as image:
-            pixels = image.width * image.height
-            if pixels > max_pixels:
-                raise DataError(_too_large(where, f"{image.width} x {image.height}", max_pixels))
+            if image.width * image.height > max_pixels:
+                raise _too_large(where, f"{image.width} x {image.height}", max_pixels)
             return _view(image, view, where)
     except DataError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(_too_large(where, "far too many", max_pixels)) from error
+        raise _too_large(where, "far too many", max_pixels) from error
     except UnidentifiedImageError as error:
         if not _is_heic(source):
             raise DataError(
@@ -250,8 +250,9 @@ def decode(
         raise DataError(f"{where} cannot be decoded as an image: {reason}", fix="replace or remove it") from error
 
 
-def _too_large(where: object, pixels: str, max_pixels: int) -> str:
-    return f"{where}: {pixels} pixels is more than max_pixels={max_pixels} allows; raise it, or shrink the photo."
+def _too_large(where: object, pixels: str, max_pixels: int) -> DataError:
+    problem = f"{where} has {pixels} pixels, more than max_pixels={max_pixels} allows"
+    return DataError(problem, fix="raise max_pixels, or shrink the photo")
 
 
 @cache
@@ -306,7 +307,7 @@ def _view(image: Image, view: View | None, where: object) -> Image:
     box = view.box(width, height)
     times = int(min(box[2] - box[0], box[3] - box[1]) / (GAP * view.size))
     if times > 1:
-        image.draft(None, (-(-image.width // times), -(-image.height // times)))  # type: ignore[attr-defined]
+        image.draft(None, (-(-image.width // times), -(-image.height // times)))
     upright = to_rgb(_upright(image), where)
     across, down = upright.width / width, upright.height / height
     return resize(upright, (box[0] * across, box[1] * down, box[2] * across, box[3] * down), view.size)

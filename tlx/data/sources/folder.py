@@ -175,7 +175,7 @@ def _from_parts(tree: Tree, folders: list[str], parts: dict[str, str], notes: li
             fix=f"make a folder of each class; if {parts['train']!r} is a class, call it otherwise",
         )
     unused = [name for name in folders if name not in parts.values()]
-    without = [part for part in ("val", "test") if part in found and not any(found[part].values())]
+    without = [part for part in found if part != "train" and not any(found[part].values())]
     used = {part: part for part in found if part not in without}
     if "val" in used and "test" not in used:
         used["val"] = "test"
