@@ -12,6 +12,7 @@ from tlx.errors import DataError
 
 CHUNK = 1 << 18
 TIMEOUT = 30  # seconds without a byte
+HASHES = {"sha256": "SHA-256", "sha1": "SHA-1", "md5": "MD5"}  # by which a download may be checked
 Advance = Callable[[int, int | None], None]  # bytes so far, bytes in all
 
 
@@ -21,13 +22,20 @@ def cache_folder() -> Path:
 
 
 def fetch(
-    url: str, dest: Path, *, sha256: str | None = None, sha256_prefix: str | None = None, progress: bool = True
+    url: str,
+    dest: Path,
+    *,
+    sha256: str | None = None,
+    sha256_prefix: str | None = None,
+    sha1: str | None = None,
+    md5: str | None = None,
+    progress: bool = True,
 ) -> Path:
     """Download `url` to `dest` unless it is there with the right hash, and return `dest`.
 
     What has arrived is kept in ``<dest>.part`` and continued by the next call; `dest` appears only when it is whole and
-    its SHA-256 is `sha256` or begins with `sha256_prefix` (the eight digits in the names of torchvision's checkpoints).
-    Progress goes to stderr.
+    its hash is the one that was given, or begins with `sha256_prefix` (the eight digits in the names of torchvision's
+    checkpoints). Without a hash, any file that is there will do. Progress goes to stderr.
 
     Raises:
         DataError: the download failed; the text names the URL. After a wrong hash the partial file is deleted.
@@ -35,8 +43,9 @@ def fetch(
     import http.client
     import urllib.error
 
-    expected = (sha256 or sha256_prefix or "").lower()
-    if dest.is_file() and hash_file(dest).startswith(expected):
+    hashes = {"sha256": sha256 or sha256_prefix, "sha1": sha1, "md5": md5}
+    algorithm, expected = next(((name, text.lower()) for name, text in hashes.items() if text), ("sha256", ""))
+    if dest.is_file() and (not expected or hash_file(dest, algorithm).startswith(expected)):
         return dest
     part = dest.with_name(dest.name + ".part")
     try:
@@ -50,14 +59,14 @@ def fetch(
                         f"{url}: the transfer stopped after {size} bytes", fix="run again to continue from there"
                     )
                 before = size
-        actual = hash_file(part)
-        if not actual.startswith(expected):
+        if expected and not (actual := hash_file(part, algorithm)).startswith(expected):
             part.unlink()
-            raise DataError(f"{url}: expected SHA-256 {expected}, got {actual}; the download was deleted.")
+            raise DataError(f"{url}: expected {HASHES[algorithm]} {expected}, got {actual}; the download was deleted.")
         os.replace(part, dest)
     except DataError:
         raise
     except urllib.error.HTTPError as error:
+        error.close()
         raise DataError(f"{url}: the server answered {error.code} {error.reason}.") from error
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ValueError) as error:
         raise DataError(f"{url} cannot be reached: {getattr(error, 'reason', error)}.") from error
@@ -66,9 +75,9 @@ def fetch(
     return dest
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
+def hash_file(path: Path, algorithm: str = "sha256") -> str:
+    """Hash of a file, in hex."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
@@ -90,6 +99,7 @@ def _transfer(url: str, part: Path, advance: Advance) -> bool:
     except urllib.error.HTTPError as error:
         if error.code != 416 or not done:
             raise
+        error.close()
         # Nothing lies beyond what we have: it is either all there is, which the hash decides, or too long.
         if error.headers.get("Content-Range") == f"bytes */{done}":
             return True

@@ -121,6 +121,14 @@ class Recipe:
         whole=True,
         affects="place",
     )
+    path_column: str | None = text(
+        None, "column of a .csv or .parquet file with the photos or their paths; default: guessed", group="Data"
+    )
+    label_column: str | None = text(
+        None,
+        "column of a .csv or .parquet file, or name in a shard's .json, with the labels; default: guessed",
+        group="Data",
+    )
     model: ModelLike = field(
         "resnet18",
         "architecture: see `tlx models`; in Python also a module of the framework",
@@ -387,6 +395,8 @@ class RecipeFields(TypedDict, total=False):
     test_fraction: float
     on_bad_image: OnBadImage
     max_pixels: int
+    path_column: str | None
+    label_column: str | None
     model: ModelLike
     head: str | None
     weights: str | None

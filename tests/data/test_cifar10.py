@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import tarfile
 import threading
 from functools import partial
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from support.server import serving
 from tlx.data import load_data
 from tlx.data.sources import cifar10
 from tlx.download import hash_file
@@ -57,7 +59,7 @@ def test_it_is_downloaded_unpacked_and_then_found(tmp_path: Path, monkeypatch: p
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("TLX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TLX_DATA_ROOT", raising=False)
-    monkeypatch.setattr(cifar10, "URL", f"http://127.0.0.1:{server.server_port}/c.tar.gz")
+    monkeypatch.setattr(cifar10, "URLS", (f"http://127.0.0.1:{server.server_port}/c.tar.gz",))
     monkeypatch.setattr(cifar10, "SHA256", hash_file(served))
     try:
         first = load_data("cifar10", val_fraction=0)
@@ -69,11 +71,40 @@ def test_it_is_downloaded_unpacked_and_then_found(tmp_path: Path, monkeypatch: p
     assert [path.name for path in (tmp_path / "cache" / "data").iterdir()] == [cifar10.FOLDER]
 
 
+def test_mirrors_are_tried_in_turn_and_continue_what_another_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = archive(tmp_path / "c.tar.gz", {f"{cifar10.FOLDER}/{name}": content for name, content in FILES.items()})
+    monkeypatch.setenv("TLX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TLX_DATA_ROOT", raising=False)
+    monkeypatch.setattr(cifar10, "SHA256", hash_file(served))
+    content = served.read_bytes()
+    with serving() as server:
+        server.files.update({"wrong": b"another file", "right": content})
+        urls = ("http://127.0.0.1:9/gone", server.url("gone"), server.url("wrong"), server.url("right"))
+        monkeypatch.setattr(cifar10, "URLS", urls)
+        data = load_data("cifar10", val_fraction=0)
+        assert data.notes[0].startswith(f"downloaded from {urls[3]}; {urls[0]} cannot be reached")
+        assert (
+            f"{urls[1]}: the server answered 404" in data.notes[0] and f"{urls[2]}: expected SHA-256" in data.notes[0]
+        )
+        assert not load_data("cifar10", val_fraction=0).notes
+        shutil.rmtree(tmp_path / "cache")
+        (tmp_path / "cache" / "data").mkdir(parents=True)
+        (tmp_path / "cache" / "data" / "gone.part").write_bytes(content[:1000])
+        monkeypatch.setattr(cifar10, "URLS", (urls[0], urls[1], urls[3]))
+        assert load_data("cifar10", val_fraction=0).fingerprint == data.fingerprint
+    assert server.asked[-1] == ("right", "bytes=1000-")
+
+
 def test_where_it_cannot_be_downloaded_it_says_what_to_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TLX_CACHE", str(tmp_path))
     monkeypatch.delenv("TLX_DATA_ROOT", raising=False)
-    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/c.tar.gz")
-    with pytest.raises(DataError, match=r"cannot be reached.*--data-root FOLDER.*--data digits"):
+    monkeypatch.setattr(cifar10, "URLS", ("http://127.0.0.1:9/c.tar.gz", "http://127.0.0.1:9/mirror.tar.gz"))
+    with pytest.raises(
+        DataError,
+        match=r"c\.tar\.gz cannot be reached.*mirror\.tar\.gz cannot be reached.*--data-root FOLDER.*--data digits",
+    ):
         load_data("cifar10")
     with pytest.raises(DataError, match="no CIFAR-10 in"):
         load_data("cifar10", root=tmp_path)

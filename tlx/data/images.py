@@ -138,7 +138,7 @@ class FileImages:
     def open(self, index: int, view: View | None = None) -> Image:
         """Decode a photo. When one fails, all others are tried, so that the error lists every bad one."""
         try:
-            return read_photo(self.root / self.names[index], view, self.max_pixels)
+            return self._read(index, view)
         except DataError as error:
             with self._scan:
                 bad = self.undecodable()
@@ -154,16 +154,30 @@ class FileImages:
     def undecodable(self, workers: int = 2) -> dict[str, str]:
         """Try every photo; return the names of those that cannot be decoded, and what is wrong with them."""
 
-        def problem(name: str) -> str:
+        def problem(index: int) -> str:
             try:
-                read_photo(self.root / name, max_pixels=self.max_pixels)
+                self._read(index)
             except DataError as error:
                 return error.problem.rstrip(".")
             return ""
 
         with ThreadPoolExecutor(workers) as pool:
-            problems = dict(zip(self.names, pool.map(problem, self.names), strict=True))
+            problems = dict(zip(self.names, pool.map(problem, range(len(self))), strict=True))
         return {name: problem for name, problem in problems.items() if problem}
+
+    def file_size(self, index: int) -> int:
+        """Bytes of a photo as it is stored. Raises DataError where it cannot be read."""
+        return _size(self.root / self.names[index])
+
+    def content(self, index: int, end: int | None = None) -> bytes:
+        """A photo as it is stored, or its last `end` bytes. Raises OSError where it cannot be read."""
+        with (self.root / self.names[index]).open("rb") as file:
+            if end is not None:
+                file.seek(max(0, self.file_size(index) - end))
+            return file.read()
+
+    def _read(self, index: int, view: View | None = None) -> Image:
+        return read_photo(self.root / self.names[index], view, self.max_pixels)
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """Image `index` as uint8 [H, W, 3]."""
@@ -175,7 +189,7 @@ class FileImages:
 
     def digest(self) -> bytes:
         """Covers names and sizes of the files: reading every photo would take as long as an epoch."""
-        lines = [f"{name}\0{_size(self.root / name)}\n" for name in self.names]
+        lines = [f"{name}\0{self.file_size(index)}\n" for index, name in enumerate(self.names)]
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).digest()
 
 

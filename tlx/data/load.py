@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -15,17 +15,24 @@ import numpy as np
 
 from tlx.data.images import MAX_PIXELS, FileImages, Images
 from tlx.data.repeated import repeated
+from tlx.data.sources.address import ADDRESS, ARCHIVE
 from tlx.data.sources.arrays import ARRAYS
 from tlx.data.sources.cifar10 import CIFAR10
-from tlx.data.sources.csv_file import CSV
+from tlx.data.sources.csv_file import CSV, LISTED
 from tlx.data.sources.digits import DIGITS
 from tlx.data.sources.folder import FOLDER
 from tlx.data.sources.npz import NPZ
-from tlx.data.sources.source import DataLike, Kind, Source
+from tlx.data.sources.parquet import PARQUET
+from tlx.data.sources.source import Contents, DataLike, Kind, Source
+from tlx.data.sources.webdataset import WEBDATASET
 from tlx.data.split import hold_out, limit, pick_classes
 from tlx.errors import UNPRINTABLE, DataError, DataNotFound, closest
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (CIFAR10, DIGITS, FOLDER, CSV, NPZ, ARRAYS)}
+# The last that recognises a source reads it, so that a folder of shards is not taken for one of photos.
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (CIFAR10, DIGITS, FOLDER, CSV, LISTED, NPZ, ARCHIVE, PARQUET, WEBDATASET, ADDRESS, ARRAYS)
+}
 LISTED_CLASSES = 10  # where classes are shown with their counts
 LONGEST_NAME = 40  # of a class that is shown there
 
@@ -43,7 +50,7 @@ def register(kind: Kind) -> None:
 
 def describe_sources() -> str:
     """Say in one line what `data` may be, for the help of the recipe's field."""
-    *helps, last = [kind.help for kind in KINDS.values()]
+    *helps, last = [kind.help for kind in KINDS.values() if kind.help]
     return f"{', '.join(helps)}, or {last}"
 
 
@@ -108,9 +115,11 @@ def load_data(
     test_fraction: float = 0.2,
     on_bad_image: str = "error",
     max_pixels: int = MAX_PIXELS,
+    path_column: str | None = None,
+    label_column: str | None = None,
     seed: int = 0,
 ) -> Data:
-    """Load a data set by name ("cifar10", "digits"), by folder, from a .csv or .npz file, or from Python objects.
+    """Load a data set by name ("cifar10", "digits"), by path or address, or from Python objects.
 
     In Python: ``{"train": part, "test": part, "val": part, "classes": names}`` (all but train optional), ``(train,
     test)``, or one part alone, from which the test part is drawn. A part is (images, labels), uint8 NHWC or NHW and
@@ -127,7 +136,10 @@ def load_data(
             has a validation part.
         test_fraction: fraction held out for the test where the data has no parts; the same images whatever the seed.
         on_bad_image: "error" lists all photos that cannot be decoded when the first is met; "skip" tries all before
-            training, leaves the bad ones out and says which.
+            training, leaves the bad ones out and says which; so also with missing files that a list names.
+        path_column: column of a .csv or .parquet file that holds the photos or their paths; default: guessed, and said
+            in a note.
+        label_column: column that holds the labels, or the label's name in the .json of a shard.
         max_pixels: a photo of more pixels is refused before it is decoded, as an image that cannot be.
         seed: of the validation part.
 
@@ -136,7 +148,8 @@ def load_data(
         DataError: the data is damaged, has another layout, or cannot be divided as asked.
     """
     try:
-        origin = _open(source, None if root is None else Path(root).expanduser())
+        columns = {"path_column": path_column, "label_column": label_column}
+        origin = _open(source, None if root is None else Path(root).expanduser(), columns, on_bad_image)
     except DataError:
         raise
     except OSError as error:  # such as a folder that may not be read
@@ -217,29 +230,48 @@ def _fingerprint(name: str, classes: Sequence[str], *parts: Images | None) -> st
     return digest.hexdigest()
 
 
-def _open(source: Any, root: Path | None) -> Source:
-    """Find out which kind of source it is, and read it."""
+def _open(source: Any, root: Path | None, columns: Mapping[str, str | None], on_bad_image: str) -> Source:
+    """Find out which kind of source it is, and read it, or what lies within it."""
+    kind, candidate = _kind_of(source, root)
+    given = {name: value for name, value in columns.items() if value is not None}
+    options: dict[str, Any] = {**given, "on_bad_image": on_bad_image}
+    opened = kind.read(candidate, root, **{name: options[name] for name in kind.options if name in options})
+    if isinstance(opened, Contents):
+        inner = _open(opened.path, root if opened.path.is_file() else None, columns, on_bad_image)
+        return replace(inner, name=opened.name, notes=[*opened.notes, *inner.notes])
+    for name in given:
+        if name not in kind.options:
+            raise DataError(f"{opened.name} is {kind.help or kind.name}, which has no {name}", fix=f"leave {name} out")
+    return opened
+
+
+def _kind_of(source: Any, root: Path | None) -> tuple[Kind, Any]:
+    """Return the kind of a source, and what its `read` takes."""
     published = [kind.name for kind in KINDS.values() if kind.named]
     if isinstance(source, str) and source in published:
-        return KINDS[source].read(source, root)
+        return KINDS[source], source
     is_path = isinstance(source, (str, os.PathLike))
     if is_path:
         _check_name("data: the path", os.fspath(source))
     candidates = [source]
-    if is_path:
+    if is_path and "://" not in str(source):
         path = Path(source).expanduser()
         candidates = [path] if root is None else [path, root / path]
     for candidate in candidates:
         for kind in reversed(KINDS.values()):  # what was registered later comes first
             if kind.matches(candidate):
-                return kind.read(candidate, root)
+                return kind, candidate
     if not is_path:
         raise DataError(
             f"data must be one of {describe_sources()}; got {type(source).__name__}."
             " Arrays are passed as {'train': (images, labels), 'test': (images, labels)}."
         )
-    suffixes = " nor ".join(kind.suffix for kind in KINDS.values() if kind.suffix)
+    suffixes = [
+        kind.suffix if isinstance(kind.suffix, str) else kind.suffix[0] for kind in KINDS.values() if kind.suffix
+    ]
     nearest = closest(str(source), published)
     if path.exists():
-        raise DataError(f"data={str(source)!r} is a file, but neither {suffixes}.{nearest}")
+        raise DataError(
+            f"data={str(source)!r} is a file, but neither {' nor '.join(suffixes)}; it may be {describe_sources()}."
+        )
     raise DataNotFound(f"data={str(source)!r} is neither a known data set nor an existing folder or file.{nearest}")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, combinations
-from stat import S_ISREG
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tlx.data.images import ArrayImages, FileImages, Images
+from tlx.errors import DataError
 
 BLOCK = 4096  # bytes at the end of a file, where photos of one size already differ
 THREADS = 8  # they wait for the disk
@@ -60,36 +59,31 @@ def _pixels(image: NDArray[np.uint8]) -> Hashable:
 
 def _same_files(parts: Mapping[str, Images]) -> Groups:
     images = {part: images for part, images in parts.items() if isinstance(images, FileImages)}
-    paths = {part: [os.path.join(files.root, name) for name in files.names] for part, files in images.items()}
-    samples = [(part, index) for part, files in paths.items() for index in range(len(files))]
+    samples = [(part, index) for part, files in images.items() for index in range(len(files))]
     with ThreadPoolExecutor(THREADS) as pool:
 
         def read(key: Callable[[Sample], Hashable], samples: list[Sample]) -> Iterator[Hashable]:
             chunks = [samples[start : start + CHUNK] for start in range(0, len(samples), CHUNK)]
             return chain.from_iterable(pool.map(lambda chunk: [key(sample) for sample in chunk], chunks))
 
-        groups = _split([samples], lambda sample: _size(paths[sample[0]][sample[1]]), map)
-        groups = _split(groups, lambda sample: _digest(paths[sample[0]][sample[1]], BLOCK), read)
-        return _split(groups, lambda sample: _digest(paths[sample[0]][sample[1]]), read)
+        groups = _split([samples], lambda sample: _size(images[sample[0]], sample[1]), map)
+        groups = _split(groups, lambda sample: _digest(images[sample[0]], sample[1], BLOCK), read)
+        return _split(groups, lambda sample: _digest(images[sample[0]], sample[1]), read)
 
 
-def _size(path: str) -> Hashable:
-    """The size of a file; what is none, such as a pipe, equals nothing and is never opened."""
+def _size(images: FileImages, index: int) -> Hashable:
+    """The size of a photo; what has none, such as a pipe, equals nothing and is never opened."""
     try:
-        status = os.stat(path)
-    except OSError:
+        return images.file_size(index) or object()
+    except DataError:
         return object()
-    return status.st_size if S_ISREG(status.st_mode) else object()
 
 
-def _digest(path: str, end: int | None = None) -> Hashable:
-    """The hash of a file's content, or of its last bytes; a file that cannot be read equals nothing."""
+def _digest(images: FileImages, index: int, end: int | None = None) -> Hashable:
+    """The hash of a photo's content, or of its last bytes; one that cannot be read equals nothing."""
     try:
-        with open(path, "rb") as file:
-            if end is not None:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - end))
-            return hashlib.blake2b(file.read()).digest()
-    except OSError:
+        return hashlib.blake2b(images.content(index, end)).digest()
+    except (OSError, DataError):
         return object()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -48,7 +49,10 @@ def _must_be_empty(path: Path, resumed: Path | None) -> None:
 
 
 def _free_folder(recipe: Recipe) -> Path:
-    data = Path(recipe.data).name if isinstance(recipe.data, str) else "arrays"
+    data = recipe.data if isinstance(recipe.data, str) else "arrays"
+    if "://" in data:
+        data = re.split(r"[?#]", data)[0]  # a query or a hash belongs into no name
+    data = Path(data).name
     stem = f"{data}-{recipe.model_name}-{recipe.strategy_name}-{recipe.backend}"
     for number in count(1):
         path = Path("runs") / f"{stem}-{number}"

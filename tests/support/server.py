@@ -1,0 +1,61 @@
+"""A real HTTP server on this machine, which serves bytes, honours ranges, and can break off."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Server:
+    """Serves `files` by their paths. `asked` keeps path and range; `cut` ends each transfer after so many bytes."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.asked: list[tuple[str, str | None]] = []
+        self.cut: int | None = None
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path, wanted = self.path.partition("?")[0].lstrip("/"), self.headers.get("Range")
+                outer.asked.append((path, wanted))
+                if path not in outer.files:
+                    self.send_error(404)
+                    return
+                content = outer.files[path]
+                start = int(wanted[6:].split("-")[0]) if wanted else 0
+                self.send_response(206 if start else 200)
+                if start:
+                    self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                self.send_header("Content-Length", str(len(content) - start))
+                self.end_headers()
+                self.wfile.write(content[start:][: outer.cut])
+                self.close_connection = True
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+    def url(self, path: str) -> str:
+        """The address of one of the files."""
+        return f"http://127.0.0.1:{self.http.server_port}/{path}"
+
+    def stop(self) -> None:
+        """Go off the network."""
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """Run a server while the block runs."""
+    server = Server()
+    threading.Thread(target=server.http.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.stop()

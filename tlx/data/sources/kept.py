@@ -1,0 +1,62 @@
+"""What the cache keeps of a source: filled once, whole or not at all, by one process at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tlx.atomic import write_json
+from tlx.download import cache_folder
+from tlx.errors import DataError
+
+RECORD = "record.json"
+Record = dict[str, Any]  # what a folder of the cache holds, under "content", and where that came from
+
+
+def safe(name: str) -> str:
+    """Return a name that a file of the cache may have."""
+    return re.sub(r"[^\w.-]+", "_", name)[-80:].lstrip(".") or "data"
+
+
+def home_of(name: str, key: str) -> Path:
+    """Return the folder in the cache that belongs to an address or a path."""
+    return cache_folder() / "data" / f"{safe(name)}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}"
+
+
+def filled(home: Path, wanted: Callable[[Record], bool], fill: Callable[[], Record]) -> Record:
+    """Return the record of a folder of the cache, after filling it if it is not what is wanted.
+
+    The record is written last, so a folder without one was not filled to the end. One process at a time fills it.
+    """
+    if (record := _read_record(home)) and wanted(record):
+        return record
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / ".lock"):
+            if not (record := _read_record(home)) or not wanted(record):
+                record = fill()
+                write_json(home / RECORD, record)
+            return record
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"the cache {home} cannot be written: {error.strerror or error}",
+            fix="set TLX_CACHE to a folder that can be written, with enough room",
+        ) from error
+
+
+def _read_record(home: Path) -> Record:
+    """Return what was written down when the folder was filled; nothing where it was not, or not to the end."""
+    try:
+        record: Record = json.loads((home / RECORD).read_text(encoding="utf-8"))
+        return record if (home / record["content"]).exists() else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

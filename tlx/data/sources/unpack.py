@@ -1,0 +1,210 @@
+"""Archives of strangers, unpacked so that nothing is written outside the folder and nothing is half-written."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+from tlx.data.sources.folder import listed
+from tlx.errors import DataError, printable
+
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz", ".tbz2")
+ENTRIES = 5_000_000  # ImageNet has 1.3 million photos; a bomb of empty files exhausts the inodes of a file system
+RATIO, SUSPECT = 100, 2**28  # photos never shrink to a hundredth; from SUSPECT bytes on, that is taken for a bomb
+HEADER = 2**20  # bytes of a long name or of a tar's own records, which are read into memory; a path has 4,096 at most
+CHUNK = 2**20
+
+_EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class StrictMember(tarfile.TarInfo):
+    """A member of a tar whose damage is an error. `tarfile` takes a damaged header for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> StrictMember:
+        """Read a header block."""
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except (tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"it is damaged or cut off ({error})") from error
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        if self.type in _EXTENDED and self.size > HEADER:
+            raise tarfile.ReadError(f"a header has {self.size} bytes, suspiciously many")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
+def unpack(archive: Path, folder: Path) -> list[str]:
+    """Unpack a zip or a tar, plain or compressed, into `folder`, which appears whole or not at all.
+
+    Only files and folders are made. A link to a file of the archive becomes that file; one that leaves the folder is
+    refused, as are absolute names, names with ``..``, devices, names that come twice, and archives that unpack to far
+    more than photos do. What is there from an interrupted call is replaced. Not for two processes at once.
+
+    Returns:
+        Notes on what was left out.
+
+    Raises:
+        DataError: the archive is damaged or hostile; the text names it.
+    """
+    work = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        with ExitStack() as stack:
+            writer = _Writer(work, max(SUSPECT, RATIO * archive.stat().st_size))
+            if archive.name.lower().endswith(".zip") or first_bytes(archive).startswith(b"PK"):
+                _unpack_zip(stack.enter_context(zipfile.ZipFile(archive)), writer)
+            else:
+                _unpack_tar(stack.enter_context(_stream(archive)), writer)
+        notes = writer.finish()
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(work, folder)
+        return notes
+    except DataError as error:
+        raise DataError(f"{archive} is refused as an archive of data: {error}.") from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{archive} cannot be unpacked into {folder.parent}: {reason}.") from error
+    except Exception as error:  # tarfile, zipfile and the decompressors raise a dozen kinds on damaged archives
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise DataError(f"{archive} cannot be unpacked: {reason}", fix="download or pack it again") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class _Writer:
+    """Writes members into a folder, and nowhere else."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder, self._limit, self._left = folder, limit, limit
+        self._files: set[str] = set()
+        self._links: dict[str, str] = {}
+        self._entries = 0
+
+    def name(self, raw: str) -> str:
+        """Return a member's path below the folder; refuse what leads elsewhere."""
+        self._entries += 1
+        if self._entries > ENTRIES:
+            raise DataError(f"it has more than {ENTRIES} entries")
+        steps = raw.split("/")
+        if raw.startswith("/") or ".." in steps or "\0" in raw or (raw[1:2] == ":" and raw[:1].isalpha()):
+            raise DataError(f"{raw!r} would be written outside the folder")
+        return "/".join(step for step in steps if step not in ("", "."))
+
+    def make_folder(self, name: str) -> None:
+        """Make a folder, which may be there."""
+        (self._folder / name).mkdir(parents=True, exist_ok=True)
+
+    def write(self, name: str, content: IO[bytes]) -> None:
+        """Write a file, which may not be there."""
+        self._check_new(name)
+        self._files.add(name)
+        with self._place(name).open("xb") as file:
+            while chunk := content.read(min(CHUNK, self._left + 1)):
+                self._left -= len(chunk)
+                if self._left < 0:
+                    raise DataError(f"it unpacks to more than {self._limit} bytes, suspiciously many")
+                file.write(chunk)
+
+    def link(self, name: str, target: str) -> None:
+        """Remember a link to a path below the folder: the file that it names may come later."""
+        self._check_new(name)
+        target = os.path.normpath(target)
+        if target.startswith(("/", "../")) or target == "..":
+            raise DataError(f"{name!r} is a link to {target!r}, outside the folder")
+        self._links[name] = target
+
+    def finish(self) -> list[str]:
+        """Make the links to files, and say what was left out."""
+        # A link may lead to another one, which comes later.
+        while ready := {name: target for name, target in self._links.items() if target in self._files}:
+            for name, target in ready.items():
+                os.link(self._folder / target, self._place(name))
+                self._files.add(name)
+                del self._links[name]
+        if not self._files:
+            raise DataError("it holds no file")
+        links = "left out of the archive because they lead to no file in it: "
+        return [printable(links + listed(self._links))] if self._links else []
+
+    def _check_new(self, name: str) -> None:
+        if not name or name in self._files or name in self._links:
+            raise DataError(f"{name!r} is in it twice" if name else "a file in it has no name")
+
+    def _place(self, name: str) -> Path:
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def first_bytes(file: Path, count: int = 8) -> bytes:
+    """Return the beginning of a file, which tells what it is."""
+    with file.open("rb") as stream:
+        return stream.read(count)
+
+
+def _unpack_zip(archive: zipfile.ZipFile, writer: _Writer) -> None:
+    for entry in archive.infolist():
+        # Some programs of Windows write their own separator.
+        name = writer.name(entry.filename.replace("\\", "/"))
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if entry.filename.endswith(("/", "\\")):
+            writer.make_folder(name)
+        elif kind == stat.S_IFLNK:
+            if entry.file_size > HEADER:
+                raise DataError(f"the link {name!r} has {entry.file_size} bytes, suspiciously many")
+            writer.link(name, os.path.join(os.path.dirname(name), archive.read(entry).decode("utf-8", "replace")))
+        elif kind in (0, stat.S_IFREG):
+            with archive.open(entry) as content:
+                writer.write(name, content)
+        else:
+            raise DataError(f"{name!r} is a device or a pipe")
+
+
+def _unpack_tar(stream: IO[bytes], writer: _Writer) -> None:
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictMember) as archive:
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]  # it would hold all of them, which are many
+            name = writer.name(member.name)
+            if member.isdir():
+                writer.make_folder(name)
+            elif member.issym():
+                writer.link(name, os.path.join(os.path.dirname(name), member.linkname))
+            elif member.islnk():
+                writer.link(name, member.linkname)
+            elif member.isfile():
+                content = archive.extractfile(member)
+                assert content is not None
+                writer.write(name, content)
+            else:
+                raise DataError(f"{name!r} is a device or a pipe")
+    while stream.read(CHUNK):  # the checksum of the whole stands at its end
+        pass
+
+
+def _stream(archive: Path) -> IO[bytes]:
+    """Open a tar for reading, decompressed according to its first bytes."""
+    start = first_bytes(archive)
+    if start.startswith(b"\x1f\x8b"):
+        return gzip.open(archive)  # type: ignore[return-value]
+    if start.startswith(b"BZh"):
+        return bz2.open(archive)
+    if start.startswith(b"\xfd7zXZ\0"):
+        return lzma.open(archive)
+    return archive.open("rb")
