@@ -48,12 +48,16 @@ def fetch(
     if dest.is_file() and (not expected or hash_file(dest, algorithm).startswith(expected)):
         return dest
     part = dest.with_name(dest.name + ".part")
+    # Without a hash, only the server's word for it tells that what an earlier call began is still the same file.
+    version = None if expected else part.with_name(part.name + "-version")
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
+        if version is not None and not version.is_file():
+            part.unlink(missing_ok=True)
         with _bar(dest.name, progress) as advance:
             before = -1
             # A dropped connection is continued for as long as each attempt brings something.
-            while not _transfer(url, part, advance):
+            while not _transfer(url, part, version, advance):
                 if (size := part.stat().st_size) <= before:
                     raise DataError(
                         f"{url}: the transfer stopped after {size} bytes", fix="run again to continue from there"
@@ -63,6 +67,8 @@ def fetch(
             part.unlink()
             raise DataError(f"{url}: expected {HASHES[algorithm]} {expected}, got {actual}; the download was deleted.")
         os.replace(part, dest)
+        if version is not None:
+            version.unlink(missing_ok=True)
     except DataError:
         raise
     except urllib.error.HTTPError as error:
@@ -84,8 +90,11 @@ def hash_file(path: Path, algorithm: str = "sha256") -> str:
     return digest.hexdigest()
 
 
-def _transfer(url: str, part: Path, advance: Advance) -> bool:
-    """Continue `part`; True when it is whole, False when the connection dropped."""
+def _transfer(url: str, part: Path, version: Path | None, advance: Advance) -> bool:
+    """Continue `part`; True when it is whole, False when the connection dropped.
+
+    A file beside it keeps the `version` that the server said it has (RFC 9110, section 13.1.5); None: a hash decides.
+    """
     import http.client  # not at the top: few processes download, and these three take longer than the rest of tlx.data
     import urllib.error
     import urllib.request
@@ -93,7 +102,10 @@ def _transfer(url: str, part: Path, advance: Advance) -> bool:
     if not url.startswith(("https://", "http://")):
         raise ValueError("only http and https are downloaded")
     done = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    headers = {"Range": f"bytes={done}-"} if done else {}
+    if done and version is not None and version.is_file():
+        headers["If-Range"] = version.read_text(encoding="latin-1")  # as headers are
+    request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
@@ -104,13 +116,15 @@ def _transfer(url: str, part: Path, advance: Advance) -> bool:
         if error.headers.get("Content-Range") == f"bytes */{done}":
             return True
         part.unlink()
-        return _transfer(url, part, advance)
+        return _transfer(url, part, version, advance)
     with response:
         continued = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
         if response.status == 206 and not continued:
             part.unlink()
-            return _transfer(url, part, advance)
+            return _transfer(url, part, version, advance)
         done = done if continued else 0
+        if version is not None and not continued:
+            _keep_version(version, response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
         length = response.headers.get("Content-Length")
         total = None if length is None else done + int(length)
         with part.open("ab" if continued else "wb") as file:
@@ -125,6 +139,13 @@ def _transfer(url: str, part: Path, advance: Advance) -> bool:
             except (TimeoutError, ConnectionError):
                 return False
         return total is None or done >= total
+
+
+def _keep_version(file: Path, text: str) -> None:
+    if text and not text.startswith("W/"):  # a weak one does not vouch for each byte
+        file.write_text(text, encoding="latin-1")
+    else:
+        file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

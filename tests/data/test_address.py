@@ -83,6 +83,7 @@ ARCHIVES = {
     "photos.tar.xz": lzma.compress(tarred(PHOTOS)),
     "photos.tar.bz2": bz2.compress(tarred(PHOTOS)),
 }
+PLAIN = ARCHIVES["photos.tar"]
 
 
 @pytest.fixture
@@ -150,6 +151,22 @@ def test_a_later_call_goes_on_with_a_broken_download(server: Server) -> None:
     server.cut = None
     load(address)
     assert server.asked[-1] == ("photos.tar", "bytes=30000-")
+
+
+@pytest.mark.parametrize("etags", [True, False])
+@pytest.mark.parametrize("changed", [True, False])
+def test_without_a_hash_only_the_same_file_is_continued(etags: bool, changed: bool, server: Server) -> None:
+    server.etags, server.files["photos.tar"] = etags, tarred({"other.png": bytes(90_000)}) if changed else PLAIN
+    server.cut = 0
+    with pytest.raises(DataError, match="stopped after 0 bytes"):
+        load(server.url("photos.tar"))
+    (part,) = cache_folder().rglob("*.part")
+    part.write_bytes(server.files["photos.tar"][:20_000])
+    server.cut, server.files["photos.tar"] = None, PLAIN
+    data = load(server.url("photos.tar"))
+    assert (len(data.train), len(data.test)) == (16, 6)
+    assert server.asked[-1] == ("photos.tar", "bytes=20000-" if etags else None)
+    assert not [path for path in cache_folder().rglob("*") if "download" in path.parts]
 
 
 def test_a_wrong_hash_leaves_nothing_and_says_what_to_do(server: Server) -> None:

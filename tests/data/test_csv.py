@@ -159,6 +159,11 @@ def test_the_folder_of_a_contest_is_read_by_its_list(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_folder_of_photos_with_a_list_among_them_is_read_by_it(place: Path) -> None:
+    listed(place, "path,label", "{i}.png,{c}")
+    check(load(place))
+
+
 def test_folders_of_classes_come_before_a_list_beside_them(tmp_path: Path) -> None:
     for i in range(12):
         photo(tmp_path / ("even", "odd")[i % 2] / f"{i:02}.png", i)

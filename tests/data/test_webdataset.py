@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from support.server import serving
 from tlx.data import Data, load_data
 from tlx.data.sources.packed import PackedImages
 from tlx.download import cache_folder
@@ -223,4 +224,23 @@ def test_labels_beyond_the_names_are_refused(folder: Path) -> None:
     (folder / "classes.json").write_text(json.dumps(["ant", "bee"]))
     with pytest.raises(DataError, match="there is a label 2, but only 2 class names"):
         load(folder)
-    os.utime(folder / "shard-000000.tar")
+
+
+def test_a_photo_that_stands_in_two_parts_is_found(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "train-%d.tar", [sample(i) for i in range(30)], 100)
+    write(tmp_path / "set" / "test-%d.tar", [sample(i) for i in range(29, 35)], 100)
+    (note,) = load(tmp_path / "set").notes
+    assert "1 of 6 images of the test part are in the train part too" in note
+    assert "test-0/000029 = train-0/000029" in note
+
+
+def test_an_archive_and_an_address_may_hold_shards(folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for shard in folder.iterdir():
+            archive.write(shard, f"wrap/{shard.name}")
+    check(load(tmp_path / "set.zip"))
+    with serving() as server:
+        server.files["pets.tar"] = (folder / "shard-000000.tar").read_bytes()
+        data = load(server.url("pets.tar"))
+    check(data, 10)
+    assert data.name == "pets"

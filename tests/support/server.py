@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ class Server:
         self.files: dict[str, bytes] = {}
         self.asked: list[tuple[str, str | None]] = []
         self.cut: int | None = None
+        self.etags = False
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -26,11 +28,15 @@ class Server:
                     self.send_error(404)
                     return
                 content = outer.files[path]
-                start = int(wanted[6:].split("-")[0]) if wanted else 0
+                etag = f'"{hashlib.sha256(content).hexdigest()}"'
+                same = self.headers.get("If-Range") in (None, etag)
+                start = int(wanted[6:].split("-")[0]) if wanted and same else 0
                 self.send_response(206 if start else 200)
                 if start:
                     self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
                 self.send_header("Content-Length", str(len(content) - start))
+                if outer.etags:
+                    self.send_header("ETag", etag)
                 self.end_headers()
                 self.wfile.write(content[start:][: outer.cut])
                 self.close_connection = True
