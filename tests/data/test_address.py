@@ -361,7 +361,7 @@ def test_a_bomb_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_archive_of_too_many_entries_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpacking, "ENTRIES", 3)
     for name, content in (("x.zip", zipped), ("x.tar", tarred)):
-        (tmp_path / name).write_bytes(content({f"{i}": b"" for i in range(4)}))  # type: ignore[operator]
+        (tmp_path / name).write_bytes(content({f"{i}": b"" for i in range(4)}))
         with pytest.raises(DataError, match="more than 3 entries"):
             unpack(tmp_path / name, tmp_path / "out")
 

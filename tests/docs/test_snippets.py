@@ -18,6 +18,7 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -140,6 +141,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for i in range(4):
             photo(tmp_path / "my_photos" / "test" / name / f"{i}.jpg", rng)
             photo(tmp_path / "more_photos" / name / f"{i}.jpg", rng)
+    shutil.make_archive(str(tmp_path / "my_photos"), "zip", tmp_path, "my_photos")
     photo(tmp_path / "photo.jpg", rng)
     rows = [f"more_photos/{name}/{i}.jpg,{name}" for name in ("ants", "bees") for i in range(4)]
     (tmp_path / "photos.csv").write_text("\n".join(["path,label", *rows]) + "\n", encoding="utf-8")

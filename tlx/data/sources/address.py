@@ -112,7 +112,7 @@ def _download(url: str, home: Path, name: str, algorithm: str, digest: str) -> R
         if "expected" in error.problem:
             fix = "if the new file is what you want, put its hash into the address"
         raise DataError(error.problem.rstrip("."), fix=error.fix or fix) from error
-    record = {"url": url, "bytes": loaded.stat().st_size, "notes": []}
+    record: Record = {"url": url, "bytes": loaded.stat().st_size, "notes": []}
     record.update({name: hash_file(loaded, name) for name in HASHES})
     try:
         suffix = _suffix(loaded, url)

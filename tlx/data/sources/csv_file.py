@@ -155,7 +155,7 @@ def _columns(
 
 def _splits(table: Table, taken: tuple[int, int]) -> tuple[list[str], list[str]]:
     """Return the part of each row, and notes; "all" where no column says it."""
-    notes = []
+    notes: list[str] = []
     for at in (i for i in _named(table.header, SPLITS) if i not in taken):
         values = [role(cells[at]) or "" for _, cells in table.rows]
         if all(values):

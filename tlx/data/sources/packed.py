@@ -32,7 +32,7 @@ class PackedImages(FileImages):
 
     def content(self, index: int, end: int | None = None) -> bytes:
         """A photo as it is stored, or its last `end` bytes. Raises OSError where it cannot be read."""
-        number, offset, size = self.places[index].tolist()
+        number, offset, size = (int(value) for value in self.places[index])
         wanted = size if end is None else min(size, end)
         with self.files[number].open("rb") as file:
             file.seek(offset + size - wanted)
