@@ -35,7 +35,7 @@ def from_address(address: str, root: Path | None = None) -> Contents:
     home = home_of(_stem(name), url)
 
     def wanted(record: Record) -> bool:
-        return not digest or record[algorithm] == digest
+        return not digest or record.get(algorithm) == digest
 
     record = filled(home, wanted, lambda: _download(url, home, name, algorithm, digest))
     notes = list(record["notes"])
@@ -56,7 +56,7 @@ def from_archive(file: Path, root: Path | None = None) -> Contents:
         notes = unpack(file, home / CONTENT)
         return {"archive": str(file.resolve()), "version": version, "content": CONTENT, "notes": notes}
 
-    record = filled(home, lambda record: record["version"] == version, fill)
+    record = filled(home, lambda record: record.get("version") == version, fill)
     return Contents(inside(home / CONTENT), _stem(file.name), list(record["notes"]))
 
 

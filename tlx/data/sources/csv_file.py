@@ -79,16 +79,16 @@ def from_csv(
             raise DataError(f"{where}: {cell} stands in line {earlier[2]} already", fix="remove one")
         again += earlier[2] != line
     if missing:
-        listed = ", ".join(f"{cell} (line {line})" for line, cell in missing[:LISTED_FILES])
+        shown = ", ".join(f"{cell} (line {line})" for line, cell in missing[:LISTED_FILES])
         more = f" and {len(missing) - LISTED_FILES} more" if len(missing) > LISTED_FILES else ""
         if on_bad_image != "skip" or not photos:
             line, cell = missing[0]
             raise DataNotFound(
                 f"{file}, line {line}: no such file: {place / cell}. Paths are relative to {place}; {len(missing)} of"
-                f" {len(table.rows)} rows name files that are not there: {listed}{more}",
+                f" {len(table.rows)} rows name files that are not there: {shown}{more}",
                 fix="pass their folder as data_root, or leave such rows out with on_bad_image='skip'",
             )
-        notes.append(f"left out {len(missing)} of {len(table.rows)} rows whose files are missing: {listed}{more}")
+        notes.append(f"left out {len(missing)} of {len(table.rows)} rows whose files are missing: {shown}{more}")
     if again:
         notes.append(f"{count(again, 'row')} repeat an earlier row and are used once")
     classes = sorted({label for label, _, _ in photos.values()})
@@ -134,7 +134,7 @@ def _columns(
         sample = [cells for _, cells in table.rows[:SAMPLED]]
         files = {i: sum(finder.exists(cells[i]) for cells in sample) for i in (*likely, *others)}
         # A label such as 1 may happen to name the photo 1.jpg.
-        holds_files = (i for i, count in files.items() if count > (0 if i in likely else len(sample) // 2))
+        holds_files = (i for i, hits in files.items() if hits > (0 if i in likely else len(sample) // 2))
         found = next(holds_files, likely[0] if likely else None)
         if found is None:
             raise DataError(f"{table.where()}: no column holds paths of files", fix="name it with path_column")

@@ -215,7 +215,7 @@ def _rows(file: Path, columns: _Columns) -> _Rows:
         labels, sizes, paths = _copy(file, columns, home / content)
         return {"version": version, "content": content, "labels": labels, "sizes": sizes, "paths": paths}
 
-    record = filled(home, lambda record: record["version"] == version, fill)
+    record = filled(home, lambda record: record.get("version") == version, fill)
     return _Rows(record["labels"], home / record["content"], record["sizes"], record["paths"])
 
 

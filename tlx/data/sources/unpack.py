@@ -164,7 +164,7 @@ def _unpack_zip(archive: zipfile.ZipFile, writer: _Writer) -> None:
         # Some programs of Windows write their own separator.
         name = writer.name(entry.filename.replace("\\", "/"))
         kind = stat.S_IFMT(entry.external_attr >> 16)
-        if entry.filename.endswith(("/", "\\")):
+        if entry.filename.endswith(("/", "\\")) or kind == stat.S_IFDIR:
             writer.make_folder(name)
         elif kind == stat.S_IFLNK:
             if entry.file_size > HEADER:
