@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -91,3 +92,11 @@ def one_line(text: str, width: int = 300) -> str:
     telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Check failed)\b", line)]
     line = (telling or lines or ["no message"])[-1].rstrip(".")
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def visible(text: str) -> str:
+    """Return text with its control characters and line ends written as escapes: a file's name must not forge a line."""
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char
+        for char in text
+    )

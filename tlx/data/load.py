@@ -123,12 +123,7 @@ def load_data(
         DataNotFound: there is no such data set, file or folder.
         DataError: the data is damaged, has another layout, or cannot be divided as asked.
     """
-    try:
-        origin = _open(source, None if root is None else Path(root).expanduser())
-    except DataError:
-        raise
-    except OSError as error:  # such as a folder that may not be read
-        raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
+    origin = open_source(source, root)
     names, parts, notes = origin.classes, dict(origin.parts), list(origin.notes)
     if on_bad_image == "skip":
         parts = {part: _decodable(images, part, notes) for part, images in parts.items()}
@@ -162,6 +157,21 @@ def load_data(
     if test is None:
         notes.append("there is no test part")
     return Data(origin.name, names, train, val, test, _fingerprint(origin.name, names, train, val, test), tuple(notes))
+
+
+def open_source(source: DataLike, root: str | Path | None = None) -> Source:
+    """Read a data set as it is published, before any selection.
+
+    Raises:
+        DataNotFound: there is no such data set, file or folder.
+        DataError: the data is damaged or has another layout.
+    """
+    try:
+        return _open(source, None if root is None else Path(root).expanduser())
+    except DataError:
+        raise
+    except OSError as error:  # such as a folder that may not be read
+        raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
 
 
 def _decodable(images: Images, part: str, notes: list[str]) -> Images:

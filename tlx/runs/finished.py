@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tlx.backend import Backend, Model, Preprocess, registry
-from tlx.errors import RunNotFound
+from tlx.backend import Array, Backend, Model, Preprocess, registry
+from tlx.data.framing import RESIZES, Framing
+from tlx.data.geometry import from_planes
+from tlx.data.images import seen
+from tlx.errors import DataError, RunNotFound, TlxError
 from tlx.models.weights import match, read_weights
-from tlx.recipe import Recipe
+from tlx.recipe import DATA_OBJECT, Recipe, read_toml
 from tlx.runs.folder import read_json
 from tlx.training.build import build_model, resolve_placement
+
+# What a model needs of its run's recipe.
+NEEDED = ("backend", "model", "head", "image_size", "batch_size", "precision", "device", "workers")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,12 +32,32 @@ class Finished:
     recipe: Recipe
     backend: Backend
     model: Model
+    preprocess: Preprocess
+    framing: Framing
+
+    def preprocessed(self, images: Array) -> Array:
+        """Return uint8 images [N, 3, h, w] of any size as the array [N, 3, size, size] that the model takes.
+
+        They are cropped, resized and normalised as those that the run was evaluated on.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+            raise DataError(f"images are {images.dtype} {list(images.shape)}; expected uint8 [N, 3, h, w]")
+        pillow = map(from_planes, images)
+        framed = [self.framing.pixels(lambda view, image=image: seen(image, view)) for image in pillow]  # type: ignore[misc]
+        return self.preprocess.apply(np.stack(framed), np.float64 if self.recipe.precision == "float64" else np.float32)
 
 
-def read_run(run_dir: Path, **objects: Any) -> tuple[dict[str, Any], Recipe]:
-    """Return the card and the recipe of a finished run; `objects` stand for Python objects that the recipe names.
+def read_run(run_dir: Path, used: Collection[str], **objects: Any) -> tuple[dict[str, Any], Recipe]:
+    """Return the card of a finished run, and its recipe as far as it is used.
 
-    Raises RunNotFound where there is no run, or it has not finished.
+    Args:
+        run_dir: a folder that `tlx run` wrote.
+        used: the fields of the recipe that are read, so that the others may name what is not there now, such as data
+            in Python or a strategy of one's own.
+        **objects: stand for Python objects that the recipe names.
+
+    Raises:
+        RunNotFound: there is no run in the folder, or it has not finished.
     """
     if (run_dir / "recipe.toml").is_file() and not (run_dir / "result.json").is_file():
         raise RunNotFound(f"{run_dir} is not finished; finish it with: tlx run --resume {run_dir}")
@@ -41,27 +67,61 @@ def read_run(run_dir: Path, **objects: Any) -> tuple[dict[str, Any], Recipe]:
                 f"{run_dir} holds no finished run: {name} is missing. Pass a folder that `tlx run` wrote."
             )
     overrides = {name: value for name, value in objects.items() if value is not None}
-    return read_json(run_dir / "card.json"), Recipe.from_toml(run_dir / "recipe.toml", overrides)
+    card, where = read_json(run_dir / "card.json"), run_dir / "recipe.toml"
+    for name in ("classes", "preprocess", "crop_fraction", "data"):
+        if name not in card:
+            raise TlxError(f"{run_dir}/card.json is damaged: it has no {name!r}", fix="train again")
+    values = {name: value for name, value in read_toml(where).items() if name in used}
+    return card, Recipe.from_dict({**values, **overrides}, str(where))
 
 
-def restore(run_dir: str | Path, backend: str | None = None, **objects: Any) -> Finished:
+def restore(run_dir: str | Path, backend: str | None = None, *, model: Any = None) -> Finished:
     """Build the model of a finished run and load its weights.
 
     Args:
         run_dir: a folder that `tlx run` wrote.
         backend: where to build it; default: the backend that trained. On another one, on its best device, in the
             precision of the training where that is native there.
-        **objects: `data` and `model`, where the recipe's were Python objects.
+        model: the module again, where the run's was a Python object.
     """
     run_dir = Path(run_dir)
-    card, recipe = read_run(run_dir, **objects)
+    card, recipe = read_run(run_dir, NEEDED, model=model)
     target = registry.load(backend or recipe.backend)
     recipe = resolve_placement(recipe, target) if backend is None else _moved(recipe, target)
-    model, arch = build_model(recipe, target, len(card["classes"]))
-    specs = target.param_specs(model)
+    built, arch = build_model(recipe, target, len(card["classes"]))
+    specs = target.param_specs(built)
     weights = match(read_weights(run_dir), specs, head=arch.head, model_name=arch.name, take_head=True)
-    target.load_arrays(model, weights)
-    return Finished(run_dir, card, recipe, target, model)
+    target.load_arrays(built, weights)
+    return Finished(run_dir, card, recipe, target, built, Preprocess(**card["preprocess"]), framing(card, run_dir))
+
+
+def framing(card: Mapping[str, Any], run_dir: Path) -> Framing:
+    """Return how a run framed the images that it was evaluated on, as its card says.
+
+    Raises TlxError where the card says something that this tlx does not do.
+    """
+    size, fraction = card["preprocess"]["size"], card["crop_fraction"]
+    if "pixels" not in card:  # of an earlier tlx
+        photos = _of_photos(card, run_dir)
+        default = 0.875 if photos else 1.0
+        return Framing(size, default if fraction is None else fraction, "centre" if photos else "shrink")
+    pixels = card["pixels"]
+    way = Framing(size, fraction, pixels["resize"] if pixels.get("resize") in RESIZES else "centre")
+    for name, value in way.facts().items():
+        if pixels.get(name) != value:
+            raise TlxError(
+                f"{run_dir}/card.json: {name} of the pixels is {pixels.get(name)!r}; this tlx knows {value!r}",
+                fix="use the tlx that wrote the run, or a later one",
+            )
+    return way
+
+
+def _of_photos(card: Mapping[str, Any], run_dir: Path) -> bool:
+    """Whether a run of an earlier tlx evaluated photos, or images of one size as they are."""
+    if "images" in card:
+        return bool(card["images"] == "photos")
+    data = read_toml(run_dir / "recipe.toml")["data"]  # cards of 0.1.0 do not say it; all but these were photos
+    return data not in ("cifar10", "digits", DATA_OBJECT) and not data.endswith(".npz")
 
 
 def _moved(recipe: Recipe, backend: Backend) -> Recipe:
@@ -75,7 +135,8 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
     """Return the model of a finished run as the framework's own module, in eval mode.
 
     The module has two attributes more: `classes`, the class names in the order of the logits, and `preprocess`, which
-    turns uint8 images [N, 3, h, w] into the array [N, 3, size, size] that the module takes, in its dtype::
+    turns uint8 images [N, 3, h, w] into the array [N, 3, size, size] that the module takes, in its dtype: cropped,
+    resized and normalised as those that the run was evaluated on::
 
         model = tlx.load_model("runs/digits-resnet18-full-torch-1")
         logits = model(torch.from_numpy(model.preprocess(images)))
@@ -93,9 +154,8 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
         BackendUnavailable: the backend is not installed.
         WeightsError: the weights are damaged or do not fit.
     """
-    finished = restore(run_dir, backend, data={}, model=model)  # it reads no data, which may have been Python objects
+    finished = restore(run_dir, backend, model=model)
     module = finished.model.module
     module.classes = tuple(finished.card["classes"])
-    dtype = np.float64 if finished.recipe.precision == "float64" else np.float32
-    module.preprocess = partial(Preprocess(**finished.card["preprocess"]).apply, dtype=dtype)
+    module.preprocess = finished.preprocessed
     return module
