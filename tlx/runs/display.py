@@ -66,7 +66,7 @@ class Display:
         """Print the group table before anything trains."""
         self.console.print(
             f"[bold]{recipe.model_name}[/] on {recipe.backend} ({recipe.device}, {recipe.precision}), "
-            f"weights {recipe.weights}, {recipe.optimizer}, schedule {recipe.schedule}"
+            f"weights {escape(visible(str(recipe.weights)))}, {recipe.optimizer}, schedule {recipe.schedule}"
         )
         self.console.print(group_table(plan.strategy.name, plan.table()))
 

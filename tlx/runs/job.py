@@ -125,7 +125,9 @@ def execute(
         recipe = replace(recipe, out=None)
         state = State()
         if resumed is None:
-            write_atomic(run_dir / "recipe.toml", recipe.to_toml().encode())
+            write_atomic(
+                run_dir / "recipe.toml", recipe.to_toml().encode(errors="surrogateescape")
+            )  # a path keeps its bytes
         elif (run_dir / STATE).exists():
             state = load_state(training, run_dir, data.fingerprint)
             display.resumed(state, training)
