@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -349,12 +349,16 @@ class Recipe:
         return cls(**current_names(values, where))
 
     @classmethod
-    def from_toml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-        """Read a recipe file; `overrides` replace its values."""
+    def from_toml(
+        cls, path: str | Path, overrides: Mapping[str, Any] | None = None, used: Collection[str] | None = None
+    ) -> Recipe:
+        """Read a recipe file; `overrides` replace its values. With `used`, only these fields are read."""
         values = read_toml(Path(path))
         version = values.pop("recipe_version", VERSION)
         if not isinstance(version, int) or version > VERSION:
             raise RecipeError(f"{path}: recipe_version {version} is newer than this tlx reads ({VERSION}); upgrade tlx")
+        if used is not None:
+            values = {name: value for name, value in values.items() if name in used}
         return cls(**{**current_names(values, str(path)), **current_names(overrides or {}, "recipe")})
 
 

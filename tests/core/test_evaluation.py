@@ -147,10 +147,12 @@ def test_what_cannot_be_read_of_other_data_is_listed_and_left_out(
     shutil.copytree(photos / "test", tmp_path / "other")
     for name in ("3", "4"):
         (tmp_path / "other" / name / "bad.png").write_bytes(b"no photo")
+    (tmp_path / "other" / "3" / "notes.txt").touch()
     evaluation = tlx.evaluate(of_photos.run_dir, data=tmp_path / "other")
     assert (evaluation["images"], evaluation["unreadable"]) == (100, 2)
     assert evaluation["test_accuracy"] == of_photos.test_accuracy
     said = capsys.readouterr().err
+    assert "note: skipped 1 file that is not an image by name: 3/notes.txt" in said
     assert said.count("not read: ") == 2 and "2 of 102 images cannot be read" in said
 
 

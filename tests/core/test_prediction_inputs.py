@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import itertools
 import json
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,13 @@ def test_one_grey_image_and_one_pillow_image_are_images(of_arrays: tlx.Result, d
     assert grey["top"] == planar["top"] == expected[0]["top"]
 
 
+def test_a_sequence_of_paths_is_read_by_its_paths(of_photos: tlx.Result, photos: Path) -> None:
+    files = sorted((photos / "test" / "3").iterdir())
+    expected = tlx.predict(of_photos.run_dir, photos / "test" / "3")
+    assert tlx.predict(of_photos.run_dir, deque(files)) == expected
+    assert tlx.predict(of_photos.run_dir, np.array(list(map(str, files)))) == expected
+
+
 def test_what_only_training_needs_may_be_gone(of_arrays: tlx.Result, tmp_path: Path) -> None:
     """A strategy, an augmentation and a data set from a package that is not there any more."""
     shutil.copytree(of_arrays.run_dir, tmp_path / "run")
@@ -146,11 +155,12 @@ def test_prediction_follows_the_card_and_never_the_recipe(of_photos: tlx.Result,
     text = (renamed / "recipe.toml").read_text()
     (renamed / "recipe.toml").write_text(text.replace(f'"{photos}"', '"digits"') + "crop_fraction = 0.3\n")
     assert tlx.predict(renamed, folder) == expected
-    for name, changes in {
+    cards: dict[str, dict[str, Any]] = {
         "crop": {"crop_fraction": 0.5},
         "mean": {"preprocess": {"size": 8, "mean": [0.1, 0.1, 0.1], "std": [0.5, 0.5, 0.5]}},
         "whole": {"pixels": {"resize": "whole"}},
-    }.items():
+    }
+    for name, changes in cards.items():
         assert tlx.predict(changed_card(of_photos, tmp_path / name, **changes), folder) != expected
 
 
@@ -177,9 +187,12 @@ def test_a_card_that_asks_for_what_this_tlx_does_not_do_is_refused(
 
 def test_a_card_without_what_prediction_needs_is_refused(of_photos: tlx.Result, tmp_path: Path) -> None:
     shutil.copytree(of_photos.run_dir, tmp_path / "run")
-    (tmp_path / "run" / "card.json").write_text('{"classes": []}')
-    with pytest.raises(TlxError, match=r"card.json is damaged: it has no 'preprocess'"):
-        tlx.predict(tmp_path / "run", "x.png")
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    damages: list[dict[str, Any]] = [{"pixels": {}}, {"pixels": 1}, {"preprocess": {"mean": 1}}, {"preprocess": 1}]
+    for damaged in ({"classes": []}, *({**card, **damage} for damage in damages)):
+        (tmp_path / "run" / "card.json").write_text(json.dumps(damaged))
+        with pytest.raises(TlxError, match=r"card.json is damaged: "):
+            tlx.predict(tmp_path / "run", "x.png")
 
 
 def test_the_preprocessing_of_a_loaded_model_is_that_of_the_evaluation(
@@ -190,7 +203,7 @@ def test_the_preprocessing_of_a_loaded_model_is_that_of_the_evaluation(
     for run, images in ((of_photos, test), (of_arrays, digits["test"])):
         batch = next(make_loader(Recipe.from_toml(run.run_dir / "recipe.toml"), images).epoch(0))
         expected = batch.preprocess.apply(batch.images)
-        preprocess = tlx.load_model(run.run_dir).preprocess
+        preprocess = copy.deepcopy(tlx.load_model(run.run_dir).preprocess)  # as a framework copies a module
         for i in range(5):
             np.testing.assert_array_equal(preprocess(images.pixels(i).transpose(2, 0, 1)[None]), expected[i : i + 1])
 

@@ -83,10 +83,10 @@ def evaluate(
     if top is not None and top < 1:
         raise TlxError(f"top is {top}; expected at least 1")
     run = restore(run_dir, backend, model=model)
-    name, images, own = _images(run, data, data_root)
+    display = Display(quiet)
+    name, images, own = _images(run, data, data_root, display)
     classes: list[str] = run.card["classes"]
     k = top or (TOP if len(classes) > TOP else None)
-    display = Display(quiet)
     bad = BadImages(display)
     with display.live(run.recipe):
         tally = follow(_evaluate(run, images, k, bad), [display.event])
@@ -123,7 +123,7 @@ def f1_of_classes(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the F1 of each class, NaN where it has no image and was never predicted.
 
     F1 is 2 TP / (2 TP + FP + FN), and macro F1 the mean over the classes that occur: van Rijsbergen, Information
-    Retrieval, 1979, chapter 7; Opitz & Burst 2019, "Macro F1 and Macro F1", which this is the first of. It equals
+    Retrieval, 1979, chapter 7; the "averaged F1" of Opitz & Burst, "Macro F1 and Macro F1", 2019. It equals
     scikit-learn's `f1_score(labels, predictions, average="macro")`.
 
     Args:
@@ -177,7 +177,7 @@ def _evaluate(run: Finished, images: Images, k: int | None, bad: BadImages) -> G
     return tally
 
 
-def _images(run: Finished, data: Any, root: Any) -> tuple[str, Images, bool]:
+def _images(run: Finished, data: Any, root: Any, display: Display) -> tuple[str, Images, bool]:
     """The name of the data, the images to evaluate with labels in the run's numbers, and whether they are its own."""
     own_fields = {f.name for f in fields(Recipe) if f.metadata["group"] == "Data"} | {"seed"}
     try:
@@ -186,9 +186,9 @@ def _images(run: Finished, data: Any, root: Any) -> tuple[str, Images, bool]:
     except (DataError, RecipeError):
         if data is None:
             raise
-        return *_other_images(run, data, root), False  # it may be data that the recipe cannot divide
+        return *_other_images(run, data, root, display), False  # it may be data that the recipe cannot divide
     if data is not None and dataset.fingerprint != run.card["data"]["fingerprint"]:
-        return *_other_images(run, data, root), False
+        return *_other_images(run, data, root, display), False
     classes = run.card["classes"]
     if list(dataset.classes) != classes:
         raise TlxError(f"{run.run_dir} was trained on classes {classes}; the data has {list(dataset.classes)}")
@@ -197,8 +197,10 @@ def _images(run: Finished, data: Any, root: Any) -> tuple[str, Images, bool]:
     return dataset.name, dataset.test, True
 
 
-def _other_images(run: Finished, data: Any, root: Any) -> tuple[str, Images]:
+def _other_images(run: Finished, data: Any, root: Any, display: Display) -> tuple[str, Images]:
     source = open_source(data, root)
+    for note in source.notes:
+        display.say(f"note: {note}")
     parts, classes = source.parts, run.card["classes"]
     if "test" not in parts and len(parts) > 1:
         raise DataError(f"{source.name} has no test part, only {' and '.join(parts)}", fix="pass the one to evaluate")

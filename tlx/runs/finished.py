@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tlx.backend import Array, Backend, Model, Preprocess, registry
-from tlx.data.framing import RESIZES, Framing
+from tlx.data.framing import RESIZES, Framing, Resize
 from tlx.data.geometry import from_planes
 from tlx.data.images import seen
 from tlx.errors import DataError, RunNotFound, TlxError
@@ -35,17 +36,6 @@ class Finished:
     preprocess: Preprocess
     framing: Framing
 
-    def preprocessed(self, images: Array) -> Array:
-        """Return uint8 images [N, 3, h, w] of any size as the array [N, 3, size, size] that the model takes.
-
-        They are cropped, resized and normalised as those that the run was evaluated on.
-        """
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-            raise DataError(f"images are {images.dtype} {list(images.shape)}; expected uint8 [N, 3, h, w]")
-        pillow = map(from_planes, images)
-        framed = [self.framing.pixels(lambda view, image=image: seen(image, view)) for image in pillow]  # type: ignore[misc]
-        return self.preprocess.apply(np.stack(framed), np.float64 if self.recipe.precision == "float64" else np.float32)
-
 
 def read_run(run_dir: Path, used: Collection[str], **objects: Any) -> tuple[dict[str, Any], Recipe]:
     """Return the card of a finished run, and its recipe as far as it is used.
@@ -67,12 +57,11 @@ def read_run(run_dir: Path, used: Collection[str], **objects: Any) -> tuple[dict
                 f"{run_dir} holds no finished run: {name} is missing. Pass a folder that `tlx run` wrote."
             )
     overrides = {name: value for name, value in objects.items() if value is not None}
-    card, where = read_json(run_dir / "card.json"), run_dir / "recipe.toml"
+    card = read_json(run_dir / "card.json")
     for name in ("classes", "preprocess", "crop_fraction", "data"):
         if name not in card:
             raise TlxError(f"{run_dir}/card.json is damaged: it has no {name!r}", fix="train again")
-    values = {name: value for name, value in read_toml(where).items() if name in used}
-    return card, Recipe.from_dict({**values, **overrides}, str(where))
+    return card, Recipe.from_toml(run_dir / "recipe.toml", overrides, used)
 
 
 def restore(run_dir: str | Path, backend: str | None = None, *, model: Any = None) -> Finished:
@@ -92,28 +81,32 @@ def restore(run_dir: str | Path, backend: str | None = None, *, model: Any = Non
     specs = target.param_specs(built)
     weights = match(read_weights(run_dir), specs, head=arch.head, model_name=arch.name, take_head=True)
     target.load_arrays(built, weights)
-    return Finished(run_dir, card, recipe, target, built, Preprocess(**card["preprocess"]), framing(card, run_dir))
+    return Finished(run_dir, card, recipe, target, built, *read_pixels(card, run_dir))
 
 
-def framing(card: Mapping[str, Any], run_dir: Path) -> Framing:
-    """Return how a run framed the images that it was evaluated on, as its card says.
+def read_pixels(card: Mapping[str, Any], run_dir: Path) -> tuple[Preprocess, Framing]:
+    """Return what a run did to the pixels that it was evaluated on, as its card says.
 
-    Raises TlxError where the card says something that this tlx does not do.
+    Raises TlxError where the card says something that this tlx does not do, or is damaged.
     """
-    size, fraction = card["preprocess"]["size"], card["crop_fraction"]
-    if "pixels" not in card:  # of an earlier tlx
-        photos = _of_photos(card, run_dir)
-        default = 0.875 if photos else 1.0
-        return Framing(size, default if fraction is None else fraction, "centre" if photos else "shrink")
-    pixels = card["pixels"]
-    way = Framing(size, fraction, pixels["resize"] if pixels.get("resize") in RESIZES else "centre")
-    for name, value in way.facts().items():
-        if pixels.get(name) != value:
-            raise TlxError(
-                f"{run_dir}/card.json: {name} of the pixels is {pixels.get(name)!r}; this tlx knows {value!r}",
-                fix="use the tlx that wrote the run, or a later one",
-            )
-    return way
+    try:
+        preprocess, fraction, pixels = Preprocess(**card["preprocess"]), card["crop_fraction"], card.get("pixels")
+        if pixels is None:  # of an earlier tlx
+            photos = _of_photos(card, run_dir)
+            default = 0.875 if photos else 1.0
+            resize: Resize = "centre" if photos else "shrink"
+            return preprocess, Framing(preprocess.size, default if fraction is None else fraction, resize)
+        resize = pixels["resize"] if pixels["resize"] in RESIZES else "centre"
+        framing = Framing(preprocess.size, float(fraction), resize)
+        different = [(name, pixels[name], value) for name, value in framing.facts().items() if pixels[name] != value]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TlxError(f"{run_dir}/card.json is damaged: {error}", fix="train again") from error
+    for name, value, known in different:
+        raise TlxError(
+            f"{run_dir}/card.json: {name} of the pixels is {value!r}; this tlx knows {known!r}",
+            fix="use the tlx that wrote the run, or a later one",
+        )
+    return preprocess, framing
 
 
 def _of_photos(card: Mapping[str, Any], run_dir: Path) -> bool:
@@ -157,5 +150,16 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
     finished = restore(run_dir, backend, model=model)
     module = finished.model.module
     module.classes = tuple(finished.card["classes"])
-    module.preprocess = finished.preprocessed
+    dtype = np.float64 if finished.recipe.precision == "float64" else np.float32
+    module.preprocess = partial(framed, framing=finished.framing, preprocess=finished.preprocess, dtype=dtype)
     return module
+
+
+def framed(images: Array, *, framing: Framing, preprocess: Preprocess, dtype: Any) -> Array:
+    """Return uint8 images [N, 3, h, w] of any size, cropped, resized and normalised as in evaluation.
+
+    Raises DataError where they are something else.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise DataError(f"images are {images.dtype} {list(images.shape)}; expected uint8 [N, 3, h, w]")
+    return preprocess.apply(np.stack([framing.pixels(partial(seen, from_planes(image))) for image in images]), dtype)

@@ -76,7 +76,7 @@ def find_inputs(images: Any, notes: Notes) -> Iterator[Input]:
         return _of_items([images] if one else images if images.ndim else [], notes)
     if isinstance(images, (str, os.PathLike)) or _is_pillow(images):
         return _of_items([images], notes)
-    if is_sequence(images) and not isinstance(images, (list, tuple)):
+    if is_sequence(images) and not isinstance(images, (list, tuple)) and not _holds_paths(images):
         return (Input(f"image {i}", partial(_open_item, images, i)) for i in range(len(images)))
     if isinstance(images, Iterable):
         return _of_items(images, notes)
@@ -111,6 +111,13 @@ def _is_pair(images: Any) -> bool:
     first, second = images
     arrays = isinstance(first, np.ndarray) and isinstance(second, np.ndarray)
     return arrays and first.ndim > 2 and second.ndim == 1 and np.issubdtype(second.dtype, np.integer)
+
+
+def _holds_paths(images: Any) -> bool:
+    try:
+        return isinstance(images[0], (str, os.PathLike))
+    except Exception:  # of a data set whose first image cannot be read, too
+        return False
 
 
 def _is_pillow(image: Any) -> bool:
