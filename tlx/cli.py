@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypedDict
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from tlx.errors import Interrupted, TlxError, visible
+from tlx.errors import Interrupted, TlxError, printable
 from tlx.recipe import Recipe
 from tlx.recipe_fields import FIELD_GROUPS
 
@@ -68,7 +68,7 @@ def run(
         display.result(result)
         _print_json(result.to_dict())
     else:
-        print(visible(summary(result)))
+        print(printable(summary(result)))
 
 
 @app.command(group=TRAIN, sort_key=2)
@@ -139,14 +139,14 @@ def predict(
         if json:
             _print_json({"run_dir": str(run_dir), "csv": str(csv), "predicted": predicted, "unreadable": unreadable})
         else:
-            print(f"{predicted} predictions in {visible(str(csv))}")
+            print(f"{predicted} predictions in {printable(str(csv))}")
     elif json:
         _print_json({"run_dir": str(run_dir), "predictions": list(reported(rows))})
     else:
         for row in rows:
-            ranked = (f"{visible(entry['class'])} {entry['probability']:.4f}" for entry in row["top"][: top or 1])
+            ranked = (f"{printable(entry['class'])} {entry['probability']:.4f}" for entry in row["top"][: top or 1])
             if not row["error"]:
-                print(f"{visible(row['path'])}: {', '.join(ranked)}", flush=True)
+                print(f"{printable(row['path'])}: {', '.join(ranked)}", flush=True)
 
 
 parity = App(
@@ -382,13 +382,13 @@ def main() -> None:
         code = app(exit_on_error=False, print_error=False)
         sys.exit(code if isinstance(code, int) else 0)
     except TlxError as error:
-        print(f"tlx: {visible(str(error))}", file=sys.stderr)
+        print(f"tlx: {printable(str(error))}", file=sys.stderr)
     except CycloptsError as error:
-        print(f"tlx: {visible(' '.join(str(error).split()))} See `tlx --help`.", file=sys.stderr)
+        print(f"tlx: {printable(' '.join(str(error).split()))} See `tlx --help`.", file=sys.stderr)
     except BrokenPipeError:  # the reader, such as `head`, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt as stop:
-        print(f"tlx: {visible(str(stop)) or 'interrupted'}", file=sys.stderr)
+        print(f"tlx: {printable(str(stop)) or 'interrupted'}", file=sys.stderr)
         sys.exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT))
     sys.exit(2)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-import unicodedata
 from collections.abc import Iterable
+
+# Control characters, line separators, and lone surrogates, which stand in Python for bytes that are not UTF-8.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class TlxError(Exception):
@@ -16,8 +18,9 @@ class TlxError(Exception):
     """
 
     def __init__(self, problem: str, *, fix: str = "") -> None:
+        problem = printable(problem)
         super().__init__(problem)
-        self.problem, self.fix = problem, fix
+        self.problem, self.fix = problem, printable(fix)
 
     def __str__(self) -> str:
         return f"{self.problem}. Fix: {self.fix}" if self.fix else self.problem
@@ -74,6 +77,11 @@ class Interrupted(KeyboardInterrupt):
         return [f"Interrupted: {self}"]
 
 
+def printable(text: str) -> str:
+    """Escape what would break a line or steer a terminal: control characters, and bytes of names that are not UTF-8."""
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"``, or the list of what is known where nothing is near."""
     names = sorted(known)
@@ -92,11 +100,3 @@ def one_line(text: str, width: int = 300) -> str:
     telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Check failed)\b", line)]
     line = (telling or lines or ["no message"])[-1].rstrip(".")
     return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def visible(text: str) -> str:
-    """Return text with its control characters and line ends written as escapes: a file's name must not forge a line."""
-    return "".join(
-        char.encode("unicode_escape").decode() if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char
-        for char in text
-    )

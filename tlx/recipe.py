@@ -12,6 +12,7 @@ from typing import Any, TypedDict, TypeVar
 from tlx.backend.optimizers import OptimizerName
 from tlx.data import DataLike
 from tlx.data.augment import describe_ops
+from tlx.data.images import MAX_PIXELS
 from tlx.data.load import describe_sources
 from tlx.errors import RecipeError, closest
 from tlx.models.zoo import Architecture, architecture
@@ -111,6 +112,14 @@ class Recipe:
     )
     on_bad_image: OnBadImage = choice(
         "error", "an image that cannot be decoded stops the run, or is left out and counted", OnBadImage, group="Data"
+    )
+    max_pixels: int = number(
+        MAX_PIXELS,
+        "a photo of more pixels is refused before it takes memory: 4 bytes a pixel in each thread that decodes",
+        group="Data",
+        low=1,
+        whole=True,
+        affects="place",
     )
     model: ModelLike = field(
         "resnet18",
@@ -381,6 +390,7 @@ class RecipeFields(TypedDict, total=False):
     val_fraction: float
     test_fraction: float
     on_bad_image: OnBadImage
+    max_pixels: int
     model: ModelLike
     head: str | None
     weights: str | None

@@ -59,9 +59,18 @@ def text(default: str | None, help: str, *, group: str, affects: Affects = "resu
     def check(name: str, value: Any) -> str:
         if not isinstance(value, (str, Path)) or not str(value):
             raise RecipeError(f"{name} is {value!r}; expected text: {help}")
-        return str(value)
+        return _encodable(name, str(value))
 
     return field(default, help, check, group=group, affects=affects)
+
+
+def _encodable(name: str, value: str) -> str:
+    """Return a text that a recipe file can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RecipeError(f"{name} is {value!a}: its bytes are not UTF-8; rename the file or folder") from error
+    return value
 
 
 def choice(default: str, help: str, literal: Any, *, group: str, affects: Affects = "result") -> Any:
@@ -130,11 +139,9 @@ def check_strategy(name: str, value: Any) -> str | Strategy:
 
 def check_data(name: str, value: Any) -> Any:
     """Return a path as text, and anything else that is there as it is: only `load_data` can judge it."""
-    if isinstance(value, Path):
-        return str(value)
     if value is None or (isinstance(value, str) and not value):
         raise RecipeError(f"{name} is {value!r}; expected {describe_sources()}")
-    return value
+    return _encodable(name, str(value)) if isinstance(value, (str, Path)) else value
 
 
 def check_model(name: str, value: Any) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +25,21 @@ if TYPE_CHECKING:
 
 GAP = 2.0  # as Pillow's own `Image.thumbnail` has it
 LISTED = 10  # bad photos that an error spells out before it counts
+
+# What Pillow itself reads. Its other formats start programs (EPS runs Ghostscript) or are no photos.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12, annex B
+# fmt: off
+EXTENSIONS = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".heic", ".heif", ".hif",
+}
+# fmt: on
+
+# Above the 102 million of medium-format cameras and the 108 million of phones. Pillow holds a pixel in 4 bytes, so
+# that each thread which decodes may take 512 MB.
+MAX_PIXELS = 128_000_000
+DEPTHS = (8, 12, 16, 24, 32)  # bits of a grey pixel, as sensors and formats have them
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +124,7 @@ class FileImages:
     root: Path
     labels: NDArray[np.int64]
     names: Sequence[str]
+    max_pixels: int = MAX_PIXELS
     _scan: Lock = field(default_factory=Lock, repr=False)
 
     @property
@@ -119,7 +138,7 @@ class FileImages:
     def open(self, index: int, view: View | None = None) -> Image:
         """Decode a photo. When one fails, all others are tried, so that the error lists every bad one."""
         try:
-            return read_photo(self.root / self.names[index], view)
+            return read_photo(self.root / self.names[index], view, self.max_pixels)
         except DataError as error:
             with self._scan:
                 bad = self.undecodable()
@@ -137,7 +156,7 @@ class FileImages:
 
         def problem(name: str) -> str:
             try:
-                read_photo(self.root / name)
+                read_photo(self.root / name, max_pixels=self.max_pixels)
             except DataError as error:
                 return error.problem.rstrip(".")
             return ""
@@ -152,7 +171,7 @@ class FileImages:
 
     def select(self, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> FileImages:
         """The photos at `indices`, in that order, under new labels."""
-        return FileImages(self.root, labels, [self.names[i] for i in indices])
+        return replace(self, labels=labels, names=[self.names[i] for i in indices])
 
     def digest(self) -> bytes:
         """Covers names and sizes of the files: reading every photo would take as long as an epoch."""
@@ -172,58 +191,182 @@ def seen(image: Image, view: View | None) -> Image:
     return image if view is None else resize(image, view.box(image.width, image.height), view.size)
 
 
-def read_photo(path: Path, view: View | None = None) -> Image:
+def read_photo(path: Path, view: View | None = None, max_pixels: int = MAX_PIXELS) -> Image:
+    """Decode a photo from a file, which must be one: opening a pipe would wait for ever. See `decode`."""
+    try:
+        regular = path.is_file()
+    except OSError as error:  # such as a folder above it that may not be entered
+        raise DataError(f"{path} cannot be read: {error.strerror}", fix="remove it") from error
+    if not regular:
+        raise DataError(f"{path} is not a file, or a link to nothing", fix="remove it")
+    return decode(path, view, where=path, max_pixels=max_pixels)
+
+
+def decode(
+    file: Path | BinaryIO | bytes, view: View | None = None, *, where: object, max_pixels: int = MAX_PIXELS
+) -> Image:
     """Decode a photo, or a view of it, into mode RGB, turned upright by its EXIF orientation.
 
     Where a view shrinks a JPEG, it is decoded at 1/2, 1/4 or 1/8, which its format makes cheap, as long as that is
     still at least `GAP` times as large as the view: then resampling averages the difference away.
 
-    Grey, palette and CMYK are converted; 16-bit grey keeps its upper 8 bits; alpha is dropped, as torchvision does;
-    only the first frame of an animation is used.
+    Only formats that Pillow reads by itself are opened, whatever the file's name says; HEIC where its plug-in is
+    installed. `to_rgb` says what becomes of other modes. Only the first frame of an animation is used.
+
+    Args:
+        file: a path, an open file or the file's content.
+        view: what to return of it; None: the whole.
+        where: names the photo in errors.
+        max_pixels: a photo of more pixels is refused before it is decoded.
 
     Raises:
-        DataError: the file, which is named, cannot be decoded, or has more pixels than Pillow's limit against
-            decompression bombs.
+        DataError: the photo cannot be decoded, or has more than `max_pixels`.
     """
-    from PIL import ExifTags, Image, ImageOps
+    from PIL import Image, UnidentifiedImageError
 
+    source = io.BytesIO(file) if isinstance(file, bytes) else file
     # Pillow's decoders raise much more than OSError on damaged files (SyntaxError, struct.error, IndexError ...).
     try:
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise DataError(f"{path} is not a file, or a link to nothing", fix="remove it")
-        with Image.open(path) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise DataError(f"{path}: {image.width} x {image.height} pixels is more than the limit of {limit}.")
-            if view is None:
-                return to_rgb(ImageOps.exif_transpose(image), path)
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            width, height = image.size[::-1] if turned else image.size
-            box = view.box(width, height)
-            times = int(min(box[2] - box[0], box[3] - box[1]) / (GAP * view.size))
-            if times > 1:  # only JPEG takes notice
-                image.draft(None, (-(-image.width // times), -(-image.height // times)))
-            upright = to_rgb(ImageOps.exif_transpose(image), path)
-            across, down = upright.width / width, upright.height / height
-            return resize(upright, (box[0] * across, box[1] * down, box[2] * across, box[3] * down), view.size)
+        with Image.open(source, formats=_formats(max_pixels)) as image:
+            if image.width * image.height > max_pixels:
+                raise _too_large(where, f"{image.width} x {image.height}", max_pixels)
+            return _view(image, view, where)
     except DataError:
         raise
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{path}: {error}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(where, "far too many", max_pixels) from error
+    except UnidentifiedImageError as error:
+        if not _is_heic(source):
+            raise DataError(
+                f"{where} cannot be decoded as an image: it is none of {', '.join(FORMATS)} or HEIC, or is damaged",
+                fix="replace or remove it",
+            ) from error
+        if "HEIF" not in Image.OPEN and _register_heif():
+            return decode(source, view, where=where, max_pixels=max_pixels)
+        reason = "is damaged" if "HEIF" in Image.OPEN else 'needs the plug-in pillow-heif (pip install "tlx[heic]")'
+        raise DataError(f"{where} is a HEIC photo, which {reason}.") from error
     except Exception as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise DataError(f"{path} cannot be decoded as an image: {reason}", fix="replace or remove it") from error
+        raise DataError(f"{where} cannot be decoded as an image: {reason}", fix="replace or remove it") from error
+
+
+def _too_large(where: object, pixels: str, max_pixels: int) -> DataError:
+    problem = f"{where} has {pixels} pixels, more than max_pixels={max_pixels} allows"
+    return DataError(problem, fix="raise max_pixels, or shrink the photo")
+
+
+@cache
+def _register_formats() -> None:
+    from PIL import Image
+
+    Image.init()
+    # Pillow warns of large photos before `decode` can refuse them, which says the same.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def _formats(max_pixels: int) -> list[str]:
+    """What `Image.open` may open here. Pillow's own limit is raised if it is stricter than `max_pixels`."""
+    from PIL import Image
+
+    _register_formats()
+    own = Image.MAX_IMAGE_PIXELS  # Pillow refuses twice as many
+    if own is not None and 2 * own < max_pixels:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    return [name for name in (*FORMATS, "HEIF") if name in Image.OPEN]
+
+
+def _register_heif() -> bool:
+    """Let Pillow open HEIC; False where the plug-in is not installed. It is loaded when the first such photo comes."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _is_heic(source: Path | BinaryIO) -> bool:
+    """Whether a file's first bytes are those of HEIC, whatever its name says."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            head = file.read(12)
+    else:
+        source.seek(0)
+        head = source.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
+
+
+def _view(image: Image, view: View | None, where: object) -> Image:
+    """A view of an image that was opened and not yet loaded."""
+    if view is None:
+        return to_rgb(_upright(image), where)
+    if image.format not in ("JPEG", "MPO"):
+        return seen(to_rgb(_upright(image), where), view)
+    turned = _orientation(image) in (5, 6, 7, 8)
+    width, height = image.size[::-1] if turned else image.size
+    box = view.box(width, height)
+    times = int(min(box[2] - box[0], box[3] - box[1]) / (GAP * view.size))
+    if times > 1:
+        image.draft(None, (-(-image.width // times), -(-image.height // times)))
+    upright = to_rgb(_upright(image), where)
+    across, down = upright.width / width, upright.height / height
+    return resize(upright, (box[0] * across, box[1] * down, box[2] * across, box[3] * down), view.size)
+
+
+def _orientation(image: Image) -> int:
+    """The EXIF orientation, 1 to 8. Damaged EXIF says nothing: the photo can be whole all the same."""
+    from PIL import ExifTags
+
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as the decoders do, it raises anything
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _upright(image: Image) -> Image:
+    """Load an image and turn it by its EXIF orientation, in place."""
+    from PIL import ImageOps
+
+    image.load()  # Pillow turns a TIFF here, and takes its orientation out
+    if _orientation(image) != 1:
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def to_rgb(image: Image, where: object) -> Image:
-    """Convert an image of any mode to RGB; see `read_photo`."""
-    from PIL import Image as module
+    """Convert an image of any mode to RGB; one that is RGB already is returned as it is.
 
-    if image.mode == "F":
-        raise DataError(f"{where} holds floating-point pixels", fix="convert it to 8 bits per channel")
-    if image.mode.startswith("I"):  # convert("RGB") would clip 16-bit grey to white
-        wide: NDArray[Any] = np.asarray(image)
-        return module.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    Grey of more than 8 bits is scaled by its range: the least of `DEPTHS` that holds its brightest pixel, because a
+    file does not say that its 16 bits hold 12. Floating-point grey up to 1 is scaled by 1. Alpha is dropped, as
+    torchvision does.
+
+    Raises:
+        DataError: there is no such conversion, or grey pixels are negative or not finite; `where` names the image.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):  # convert("RGB") would clip these
+        return _grey(image, where).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise DataError(f"{where} has pixels of mode {image.mode}", fix="convert it to RGB") from error
+
+
+def _grey(image: Image, where: object) -> Image:
+    from PIL import Image as module
+
+    wide: NDArray[Any] = np.asarray(image)
+    top = wide.max(initial=0)
+    if not np.isfinite(wide).all() or wide.min(initial=0) < 0 or top >= 2 ** DEPTHS[-1]:
+        raise DataError(
+            f"{where} has grey pixels that are negative, not finite or above 32 bits",
+            fix="scale them to 8 bits per channel",
+        )
+    if image.mode == "F" and top <= 1:
+        return module.fromarray((wide * 255 + 0.5).astype(np.uint8))
+    depth = next(bits for bits in DEPTHS if top < 2**bits)
+    return module.fromarray((wide // 2 ** (depth - 8)).astype(np.uint8))

@@ -6,14 +6,15 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tlx.data.images import FileImages, Images
+from tlx.data.images import MAX_PIXELS, FileImages, Images
+from tlx.data.repeated import repeated
 from tlx.data.sources.arrays import ARRAYS
 from tlx.data.sources.cifar10 import CIFAR10
 from tlx.data.sources.csv_file import CSV
@@ -22,10 +23,11 @@ from tlx.data.sources.folder import FOLDER
 from tlx.data.sources.npz import NPZ
 from tlx.data.sources.source import DataLike, Kind, Source
 from tlx.data.split import hold_out, limit, pick_classes
-from tlx.errors import DataError, DataNotFound, closest
+from tlx.errors import UNPRINTABLE, DataError, DataNotFound, closest
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (CIFAR10, DIGITS, FOLDER, CSV, NPZ, ARRAYS)}
-LISTED_CLASSES = 10  # in a notebook's table
+LISTED_CLASSES = 10  # where classes are shown with their counts
+LONGEST_NAME = 40  # of a class that is shown there
 
 
 def register(kind: Kind) -> None:
@@ -74,17 +76,25 @@ class Data:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th>{name}</th><td>{len(images):,}</td><td>{escape(self._class_counts(images))}</td></tr>"
+            f"<tr><th>{name}</th><td>{len(images):,}</td><td>{escape(self.class_counts(images))}</td></tr>"
             for name, images in self.parts.items()
         )
         head = "<tr><th>part</th><th>images</th><th>of each class</th></tr>"
         return f"<table><caption>{escape(self.name)}: {len(self.classes)} classes</caption>{head}{rows}</table>"
 
-    def _class_counts(self, images: Images) -> str:
+    def class_counts(self, images: Images) -> str:
+        """List the classes and how many images each has; of many classes the first, and the smallest and largest."""
         counts = np.bincount(images.labels, minlength=len(self.classes))
-        listed = [f"{name} {count:,}" for name, count in zip(self.classes, counts, strict=True)]
-        more = len(listed) - LISTED_CLASSES
-        return ", ".join([*listed[:LISTED_CLASSES], *([f"and {more} more classes"] if more > 0 else [])])
+        listed = [f"{_short(name)} {count:,}" for name, count in zip(self.classes, counts, strict=True)]
+        if len(listed) <= LISTED_CLASSES:
+            return ", ".join(listed)
+        ends = f"; smallest {listed[int(counts.argmin())]}, largest {listed[int(counts.argmax())]}"
+        more = f"and {len(listed) - LISTED_CLASSES:,} more classes{ends if counts.min() < counts.max() else ''}"
+        return f"{', '.join(listed[:LISTED_CLASSES])}, {more}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def load_data(
@@ -97,6 +107,7 @@ def load_data(
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
     on_bad_image: str = "error",
+    max_pixels: int = MAX_PIXELS,
     seed: int = 0,
 ) -> Data:
     """Load a data set by name ("cifar10", "digits"), by folder, from a .csv or .npz file, or from Python objects.
@@ -117,6 +128,7 @@ def load_data(
         test_fraction: fraction held out for the test where the data has no parts; the same images whatever the seed.
         on_bad_image: "error" lists all photos that cannot be decoded when the first is met; "skip" tries all before
             training, leaves the bad ones out and says which.
+        max_pixels: a photo of more pixels is refused before it is decoded, as an image that cannot be.
         seed: of the validation part.
 
     Raises:
@@ -125,6 +137,12 @@ def load_data(
     """
     origin = open_source(source, root)
     names, parts, notes = origin.classes, dict(origin.parts), list(origin.notes)
+    _check_name("data: the name", origin.name)
+    for name in names:
+        _check_name(f"{origin.name}: the class name", name)
+    for part, images in parts.items():
+        if isinstance(images, FileImages):
+            parts[part] = replace(images, max_pixels=max_pixels)
     if on_bad_image == "skip":
         parts = {part: _decodable(images, part, notes) for part, images in parts.items()}
     elif on_bad_image != "error":
@@ -133,6 +151,9 @@ def load_data(
         wanted = (classes,) if isinstance(classes, str) else tuple(classes)
         parts = {part: pick_classes(images, names, wanted) for part, images in parts.items()}
         names = wanted
+    for part in [part for part, images in parts.items() if not len(images) and part != "train"]:
+        notes.append(f"the {part} part has no image of these classes, and is not used")
+        del parts[part]
     if len(names) < 2:
         raise DataError(
             f"{origin.name} has {len(names)} class to tell apart ({', '.join(names)}); at least 2 are needed."
@@ -151,6 +172,7 @@ def load_data(
             if count > len(parts[part]):
                 notes.append(f"limit_{part}={count} is more than there are: all {len(parts[part])} are used")
             parts[part] = limit(parts[part], names, count, f"limit_{part}")
+    notes += repeated({part: images for part, images in parts.items() if part in origin.parts})
     train, val, test = parts["train"], parts.get("val"), parts.get("test")
     if val is None:
         train, val = hold_out(train, names, val_fraction, "val", seed)
@@ -172,6 +194,12 @@ def open_source(source: DataLike, root: str | Path | None = None) -> Source:
         raise
     except OSError as error:  # such as a folder that may not be read
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
+
+
+def _check_name(what: str, name: str) -> None:
+    """Refuse a name that a recipe and a model card cannot hold, or that would forge lines of what is printed."""
+    if UNPRINTABLE.search(name):
+        raise DataError(f"{what} {name!a} has control characters, or bytes that are not UTF-8", fix="rename it")
 
 
 def _decodable(images: Images, part: str, notes: list[str]) -> Images:
@@ -205,6 +233,8 @@ def _open(source: Any, root: Path | None) -> Source:
     if isinstance(source, str) and source in published:
         return KINDS[source].read(source, root)
     is_path = isinstance(source, (str, os.PathLike))
+    if is_path:
+        _check_name("data: the path", os.fspath(source))
     candidates = [source]
     if is_path:
         path = Path(source).expanduser()

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from tlx.backend.threads import Others
-from tlx.errors import one_line, visible
+from tlx.errors import one_line, printable
 from tlx.training.metrics import EpochEnded, Event, FeaturesKept, PhaseStarted
 from tlx.training.metrics import Progress as Step
 
@@ -49,7 +49,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Say something in one line, whatever names stand in it."""
-        self.console.print(visible(text), markup=False)
+        self.console.print(printable(text), markup=False)
 
     def data(self, data: Data, recipe: Recipe) -> None:
         """Say what is trained on, and what was left out."""
@@ -58,7 +58,8 @@ class Display:
             for name, part in (("train", data.train), ("validation", data.val), ("test", data.test))
             if part is not None
         )
-        self.console.print(f"[bold]{escape(visible(data.name))}[/]: {len(data.classes)} classes; images: {parts}")
+        self.console.print(f"[bold]{escape(data.name)}[/]: {len(data.classes)} classes; images: {parts}")
+        self.say(f"  training images of each class: {data.class_counts(data.train)}")
         for note in data.notes:
             self.say(f"  note: {note}")
 
@@ -66,7 +67,7 @@ class Display:
         """Print the group table before anything trains."""
         self.console.print(
             f"[bold]{recipe.model_name}[/] on {recipe.backend} ({recipe.device}, {recipe.precision}), "
-            f"weights {escape(visible(str(recipe.weights)))}, {recipe.optimizer}, schedule {recipe.schedule}"
+            f"weights {escape(printable(str(recipe.weights)))}, {recipe.optimizer}, schedule {recipe.schedule}"
         )
         self.console.print(group_table(plan.strategy.name, plan.table()))
 
@@ -174,7 +175,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     recorded, k = evaluation["recorded_accuracy"], evaluation["top_k"]
     print(
         f"test accuracy {evaluation['test_accuracy']:.4f} over {evaluation['images']} images of "
-        f"{visible(evaluation['data'])} on {evaluation['backend']}; the run recorded "
+        f"{printable(evaluation['data'])} on {evaluation['backend']}; the run recorded "
         f"{'none' if recorded is None else f'{recorded:.4f}'} on its own test part"
     )
     top_k = "" if k is None else f", top-{k} accuracy {evaluation['top_k_accuracy']:.4f}"
@@ -197,7 +198,7 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]], right: Coll
     for place, name in enumerate(names):
         table.add_column(name, justify="right" if place in right else "left", no_wrap=place < len(names) - 1)
     for row in rows:
-        table.add_row(*(escape(visible(cell)) for cell in row))
+        table.add_row(*(escape(printable(cell)) for cell in row))
     Console().print(table)
 
 

@@ -164,7 +164,7 @@ def _evaluate(run: Finished, images: Images, k: int | None, bad: BadImages) -> G
     tally = Tally(np.zeros((len(run.card["classes"]),) * 2, dtype=np.int64))
     steps = -(-len(images) // run.recipe.batch_size)
     started = said = time.perf_counter()
-    with closing(classify(run, of_part(images))) as outcomes:
+    with closing(classify(run, of_part(images, run.recipe.max_pixels))) as outcomes:
         for step, outcome in enumerate(outcomes, 1):
             for item, logits in outcome:
                 if isinstance(logits, DataError):

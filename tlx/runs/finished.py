@@ -21,7 +21,7 @@ from tlx.runs.folder import read_json
 from tlx.training.build import build_model, resolve_placement
 
 # What a model needs of its run's recipe.
-NEEDED = ("backend", "model", "head", "image_size", "batch_size", "precision", "device", "workers")
+NEEDED = ("backend", "model", "head", "image_size", "batch_size", "precision", "device", "workers", "max_pixels")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

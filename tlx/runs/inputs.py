@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ from tlx.data import KINDS, Data, FileImages, Images
 from tlx.data.images import View, read_photo, seen
 from tlx.data.load import open_source
 from tlx.data.sources.arrays import from_arrays
-from tlx.data.sources.folder import EXTENSIONS
+from tlx.data.sources.folder import is_photo
 from tlx.data.sources.sequence import as_image, is_sequence
 from tlx.errors import DataError, DataNotFound
 
@@ -58,34 +58,36 @@ class Notes:
         return [*self.lines, f"skipped {plural} by name: {shown}"]
 
 
-def find_inputs(images: Any, notes: Notes) -> Iterator[Input]:
-    """Find images one after the other; see `tlx.predict` for what they may be.
+def find_inputs(images: Any, notes: Notes, max_pixels: int) -> Iterator[Input]:
+    """Find images one after the other; see `tlx.predict` for what they may be. A photo of more pixels cannot be read.
 
     Raises:
         DataError: `images` is nothing of that kind; or, in the iterator, one of them is no image in Python.
     """
     if isinstance(images, Data):
-        return chain.from_iterable(map(of_part, images.parts.values()))
+        return chain.from_iterable(map(partial(of_part, max_pixels=max_pixels), images.parts.values()))
     if isinstance(images, Mapping) or _is_pair(images):
         source = from_arrays(images if isinstance(images, Mapping) else {"all": images})
-        return chain.from_iterable(map(of_part, source.parts.values()))
+        return chain.from_iterable(map(partial(of_part, max_pixels=max_pixels), source.parts.values()))
     if hasattr(images, "select") and hasattr(images, "labels"):
-        return of_part(images)
+        return of_part(images, max_pixels)
     if isinstance(images, np.ndarray):
         one = images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3))
-        return _of_items([images] if one else images if images.ndim else [], notes)
+        return _of_items([images] if one else images if images.ndim else [], notes, max_pixels)
     if isinstance(images, (str, os.PathLike)) or _is_pillow(images):
-        return _of_items([images], notes)
+        return _of_items([images], notes, max_pixels)
     if is_sequence(images) and not isinstance(images, (list, tuple)) and not _holds_paths(images):
         return (Input(f"image {i}", partial(_open_item, images, i)) for i in range(len(images)))
     if isinstance(images, Iterable):
-        return _of_items(images, notes)
+        return _of_items(images, notes, max_pixels)
     raise DataError(f"images must be files, folders or uint8 arrays; got {type(images).__name__}")
 
 
-def of_part(images: Images) -> Iterator[Input]:
+def of_part(images: Images, max_pixels: int) -> Iterator[Input]:
     """The images of a part of a data set, with their labels."""
-    root = images.root if isinstance(images, FileImages) else None
+    root = None
+    if isinstance(images, FileImages):
+        root, images = images.root, replace(images, max_pixels=max_pixels)
     for index, (name, label) in enumerate(zip(images.names, images.labels, strict=True)):
         yield Input(name if root is None else str(root / name), partial(_open_one, images, index), int(label))
 
@@ -126,13 +128,13 @@ def _is_pillow(image: Any) -> bool:
     return isinstance(image, module.Image)
 
 
-def _of_items(images: Iterable[Any], notes: Notes) -> Iterator[Input]:
+def _of_items(images: Iterable[Any], notes: Notes, max_pixels: int) -> Iterator[Input]:
     number = 0
     for image in images:
         if isinstance(image, tuple) and len(image) == 2:
             image = image[0]  # of (image, label)
         if isinstance(image, (str, os.PathLike)):
-            for item in _of_path(Path(image), notes):
+            for item in _of_path(Path(image), notes, max_pixels):
                 yield item
                 number += 1
             continue
@@ -144,30 +146,30 @@ def _of_items(images: Iterable[Any], notes: Notes) -> Iterator[Input]:
         number += 1
 
 
-def _of_path(path: Path, notes: Notes) -> Iterator[Input]:
+def _of_path(path: Path, notes: Notes, max_pixels: int) -> Iterator[Input]:
     for kind in reversed(KINDS.values()):
         if kind.matches(path) and kind.name != "folder":  # a folder to classify needs no classes
-            return _of_source(path, notes)
+            return _of_source(path, notes, max_pixels)
     if path.is_dir():
-        return _below(str(path), notes, ())
+        return _below(str(path), notes, max_pixels, ())
     if str(path) in KINDS and KINDS[str(path)].named and not path.exists():
-        return _of_source(str(path), notes)
-    return iter([Input(str(path), partial(_open_file, path))])
+        return _of_source(str(path), notes, max_pixels)
+    return iter([Input(str(path), partial(_open_file, path, max_pixels))])
 
 
-def _of_source(source: Path | str, notes: Notes) -> Iterator[Input]:
+def _of_source(source: Path | str, notes: Notes, max_pixels: int) -> Iterator[Input]:
     opened = open_source(source)
     notes.lines += opened.notes
-    return chain.from_iterable(map(of_part, opened.parts.values()))
+    return chain.from_iterable(map(partial(of_part, max_pixels=max_pixels), opened.parts.values()))
 
 
-def _open_file(path: Path, view: View | None) -> Image:
+def _open_file(path: Path, max_pixels: int, view: View | None) -> Image:
     if not path.exists():
         raise DataNotFound(f"{path} does not exist")
-    return read_photo(path, view)
+    return read_photo(path, view, max_pixels)
 
 
-def _below(folder: str, notes: Notes, above: tuple[tuple[int, int], ...]) -> Iterator[Input]:
+def _below(folder: str, notes: Notes, max_pixels: int, above: tuple[tuple[int, int], ...]) -> Iterator[Input]:
     """All photos below a folder by their sorted paths; other visible files are noted."""
     try:
         status = os.stat(folder)
@@ -184,9 +186,9 @@ def _below(folder: str, notes: Notes, above: tuple[tuple[int, int], ...]) -> Ite
     for name in names:
         path = os.path.join(folder, name)
         if name.endswith("/"):
-            yield from _below(path[:-1], notes, (*above, place))
-        elif os.path.splitext(name)[1].lower() in EXTENSIONS:
-            yield Input(path, partial(_open_file, Path(path)))
+            yield from _below(path[:-1], notes, max_pixels, (*above, place))
+        elif is_photo(name):
+            yield Input(path, partial(_open_file, Path(path), max_pixels))
         else:
             notes.skip(path)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.atomic import replacing
-from tlx.data.sources.folder import EXTENSIONS
+from tlx.data.images import EXTENSIONS
 from tlx.errors import DataError, TlxError
 from tlx.runs.classify import BadImages, classify
 from tlx.runs.display import LINE_SECONDS, Display
@@ -94,7 +94,7 @@ def predictions(
         raise TlxError(f"top is {top}; expected at least 1")
     run = restore(run_dir, backend, model=model)
     notes = Notes()
-    return _predictions(run, find_inputs(images, notes), notes, top or TOP, Display(quiet))
+    return _predictions(run, find_inputs(images, notes, run.recipe.max_pixels), notes, top or TOP, Display(quiet))
 
 
 def _predictions(

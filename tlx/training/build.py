@@ -55,6 +55,7 @@ def open_data(recipe: Recipe) -> Data:
         val_fraction=recipe.val_fraction,
         test_fraction=recipe.test_fraction,
         on_bad_image=recipe.on_bad_image,
+        max_pixels=recipe.max_pixels,
         seed=recipe.seed,
     )
 
