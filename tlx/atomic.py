@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tlx.errors import TlxError
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as indented JSON, atomically. NaN and infinities are refused: they are no JSON."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(path, text.encode(errors="backslashreplace"))  # bytes of a path that are no UTF-8, as JSON has them
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -22,16 +25,25 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     Raises:
         TlxError: the folder cannot be written or the disk is full; the old content is still there.
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """Give a file to write to, which takes the place of `path` once the block ends without an error."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+    except TlxError:  # of the block; some are OSErrors too
+        raise
     except OSError as error:
         raise TlxError(f"Cannot write {path}: {error.strerror or error}. Its previous content is untouched.") from error

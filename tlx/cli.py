@@ -6,14 +6,14 @@ import json as jsonlib
 import os
 import signal
 import sys
-from collections.abc import Iterable
 from dataclasses import fields
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from tlx.errors import Interrupted, TlxError
+from tlx.errors import Interrupted, TlxError, printable
 from tlx.recipe import Recipe
 from tlx.recipe_fields import FIELD_GROUPS
 
@@ -68,12 +68,20 @@ def run(
         display.result(result)
         _print_json(result.to_dict())
     else:
-        print(summary(result))
+        print(printable(summary(result)))
 
 
 @app.command(group=TRAIN, sort_key=2)
-def evaluate(run_dir: Path, /, *, backend: str | None = None, json: Json = False) -> None:
-    """Evaluate a finished run on its test part.
+def evaluate(
+    run_dir: Path,
+    /,
+    *,
+    backend: str | None = None,
+    data: str | None = None,
+    top: int | None = None,
+    json: Json = False,
+) -> None:
+    """Evaluate a finished run on its test part, or on other data.
 
     Parameters
     ----------
@@ -81,18 +89,21 @@ def evaluate(run_dir: Path, /, *, backend: str | None = None, json: Json = False
         A folder that `tlx run` wrote.
     backend:
         Evaluate on this backend instead of the one that trained.
+    data:
+        Other data, whatever `tlx run --data` takes: its test part, or all of it where it has only one part. Classes are
+        matched by name.
+    top:
+        Count an image as correct if its class is among this many, the most probable first. [default: 5 where there are
+        more classes]
     """
     import tlx
+    from tlx.runs.display import print_evaluation
 
-    evaluation = tlx.evaluate(run_dir, backend)
+    evaluation = tlx.evaluate(run_dir, backend, data=data, top=top)
     if json:
         _print_json(evaluation)
         return
-    recorded = evaluation["recorded_accuracy"]
-    print(
-        f"test accuracy {evaluation['test_accuracy']:.4f} over {evaluation['images']} images on "
-        f"{evaluation['backend']}; the run recorded {'none' if recorded is None else f'{recorded:.4f}'}"
-    )
+    print_evaluation(evaluation)
 
 
 @app.command(group=TRAIN, sort_key=3)
@@ -102,30 +113,40 @@ def predict(
     *images: Path,
     backend: str | None = None,
     top: int | None = None,
+    csv: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Classify photos with a finished run.
+    """Classify photos with a finished run. One that cannot be read is listed on stderr, and the rest classified.
 
     Parameters
     ----------
     run_dir:
         A folder that `tlx run` wrote.
     images:
-        Files, or folders from which every photo is taken.
+        Files, folders from which every photo is taken, or data sets, such as an .npz file, of which every image is.
     backend:
         Classify on this backend instead of the one that trained.
     top:
-        Print this many classes for each image, the most probable first. [default: 1; with --json: up to 5]
+        Print this many classes for each image, the most probable first. [default: 1; with --json or --csv: up to 5]
+    csv:
+        Write a table to this file: path, prediction, probability, then the next classes, and what could not be read.
     """
-    import tlx
+    from tlx.runs.prediction import predictions, reported, write_csv
 
-    predictions = tlx.predict(run_dir, images, backend, top)
-    if json:
-        _print_json({"run_dir": str(run_dir), "predictions": predictions})
-        return
-    for prediction in predictions:
-        ranked = (f"{entry['class']} {entry['probability']:.4f}" for entry in prediction["top"][: top or 1])
-        print(f"{prediction['path']}: {', '.join(ranked)}")
+    rows = predictions(run_dir, images, backend, top)
+    if csv is not None:
+        predicted, unreadable = write_csv(csv, reported(rows))
+        if json:
+            _print_json({"run_dir": str(run_dir), "csv": str(csv), "predicted": predicted, "unreadable": unreadable})
+        else:
+            print(f"{predicted} predictions in {printable(str(csv))}")
+    elif json:
+        _print_json({"run_dir": str(run_dir), "predictions": list(reported(rows))})
+    else:
+        for row in rows:
+            ranked = (f"{printable(entry['class'])} {entry['probability']:.4f}" for entry in row["top"][: top or 1])
+            if not row["error"]:
+                print(f"{printable(row['path'])}: {', '.join(ranked)}", flush=True)
 
 
 parity = App(
@@ -254,7 +275,7 @@ def _report(report: Any, shown: Shown | None) -> int:
     if "html" in options:
         from tlx.atomic import write_atomic
 
-        write_atomic(options["html"], to_html(report).encode())
+        write_atomic(options["html"], to_html(report).encode(errors="backslashreplace"))
     print(to_json(report) if options.get("json") else report)
     return int(report.verdict)
 
@@ -307,6 +328,7 @@ def models(pattern: str | None = None, /, *, json: Json = False) -> None:
         Show only the models whose name holds this, or matches it as a shell pattern: `resnet`, `efficientnet_b?`.
     """
     from tlx.models.zoo import architectures
+    from tlx.runs.display import print_table
 
     listed = architectures(pattern)
     if json:
@@ -316,13 +338,14 @@ def models(pattern: str | None = None, /, *, json: Json = False) -> None:
     for arch in listed:
         parameters = "" if arch.parameters is None else f"{arch.parameters / 1e6:.1f} M"
         rows.append((arch.name, parameters, str(arch.min_size), " ".join(name for name, _ in arch.stages)))
-    _print_table(("model", "parameters", "min px", "stages"), rows, right=(1, 2))
+    print_table(("model", "parameters", "min px", "stages"), rows, right=(1, 2))
 
 
 @app.command(group=LOOK_UP)
 def backends(*, json: Json = False) -> None:
     """List the backends that are registered, with their versions or with what keeps them from working."""
     from tlx.backend import registry
+    from tlx.runs.display import print_table
 
     entries = [entry for entry in registry.available() if not entry.hidden]
     if json:
@@ -334,7 +357,7 @@ def backends(*, json: Json = False) -> None:
         if entry.problem:
             text = f"{entry.problem.problem}. Fix: {entry.problem.fix}"
         rows.append((entry.name, entry.state, text))
-    _print_table(("backend", "state", "versions or problem"), rows)
+    print_table(("backend", "state", "versions or problem"), rows)
 
 
 @app.command(group=LOOK_UP)
@@ -350,33 +373,22 @@ def _print_json(value: Any) -> None:
     print(jsonlib.dumps(value, allow_nan=False))
 
 
-def _print_table(names: tuple[str, ...], rows: Iterable[tuple[str, ...]], right: tuple[int, ...] = ()) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(names):
-        table.add_column(name, justify="right" if place in right else "left", no_wrap=place < len(names) - 1)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console().print(table)
-
-
 def main() -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 a mistake in the input, 130 stopped by Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character, or a path that is no UTF-8
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(exit_on_error=False, print_error=False)
         sys.exit(code if isinstance(code, int) else 0)
     except TlxError as error:
-        print(f"tlx: {error}", file=sys.stderr)
+        print(f"tlx: {printable(str(error))}", file=sys.stderr)
     except CycloptsError as error:
-        print(f"tlx: {' '.join(str(error).split())} See `tlx --help`.", file=sys.stderr)
+        print(f"tlx: {printable(' '.join(str(error).split()))} See `tlx --help`.", file=sys.stderr)
     except BrokenPipeError:  # the reader, such as `head`, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt as stop:
-        print(f"tlx: {str(stop) or 'interrupted'}", file=sys.stderr)
+        print(f"tlx: {printable(str(stop)) or 'interrupted'}", file=sys.stderr)
         sys.exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT))
     sys.exit(2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
@@ -366,12 +366,16 @@ class Recipe:
         return cls(**current_names(values, where))
 
     @classmethod
-    def from_toml(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-        """Read a recipe file; `overrides` replace its values."""
+    def from_toml(
+        cls, path: str | Path, overrides: Mapping[str, Any] | None = None, used: Collection[str] | None = None
+    ) -> Recipe:
+        """Read a recipe file; `overrides` replace its values. With `used`, only these fields are read."""
         values = read_toml(Path(path))
         version = values.pop("recipe_version", VERSION)
         if not isinstance(version, int) or version > VERSION:
             raise RecipeError(f"{path}: recipe_version {version} is newer than this tlx reads ({VERSION}); upgrade tlx")
+        if used is not None:
+            values = {name: value for name, value in values.items() if name in used}
         return cls(**{**current_names(values, str(path)), **current_names(overrides or {}, "recipe")})
 
 
@@ -489,9 +493,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        # A path that is no UTF-8 stands in it with its own bytes.
+        return tomllib.loads(path.read_bytes().decode(errors="surrogateescape"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from None

@@ -9,7 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from support.finished_runs import load_digits
 
 TLX = Path(sys.executable).with_name("tlx")
 RUN = [
@@ -132,3 +135,37 @@ def test_a_filter_lists_only_the_models_that_match(tmp_path: Path) -> None:
     ]
     nothing = tlx("models", "vit", cwd=tmp_path)
     assert nothing.returncode == 2 and nothing.stderr == "tlx: No model matches 'vit'; `tlx models` lists them all\n"
+
+
+def test_photos_are_predicted_and_other_data_evaluated(tmp_path: Path) -> None:
+    """A run of two classes; one photo of five cannot be read."""
+    made = tlx(*RUN, "--classes", "3,7", "--out", "run", "--val-fraction", "0", "--batch-size", "16", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    digits = load_digits()["test"]
+    for i in np.flatnonzero((digits.labels == 3) | (digits.labels == 7))[:4]:
+        path = tmp_path / "photos" / str(digits.labels[i]) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digits.open(int(i)).save(path)
+    good = sorted(path.relative_to(tmp_path).as_posix() for path in (tmp_path / "photos").rglob("*.png"))
+    (tmp_path / "bad.png").write_bytes(b"no photo")
+
+    lines = tlx("predict", "run", "photos", "bad.png", "--top", "3", cwd=tmp_path)
+    assert lines.returncode == 0 and [line.partition(":")[0] for line in lines.stdout.splitlines()] == good
+    assert all(line.count(",") == 1 for line in lines.stdout.splitlines())
+    assert lines.stderr.startswith("not read: bad.png") and lines.stderr.endswith("1 of 5 images cannot be read\n")
+    (row,) = json.loads(tlx("predict", "run", "bad.png", "photos", "--json", cwd=tmp_path).stdout)["predictions"][:1]
+    assert row["path"] == "bad.png" and "cannot be decoded" in row["error"] and row["class"] is None
+    table = tlx("predict", "run", "photos", "bad.png", "--csv", "out.csv", "--json", cwd=tmp_path)
+    assert json.loads(table.stdout) == {"run_dir": "run", "csv": "out.csv", "predicted": 4, "unreadable": 1}
+    rows = (tmp_path / "out.csv").read_text().splitlines()
+    assert rows[0] == '"path","prediction","probability","prediction_2","probability_2","error"' and len(rows) == 6
+    nothing = tlx("predict", "run", "bad.png", "--csv", "none.csv", cwd=tmp_path)
+    assert nothing.returncode == 2 and not nothing.stdout and nothing.stderr.count("\n") == 1
+    assert (
+        nothing.stderr.startswith("tlx: 1 of 1 images cannot be read: bad.png") and not (tmp_path / "none.csv").exists()
+    )
+
+    shown = tlx("evaluate", "run", "--data", "photos", "--top", "2", cwd=tmp_path).stdout.splitlines()
+    assert "over 4 images of photos on loopback; the run recorded" in shown[0] and "top-2 accuracy 1.0000" in shown[1]
+    assert [line.split()[:2] for line in shown[3:] if line.split()[:1] in (["3"], ["7"])] == [["3", "1"], ["7", "3"]]
+    assert json.loads(tlx("evaluate", "run", "--json", cwd=tmp_path).stdout)["top_k"] is None

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 import tlx
 from support.backends import FRAMEWORKS, each_backend
+from support.finished_runs import accuracy
 from tlx.errors import TlxError
 
 FIELDS: dict[str, Any] = {
@@ -61,6 +62,10 @@ def test_a_small_network_learns_from_scratch_with_adam(backend: str, tmp_path: P
     assert net.classifier[1].out_features == 3 and result.model.classifier[1].out_features == 10
     found = tlx.evaluate(result.run_dir, model=network(backend), quiet=True)
     assert found["test_accuracy"] == result.test_accuracy
+    test = tlx.load_data("digits", limit_test=100).test
+    assert test is not None
+    predictions = tlx.predict(result.run_dir, test, model=network(backend))
+    assert accuracy(predictions, test.labels) == result.test_accuracy
     with pytest.raises(TlxError, match=r"model is '<Net>'.*pass it again, as model="):
         tlx.evaluate(result.run_dir, quiet=True)
 

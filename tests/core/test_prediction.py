@@ -7,7 +7,6 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,56 +15,9 @@ import pytest
 from PIL import Image
 
 import tlx
+from support.finished_runs import CLASSES, FIELDS, accuracy
 from tlx.data.images import ArrayImages
 from tlx.errors import TlxError
-
-FIELDS: dict[str, Any] = {
-    "backend": "loopback",
-    "model": "tiny-mlp",
-    "weights": "none",
-    "image_size": 8,
-    "epochs": 4,
-    "batch_size": 16,
-    "lr": 0.05,
-    "val_fraction": 0,
-    "quiet": True,
-}
-CLASSES = [str(digit) for digit in range(10)]
-
-
-@pytest.fixture(scope="module")
-def digits() -> dict[str, ArrayImages]:
-    data = tlx.load_data("digits", limit_train=300, limit_test=100, val_fraction=0)
-    assert isinstance(data.train, ArrayImages) and isinstance(data.test, ArrayImages)
-    return {"train": data.train, "test": data.test}
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory, digits: dict[str, ArrayImages]) -> Path:
-    """The digits as photos of many sizes and shapes."""
-    folder = tmp_path_factory.mktemp("photos")
-    for part, images in digits.items():
-        for i, label in enumerate(images.labels):
-            path = folder / part / str(label) / f"{i:03}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            images.open(i).resize((20 + i % 7, 20 + i % 5)).save(path)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def of_photos(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tlx.Result:
-    return tlx.run(**FIELDS, data=str(photos), out=str(tmp_path_factory.mktemp("run") / "photos"))
-
-
-@pytest.fixture(scope="module")
-def of_arrays(tmp_path_factory: pytest.TempPathFactory) -> tlx.Result:
-    out = str(tmp_path_factory.mktemp("run") / "arrays")
-    return tlx.run(**FIELDS, data="digits", limit_train=300, limit_test=100, out=out)
-
-
-def accuracy(predictions: Sequence[Any], labels: Any) -> float:
-    correct = [bool(p["class"] == str(label)) for p, label in zip(predictions, labels, strict=True)]
-    return sum(correct) / len(correct)
 
 
 def test_the_files_of_the_test_part_give_the_recorded_accuracy(of_photos: tlx.Result, photos: Path) -> None:
@@ -114,7 +66,7 @@ def test_a_run_on_python_objects_predicts_without_them(digits: dict[str, ArrayIm
 def test_a_run_saved_by_0_1_0_is_read_by_the_name_of_its_data(
     of_arrays: tlx.Result, of_photos: tlx.Result, photos: Path, digits: dict[str, ArrayImages], tmp_path: Path
 ) -> None:
-    """Its card does not say whether its images were photos."""
+    """Its card says neither whether its images were photos nor what was done to them."""
     cases: list[tuple[tlx.Result, Any, str]] = [
         (of_photos, photos / "test" / "3", "photos"),
         (of_arrays, digits["test"].array[:20, 0], "fixed"),
@@ -123,7 +75,8 @@ def test_a_run_saved_by_0_1_0_is_read_by_the_name_of_its_data(
         old = tmp_path / kind
         shutil.copytree(result.run_dir, old)
         card = json.loads((old / "card.json").read_text())
-        assert card.pop("images") == kind
+        assert card.pop("images") == kind and card.pop("pixels")
+        card["crop_fraction"] = None
         (old / "card.json").write_text(json.dumps(card))
         assert tlx.predict(old, images) == tlx.predict(result.run_dir, images)
 
@@ -138,14 +91,24 @@ def test_probabilities_are_a_softmax_over_all_classes(of_arrays: tlx.Result, dig
     assert {len(entry["top"]) for entry in tlx.predict(of_arrays.run_dir, images)} == {5}
 
 
-def test_every_unreadable_file_is_named(of_photos: tlx.Result, photos: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_listed_and_the_rest_predicted(
+    of_photos: tlx.Result, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = next((photos / "test").rglob("*.png"))
-    for name in ("a.png", "b.jpg"):
+    for name in ("a.png", "c.png"):
         (tmp_path / name).write_bytes(good.read_bytes()[:40])
-    (tmp_path / "c.png").write_bytes(good.read_bytes())
-    with pytest.raises(TlxError, match=r"^2 of 4 images cannot be read: .*a\.png .*b\.jpg ") as error:
-        tlx.predict(of_photos.run_dir, [good, tmp_path])
-    assert "\n" not in str(error.value) and "c.png" not in str(error.value)
+    (tmp_path / "b.png").write_bytes(good.read_bytes())
+    bad, right, broken, gone = tlx.predict(of_photos.run_dir, [tmp_path, tmp_path / "gone.png"])
+    (expected,) = tlx.predict(of_photos.run_dir, good)
+    assert right == {**expected, "path": str(tmp_path / "b.png")}
+    for entry, name in ((bad, "a.png"), (broken, "c.png"), (gone, "gone.png")):
+        assert entry["path"] == str(tmp_path / name) and entry["error"] and name in entry["error"]
+        assert (entry["class"], entry["probability"], entry["top"]) == (None, None, [])
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["not read"] * 3 + ["3 of 4 images cannot be read"]
+    with pytest.raises(TlxError, match=r"^2 of 2 images cannot be read: .*a\.png .*c\.png ") as error:
+        tlx.predict(of_photos.run_dir, [tmp_path / "a.png", tmp_path / "c.png"])
+    assert "\n" not in str(error.value) and not capsys.readouterr().err
 
 
 def test_what_is_left_out_of_a_folder_is_said(
@@ -183,8 +146,15 @@ def test_a_folder_without_a_finished_run_is_refused(of_photos: tlx.Result, tmp_p
     (tmp_path / "recipe.toml").write_bytes((of_photos.run_dir / "recipe.toml").read_bytes())
     with pytest.raises(TlxError, match=f"is not finished; finish it with: tlx run --resume {tmp_path}"):
         tlx.predict(tmp_path, "x.png")
-    with pytest.raises(TlxError, match="top is 11; expected 1 to 10"):
-        tlx.predict(of_photos.run_dir, "x.png", top=11)
+    with pytest.raises(TlxError, match=r"x\.png does not exist"):
+        tlx.predict(of_photos.run_dir, "x.png")
+    with pytest.raises(TlxError, match="top is 0; expected at least 1"):
+        tlx.predict(of_photos.run_dir, "x.png", top=0)
+
+
+def test_more_classes_than_there_are_lists_them_all(of_arrays: tlx.Result) -> None:
+    (entry,) = tlx.predict(of_arrays.run_dir, np.zeros((8, 8), np.uint8), top=11)
+    assert len(entry["top"]) == 10
 
 
 def test_the_command_prints_a_line_or_json_for_each_image(of_photos: tlx.Result, photos: Path) -> None:

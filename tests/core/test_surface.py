@@ -101,8 +101,9 @@ def test_a_model_is_loaded_with_its_classes_and_preprocessing(result: tlx.Result
     assert module.classes == tuple("0123456789")
     assert module.preprocess(np.full((2, 3, 8, 8), 255, np.uint8)).shape == (2, 3, 8, 8)
     assert all(np.array_equal(array, result.model.arrays[name]) for name, array in module.arrays.items())
-    with pytest.raises(TlxError, match=r"images are uint8 \[2, 3, 9, 9\]; expected uint8 \[N, 3, h, w\] of at most 8"):
-        module.preprocess(np.zeros((2, 3, 9, 9), np.uint8))
+    assert module.preprocess(np.zeros((2, 3, 12, 9), np.uint8)).shape == (2, 3, 8, 8)
+    with pytest.raises(TlxError, match=r"images are uint8 \[2, 9, 9, 3\]; expected uint8 \[N, 3, h, w\]"):
+        module.preprocess(np.zeros((2, 9, 9, 3), np.uint8))
 
 
 @pytest.mark.parametrize(

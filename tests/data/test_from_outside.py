@@ -150,7 +150,8 @@ def test_a_published_data_set_from_outside_is_trained_on_and_predicted(tmp_path:
     assert [prediction["class"] for prediction in predictions] == ["across", "down"] * 3
     card = json.loads((tmp_path / "run" / "card.json").read_text())
     assert card["images"] == "fixed"
-    (tmp_path / "run" / "card.json").write_text(json.dumps({**card, "images": "photos"}))
+    as_photos = {**card["pixels"], "resize": "centre", "enlarged_on": "host"}
+    (tmp_path / "run" / "card.json").write_text(json.dumps({**card, "pixels": as_photos, "crop_fraction": 0.875}))
     assert tlx.predict(tmp_path / "run", pixels) != predictions  # as photos they are cropped
     with pytest.raises(DataError, match="Did you mean 'stripes'"):
         tlx.load_data("stripe")

@@ -147,13 +147,8 @@ def load_data(
         DataNotFound: there is no such data set, file or folder.
         DataError: the data is damaged, has another layout, or cannot be divided as asked.
     """
-    try:
-        columns = {"path_column": path_column, "label_column": label_column}
-        origin = _open(source, None if root is None else Path(root).expanduser(), columns, on_bad_image)
-    except DataError:
-        raise
-    except OSError as error:  # such as a folder that may not be read
-        raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
+    columns = {"path_column": path_column, "label_column": label_column}
+    origin = open_source(source, root, columns, on_bad_image)
     names, parts, notes = origin.classes, dict(origin.parts), list(origin.notes)
     _check_name("data: the name", origin.name)
     for name in names:
@@ -197,6 +192,26 @@ def load_data(
     if test is None:
         notes.append("there is no test part")
     return Data(origin.name, names, train, val, test, _fingerprint(origin.name, names, train, val, test), tuple(notes))
+
+
+def open_source(
+    source: DataLike,
+    root: str | Path | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    on_bad_image: str = "error",
+) -> Source:
+    """Read a data set as it is published, before any selection; the arguments are those of `load_data`.
+
+    Raises:
+        DataNotFound: there is no such data set, file or folder.
+        DataError: the data is damaged or has another layout.
+    """
+    try:
+        return _open(source, None if root is None else Path(root).expanduser(), columns or {}, on_bad_image)
+    except DataError:
+        raise
+    except OSError as error:  # such as a folder that may not be read
+        raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
 
 
 def _check_name(what: str, name: str) -> None:

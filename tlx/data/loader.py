@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 from tlx import rng
 from tlx.backend import Batch, Preprocess
 from tlx.data.augment import Augment, Draws
-from tlx.data.geometry import Box, centre_box, from_planes, planes, resize
+from tlx.data.framing import Framing
+from tlx.data.geometry import Box, from_planes, planes
 from tlx.data.images import ArrayImages, Images, View
 from tlx.data.mixing import Targets, assign_slots, balanced_order
 from tlx.errors import RecipeError
 
 Chunks = list[tuple[NDArray[np.int64], NDArray[np.int64]]]  # per batch: indices, and their slots
 BATCHES_AHEAD = 2  # decoded before they are asked for; more only costs memory
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,18 +93,16 @@ class Loader:
             raise RecipeError(f"batch_size must be at least 1, got {batch_size}.")
         if workers < 0:
             raise RecipeError(f"workers must be at least 0, got {workers}.")
-        if crop_fraction is None:
-            crop_fraction = 0.875 if images.size is None else 1.0
-        if not 0 < crop_fraction <= 1:
+        if crop_fraction is not None and not 0 < crop_fraction <= 1:
             raise RecipeError(f"crop_fraction must be above 0 and at most 1, got {crop_fraction}.")
         self.images, self.preprocess, self.augment = images, preprocess, augment
-        self.batch_size, self.crop_fraction = batch_size, crop_fraction
+        self.batch_size, self.framing = batch_size, Framing.of(images, preprocess.size, crop_fraction)
         self.seed, self.workers, self.shuffle, self.balanced = seed, workers, shuffle, balanced
         self.targets, self.augment_repeats = targets, augment_repeats
         self.steps = -(-len(images) // batch_size)
         self._stored: NDArray[np.uint8] | None = None
         if isinstance(images, ArrayImages) and not augment.crops:
-            self._stored = _fit(images, preprocess.size, crop_fraction)
+            self._stored = self.framing.shrink(images.array)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The indices of the images in the order in which an epoch visits them, int64 [N]."""
@@ -169,33 +171,21 @@ class Loader:
 
     def _from_samples(self, chunks: Chunks, draws: Draws) -> Generator[NDArray[np.uint8], None, None]:
         sample = self._sampler(draws)
-        if self.workers == 0:
-            for indices, slots in chunks:
-                yield self._stack(len(indices), map(sample, indices, slots))
-            return
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="tlx-decode")
-        ahead: deque[list[Future[NDArray[np.uint8]]]] = deque()
-        try:
-            for indices, slots in chunks:
-                ahead.append([pool.submit(sample, index, slot) for index, slot in zip(indices, slots, strict=True)])
-                if len(ahead) > BATCHES_AHEAD:
-                    yield self._stack(len(ahead[0]), (future.result() for future in ahead.popleft()))
-            while ahead:
-                yield self._stack(len(ahead[0]), (future.result() for future in ahead.popleft()))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        pairs = (zip(indices, slots, strict=True) for indices, slots in chunks)
+        with closing(ahead(lambda pair: sample(*pair), pairs, self.workers)) as decoded:
+            for images in decoded:
+                yield self._stack(images)
 
-    def _stack(self, count: int, samples: Iterator[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    def _stack(self, samples: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """One contiguous batch; `np.stack` would keep the samples' channel-last memory."""
         sides = (self.preprocess.size,) * 2 if self._stored is None else self._stored.shape[2:]
-        batch = np.empty((count, 3, *sides), dtype=np.uint8)
+        batch = np.empty((len(samples), 3, *sides), dtype=np.uint8)
         for image, pixels in zip(batch, samples, strict=True):
             image[...] = pixels
         return batch
 
     def _sampler(self, draws: Draws) -> Callable[[int, int], NDArray[np.uint8]]:
-        size, fraction, fixed = self.preprocess.size, self.crop_fraction, self.images.size is not None
-        stored = self._stored
+        size, stored = self.preprocess.size, self._stored
 
         def sample(index: int, slot: int) -> NDArray[np.uint8]:
             if stored is not None:
@@ -203,30 +193,39 @@ class Loader:
 
             def box(width: int, height: int) -> Box:
                 crop = draws.crop(slot, width, height)
-                if crop is not None:
-                    left, top, across, down = crop
-                    return (left, top, left + across, top + down)
-                if fixed and fraction == 1:
-                    return (0, 0, width, height)
-                return centre_box(width, height, size, fraction)
+                if crop is None:
+                    return self.framing.box(width, height)
+                left, top, across, down = crop
+                return (left, top, left + across, top + down)
 
             return planes(draws.paint(self.images.open(int(index), View(box, size)), slot))
 
         return sample
 
 
-def _fit(images: ArrayImages, size: int, crop_fraction: float) -> NDArray[np.uint8]:
-    """The stored pixels as batches carry them: centre-cropped, shrunk if larger than `size`, never enlarged."""
-    array = images.array
-    if crop_fraction < 1:
-        height, width = images.size
-        side = max(1, round(crop_fraction * min(height, width)))
-        top, left = (height - side) // 2, (width - side) // 2
-        array = array[:, :, top : top + side, left : left + side]
-    height, width = array.shape[2:]
-    if max(height, width) <= size:
-        return array
-    small = np.empty((len(array), 3, size, size), dtype=np.uint8)
-    for image, pixels in zip(small, array, strict=True):
-        image[...] = planes(resize(from_planes(pixels), (0, 0, width, height), size))
-    return small
+def ahead(function: Callable[[T], R], chunks: Iterable[Iterable[T]], workers: int) -> Generator[list[R], None, None]:
+    """Apply a function to the items of each chunk, in their order, by threads that work ahead of who asks.
+
+    Chunks are taken only as they are needed, so there may be any number of them. Closing the iterator stops the
+    threads.
+
+    Args:
+        function: called by several threads at once; what it raises is raised here.
+        chunks: what becomes one list each.
+        workers: threads; 0: the caller's own.
+    """
+    if workers == 0:
+        for chunk in chunks:
+            yield [function(item) for item in chunk]
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="tlx-decode")
+    waiting: deque[list[Future[R]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append([pool.submit(function, item) for item in chunk])
+            if len(waiting) > BATCHES_AHEAD:
+                yield [future.result() for future in waiting.popleft()]
+        while waiting:
+            yield [future.result() for future in waiting.popleft()]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

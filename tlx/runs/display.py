@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from html import escape as html_escape
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +23,7 @@ from tlx.training.metrics import Progress as Step
 if TYPE_CHECKING:
     from tlx.data import Data
     from tlx.recipe import Recipe
+    from tlx.runs.evaluation import Evaluation
     from tlx.runs.result import Result
     from tlx.strategy.plan import Plan, Row
     from tlx.training.loop import State, Training
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Listener = Callable[[Event], object]
 LINE_SECONDS = 10.0  # between two plain progress lines
+TABLE_ROWS = 20  # classes that an evaluation prints
 CROWDED = 0.2  # the part of the cores' time that others may take before a run says so
 
 
@@ -45,6 +47,10 @@ class Display:
         self._line = 0.0
         self._others = Others()
 
+    def say(self, text: str) -> None:
+        """Say something in one line, whatever names stand in it."""
+        self.console.print(printable(text), markup=False)
+
     def data(self, data: Data, recipe: Recipe) -> None:
         """Say what is trained on, and what was left out."""
         parts = ", ".join(
@@ -53,15 +59,15 @@ class Display:
             if part is not None
         )
         self.console.print(f"[bold]{escape(data.name)}[/]: {len(data.classes)} classes; images: {parts}")
-        self.console.print(f"  training images of each class: {printable(data.class_counts(data.train))}", markup=False)
+        self.say(f"  training images of each class: {data.class_counts(data.train)}")
         for note in data.notes:
-            self.console.print(f"  note: {printable(note)}", markup=False)
+            self.say(f"  note: {note}")
 
     def plan(self, plan: Plan, recipe: Recipe) -> None:
         """Print the group table before anything trains."""
         self.console.print(
             f"[bold]{recipe.model_name}[/] on {recipe.backend} ({recipe.device}, {recipe.precision}), "
-            f"weights {recipe.weights}, {recipe.optimizer}, schedule {recipe.schedule}"
+            f"weights {escape(printable(str(recipe.weights)))}, {recipe.optimizer}, schedule {recipe.schedule}"
         )
         self.console.print(group_table(plan.strategy.name, plan.table()))
 
@@ -133,7 +139,7 @@ class Display:
 
     def result(self, result: Result) -> None:
         """Say how a run ended, and where it is."""
-        self.console.print(summary(result), markup=False)
+        self.say(summary(result))
 
 
 class NotebookBar:
@@ -162,6 +168,38 @@ def summary(result: Result) -> str:
         f"{test} (epoch {result.best_epoch} of {result.epochs_run}), {result.trainable_parameters:,} of "
         f"{result.total_parameters:,} parameters trained, {_clock(result.wall_seconds)}; saved in {result.run_dir}"
     )
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print an evaluation to stdout: two lines, and a table of the classes that have images, or of the worst."""
+    recorded, k = evaluation["recorded_accuracy"], evaluation["top_k"]
+    print(
+        f"test accuracy {evaluation['test_accuracy']:.4f} over {evaluation['images']} images of "
+        f"{printable(evaluation['data'])} on {evaluation['backend']}; the run recorded "
+        f"{'none' if recorded is None else f'{recorded:.4f}'} on its own test part"
+    )
+    top_k = "" if k is None else f", top-{k} accuracy {evaluation['top_k_accuracy']:.4f}"
+    print(f"macro F1 {evaluation['macro_f1']:.4f}{top_k}")
+    classes = [entry for entry in evaluation["classes"] if entry["images"]]
+    worst = sorted(classes, key=lambda entry: entry["accuracy"] or 0)[:TABLE_ROWS]
+    rows = [
+        (entry["class"], str(entry["images"]), f"{entry['accuracy']:.4f}", f"{entry['f1']:.4f}")
+        for entry in classes
+        if entry in worst
+    ]
+    print_table(("class", "images", "accuracy", "F1"), rows, right=(1, 2, 3))
+    if len(classes) > len(rows):
+        print(f"and {len(classes) - len(rows)} classes with a higher accuracy: see --json")
+
+
+def print_table(names: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> None:
+    """Print a table to stdout; the columns whose numbers stand in `right` are aligned to the right."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(names):
+        table.add_column(name, justify="right" if place in right else "left", no_wrap=place < len(names) - 1)
+    for row in rows:
+        table.add_row(*(escape(printable(cell)) for cell in row))
+    Console().print(table)
 
 
 def group_table(title: str, rows: Sequence[Row]) -> Table:

@@ -1,26 +1,54 @@
-"""Evaluate a finished run on its test part."""
+"""Evaluate a finished run on its test part, or on other data with its classes."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
-from tlx.errors import TlxError
+import numpy as np
+from numpy.typing import NDArray
+
+from tlx.data import Images
+from tlx.data.load import open_source
+from tlx.errors import DataError, RecipeError, TlxError
+from tlx.recipe import Recipe
+from tlx.runs.classify import BadImages, classify
 from tlx.runs.display import Display, follow
-from tlx.runs.finished import restore
+from tlx.runs.finished import Finished, read_run, restore
 from tlx.runs.folder import read_json
-from tlx.training.build import make_loader, open_data
-from tlx.training.loop import evaluate as evaluate_part
+from tlx.runs.inputs import of_part
+from tlx.training.build import open_data
+from tlx.training.metrics import FETCH_SECONDS, Event, Metrics, Progress
+
+TOP = 5  # as ImageNet's top-5; it says nothing where there are no more classes
+
+ClassFigures = TypedDict(
+    "ClassFigures",
+    {"class": str, "images": int, "correct": int, "accuracy": float | None, "f1": float | None},
+)
+ClassFigures.__doc__ = """The figures of one class; `accuracy` is None where it has no image, `f1` where it was not
+predicted either."""
 
 
 class Evaluation(TypedDict):
-    """What `tlx.evaluate` returns. Accuracies lie between 0 and 1, the loss is the mean over the images."""
+    """What `tlx.evaluate` returns. Accuracies and F1 lie between 0 and 1, the loss is the mean over the images."""
 
     backend: str
+    data: str  # the name of the data
     test_accuracy: float
     test_loss: float
     images: int
-    recorded_accuracy: float | None  # that the run itself recorded
+    unreadable: int  # images of other data that could not be read, and are left out
+    top_k: int | None  # K of the top-K accuracy; None: it was not asked for, and there are at most 5 classes
+    top_k_accuracy: float | None
+    macro_f1: float
+    classes: list[ClassFigures]
+    confusion: list[list[int]]  # images by their class (rows) and the predicted class (columns)
+    recorded_accuracy: float | None  # that the run itself recorded, on its own test part
     run_dir: str
 
 
@@ -32,37 +60,159 @@ def evaluate(
     data: Any = None,
     data_root: str | Path | None = None,
     model: Any = None,
+    top: int | None = None,
 ) -> Evaluation:
-    """Evaluate a finished run's model on its test part, on the same backend or on another.
+    """Evaluate a finished run's model on its test part or on other data, on the same backend or on another.
 
     Args:
         run_dir: a folder that `tlx run` wrote.
         backend: where to evaluate; default: the backend that trained.
         quiet: show nothing on stderr.
-        data: the data again, where the run's were Python objects.
+        data: other data, whatever `tlx.load_data` takes. Its test part is evaluated, or all of it where it has only one
+            part; classes are matched by name, so it may have some of the run's, in any order. The run's own data, which
+            is known by its fingerprint, is evaluated as ever; it must be given where it was passed in Python.
         data_root: where the data lie now.
         model: the module again, where the run's was a Python object.
+        top: K of the top-K accuracy; default: 5 where there are more than 5 classes.
 
     Raises:
         RunNotFound: there is no finished run in the folder.
-        TlxError: the data have other classes or no test part, or the weights do not fit.
+        DataError: the data has classes that the run does not know, or no test part.
+        TlxError: the weights do not fit, or the model's outputs are not finite.
     """
-    objects = {"data": data, "data_root": data_root, "model": model}
-    run = restore(run_dir, backend, **objects)
-    dataset = open_data(run.recipe)
-    if list(dataset.classes) != run.card["classes"]:
-        raise TlxError(f"{run_dir} was trained on classes {run.card['classes']}; the data has {list(dataset.classes)}")
-    if dataset.test is None:
-        raise TlxError(f"{dataset.name} has no test part")
+    if top is not None and top < 1:
+        raise TlxError(f"top is {top}; expected at least 1")
+    run = restore(run_dir, backend, model=model)
     display = Display(quiet)
+    name, images, own = _images(run, data, data_root, display)
+    classes: list[str] = run.card["classes"]
+    k = top or (TOP if len(classes) > TOP else None)
+    bad = BadImages(display)
     with display.live(run.recipe):
-        events = evaluate_part(run.backend, run.model, make_loader(run.recipe, dataset.test), "test")
-        metrics = follow(events, [display.event])
+        tally = follow(_evaluate(run, images, k, bad), [display.event])
+    bad.conclude(len(images), allowed=not own)
+    confusion = tally.confusion
+    f1 = f1_of_classes(confusion)
     return {
         "backend": run.recipe.backend,
-        "test_accuracy": metrics.accuracy,
-        "test_loss": metrics.loss,
-        "images": metrics.images,
+        "data": name,
+        "test_accuracy": tally.metrics().accuracy,
+        "test_loss": tally.metrics().loss,
+        "images": tally.images,
+        "unreadable": bad.count,
+        "top_k": k,
+        "top_k_accuracy": None if k is None else tally.hits / tally.images,
+        "macro_f1": float(np.nanmean(f1)),
+        "classes": [
+            {
+                "class": label,
+                "images": int(row.sum()),
+                "correct": int(row[i]),
+                "accuracy": float(row[i] / row.sum()) if row.any() else None,
+                "f1": None if np.isnan(f1[i]) else float(f1[i]),
+            }
+            for i, (label, row) in enumerate(zip(classes, confusion, strict=True))
+        ],
+        "confusion": confusion.tolist(),
         "recorded_accuracy": read_json(run.run_dir / "result.json")["test_accuracy"],
         "run_dir": str(run.run_dir),
     }
+
+
+def f1_of_classes(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the F1 of each class, NaN where it has no image and was never predicted.
+
+    F1 is 2 TP / (2 TP + FP + FN), and macro F1 the mean over the classes that occur: van Rijsbergen, Information
+    Retrieval, 1979, chapter 7; the "averaged F1" of Opitz & Burst, "Macro F1 and Macro F1", 2019. It equals
+    scikit-learn's `f1_score(labels, predictions, average="macro")`.
+
+    Args:
+        confusion: images by their class (rows) and the predicted class (columns).
+    """
+    right, either = np.diagonal(confusion), confusion.sum(axis=0) + confusion.sum(axis=1)
+    return np.divide(2 * right, either, out=np.full(len(confusion), np.nan), where=either > 0)
+
+
+@dataclass(slots=True, eq=False)
+class Tally:
+    """What an evaluation counts: images by class and predicted class, those in the first K, and the summed loss."""
+
+    confusion: NDArray[np.int64]
+    hits: int = 0
+    loss: float = 0.0
+
+    def add(self, logits: NDArray[np.float64], label: int, k: int | None) -> None:
+        """Count an image by its logits [classes]."""
+        best = np.argsort(-logits, kind="stable")
+        self.confusion[label, best[0]] += 1
+        self.hits += label in best[:k]
+        self.loss += float(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[label])
+
+    @property
+    def images(self) -> int:
+        """How many were counted."""
+        return int(self.confusion.sum())
+
+    def metrics(self) -> Metrics:
+        """The mean loss and the accuracy."""
+        images = max(self.images, 1)
+        return Metrics(self.loss / images, int(np.trace(self.confusion)) / images, images)
+
+
+def _evaluate(run: Finished, images: Images, k: int | None, bad: BadImages) -> Generator[Event, None, Tally]:
+    """Read the images once; events say how far it has come."""
+    tally = Tally(np.zeros((len(run.card["classes"]),) * 2, dtype=np.int64))
+    steps = -(-len(images) // run.recipe.batch_size)
+    started = said = time.perf_counter()
+    with closing(classify(run, of_part(images, run.recipe.max_pixels))) as outcomes:
+        for step, outcome in enumerate(outcomes, 1):
+            for item, logits in outcome:
+                if isinstance(logits, DataError):
+                    bad.add(item, logits)
+                else:
+                    tally.add(logits, item.label, k)
+            if (now := time.perf_counter()) - said > FETCH_SECONDS:
+                said = now
+                yield Progress("test", 0, step, steps, tally.metrics(), now - started)
+    return tally
+
+
+def _images(run: Finished, data: Any, root: Any, display: Display) -> tuple[str, Images, bool]:
+    """The name of the data, the images to evaluate with labels in the run's numbers, and whether they are its own."""
+    own_fields = {f.name for f in fields(Recipe) if f.metadata["group"] == "Data"} | {"seed"}
+    try:
+        _, recipe = read_run(run.run_dir, own_fields, data=data, data_root=root)
+        dataset = open_data(recipe)
+    except (DataError, RecipeError):
+        if data is None:
+            raise
+        return *_other_images(run, data, root, display), False  # it may be data that the recipe cannot divide
+    if data is not None and dataset.fingerprint != run.card["data"]["fingerprint"]:
+        return *_other_images(run, data, root, display), False
+    classes = run.card["classes"]
+    if list(dataset.classes) != classes:
+        raise TlxError(f"{run.run_dir} was trained on classes {classes}; the data has {list(dataset.classes)}")
+    if dataset.test is None:
+        raise TlxError(f"{dataset.name} has no test part")
+    return dataset.name, dataset.test, True
+
+
+def _other_images(run: Finished, data: Any, root: Any, display: Display) -> tuple[str, Images]:
+    source = open_source(data, root)
+    for note in source.notes:
+        display.say(f"note: {note}")
+    parts, classes = source.parts, run.card["classes"]
+    if "test" not in parts and len(parts) > 1:
+        raise DataError(f"{source.name} has no test part, only {' and '.join(parts)}", fix="pass the one to evaluate")
+    images = parts["test"] if "test" in parts else next(iter(parts.values()))
+    present = [source.classes[label] for label in np.unique(images.labels)]
+    unknown = [name for name in present if name not in classes]
+    if unknown:
+        raise DataError(
+            f"{source.name} has classes that {run.run_dir} was not trained on: {', '.join(unknown)}. "
+            f"The run's classes: {', '.join(classes)}",
+            fix="name the data's classes as the run's, and leave the others out",
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    table = np.array([numbers.get(name, -1) for name in source.classes], dtype=np.int64)
+    return source.name, images.select(np.arange(len(images)), table[images.labels])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,12 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from tlx.backend import Backend, Model, Preprocess, registry
-from tlx.errors import RunNotFound
+from tlx.backend import Array, Backend, Model, Preprocess, registry
+from tlx.data.framing import RESIZES, Framing, Resize
+from tlx.data.geometry import from_planes
+from tlx.data.images import seen
+from tlx.errors import DataError, RunNotFound, TlxError
 from tlx.models.weights import match, read_weights
-from tlx.recipe import Recipe
+from tlx.recipe import DATA_OBJECT, Recipe, read_toml
 from tlx.runs.folder import read_json
 from tlx.training.build import build_model, resolve_placement
+
+# What a model needs of its run's recipe.
+NEEDED = ("backend", "model", "head", "image_size", "batch_size", "precision", "device", "workers", "max_pixels")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,12 +33,21 @@ class Finished:
     recipe: Recipe
     backend: Backend
     model: Model
+    preprocess: Preprocess
+    framing: Framing
 
 
-def read_run(run_dir: Path, **objects: Any) -> tuple[dict[str, Any], Recipe]:
-    """Return the card and the recipe of a finished run; `objects` stand for Python objects that the recipe names.
+def read_run(run_dir: Path, used: Collection[str], **objects: Any) -> tuple[dict[str, Any], Recipe]:
+    """Return the card of a finished run, and its recipe as far as it is used.
 
-    Raises RunNotFound where there is no run, or it has not finished.
+    Args:
+        run_dir: a folder that `tlx run` wrote.
+        used: the fields of the recipe that are read, so that the others may name what is not there now, such as data
+            in Python or a strategy of one's own.
+        **objects: stand for Python objects that the recipe names.
+
+    Raises:
+        RunNotFound: there is no run in the folder, or it has not finished.
     """
     if (run_dir / "recipe.toml").is_file() and not (run_dir / "result.json").is_file():
         raise RunNotFound(f"{run_dir} is not finished; finish it with: tlx run --resume {run_dir}")
@@ -41,27 +57,64 @@ def read_run(run_dir: Path, **objects: Any) -> tuple[dict[str, Any], Recipe]:
                 f"{run_dir} holds no finished run: {name} is missing. Pass a folder that `tlx run` wrote."
             )
     overrides = {name: value for name, value in objects.items() if value is not None}
-    return read_json(run_dir / "card.json"), Recipe.from_toml(run_dir / "recipe.toml", overrides)
+    card = read_json(run_dir / "card.json")
+    for name in ("classes", "preprocess", "crop_fraction", "data"):
+        if name not in card:
+            raise TlxError(f"{run_dir}/card.json is damaged: it has no {name!r}", fix="train again")
+    return card, Recipe.from_toml(run_dir / "recipe.toml", overrides, used)
 
 
-def restore(run_dir: str | Path, backend: str | None = None, **objects: Any) -> Finished:
+def restore(run_dir: str | Path, backend: str | None = None, *, model: Any = None) -> Finished:
     """Build the model of a finished run and load its weights.
 
     Args:
         run_dir: a folder that `tlx run` wrote.
         backend: where to build it; default: the backend that trained. On another one, on its best device, in the
             precision of the training where that is native there.
-        **objects: `data` and `model`, where the recipe's were Python objects.
+        model: the module again, where the run's was a Python object.
     """
     run_dir = Path(run_dir)
-    card, recipe = read_run(run_dir, **objects)
+    card, recipe = read_run(run_dir, NEEDED, model=model)
     target = registry.load(backend or recipe.backend)
     recipe = resolve_placement(recipe, target) if backend is None else _moved(recipe, target)
-    model, arch = build_model(recipe, target, len(card["classes"]))
-    specs = target.param_specs(model)
+    built, arch = build_model(recipe, target, len(card["classes"]))
+    specs = target.param_specs(built)
     weights = match(read_weights(run_dir), specs, head=arch.head, model_name=arch.name, take_head=True)
-    target.load_arrays(model, weights)
-    return Finished(run_dir, card, recipe, target, model)
+    target.load_arrays(built, weights)
+    return Finished(run_dir, card, recipe, target, built, *read_pixels(card, run_dir))
+
+
+def read_pixels(card: Mapping[str, Any], run_dir: Path) -> tuple[Preprocess, Framing]:
+    """Return what a run did to the pixels that it was evaluated on, as its card says.
+
+    Raises TlxError where the card says something that this tlx does not do, or is damaged.
+    """
+    try:
+        preprocess, fraction, pixels = Preprocess(**card["preprocess"]), card["crop_fraction"], card.get("pixels")
+        if pixels is None:  # of an earlier tlx
+            photos = _of_photos(card, run_dir)
+            default = 0.875 if photos else 1.0
+            resize: Resize = "centre" if photos else "shrink"
+            return preprocess, Framing(preprocess.size, default if fraction is None else fraction, resize)
+        resize = pixels["resize"] if pixels["resize"] in RESIZES else "centre"
+        framing = Framing(preprocess.size, float(fraction), resize)
+        different = [(name, pixels[name], value) for name, value in framing.facts().items() if pixels[name] != value]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TlxError(f"{run_dir}/card.json is damaged: {error}", fix="train again") from error
+    for name, value, known in different:
+        raise TlxError(
+            f"{run_dir}/card.json: {name} of the pixels is {value!r}; this tlx knows {known!r}",
+            fix="use the tlx that wrote the run, or a later one",
+        )
+    return preprocess, framing
+
+
+def _of_photos(card: Mapping[str, Any], run_dir: Path) -> bool:
+    """Whether a run of an earlier tlx evaluated photos, or images of one size as they are."""
+    if "images" in card:
+        return bool(card["images"] == "photos")
+    data = read_toml(run_dir / "recipe.toml")["data"]  # cards of 0.1.0 do not say it; all but these were photos
+    return data not in ("cifar10", "digits", DATA_OBJECT) and not data.endswith(".npz")
 
 
 def _moved(recipe: Recipe, backend: Backend) -> Recipe:
@@ -75,7 +128,8 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
     """Return the model of a finished run as the framework's own module, in eval mode.
 
     The module has two attributes more: `classes`, the class names in the order of the logits, and `preprocess`, which
-    turns uint8 images [N, 3, h, w] into the array [N, 3, size, size] that the module takes, in its dtype::
+    turns uint8 images [N, 3, h, w] into the array [N, 3, size, size] that the module takes, in its dtype: cropped,
+    resized and normalised as those that the run was evaluated on::
 
         model = tlx.load_model("runs/digits-resnet18-full-torch-1")
         logits = model(torch.from_numpy(model.preprocess(images)))
@@ -93,9 +147,19 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
         BackendUnavailable: the backend is not installed.
         WeightsError: the weights are damaged or do not fit.
     """
-    finished = restore(run_dir, backend, data={}, model=model)  # it reads no data, which may have been Python objects
+    finished = restore(run_dir, backend, model=model)
     module = finished.model.module
     module.classes = tuple(finished.card["classes"])
     dtype = np.float64 if finished.recipe.precision == "float64" else np.float32
-    module.preprocess = partial(Preprocess(**finished.card["preprocess"]).apply, dtype=dtype)
+    module.preprocess = partial(framed, framing=finished.framing, preprocess=finished.preprocess, dtype=dtype)
     return module
+
+
+def framed(images: Array, *, framing: Framing, preprocess: Preprocess, dtype: Any) -> Array:
+    """Return uint8 images [N, 3, h, w] of any size, cropped, resized and normalised as in evaluation.
+
+    Raises DataError where they are something else.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise DataError(f"images are {images.dtype} {list(images.shape)}; expected uint8 [N, 3, h, w]")
+    return preprocess.apply(np.stack([framing.pixels(partial(seen, from_planes(image))) for image in images]), dtype)

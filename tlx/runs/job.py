@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx.atomic import write_atomic, write_json
-from tlx.backend import Preprocess, registry
-from tlx.data import Data
+from tlx.backend import registry
+from tlx.data import Data, Loader
 from tlx.errors import Interrupted, RecipeError, RunNotFound, TlxError, printable
 from tlx.models.weights import digest, write_safetensors
 from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, takes_fields
@@ -125,16 +125,19 @@ def execute(
         recipe = replace(recipe, out=None)
         state = State()
         if resumed is None:
-            write_atomic(run_dir / "recipe.toml", recipe.to_toml().encode())
+            write_atomic(
+                run_dir / "recipe.toml", recipe.to_toml().encode(errors="surrogateescape")
+            )  # a path keeps its bytes
         elif (run_dir / STATE).exists():
             state = load_state(training, run_dir, data.fingerprint)
             display.resumed(state, training)
         with display.live(recipe):
             _train(training, state, run_dir, data.fingerprint, recipe.save_seconds, listeners, signalled)
             backend.load_arrays(model, state.best)
-            test = None
+            test, evaluated = None, training.val or training.loader
             if data.test is not None:
-                events = evaluate(backend, model, held_out(training, state, make_loader(recipe, data.test)), "test")
+                evaluated = make_loader(recipe, data.test)
+                events = evaluate(backend, model, held_out(training, state, evaluated), "test")
                 test = follow(events, [*listeners, lambda event: _stop_if(signalled(), run_dir, "during the test")])
         result = Result(
             backend=recipe.backend,
@@ -154,7 +157,7 @@ def execute(
             model=model.module,
         )
         write_safetensors(run_dir / "model.safetensors", state.best)
-        write_json(run_dir / "card.json", card(recipe, data, arch.head, digest(state.best)))
+        write_json(run_dir / "card.json", card(recipe, data, arch.head, digest(state.best), evaluated))
         write_json(run_dir / "result.json", result.to_dict())
         shutil.rmtree(run_dir / LAST, ignore_errors=True)
     return result
@@ -194,17 +197,19 @@ def _stop_if(signum: int, run_dir: Path, where: str) -> None:
         raise Interrupted(f"stopped {where}; the run is saved. Go on with: tlx run --resume {run_dir}", signum)
 
 
-def card(recipe: Recipe, data: Data, head: str, weights_digest: str) -> dict[str, Any]:
-    """Describe what is needed to use the model again."""
+def card(recipe: Recipe, data: Data, head: str, weights_digest: str, evaluated: Loader) -> dict[str, Any]:
+    """Describe what is needed to use the model again, and all that was done to the pixels that it was evaluated on."""
+    framing, size = evaluated.framing, evaluated.images.size
     return {
         "format": 1,
         "model": recipe.model_name,
         "head": head,
         "classes": list(data.classes),
-        "preprocess": asdict(Preprocess(recipe.image_size)),
-        "crop_fraction": recipe.crop_fraction,
+        "preprocess": asdict(evaluated.preprocess),
+        "crop_fraction": framing.crop_fraction,
+        "pixels": {**framing.facts(), "image_size": None if size is None else list(size)},
         "precision": recipe.precision,
-        "images": "photos" if data.of_photos else "fixed",
+        "images": "photos" if size is None else "fixed",
         "data": {
             "name": data.name,
             "fingerprint": data.fingerprint,

@@ -1,0 +1,133 @@
+"""Any number of images through the model of a finished run: decoded in threads, ahead of the device."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlx.backend import Batch, Lazy
+from tlx.data.loader import ahead
+from tlx.errors import DataError, DataNotFound, TlxError
+from tlx.runs.display import Display
+from tlx.runs.finished import Finished
+from tlx.runs.inputs import Input
+
+LISTED = 10  # bad images that an error spells out before it counts
+
+Pixels = NDArray[np.uint8]
+Logits = NDArray[np.float64]
+Outcome = tuple[Input, Logits | DataError]  # the logits [classes] of an image, or why it cannot be read
+
+
+def classify(run: Finished, inputs: Iterable[Input]) -> Generator[list[Outcome], None, None]:
+    """Return the logits of images in their order, batch by batch, from the very pixels that evaluation sees.
+
+    Raises:
+        TlxError: the model's outputs are not finite.
+    """
+
+    def read(item: Input) -> tuple[Input, Pixels | DataError]:
+        try:
+            return item, run.framing.pixels(item.open)
+        except DataError as error:
+            return item, error
+
+    rest = iter(inputs)
+    chunks = iter(lambda: list(islice(rest, run.recipe.batch_size)), [])
+    before: _Started | None = None
+    with closing(ahead(read, chunks, run.recipe.workers)) as decoded:
+        for chunk in decoded:
+            started = _Started(run, chunk)
+            if before is not None:  # the device computes the next batch while the caller uses this one
+                yield before.outcomes()
+            before = started
+    if before is not None:
+        yield before.outcomes()
+
+
+class _Started:
+    """A chunk on the device: one batch of all images that are equal in size, which they are after resizing."""
+
+    def __init__(self, run: Finished, chunk: list[tuple[Input, Pixels | DataError]]) -> None:
+        self.run, self.chunk = run, chunk
+        self.places: list[list[int]] = []
+        lazies: list[Lazy] = []
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for place, (_, pixels) in enumerate(chunk):
+            if not isinstance(pixels, DataError):
+                by_size.setdefault(pixels.shape, []).append(place)
+        for places in by_size.values():
+            images = np.ascontiguousarray(np.stack([np.asarray(chunk[place][1]) for place in places]))
+            labels = np.zeros(len(places), dtype=np.int64)
+            batch = Batch(images, labels, np.array(places, dtype=np.int64), run.preprocess)
+            lazies.append(run.backend.logits(run.model, run.backend.put(run.model, batch)))
+            self.places.append(places)
+        self.lazies = lazies
+
+    def outcomes(self) -> list[Outcome]:
+        """Wait for the device."""
+        rows: dict[int, Logits] = {}
+        for places, logits in zip(self.places, self.run.backend.fetch(self.lazies), strict=True):
+            rows.update(zip(places, finite(logits, self.run), strict=True))
+        return [
+            (item, pixels if isinstance(pixels, DataError) else rows[place])
+            for place, (item, pixels) in enumerate(self.chunk)
+        ]
+
+
+def finite(logits: NDArray[Any], run: Finished) -> Logits:
+    """Return logits in float64; raises TlxError where they are not finite."""
+    if not np.isfinite(logits).all():
+        raise TlxError(f"{run.run_dir}: the model's outputs are not finite")
+    return logits.astype(np.float64)
+
+
+class BadImages:
+    """Counts the images that cannot be read, and says which: one by one, or in the error where none can."""
+
+    def __init__(self, display: Display) -> None:
+        self.display = display
+        self.count = self.missing = 0
+        self.names: list[str] = []  # of the first
+        self.problems: list[str] = []
+        self.unsaid: list[str] = []
+
+    def add(self, item: Input, error: DataError) -> None:
+        """Count one. It is said once another image could be read, or there are many."""
+        self.count += 1
+        self.missing += isinstance(error, DataNotFound)
+        problem = error.problem.rstrip(".")
+        if self.count <= LISTED:
+            self.names.append(item.name)
+            self.problems.append(problem)
+        self.unsaid.append(problem)
+        if self.count > LISTED:
+            self.say()
+
+    def say(self) -> None:
+        """Say which cannot be read, and why."""
+        for problem in self.unsaid:
+            self.display.say(f"not read: {problem}")
+        self.unsaid = []
+
+    def conclude(self, images: int, allowed: bool = True) -> None:
+        """Say how many of the images cannot be read; DataError where that is all of them, or none is `allowed`."""
+        if not self.count:
+            return
+        more = f"; and {self.count - LISTED} more" if self.count > LISTED else ""
+        if self.missing == images == 1:
+            raise DataNotFound(self.problems[0])
+        if self.missing == images:
+            raise DataNotFound(f"{images} of the images do not exist: {', '.join(self.names)}{more}")
+        if self.count == images or not allowed:
+            listed = "; ".join(self.problems)
+            raise DataError(
+                f"{self.count} of {images} images cannot be read: {listed}{more}", fix="replace or remove them"
+            )
+        self.say()
+        self.display.say(f"{self.count} of {images} images cannot be read")
