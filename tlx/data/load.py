@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -20,6 +20,7 @@ from tlx.data.sources.csv_file import CSV
 from tlx.data.sources.digits import DIGITS
 from tlx.data.sources.folder import FOLDER
 from tlx.data.sources.npz import NPZ
+from tlx.data.sources.sequence import SequenceImages
 from tlx.data.sources.source import DataLike, Kind, Source
 from tlx.data.split import hold_out, limit, pick_classes
 from tlx.errors import DataError, DataNotFound, closest
@@ -131,9 +132,12 @@ def load_data(
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
     names, parts, notes = origin.classes, dict(origin.parts), list(origin.notes)
     if on_bad_image == "skip":
-        parts = {part: _decodable(images, part, notes) for part, images in parts.items()}
+        parts = {part: _usable(images, part, origin.bad.get(part, {}), notes) for part, images in parts.items()}
     elif on_bad_image != "error":
         raise DataError(f"on_bad_image is {on_bad_image!r}; expected error or skip.")
+    elif problems := [problem for bad in origin.bad.values() for problem in bad.values()]:
+        more = f" (and {len(problems) - 1} more samples are of no use)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{more}", fix="mend them, or leave them out with on_bad_image='skip'")
     if classes is not None:
         wanted = (classes,) if isinstance(classes, str) else tuple(classes)
         parts = {part: pick_classes(images, names, wanted) for part, images in parts.items()}
@@ -164,18 +168,27 @@ def load_data(
     return Data(origin.name, names, train, val, test, _fingerprint(origin.name, names, train, val, test), tuple(notes))
 
 
-def _decodable(images: Images, part: str, notes: list[str]) -> Images:
-    """Leave out the photos that cannot be decoded, which a note counts and names."""
-    if not isinstance(images, FileImages):
-        return images
-    bad = images.undecodable()
+def _usable(images: Images, part: str, known: Mapping[int, str], notes: list[str]) -> Images:
+    """Leave out the samples that are known to be of no use or cannot be decoded; a note counts and names them."""
+    names = list(images.names)
+    bad = {names[i]: problem for i, problem in known.items()}
+    photos = isinstance(images, FileImages)
+    if known:  # those cannot be tried
+        indices = np.array([i for i in range(len(images)) if i not in known], dtype=np.int64)
+        images = images.select(indices, images.labels[indices])
+    if isinstance(images, (FileImages, SequenceImages)):
+        bad |= images.undecodable()
     if not bad:
         return images
-    listed = ", ".join(list(bad)[:5]) + (", ..." if len(bad) > 5 else "")
-    notes.append(f"left out {len(bad)} of {len(images)} photos that cannot be decoded: {listed}")
     good = np.array([i for i, name in enumerate(images.names) if name not in bad], dtype=np.int64)
     if not len(good):
-        raise DataError(f"no photo of {part} can be decoded: {next(iter(bad.values()))}", fix="replace or remove them")
+        what = f"no photo of {part} can be decoded" if photos else f"no sample of {part} can be used"
+        raise DataError(f"{what}: {next(iter(bad.values()))}", fix="replace or remove them")
+    listed = ", ".join(list(bad)[:5]) + (", ..." if len(bad) > 5 else "")
+    what = "photos that cannot be decoded" if photos else f"samples of {part} that cannot be used"
+    notes.append(f"left out {len(bad)} of {len(names)} {what}: {listed}")
+    if not photos:
+        notes.append(f"the first of them: {next(iter(bad.values()))}")
     return images.select(good, images.labels[good])
 
 
