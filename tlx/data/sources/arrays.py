@@ -145,7 +145,7 @@ def _is_pair(entry: Any) -> bool:
         return False
     if len(images) == 2 and is_label(images[1]) and not (isinstance(images, list) and isinstance(images[1], str)):
         return False  # it is the first of two items
-    return as_numpy(labels) is not None or (isinstance(labels, (list, tuple)) and all(map(is_label, labels[:1])))
+    return as_numpy(labels) is not None or isinstance(labels, (list, tuple))
 
 
 def _array_part(x: Any, y: Any, part: str, notes: list[str]) -> tuple[Images, Labels]:
@@ -177,9 +177,7 @@ def _is_data(candidate: Any) -> bool:
     """Whether it may be data in Python: whatever has items, though these may be of no use."""
     if isinstance(candidate, (str, bytes, os.PathLike)):
         return False
-    return (
-        isinstance(candidate, (Mapping, tuple)) or hasattr(candidate, "__iter__") or hasattr(candidate, "__getitem__")
-    )
+    return any(hasattr(type(candidate), method) for method in ("__iter__", "__getitem__"))
 
 
 ARRAYS = Kind(

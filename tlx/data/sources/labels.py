@@ -140,6 +140,8 @@ def _text(array: NDArray[Any], part: str, bad: dict[int, str]) -> Labels:
 
 def _one_hot(array: NDArray[Any], part: str, bad: dict[int, str], notes: list[str]) -> Labels:
     right = ((array == 1).sum(axis=1) == 1) & ((array == 0).sum(axis=1) == array.shape[1] - 1)
+    if not right.any() and bad:
+        raise DataError(next(iter(bad.values())))
     if not right.any():
         raise DataError(
             f"{part}: labels are {array.dtype} {list(array.shape)}, and their rows are not one-hot",
