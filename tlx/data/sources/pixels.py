@@ -155,7 +155,8 @@ def describe(value: Any) -> str:
         facts = " ".join(str(fact) for fact in (getattr(value, "dtype", ""), _shape(value)) if str(fact))
     except Exception:  # an object of foreign code may fail at anything
         facts = ""
-    return f"a {type(value).__name__} {facts}".rstrip()
+    name = "array" if isinstance(value, np.ndarray) else type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name} {facts}".rstrip()
 
 
 def _shape(value: Any) -> str:
