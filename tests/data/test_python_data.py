@@ -74,7 +74,7 @@ def test_data_sets_of_other_classes_are_refused() -> None:
     refused(
         (Listed(classes=PETS), Listed(classes=("ant", "bee", "eel"))),
         "test has classes that train does not have: ant, bee.",
-        "train has cat, dog, eel",
+        "train has cat, dog, eel. Fix: use data sets of the same classes",
     )
     refused(
         {"train": Listed(classes=PETS), "classes": ["a", "b"]}, "names a, b, but the data set itself has cat, dog, eel"
@@ -416,12 +416,12 @@ def test_what_cannot_be_data_says_what_to_pass_instead() -> None:
     refused(Batches(Listed()), "all is a Batches, which makes batches", "Fix: pass loader.dataset")
     refused((Batches(Listed()), Batches(Listed())), "train is a Batches", "Fix: pass loader.dataset")
     refused(Frame(), "all is a Frame with the columns path, label", "list(zip(table['path'], table['label']))")
-    refused((item for item in Listed()), "a generator has no length", "Fix: pass list(data)")
+    refused((item for item in PIXELS), "a generator has no length", "Fix: pass list(data)")
     refused(PIXELS, "must be a pair (images, labels)", "an array uint8 [12, 6, 5, 3] without labels")
     refused(
         (PIXELS, PIXELS, LABELS, LABELS), "as a tuple must be (train, test)", "Fix: write {'train': (images, labels)"
     )
-    refused({"image": PIXELS, "label": LABELS}, "unknown key 'image'", "Fix: write {'train': (images, labels)")
+    refused({"image": PIXELS, "label": LABELS}, "unknown key 'image'", "Data is written as {'train': (images, labels)")
     refused(
         {"train": (PIXELS, LABELS), "val": (PIXELS, LABELS), "valid": (PIXELS, LABELS)}, "'valid' is another name of"
     )

@@ -103,8 +103,9 @@ def load_data(
     """Load a data set by name ("cifar10", "digits"), by folder, from a .csv or .npz file, or from Python objects.
 
     In Python: ``{"train": part, "test": part, "val": part, "classes": names}`` (all but train optional), ``(train,
-    test)``, or one part alone, from which the test part is drawn. A part is (images, labels), uint8 NHWC or NHW and
-    integers [N]; or a sequence of (image, label), such as a torchvision data set without transforms.
+    test)``, or one part alone, from which the test part is drawn. A part is (images, labels), arrays or lists; or a
+    sequence of (image, label), such as a torchvision data set without random transforms. `docs/data.md` says what
+    images and labels may be; the notes say what was converted.
 
     Args:
         source: one of these; `tlx.data.load.KINDS` is the table of them.
@@ -116,8 +117,8 @@ def load_data(
         val_fraction: fraction of the training images held out for validation, drawn by `seed`; unused where the data
             has a validation part.
         test_fraction: fraction held out for the test where the data has no parts; the same images whatever the seed.
-        on_bad_image: "error" lists all photos that cannot be decoded when the first is met; "skip" tries all before
-            training, leaves the bad ones out and says which.
+        on_bad_image: "error" lists all photos that cannot be decoded when the first is met, and refuses unusable
+            samples of Python objects; "skip" tries all before training, leaves the bad ones out and says which.
         seed: of the validation part.
 
     Raises:
@@ -128,6 +129,10 @@ def load_data(
         origin = _open(source, None if root is None else Path(root).expanduser())
     except DataError:
         raise
+    except RuntimeError as error:  # of a home folder that there is not, as in "~nobody/photos"
+        if not str(source).startswith("~") and not str(root).startswith("~"):
+            raise
+        raise DataError(f"data={str(source)!r}: {str(error).rstrip('.')}", fix="write the path in full") from error
     except OSError as error:  # such as a folder that may not be read
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
     names, parts, notes = origin.classes, dict(origin.parts), list(origin.notes)

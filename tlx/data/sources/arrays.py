@@ -57,11 +57,10 @@ def _names(names: Any) -> tuple[str, ...]:
         raise DataError(
             f"data['classes'] is {describe(names)}; expected a list of names, in the order of their numbers"
         )
-    names = tuple(str(name) for name in names)
-    if not names or len(set(names)) != len(names):
-        what = "holds a name twice" if names else "is empty"
-        raise DataError(f"data['classes'] {what}: {', '.join(names)}.")
-    return names
+    known = tuple(str(name) for name in names)
+    if not known or len(set(known)) != len(known):
+        raise DataError(f"data['classes'] {'holds a name twice' if known else 'is empty'}: {', '.join(known)}.")
+    return known
 
 
 def _labelled(images: Images, labels: NDArray[np.int64]) -> Images:
@@ -87,7 +86,7 @@ def _entries(source: Any, notes: list[str]) -> dict[str, Any]:
     for key in source:
         name = ALSO.get(key, key) if isinstance(key, str) else key
         if name not in KEYS:
-            raise DataError(f"data: unknown key {key!r}.{closest(str(key), KEYS[1:])}", fix=f"write {HOW}")
+            raise DataError(f"data: unknown key {key!r}.{closest(str(key), KEYS[1:])} Data is written as {HOW}.")
         if name in entries:
             raise DataError(
                 f"data: {key!r} is another name of {name!r}, which is there as well", fix="give one of them"

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.data.sources.pixels import as_numpy, describe
-from tlx.errors import DataError, closest
+from tlx.errors import DataError
 
 EXPECTED = "a class number or a name"
 LARGEST = 2**53  # beyond that float64 and int64 would not agree; no class has such a number
+LISTED = 10  # classes that a text spells out before it counts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +42,8 @@ class Labels:
         """The usable labels, each once, ascending."""
         usable = np.ones(len(self.values), dtype=bool)
         usable[list(self.bad)] = False
-        return np.unique(self.values[usable])
+        present: NDArray[Any] = np.unique(self.values[usable])
+        return present
 
 
 def read_labels(raw: Any, part: str, notes: list[str], unusable: Mapping[int, str] | None = None) -> Labels:
@@ -172,6 +174,10 @@ def number_labels(
         DataError: the parts do not have the same classes.
     """
     named = next((labels.names for labels in parts.values() if labels.names), None)
+    kinds = {part: "text" if labels.is_text else "numbers" for part, labels in parts.items()}
+    if named is None and given is None and len(set(kinds.values())) > 1:
+        listed = ", ".join(f"{part} has {kind}" for part, kind in kinds.items())
+        raise DataError(f"data: the labels of the parts differ in kind: {listed}", fix="use the same in every part")
     if named:
         parts = {part: _named(labels, part, named, notes) for part, labels in parts.items()}
     parts = {part: _from_zero(labels, parts, given, notes) for part, labels in parts.items()}
@@ -184,7 +190,9 @@ def number_labels(
     assert classes is not None
     numbers, bad = {}, {}
     for part, labels in parts.items():
-        numbers[part], bad[part] = _number(labels, classes, part, next(iter(parts)), notes)
+        numbers[part], bad[part] = _number(labels, classes, part, next(iter(parts)))
+        if named and labels.names and any(named.get(n, name) != name for n, name in labels.names.items()):
+            notes.append(f"{part} numbers its classes differently from the rest: they were matched by name")
     return classes, numbers, {part: wrong for part, wrong in bad.items() if wrong}
 
 
@@ -200,13 +208,13 @@ def _renamed(
     parts: Mapping[str, Labels], names: Mapping[int, str], given: tuple[str, ...], notes: list[str]
 ) -> dict[str, Labels]:
     """Put the names that the user gave in the place of those of the data set."""
-    own = ", ".join(names[number] for number in sorted(names))
+    own = _listed([names[number] for number in sorted(names)])
     if len(names) != len(given) or any(labels.is_text or labels.names != names for labels in parts.values()):
         raise DataError(
-            f"data['classes'] names {', '.join(given)}, but the data set itself has {own}",
+            f"data['classes'] names {_listed(given)}, but the data set itself has {own}",
             fix="leave 'classes' out, or name the classes as the data set does",
         )
-    notes.append(f"classes were renamed: {own} became {', '.join(given)}")
+    notes.append(f"classes were renamed: {own} became {_listed(given)}")
     table = dict(zip(sorted(names), given, strict=True))
     return {part: Labels(labels.values, table, labels.bad) for part, labels in parts.items()}
 
@@ -227,7 +235,7 @@ def _from_zero(labels: Labels, parts: Mapping[str, Labels], given: tuple[str, ..
     else:
         return labels
     if first:
-        notes.append(f"labels {what}" + ("" if names is None else f": {', '.join(names)}"))
+        notes.append(f"labels {what}" + ("" if names is None else f": {_listed(names)}"))
     return Labels(shifted, labels.names or (None if names else dict(enumerate(map(str, present)))), labels.bad)
 
 
@@ -241,18 +249,13 @@ def _in_use(named: Mapping[int, str], parts: Mapping[str, Labels], notes: list[s
     unused = [name for name in names if name not in used]
     if not unused or len(unused) == len(names):
         return names
-    listed = ", ".join(unused[:5]) + (", ..." if len(unused) > 5 else "")
-    notes.append(f"{len(unused)} of {len(names)} classes have no image and were left out: {listed}")
+    notes.append(f"{len(unused)} of {len(names)} classes have no image and were left out: {_listed(unused)}")
     return tuple(name for name in names if name in used)
 
 
 def _of_values(parts: Mapping[str, Labels]) -> tuple[str, ...]:
     """The classes of labels that nobody named: the texts of the first part in order, or the numbers."""
     labels = next(iter(parts.values()))
-    kinds = {part: "text" if labels.is_text else "numbers" for part, labels in parts.items()}
-    if len(set(kinds.values())) > 1:
-        listed = ", ".join(f"{part} has {kind}" for part, kind in kinds.items())
-        raise DataError(f"data: the labels of the parts differ in kind: {listed}", fix="use the same in every part")
     if labels.is_text:
         return tuple(map(str, labels.present))
     top = max((int(other.present[-1]) for other in parts.values() if len(other.present)), default=-1)
@@ -264,14 +267,14 @@ def _of_values(parts: Mapping[str, Labels]) -> tuple[str, ...]:
 
 
 def _number(
-    labels: Labels, classes: tuple[str, ...], part: str, first: str, notes: list[str]
+    labels: Labels, classes: tuple[str, ...], part: str, first: str
 ) -> tuple[NDArray[np.int64], dict[int, str]]:
     """Find each label's place in `classes`."""
     place = {name: i for i, name in enumerate(classes)}
     bad = dict(labels.bad)
     if labels.is_text:
         table = {name: place.get(name, -1) for name in map(str, np.unique(labels.values))}
-        expected = f"is not a class of {first}: {', '.join(classes[:10])}" + (", ..." if len(classes) > 10 else "")
+        expected = f"is not a class of {first}: {_listed(classes)}"
     elif labels.names is None:
         table = {number: number if 0 <= number < len(classes) else -1 for number in np.unique(labels.values).tolist()}
         expected = f"is not in 0 .. {len(classes) - 1}"
@@ -279,13 +282,11 @@ def _number(
         strange = sorted({labels.names.get(n, classes[0]) for n in labels.present.tolist()} - set(classes))
         if strange:
             raise DataError(
-                f"{part} has classes that {first} does not have: {', '.join(strange)}.{closest(strange[0], classes)}",
-                fix=f"use data sets of the same classes; {first} has {', '.join(classes)}",
+                f"{part} has classes that {first} does not have: {_listed(strange)}. {first} has {_listed(classes)}",
+                fix="use data sets of the same classes, or leave those images out",
             )
         table = {n: place.get(labels.names.get(n, ""), -1) for n in np.unique(labels.values).tolist()}
         expected = f"is not in {min(labels.names)} .. {max(labels.names)}"
-        if part != first and any(n != place.get(name, n) for n, name in labels.names.items()):
-            notes.append(f"{part} numbers its classes differently from the rest: they were matched by name")
     distinct, inverse = np.unique(labels.values, return_inverse=True)
     numbers = np.array([table[value] for value in distinct.tolist()], dtype=np.int64)[inverse]
     for i in np.flatnonzero(numbers < 0):
@@ -293,3 +294,7 @@ def _number(
         bad.setdefault(int(i), f"{part}: label {value} of sample {i} {expected}")
     numbers[list(bad)] = -1
     return numbers, bad
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")

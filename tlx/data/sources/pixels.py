@@ -140,7 +140,8 @@ def _eight_bits(array: NDArray[Any], where: str, remarks: Counter[str]) -> NDArr
         raise SystematicError(f"{shown}. They seem to be normalised", fix=UNTRANSFORMED)
     remarks["floats 0 .. 1 were rounded to 0 .. 255"] += 1
     scaled = np.clip(array.astype(np.float32, copy=False), 0, 1) * np.float32(255)
-    return np.rint(scaled).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.rint(scaled).astype(np.uint8)
+    return pixels
 
 
 def describe(value: Any) -> str:

@@ -113,14 +113,14 @@ def from_sequence(source: Any, part: str, root: Path | None, notes: list[str]) -
     leaves, exact = unfold(source)
     known = [returned_labels(leaf) if exact else None for leaf in leaves]
     everything = np.arange(count, dtype=np.int64)
-    unknown = [leaf.places for leaf, labels in zip(leaves, known, strict=True) if labels is None]
+    unknown = [leaf.places for leaf, numbers in zip(leaves, known, strict=True) if numbers is None]
     places = np.sort(np.concatenate(unknown)) if unknown else everything[:0]
     sampled = np.unique(np.linspace(0, count - 1, COMPARED).astype(np.int64))
     reading = _read(source, part, root or Path(), np.union1d(places, sampled))
     stored = np.full(count, -1, dtype=np.int64)
-    for leaf, labels in zip(leaves, known, strict=True):
-        if labels is not None:
-            stored[leaf.places] = labels
+    for leaf, numbers in zip(leaves, known, strict=True):
+        if numbers is not None:
+            stored[leaf.places] = numbers
     if any(stored[i] >= 0 and stored[i] != label for i, label in reading.labels.items() if _is_number(label)):
         places, known = everything, [None] * len(leaves)  # the items tell otherwise
         reading = _read(source, part, root or Path(), everything)
@@ -170,6 +170,7 @@ def _read(source: Any, part: str, root: Path, places: NDArray[np.int64]) -> _Rea
     form: Form | None = None
     notes: list[str] = []
     remarks: Counter[str] = Counter()
+    shape: tuple[int, ...] | None = None
     reading = _Reading(PAIR, {}, {}, notes, [] if isinstance(source, (list, tuple)) else None, False)
     for i in places.tolist():
         where, pixels = f"{part}: item {i}", None
@@ -193,8 +194,10 @@ def _read(source: Any, part: str, root: Path, places: NDArray[np.int64]) -> _Rea
         except Exception as error:  # whatever foreign code raises
             reading.bad[i] = f"{where} cannot be read: {_reason(error)}"
         if reading.pixels is not None:
-            sizes = {p.shape for p in (*reading.pixels[:1], pixels) if p is not None}
-            reading.pixels = None if len(sizes) > 1 else [*reading.pixels, pixels]
+            shape = shape or (None if pixels is None else pixels.shape)
+            reading.pixels.append(pixels)
+            if pixels is not None and pixels.shape != shape:
+                reading.pixels = None
         if not reading.labels and len(reading.bad) >= min(GIVEN_UP, len(places)):
             raise DataError(next(iter(reading.bad.values())))
     notes += [

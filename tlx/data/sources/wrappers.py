@@ -80,7 +80,7 @@ def _inside(source: Any) -> list[tuple[Any, NDArray[np.int64], NDArray[np.int64]
                 if end > start
             ]
     for name in ("dataset", "subset"):
-        inner = getattr(source, name, None)
+        inner: Any = getattr(source, name, None)
         if hasattr(inner, "__len__") and hasattr(inner, "__getitem__") and not isinstance(inner, (str, Mapping)):
             chosen = getattr(source, "indices", None)
             indices = everything if chosen is None or callable(chosen) else np.asarray(chosen)
