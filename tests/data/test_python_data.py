@@ -413,6 +413,7 @@ class Frame:
 
 
 def test_what_cannot_be_data_says_what_to_pass_instead() -> None:
+    refused({"train": (PIXELS, iter(LABELS))}, "train: labels are an array_iterator", "Fix: pass a list or an array")
     refused(Batches(Listed()), "all is a Batches, which makes batches", "Fix: pass loader.dataset")
     refused((Batches(Listed()), Batches(Listed())), "train is a Batches", "Fix: pass loader.dataset")
     refused(Frame(), "all is a Frame with the columns path, label", "list(zip(table['path'], table['label']))")
@@ -435,5 +436,8 @@ def test_a_tuple_of_images_and_labels_is_a_whole_and_that_is_noted() -> None:
     assert data.test is not None and len(data.test) == 3 and noted(data, "the tuple was taken as (images, labels)")
     pair = load_data(((PIXELS, LABELS), (PIXELS[:6], LABELS[:6])), val_fraction=0)
     assert pair.test is not None and (len(pair.train), len(pair.test)) == (12, 6)
+    for labels in (LABELS, LABELS[:, None], np.eye(3)[LABELS]):
+        grey: Any = ((PIXELS[..., 0], labels), [PIXELS[:6, ..., 0], labels[:6]])
+        assert len(load_data(grey, val_fraction=0).train) == 12
     two = [(PIXELS[0], 0), (PIXELS[1], 1)]
     assert len(load_data({"train": two, "test": two}, val_fraction=0).train) == 2

@@ -139,11 +139,13 @@ def _is_pair(entry: Any) -> bool:
     images, labels = entry
     array = as_numpy(images)
     if array is not None:
-        return as_numpy(labels) is not None or isinstance(labels, (list, tuple)) or is_label(labels)
+        return hasattr(type(labels), "__iter__") or as_numpy(labels) is not None or is_label(labels)
     if not isinstance(images, (list, tuple)) or not len(images) or not is_image(images[0]):
         return False
     if len(images) == 2 and is_label(images[1]) and not (isinstance(images, list) and isinstance(images[1], str)):
         return False  # it is the first of two items
+    if len(images) == 2 and isinstance(labels, (list, tuple)) and len(labels) == 2 and not is_label(labels[0]):
+        return False  # they are two parts, or two items
     return as_numpy(labels) is not None or isinstance(labels, (list, tuple))
 
 
@@ -167,6 +169,8 @@ def _array_part(x: Any, y: Any, part: str, notes: list[str]) -> tuple[Images, La
 
 def _same_length(images: int, labels: Any, part: str) -> None:
     array = as_numpy(labels)
+    if array is None and not hasattr(labels, "__len__"):
+        raise DataError(f"{part}: labels are {describe(labels)}", fix="pass a list or an array of them")
     count = len(labels) if array is None else array.shape[0] if array.ndim else 0
     if images != count:
         raise DataError(f"{part}: {images} images but {count} labels.")
