@@ -96,6 +96,7 @@ def spoilt(label: Any, at: int = 7) -> list[Any]:
 WRONG: dict[str, tuple[Any, str]] = {
     "NaN": (spoilt(float("nan")), "label nan of sample 7 is not a whole number; expected a class number or a name"),
     "infinity": (spoilt(float("inf")), "label inf of sample 7 is not a whole number"),
+    "masked": (np.ma.array(THREE, mask=np.arange(COUNT) == 7), "label of sample 7 is"),
     "half": (spoilt(0.5), "label 0.5 of sample 7 is not a whole number"),
     "negative": (spoilt(-1), "label -1 of sample 7 is not in 0 .. 2"),
     "large": (spoilt(99), "label 99 among 12 training images. Fix: number the classes from 0"),
@@ -119,7 +120,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_label_that_is_none_is_named_in_any_container(kind: str, container: str, tmp_path: Path) -> None:
     labels, message = WRONG[kind]
-    if container == "npz" and kind in ("None", "text among numbers", "ragged", "mappings"):
+    if container == "npz" and kind in ("None", "masked", "text among numbers", "ragged", "mappings"):
         pytest.skip("an array in a file has one type")
     with pytest.raises(DataError) as error:
         load_data(CONTAINERS[container](labels, tmp_path), val_fraction=0, test_fraction=0)

@@ -413,7 +413,7 @@ class Frame:
 
 
 def test_what_cannot_be_data_says_what_to_pass_instead() -> None:
-    refused({"train": (PIXELS, iter(LABELS))}, "train: labels are an array_iterator", "Fix: pass a list or an array")
+    refused({"train": (PIXELS, iter(LABELS))}, "train: labels are an iterator", "Fix: pass a list or an array")
     refused(Batches(Listed()), "all is a Batches, which makes batches", "Fix: pass loader.dataset")
     refused((Batches(Listed()), Batches(Listed())), "train is a Batches", "Fix: pass loader.dataset")
     refused(Frame(), "all is a Frame with the columns path, label", "list(zip(table['path'], table['label']))")
@@ -421,6 +421,9 @@ def test_what_cannot_be_data_says_what_to_pass_instead() -> None:
     refused(PIXELS, "must be a pair (images, labels)", "an array uint8 [12, 6, 5, 3] without labels")
     refused(
         (PIXELS, PIXELS, LABELS, LABELS), "as a tuple must be (train, test)", "Fix: write {'train': (images, labels)"
+    )
+    refused(
+        {"train": {"image": PIXELS, "label": LABELS}}, "train is a mapping with the keys image, label", "Fix: pass ("
     )
     refused({"image": PIXELS, "label": LABELS}, "unknown key 'image'", "Data is written as {'train': (images, labels)")
     refused(

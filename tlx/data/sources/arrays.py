@@ -121,6 +121,11 @@ def _part(entry: Any, part: str, root: Path | None, notes: list[str]) -> tuple[I
             _same_length(len(x), y, part)
             return images, read_labels(y, part, notes, bad)
         return _array_part(x, y, part, notes)
+    if isinstance(entry, Mapping):
+        raise DataError(
+            f"{part} is a mapping with the keys {', '.join(map(str, list(entry)[:10]))}",
+            fix="pass (images, labels), such as (data['image'], data['label'])",
+        )
     if is_sequence(entry) and as_numpy(entry) is None:
         return from_sequence(entry, part, root, notes)
     if as_numpy(entry) is not None:
