@@ -93,10 +93,12 @@ def spoilt(label: Any, at: int = 7) -> list[Any]:
     return [*THREE[:at].tolist(), label, *THREE[at + 1 :].tolist()]
 
 
+MASKED: Any = THREE.view(np.ma.MaskedArray)
+MASKED[7] = np.ma.masked
 WRONG: dict[str, tuple[Any, str]] = {
     "NaN": (spoilt(float("nan")), "label nan of sample 7 is not a whole number; expected a class number or a name"),
     "infinity": (spoilt(float("inf")), "label inf of sample 7 is not a whole number"),
-    "masked": (np.ma.array(THREE, mask=np.arange(COUNT) == 7), "label of sample 7 is"),
+    "masked": (MASKED, "label of sample 7 is"),
     "half": (spoilt(0.5), "label 0.5 of sample 7 is not a whole number"),
     "negative": (spoilt(-1), "label -1 of sample 7 is not in 0 .. 2"),
     "large": (spoilt(99), "label 99 among 12 training images. Fix: number the classes from 0"),

@@ -58,8 +58,8 @@ def read_labels(raw: Any, part: str, notes: list[str], unusable: Mapping[int, st
     Raises:
         DataError: they are labels of no kind.
     """
-    if np.ma.is_masked(raw):
-        raw = raw.tolist()  # None where it is masked; an array would hold what lies below
+    if isinstance(raw, np.ma.MaskedArray):
+        raw = list(raw)  # a plain array would hold what lies below the mask
     array, bad = as_numpy(raw), dict(unusable or {})
     if array is None or array.dtype == object:
         array = _gather(list(raw) if array is None else list(array), part, bad)
