@@ -64,6 +64,7 @@ TWO = (IMAGES, np.array([0, 1] * 3))
     ("source", "options", "message"),
     [
         ("digts", {}, r"neither a known data set nor an existing folder or file\. Did you mean 'digits'"),
+        ("~no-such-user/photos", {}, "home directory. Fix: write the path in full"),
         (7, {}, "must be one of cifar10, digits, a folder of photos, a .csv.* an .npz.*got int"),
         (__file__, {}, "is a file, but neither .csv nor .npz"),
         ((TWO,), {}, r"must be \(train, test\).*got 1 items"),
