@@ -23,6 +23,7 @@ from tlx.data.sources.digits import DIGITS
 from tlx.data.sources.folder import FOLDER
 from tlx.data.sources.npz import NPZ
 from tlx.data.sources.parquet import PARQUET
+from tlx.data.sources.sequence import SequenceImages
 from tlx.data.sources.source import Contents, DataLike, Kind, Source
 from tlx.data.sources.webdataset import WEBDATASET
 from tlx.data.split import hold_out, limit, pick_classes
@@ -122,8 +123,9 @@ def load_data(
     """Load a data set by name ("cifar10", "digits"), by path or address, or from Python objects.
 
     In Python: ``{"train": part, "test": part, "val": part, "classes": names}`` (all but train optional), ``(train,
-    test)``, or one part alone, from which the test part is drawn. A part is (images, labels), uint8 NHWC or NHW and
-    integers [N]; or a sequence of (image, label), such as a torchvision data set without transforms.
+    test)``, or one part alone, from which the test part is drawn. A part is (images, labels), arrays or lists; or a
+    sequence of (image, label), such as a torchvision data set without random transforms. `docs/data.md` says what
+    images and labels may be; the notes say what was converted.
 
     Args:
         source: one of these; `tlx.data.load.KINDS` is the table of them.
@@ -135,8 +137,9 @@ def load_data(
         val_fraction: fraction of the training images held out for validation, drawn by `seed`; unused where the data
             has a validation part.
         test_fraction: fraction held out for the test where the data has no parts; the same images whatever the seed.
-        on_bad_image: "error" lists all photos that cannot be decoded when the first is met; "skip" tries all before
-            training, leaves the bad ones out and says which; so also with missing files that a list names.
+        on_bad_image: "error" lists all photos that cannot be decoded when the first is met, and refuses unusable
+            samples of Python objects; "skip" tries all before training, leaves the bad ones out and says which; so also
+            with missing files that a list names.
         path_column: column of a .csv or .parquet file that holds the photos or their paths; default: guessed, and said
             in a note.
         label_column: column that holds the labels, or the label's name in the .json of a shard.
@@ -154,12 +157,15 @@ def load_data(
     for name in names:
         _check_name(f"{origin.name}: the class name", name)
     for part, images in parts.items():
-        if isinstance(images, FileImages):
+        if isinstance(images, (FileImages, SequenceImages)):
             parts[part] = replace(images, max_pixels=max_pixels)
     if on_bad_image == "skip":
-        parts = {part: _decodable(images, part, notes) for part, images in parts.items()}
+        parts = {part: _usable(images, part, origin.bad.get(part, {}), notes) for part, images in parts.items()}
     elif on_bad_image != "error":
         raise DataError(f"on_bad_image is {on_bad_image!r}; expected error or skip.")
+    elif problems := [problem for bad in origin.bad.values() for problem in bad.values()]:
+        more = f" (and {len(problems) - 1} more samples are of no use)" if len(problems) > 1 else ""
+        raise DataError(f"{problems[0]}{more}", fix="mend them, or leave them out with on_bad_image='skip'")
     if classes is not None:
         wanted = (classes,) if isinstance(classes, str) else tuple(classes)
         parts = {part: pick_classes(images, names, wanted) for part, images in parts.items()}
@@ -210,6 +216,10 @@ def open_source(
         return _open(source, None if root is None else Path(root).expanduser(), columns or {}, on_bad_image)
     except DataError:
         raise
+    except RuntimeError as error:  # of a home folder that there is not, as in "~nobody/photos"
+        if not str(source).startswith("~") and not str(root).startswith("~"):
+            raise
+        raise DataError(f"data={str(source)!r}: {str(error).rstrip('.')}", fix="write the path in full") from error
     except OSError as error:  # such as a folder that may not be read
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
 
@@ -220,18 +230,27 @@ def _check_name(what: str, name: str) -> None:
         raise DataError(f"{what} {name!a} has control characters, or bytes that are not UTF-8", fix="rename it")
 
 
-def _decodable(images: Images, part: str, notes: list[str]) -> Images:
-    """Leave out the photos that cannot be decoded, which a note counts and names."""
-    if not isinstance(images, FileImages):
-        return images
-    bad = images.undecodable()
+def _usable(images: Images, part: str, known: Mapping[int, str], notes: list[str]) -> Images:
+    """Leave out the samples that are known to be of no use or cannot be decoded; a note counts and names them."""
+    names = list(images.names)
+    bad = {names[i]: problem for i, problem in known.items()}
+    photos = isinstance(images, FileImages)
+    if known:  # those cannot be tried
+        indices = np.array([i for i in range(len(images)) if i not in known], dtype=np.int64)
+        images = images.select(indices, images.labels[indices])
+    if isinstance(images, (FileImages, SequenceImages)):
+        bad |= images.undecodable()
     if not bad:
         return images
-    listed = ", ".join(list(bad)[:5]) + (", ..." if len(bad) > 5 else "")
-    notes.append(f"left out {len(bad)} of {len(images)} photos that cannot be decoded: {listed}")
     good = np.array([i for i, name in enumerate(images.names) if name not in bad], dtype=np.int64)
     if not len(good):
-        raise DataError(f"no photo of {part} can be decoded: {next(iter(bad.values()))}", fix="replace or remove them")
+        what = f"no photo of {part} can be decoded" if photos else f"no sample of {part} can be used"
+        raise DataError(f"{what}: {next(iter(bad.values()))}", fix="replace or remove them")
+    listed = ", ".join(list(bad)[:5]) + (", ..." if len(bad) > 5 else "")
+    what = "photos that cannot be decoded" if photos else f"samples of {part} that cannot be used"
+    notes.append(f"left out {len(bad)} of {len(names)} {what}: {listed}")
+    if not photos:
+        notes.append(f"the first of them: {next(iter(bad.values()))}")
     return images.select(good, images.labels[good])
 
 

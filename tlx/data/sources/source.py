@@ -29,6 +29,7 @@ class Source:
     classes: tuple[str, ...]
     parts: Mapping[str, Images]  # "train" and any of "val", "test"; or "all", of which the test part is drawn
     notes: list[str] = field(default_factory=list)
+    bad: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # by part: samples of no use, and what is wrong
 
 
 @dataclass(frozen=True, slots=True)
