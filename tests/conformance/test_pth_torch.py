@@ -9,7 +9,7 @@ import pytest
 
 from support.backends import skip_module_without
 from tlx.errors import WeightsError
-from tlx.models.pth import read_pth
+from tlx.models.weights import read_weights
 
 skip_module_without("torch")
 
@@ -34,7 +34,7 @@ def test_layouts_and_dtypes(tmp_path: Path, zipped: bool) -> None:
         "parameter": torch.nn.Parameter(base.clone()),
     }
     torch.save(tensors, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    read = read_pth(tmp_path / "w.pth")
+    read = read_weights(tmp_path / "w.pth")
     assert list(read) == list(tensors)
     for name, tensor in tensors.items():
         expected = tensor.detach().float().numpy() if name == "bfloat16" else tensor.detach().numpy()
@@ -50,7 +50,7 @@ def test_a_training_checkpoint(tmp_path: Path, zipped: bool) -> None:
     optimizer.step()
     content = {"epoch": 3, "state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
-    read = read_pth(tmp_path / "w.pt")
+    read = read_weights(tmp_path / "w.pt")
     assert list(read) == list(model.state_dict())
     for name, tensor in model.state_dict().items():
         np.testing.assert_array_equal(read[name], tensor.numpy())
@@ -60,7 +60,7 @@ def test_a_training_checkpoint(tmp_path: Path, zipped: bool) -> None:
 def test_a_pickled_module_is_refused(tmp_path: Path, zipped: bool) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(WeightsError, match="state_dict"):
-        read_pth(tmp_path / "w.pth")
+        read_weights(tmp_path / "w.pth")
 
 
 @both
@@ -70,4 +70,4 @@ def test_truncation_anywhere_is_refused(tmp_path: Path, zipped: bool) -> None:
     for length in range(0, len(content) - 1, 7):
         (tmp_path / "w.pth").write_bytes(content[:length])
         with pytest.raises(WeightsError):
-            read_pth(tmp_path / "w.pth")
+            read_weights(tmp_path / "w.pth")

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tlx.atomic import write_atomic, write_json
 from tlx.backend import Array, ParamSpec
 from tlx.errors import TlxError, WeightsError
-from tlx.models.weights import digest, digests, match, read_weights, write_safetensors
+from tlx.models.matching import match
+from tlx.models.weights import digest, digests, read_weights, write_safetensors
 
 ARRAYS = {
     "conv.weight": np.arange(24, dtype="f4").reshape(2, 3, 4).transpose(2, 0, 1),  # not contiguous

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tlx.backend import Array
 from tlx.errors import WeightsError
-from tlx.models.pth import read_pth
+from tlx.models.weights import read_weights
 
 FLOATS = np.arange(12, dtype="<f4")
 
@@ -92,7 +92,7 @@ both = pytest.mark.parametrize("form", ["zip", "legacy"])
     ids=["plain", "transposed", "window", "scalar", "empty"],
 )
 def test_layouts(tmp_path: Path, form: str, declared: dict[str, Any], expected: Array) -> None:
-    read = read_pth(write(tmp_path / "w.pth", form, state({"w": tensor(**declared)})))["w"]
+    read = read_weights(write(tmp_path / "w.pth", form, state({"w": tensor(**declared)})))["w"]
     assert read.shape == expected.shape and read.dtype == np.float32
     np.testing.assert_array_equal(read, expected)
 
@@ -111,7 +111,7 @@ def test_layouts(tmp_path: Path, form: str, declared: dict[str, Any], expected: 
 def test_dtypes(tmp_path: Path, form: str, kind: str, dtype: str) -> None:
     data = np.array([0, 1, 1], dtype)
     program = state({"w": tensor(count=3, shape=(3,), strides=(1,), kind=kind)})
-    read = read_pth(write(tmp_path / "w.pth", form, program, data.tobytes(), 3))["w"]
+    read = read_weights(write(tmp_path / "w.pth", form, program, data.tobytes(), 3))["w"]
     assert read.dtype == data.dtype and read.tolist() == data.tolist()
 
 
@@ -120,28 +120,28 @@ def test_bfloat16_is_the_upper_half_of_a_float32(tmp_path: Path, form: str) -> N
     exact = np.array([1.5, -2.0, 0.15625, np.inf], "<f4")
     program = state({"w": tensor(count=4, shape=(4,), strides=(1,), kind="BFloat16Storage")})
     upper = exact.view("<u2")[1::2].tobytes()
-    np.testing.assert_array_equal(read_pth(write(tmp_path / "w.pth", form, program, upper, 4))["w"], exact)
+    np.testing.assert_array_equal(read_weights(write(tmp_path / "w.pth", form, program, upper, 4))["w"], exact)
 
 
 @both
 @pytest.mark.parametrize("nest", ["state_dict", "model_state_dict", "model"])
 def test_nested_and_tied(tmp_path: Path, form: str, nest: str) -> None:
     inner = state({"a": tensor(), "b": tensor()})[2:-1]
-    read = read_pth(write(tmp_path / "w.pth", form, state({"epoch": number(3), nest: inner})))
+    read = read_weights(write(tmp_path / "w.pth", form, state({"epoch": number(3), nest: inner})))
     assert list(read) == ["a", "b"] and np.shares_memory(read["a"], read["b"])
 
 
 def test_python_2_ordered_dict(tmp_path: Path) -> None:
     program = b"\x80\x02ccollections\nOrderedDict\n(](](" + text("w") + tensor() + b"eetR."
     np.testing.assert_array_equal(
-        read_pth(legacy(tmp_path / "w.pth", program, {"0": (12, FLOATS.tobytes())}))["w"][0, 1], 1
+        read_weights(legacy(tmp_path / "w.pth", program, {"0": (12, FLOATS.tobytes())}))["w"][0, 1], 1
     )
 
 
 def test_legacy_window_into_another_storage(tmp_path: Path) -> None:
     window = b"(" + text("1") + number(4) + number(3) + b"t"
     program = state({"w": tensor(shape=(3,), strides=(1,), window=window)})
-    assert read_pth(write(tmp_path / "w.pth", "legacy", program))["w"].tolist() == [4, 5, 6]
+    assert read_weights(write(tmp_path / "w.pth", "legacy", program))["w"].tolist() == [4, 5, 6]
 
 
 class Bomb:
@@ -156,7 +156,7 @@ class Bomb:
 def test_a_pickle_that_calls_code_is_refused_by_name_and_runs_nothing(tmp_path: Path, form: str) -> None:
     program = pickle.dumps({"w": Bomb(tmp_path / "gotcha")}, 2)
     with pytest.raises(WeightsError, match=r"w\.pth: refused.*'(posix|nt)\.mkdir'"):
-        read_pth(write(tmp_path / "w.pth", form, program))
+        read_weights(write(tmp_path / "w.pth", form, program))
     assert not (tmp_path / "gotcha").exists()
 
 
@@ -195,7 +195,7 @@ HOSTILE = {
 def test_hostile(tmp_path: Path, form: str, lie: str) -> None:
     program, reason = HOSTILE[lie]
     with pytest.raises(WeightsError) as caught:
-        read_pth(write(tmp_path / "w.pth", form, program))
+        read_weights(write(tmp_path / "w.pth", form, program))
     message = str(caught.value)
     assert reason in message and str(tmp_path / "w.pth") in message and "\n" not in message
 
@@ -203,31 +203,31 @@ def test_hostile(tmp_path: Path, form: str, lie: str) -> None:
 def test_zip_bombs(tmp_path: Path) -> None:
     deflated = zipped(tmp_path / "a.pth", state({"w": tensor()}), {"0": bytes(1 << 20)}, zipfile.ZIP_DEFLATED)
     with pytest.raises(WeightsError, match="more data than the file holds"):
-        read_pth(deflated)
+        read_weights(deflated)
     slight = zipped(tmp_path / "b.pth", state({"w": tensor()}), {"0": FLOATS.tobytes()}, zipfile.ZIP_BZIP2)
     with pytest.raises(WeightsError, match=r"compressed|more data"):
-        read_pth(slight)
+        read_weights(slight)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", b"PK\x03\x04" + bytes(100), b"\x80\x02K\x01."])
 def test_not_a_pth(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(WeightsError, match=r"w\.pth: "):
-        read_pth(tmp_path / "w.pth")
+        read_weights(tmp_path / "w.pth")
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no such file"):
-        read_pth(tmp_path / "w.pth")
+        read_weights(tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="directory"):
-        read_pth(tmp_path)
+        read_weights(tmp_path)
 
 
 def test_a_zip_of_something_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
         archive.writestr("photo.jpg", b"x")
     with pytest.raises(WeightsError, match=r"no data\.pkl"):
-        read_pth(tmp_path / "w.pth")
+        read_weights(tmp_path / "w.pth")
 
 
 def test_two_records_of_one_name(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_two_records_of_one_name(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr(next(name for name in archive.namelist() if name.endswith("data/0")), bytes(48))
     with pytest.raises(WeightsError, match="two records of one name"):
-        read_pth(path)
+        read_weights(path)
 
 
 PROGRAM = state({"w": tensor(), "n": tensor(key="0", offset=2, shape=(), strides=())})
@@ -260,7 +260,7 @@ def test_mutated_bytes_are_read_equal_or_refused(real: tuple[str, bytes, Path], 
     damaged = content[:position] + middle.get(kind, b"") + (b"" if kind == "cut" else content[position + 1 :])
     path.write_bytes(damaged)
     try:
-        read = read_pth(path)
+        read = read_weights(path)
     except WeightsError:
         return
     # A zip carries checksums. A legacy file has none, so a flipped name or number is read as what it now says.
@@ -276,7 +276,7 @@ def test_any_pickle_is_a_dictionary_of_arrays_or_refused(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.pth"
     try:
-        assert isinstance(read_pth(write(path, "zip", program)), dict)
+        assert isinstance(read_weights(write(path, "zip", program)), dict)
     except WeightsError as error:
         assert "\n" not in str(error)
 
@@ -289,6 +289,6 @@ def test_reading_needs_neither_pickle_nor_a_framework(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from tlx.models.pth import read_pth\n"
         "import pickle; pickle.Unpickler = pickle.loads = pickle.load = None\n"
-        f"assert len(read_pth(pathlib.Path({str(path)!r}))) == 2; assert 'torch' not in sys.modules"
+        f"assert len(read_weights(pathlib.Path({str(path)!r}))) == 2; assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

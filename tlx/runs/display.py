@@ -53,7 +53,11 @@ class Display:
             if part is not None
         )
         self.console.print(f"[bold]{data.name}[/]: {len(data.classes)} classes; images: {parts}")
-        for note in data.notes:
+        self.notes(data.notes)
+
+    def notes(self, notes: Sequence[str]) -> None:
+        """Say what was passed over, chosen or changed, a line each."""
+        for note in notes:
             self.console.print(f"  note: {note}", markup=False)
 
     def plan(self, plan: Plan, recipe: Recipe) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from tlx.backend import Backend, Model, Preprocess, registry
 from tlx.errors import RunNotFound
-from tlx.models.weights import match, read_weights
+from tlx.models.matching import match
+from tlx.models.weights import read_weights
 from tlx.recipe import Recipe
 from tlx.runs.folder import read_json
 from tlx.training.build import build_model, resolve_placement
