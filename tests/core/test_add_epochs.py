@@ -187,3 +187,18 @@ def test_a_run_killed_while_epochs_are_added_ends_as_the_whole_one(tmp_path: Pat
     assert tlx.evaluate(run, quiet=True)["test_accuracy"] == recorded["test_accuracy"]
     tlx.run(resume=run, quiet=True)
     assert outcome(run) == expected
+
+
+def test_the_command_line_adds_epochs_and_refuses_none_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tlx.cli import main
+
+    run = train(tmp_path / "run")
+    for epochs, code in (("5", 0), ("5", 2)):
+        monkeypatch.setattr(sys, "argv", ["tlx", "run", "--resume", str(run), "--epochs", epochs])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == code
+    assert "is finished after 5 epochs" in capsys.readouterr().err.splitlines()[-1]
+    assert json.loads((run / "result.json").read_text())["epochs_run"] == 5

@@ -72,7 +72,9 @@ def _with_nearest(name: str, extra: Sequence[str]) -> str:
     return f"{name} (nearest in the file: {nearest[0]})" if nearest else name
 
 
-def match_backbone(arrays: Arrays, specs: Sequence[ParamSpec], arch: Architecture) -> tuple[dict[str, Array], list[str]]:
+def match_backbone(
+    arrays: Arrays, specs: Sequence[ParamSpec], arch: Architecture
+) -> tuple[dict[str, Array], list[str]]:
     """Return what a model's backbone takes from anybody's checkpoint, and notes on what was done to make it fit.
 
     A prefix of the names is taken off where the backbone lies below it, as wrappers leave it (``module.``,

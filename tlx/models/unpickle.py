@@ -75,13 +75,12 @@ class Tensor:
 
 
 def _store(target: Any, items: list[Any]) -> None:
-    """Set pairs in a dictionary. Only texts and numbers are keys here: hashing a nest of tuples can take for ever."""
+    """Set pairs in a dictionary. A key that is neither text nor number is but counted: to hash a nest can take ages."""
     entries = target.entries if isinstance(target, Opaque) else target
     if not isinstance(entries, dict) or len(items) % 2:
         raise Refused("the pickle sets items of something that is no dictionary")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if isinstance(key, str | int):
-            entries[key] = value
+        entries[key if isinstance(key, str | int) else f"<a {_name(key)}>"] = value
 
 
 def _ordered_dict(*pairs: list[list[Any]]) -> dict[Any, Any]:
