@@ -80,11 +80,11 @@ PREFIXES = (
 SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".bin", "", ".safetensors")
 
 
-def beside() -> dict[str, Any]:
+def beside() -> dict[Any, Any]:
     """What people save beside the weights."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight])
-    weight.sum().backward()
+    weight.grad = torch.ones(3)
     optimizer.step()
     return {
         "epoch": 3,
@@ -143,7 +143,7 @@ class Lit(torch.nn.Module):
 
 def written(net: Net) -> dict[str, Any]:
     """Contents of files, by who writes them."""
-    compiled = torch.compile(net)
+    compiled: Any = torch.compile(net)
     averaged = torch.optim.swa_utils.AveragedModel(net)
     lightning = {
         "epoch": 4,

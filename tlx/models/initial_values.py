@@ -60,7 +60,7 @@ def initial_values(
         card = Path(weights) / CARD
         if classes and card.is_file():
             head, kept = match_head(checkpoint.arrays, specs, arch, _classes(card), classes)
-            arrays, changes = {**arrays, **head}, [kept]
+            arrays, changes = {**arrays, **head}, [kept] if head else [*changes, kept]
         notes = [*checkpoint.notes, *(f"{Path(weights).name}: {change}" for change in changes)]
     return {s.name: arrays[s.name] if s.name in arrays else _draw(s, specs, arch, seed) for s in specs}, notes
 

@@ -92,8 +92,10 @@ def _resumed_recipe(run_dir: Path, fields: Mapping[str, Any]) -> Recipe:
             raise RecipeError(f"resume: {name} cannot change in the middle of a run; what can: {able}")
     if not (run_dir / "recipe.toml").is_file():
         raise RunNotFound(f"{run_dir} holds no run: recipe.toml is missing. Pass a folder that `tlx run` wrote.")
-    recipe = Recipe.from_toml(run_dir / "recipe.toml", fields)
-    check_epochs(run_dir, recipe.epochs)
+    others = {name: value for name, value in fields.items() if name != "epochs"}
+    recorded = Recipe.from_toml(run_dir / "recipe.toml", others)
+    recipe = replace(recorded, epochs=fields.get("epochs", recorded.epochs))
+    check_epochs(run_dir, recorded.epochs, recipe.epochs)
     return recipe
 
 

@@ -21,7 +21,7 @@ from tlx.atomic import write_atomic
 from tlx.backend import Array, Arrays
 from tlx.errors import RecipeError, TlxError
 from tlx.models.weights import RUN_WEIGHTS, digest, read_weights, write_safetensors
-from tlx.recipe import Recipe, read_toml
+from tlx.recipe import read_toml
 from tlx.runs.folder import read_json
 from tlx.training.loop import State, Training, stalled, val_losses
 from tlx.training.metrics import EpochEnded, Meter, Metrics
@@ -86,9 +86,8 @@ def load(training: Training, run_dir: Path, fingerprint: str) -> State:
     return state
 
 
-def check_epochs(run_dir: Path, epochs: int) -> None:
-    """Raise TlxError where a run cannot go on to this many epochs: one under way keeps its number, others need more."""
-    asked = int(read_toml(run_dir / RECIPE).get("epochs", Recipe.__dataclass_fields__["epochs"].default))
+def check_epochs(run_dir: Path, asked: int, epochs: int) -> None:
+    """Raise TlxError where a run cannot go on to `epochs`: one under way keeps those asked for, others need more."""
     if not (run_dir / RESULT).exists():
         if epochs != asked:
             raise RecipeError(
