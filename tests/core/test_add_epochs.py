@@ -74,13 +74,17 @@ def test_three_epochs_and_three_added_are_six_bit_for_bit(job: str, tmp_path: Pa
 
 @pytest.mark.needs("torch")
 def test_three_epochs_and_three_added_are_six_on_torch(tmp_path: Path) -> None:
+    from torch import nn
+
+    pooled = (nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.2))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), *pooled, nn.Linear(128, 10))
     job: dict[str, Any] = {
-        **{"backend": "torch", "model": "resnet18", "image_size": 32, "precision": "float32", "classes": ("0", "1")},
-        **{"limit_train": 20, "limit_test": 8, "batch_size": 8, "augment": "crop+hflip"},
+        **{"backend": "torch", "model": model, "head": "6", "image_size": 32, "precision": "float32"},
+        "augment": "crop+hflip",
     }
     expected = outcome(train(tmp_path / "six", **{**job, "epochs": 6}))
     run = train(tmp_path / "three", **job)
-    tlx.run(resume=run, epochs=6, quiet=True)
+    tlx.run(resume=run, epochs=6, model=model, quiet=True)
     assert outcome(run) == expected
 
 
