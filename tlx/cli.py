@@ -53,7 +53,10 @@ def run(
     *,
     resume: Annotated[
         Path | None,
-        Parameter(help="Continue an interrupted run; takes --backend, --device, --workers and the like."),
+        Parameter(
+            help="Continue an interrupted run, or add epochs to a finished one with --epochs, its new total; takes "
+            "--backend, --device, --workers and the like too."
+        ),
     ] = None,
     overrides: Annotated[Fields | None, Parameter(name="*")] = None,
     json: Json = False,

@@ -138,7 +138,9 @@ class Recipe:
     head: str | None = text(
         None, "path of the layer to replace in a module of your own, such as classifier.2", group="Model"
     )
-    weights: str | None = text(None, "imagenet, none, a .safetensors or .pth file, or a run folder", group="Model")
+    weights: str | None = text(
+        None, "imagenet, none, a weights file (.pth, .ckpt, .bin, .safetensors), or a run folder", group="Model"
+    )
     epochs: int = number(3, "passes over the training images", group="Training", low=1, whole=True)
     batch_size: int = number(
         64, "images in a step; the last partial batch is kept", group="Training", low=1, whole=True

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tlx.atomic import write_atomic, write_json
 from tlx.backend import Array, ParamSpec
 from tlx.errors import TlxError, WeightsError
-from tlx.models.weights import digest, digests, match, read_weights, write_safetensors
+from tlx.models.matching import match
+from tlx.models.weights import digest, digests, read_weights, write_safetensors
 
 ARRAYS = {
     "conv.weight": np.arange(24, dtype="f4").reshape(2, 3, 4).transpose(2, 0, 1),  # not contiguous
@@ -61,14 +62,6 @@ def test_bfloat16_comes_as_float32(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read, exact)
 
 
-def test_prefix_of_data_parallel_training_is_taken_off(tmp_path: Path) -> None:
-    one = np.ones(1, "f4")
-    write_safetensors(tmp_path / "w.safetensors", {"module.a": one, "module.b": one})
-    assert sorted(read_weights(tmp_path / "w.safetensors")) == ["a", "b"]
-    write_safetensors(tmp_path / "w.safetensors", {"module.a": one, "b": one})
-    assert sorted(read_weights(tmp_path / "w.safetensors")) == ["b", "module.a"]
-
-
 def entry(dtype: str = "F32", shape: tuple[int, ...] = (2,), offsets: tuple[int, int] = (0, 8)) -> dict[str, Any]:
     return {"w": {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
 
@@ -97,7 +90,8 @@ def test_lies_in_a_safetensors_header(tmp_path: Path, header: dict[str, Any], re
         ("w.safetensors", b"", "damaged"),
         ("w.safetensors", b"\xff" * 16, "damaged"),
         ("w.pth", b"not a pickle", "damaged"),
-        ("w.ckpt", b"x", "unknown kind"),
+        ("w.ckpt", b"x", r"unknown kind of weights; expected .* Fix: torch\.save"),
+        ("weights", b"", "an empty file"),
     ],
 )
 def test_not_weights(tmp_path: Path, name: str, content: bytes | None, reason: str) -> None:

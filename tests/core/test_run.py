@@ -62,6 +62,7 @@ def test_a_run_learns_and_leaves_everything_behind(run: Any) -> None:
     assert sorted(path.name for path in result.run_dir.iterdir()) == [
         "card.json",
         "history.jsonl",
+        "last",
         "model.safetensors",
         "recipe.toml",
         "result.json",

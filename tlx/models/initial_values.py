@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +13,11 @@ from tlx import rng
 from tlx.backend import Array, Arrays, ParamSpec
 from tlx.download import cache_folder, fetch
 from tlx.errors import DataError, WeightsError
-from tlx.models.weights import match, read_weights
+from tlx.models.matching import match_backbone, match_head
+from tlx.models.weights import read_checkpoint, read_weights
 from tlx.models.zoo import IMAGENET_URL, Architecture
+
+CARD = "card.json"  # of a run's folder, beside its weights
 
 
 def initial_arrays(
@@ -24,19 +28,49 @@ def initial_arrays(
     progress: bool = False,
     own: Arrays | None = None,
 ) -> dict[str, Array]:
-    """Return every parameter and buffer of a model: `weights` for the backbone, a fresh head from the seed.
+    """Return every parameter and buffer of a model, with a fresh head: see `initial_values`."""
+    return initial_values(specs, arch, weights, seed, progress, own)[0]
 
-    `weights` is ``"none"``, ``"imagenet"`` (downloaded, hash-checked), a .safetensors or .pth file, a run folder, or
-    ``"own"``: the values in `own`, which a user's module brought along.
+
+def initial_values(
+    specs: Sequence[ParamSpec],
+    arch: Architecture,
+    weights: str,
+    seed: int,
+    progress: bool = False,
+    own: Arrays | None = None,
+    classes: Sequence[str] = (),
+) -> tuple[dict[str, Array], list[str]]:
+    """Return every parameter and buffer of a model, and notes on how a checkpoint was read.
+
+    `weights` is ``"none"``, ``"imagenet"`` (downloaded, hash-checked), a weights file, a run folder, or ``"own"``: the
+    values in `own`, which a user's module brought along. They fill the backbone. The head is drawn from the seed, but
+    that of a run with the same `classes` is kept.
     """
     arrays: dict[str, Array] = {}
+    notes: list[str] = []
     if weights == "own":
         assert own is not None
         arrays = {spec.name: own[spec.name] for spec in specs if arch.stage_of(spec.module) != "head"}
+    elif weights == "imagenet":
+        arrays, _ = match_backbone(read_weights(imagenet_file(arch, progress)), specs, arch)
     elif weights != "none":
-        path = imagenet_file(arch, progress) if weights == "imagenet" else Path(weights)
-        arrays = match(arch.translate(read_weights(path)), specs, head=arch.head, model_name=arch.name, take_head=False)
-    return {s.name: arrays[s.name] if s.name in arrays else _draw(s, specs, arch, seed) for s in specs}
+        checkpoint = read_checkpoint(weights)
+        arrays, changes = match_backbone(checkpoint.arrays, specs, arch)
+        card = Path(weights) / CARD
+        if classes and card.is_file():
+            head, kept = match_head(checkpoint.arrays, specs, arch, _classes(card), classes)
+            arrays, changes = {**arrays, **head}, [kept] if head else [*changes, kept]
+        notes = [*checkpoint.notes, *(f"{Path(weights).name}: {change}" for change in changes)]
+    return {s.name: arrays[s.name] if s.name in arrays else _draw(s, specs, arch, seed) for s in specs}, notes
+
+
+def _classes(card: Path) -> list[str]:
+    """Return the class names of a run, from its card."""
+    try:
+        return [str(name) for name in json.loads(card.read_text(encoding="utf-8"))["classes"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise WeightsError(f"{card} cannot be read: {error}") from error
 
 
 def imagenet_file(arch: Architecture, progress: bool) -> Path:

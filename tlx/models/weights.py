@@ -1,50 +1,82 @@
-"""Weights on disk: read them from any source, match them to a model, write them so that a kill loses nothing."""
+"""Weights on disk: read them from any source, write them so that a kill loses nothing, and tell them apart."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from tlx.atomic import write_atomic
-from tlx.backend import Array, Arrays, ParamSpec
+from tlx.backend import Array, Arrays
 from tlx.errors import WeightsError, WeightsNotFound
+from tlx.models.formats import Checkpoint, FileKind, kind_of, shards
 
 RUN_WEIGHTS = "model.safetensors"
-_LISTED = 4  # names an error spells out before it counts
-_COUNTER = ".num_batches_tracked"  # BatchNorm's, which checkpoints from before 2018 lack
+# What a folder may hold, the first first; the others are Hugging Face's.
+FOLDER_WEIGHTS = (RUN_WEIGHTS, f"{RUN_WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def read_weights(path: str | Path) -> dict[str, Array]:
-    """Return the arrays of a `.safetensors`, `.pth` or `.pt` file, or of a run's folder, by name.
+    """Return the arrays of a weights file or of a folder that holds one, by name: see `read_checkpoint`."""
+    return read_checkpoint(path).arrays
 
-    bfloat16, which NumPy lacks, comes as the float32 numbers it equals. A prefix ``module.`` that every name has, as
-    data-parallel training leaves it, is entries off.
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Return the arrays of what torch.save or safetensors wrote, of an index of such files, or of a run's folder.
+
+    Its content decides how a file is read, whatever its suffix. bfloat16, which NumPy lacks, comes as the float32
+    numbers that it equals.
 
     Raises:
         WeightsError: the file is missing, damaged, hostile, empty, or of another kind.
     """
     path = Path(path)
     if path.is_dir():
-        if not (path / RUN_WEIGHTS).is_file():
-            raise WeightsError(f"{path}: a folder without {RUN_WEIGHTS}; expected the folder of a finished run")
-        path = path / RUN_WEIGHTS
-    if path.suffix == ".safetensors":
-        arrays = _read_safetensors(path)
-    elif path.suffix in (".pth", ".pt"):
+        path = _in_folder(path)
+    kind = _kind(path)
+    if kind != "index":
+        checkpoint = _read(path, kind)
+    else:
+        parts = [_read(shard, _kind(shard)) for shard in shards(path, path.read_bytes())]
+        checkpoint = Checkpoint(
+            {name: array for part in parts for name, array in part.arrays.items()},
+            tuple(note for part in parts for note in part.notes),
+        )
+    if not checkpoint.arrays:
+        raise WeightsError(f"{path}: holds no weights")
+    return checkpoint
+
+
+def _kind(path: Path) -> FileKind:
+    try:
+        with path.open("rb") as file:
+            return kind_of(path, file.read(512), path.stat().st_size)
+    except FileNotFoundError as error:
+        raise WeightsNotFound(f"{path}: no such file") from error
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _read(path: Path, kind: FileKind) -> Checkpoint:
+    if kind == "safetensors":
+        return Checkpoint(_read_safetensors(path))
+    if kind == "torch":
         from tlx.models.pth import read_pth
 
-        arrays = read_pth(path)
-    else:
-        raise WeightsError(f"{path}: unknown kind of weights; expected .safetensors, .pth, .pt or a run's folder")
-    if not arrays:
-        raise WeightsError(f"{path}: holds no weights")
-    if all(name.startswith("module.") for name in arrays):
-        arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
-    return arrays
+        return read_pth(path)
+    raise WeightsError(f"{path}: an index of weights where weights are expected")
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in FOLDER_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(
+        f"{folder}: a folder without {RUN_WEIGHTS}; expected a finished run, or one of {', '.join(FOLDER_WEIGHTS)}"
+    )
 
 
 _DTYPES = {
@@ -73,44 +105,6 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"{path}: damaged or not a .safetensors file ({reason})") from error
-
-
-def match(
-    arrays: Arrays, specs: Iterable[ParamSpec], *, head: str, model_name: str, take_head: bool
-) -> dict[str, Array]:
-    """Return what a model takes from a checkpoint, in the order of `specs` and in their dtypes.
-
-    Everything outside the module `head` must be there, once and in its shape, and nothing else may be. The head's own
-    entries are dropped, or with `take_head` required like all others. BatchNorm's batch counter starts at 0 if an older
-    checkpoint has none. Floats are cast to the dtype of their spec.
-
-    Raises:
-        WeightsError: entries are missing, left over, misshapen or of another kind of dtype; it lists them.
-    """
-    inner = head + "."
-    wanted = {spec.name: spec for spec in specs if take_head or not spec.name.startswith(inner)}
-    offered = {name: array for name, array in arrays.items() if take_head or not name.startswith(inner)}
-    missing = [name for name in wanted if name not in offered and not name.endswith(_COUNTER)]
-    extra = [name for name in offered if name not in wanted]
-    unfit = [
-        f"{name} {list(offered[name].shape)} {offered[name].dtype} (model: {list(spec.shape)} {spec.dtype})"
-        for name, spec in wanted.items()
-        if name in offered
-        and not (offered[name].shape == spec.shape and np.can_cast(offered[name].dtype, spec.dtype, "same_kind"))
-    ]
-    faults = {"missing": missing, "not in the model": extra, "of another shape or dtype": unfit}
-    if any(faults.values()):
-        listed = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
-        raise WeightsError(f"Weights do not fit {model_name}: {listed}. Are they of another architecture?")
-    return {
-        name: offered[name].astype(spec.dtype, copy=False) if name in offered else np.zeros(spec.shape, spec.dtype)
-        for name, spec in wanted.items()
-    }
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def write_safetensors(path: str | Path, arrays: Arrays, metadata: Mapping[str, str] | None = None) -> None:

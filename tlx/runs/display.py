@@ -60,7 +60,11 @@ class Display:
         )
         self.console.print(f"[bold]{escape(data.name)}[/]: {len(data.classes)} classes; images: {parts}")
         self.say(f"  training images of each class: {data.class_counts(data.train)}")
-        for note in data.notes:
+        self.notes(data.notes)
+
+    def notes(self, notes: Sequence[str]) -> None:
+        """Say what was passed over, chosen or changed, a line each."""
+        for note in notes:
             self.say(f"  note: {note}")
 
     def plan(self, plan: Plan, recipe: Recipe) -> None:

@@ -15,7 +15,8 @@ from tlx.data.framing import RESIZES, Framing, Resize
 from tlx.data.geometry import from_planes
 from tlx.data.images import seen
 from tlx.errors import DataError, RunNotFound, TlxError
-from tlx.models.weights import match, read_weights
+from tlx.models.matching import match
+from tlx.models.weights import read_weights
 from tlx.recipe import DATA_OBJECT, Recipe, read_toml
 from tlx.runs.folder import read_json
 from tlx.training.build import build_model, resolve_placement

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -13,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 from tlx.atomic import write_atomic, write_json
 from tlx.backend import registry
 from tlx.data import Data, Loader
-from tlx.errors import Interrupted, RecipeError, RunNotFound, TlxError, printable
+from tlx.errors import Interrupted, RecipeError, RunNotFound, printable
 from tlx.models.weights import digest, write_safetensors
 from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, takes_fields
 from tlx.runs.display import Display, Listener, follow, listening
 from tlx.runs.folder import run_folder
 from tlx.runs.interrupt import interruptible
 from tlx.runs.result import Result, history_entry
-from tlx.runs.resume import FOLDER as LAST
-from tlx.runs.resume import STATE
+from tlx.runs.resume import STATE, add_epochs, check_epochs, drop_best
 from tlx.runs.resume import load as load_state
 from tlx.runs.resume import save as save_state
 from tlx.training.build import (
@@ -56,8 +54,9 @@ def run(
 
     Args:
         recipe: a Recipe, its fields as a mapping, or the path of a TOML file. Default: the CIFAR-10 tutorial's job.
-        resume: the folder of an interrupted run, to continue from its last save. Of `fields` only those that cannot
-            change the result may be given; `data` and `model` again where they were Python objects.
+        resume: the folder of an interrupted run, to continue from its last save; or that of a finished one, with
+            `epochs` greater than it has, to train on. Of the other `fields` only those that cannot change the result
+            may be given; `data` and `model` again where they were Python objects.
         quiet: show nothing on stderr.
         on_event: is called with each event of the run (`tlx.training.metrics.Event`: phases, progress, steps, ends of
             epochs) and cannot change the run. If it raises an Exception, a warning says so and it is not called again.
@@ -88,16 +87,16 @@ def _resumed_recipe(run_dir: Path, fields: Mapping[str, Any]) -> Recipe:
     # Where and how fast a run goes on may change; data and model are checked to be the same.
     free = {*fields_affecting("speed", "place"), "data", "model"} - {"out"}
     for name in fields:
-        if name not in free:
+        if name not in free and name != "epochs":
             able = ", ".join(f for f in Recipe.__slots__ if f in free)
             raise RecipeError(f"resume: {name} cannot change in the middle of a run; what can: {able}")
     if not (run_dir / "recipe.toml").is_file():
         raise RunNotFound(f"{run_dir} holds no run: recipe.toml is missing. Pass a folder that `tlx run` wrote.")
-    if (run_dir / "result.json").exists():
-        raise TlxError(
-            f"{run_dir} is finished; to train on from its weights, start a run with weights={str(run_dir)!r}"
-        )
-    return Recipe.from_toml(run_dir / "recipe.toml", fields)
+    others = {name: value for name, value in fields.items() if name != "epochs"}
+    recorded = Recipe.from_toml(run_dir / "recipe.toml", others)
+    recipe = replace(recorded, epochs=fields.get("epochs", recorded.epochs))
+    check_epochs(run_dir, recorded.epochs, recipe.epochs)
+    return recipe
 
 
 def execute(
@@ -115,11 +114,13 @@ def execute(
     data = open_data(recipe)
     check_fit(recipe, data)
     model, arch = build_model(recipe, backend, len(data.classes))
+    notes: list[str] = []
     if resumed is None or not (resumed / STATE).exists():  # the latter was stopped before its first save
-        load_initial(recipe, backend, model, arch, display.shown)
+        notes = load_initial(recipe, backend, model, arch, data.classes, display.shown)
     training = make_training(recipe, backend, data, model, arch)
     display.data(data, recipe)
     display.plan(training.plan, recipe)
+    display.notes(notes)
 
     with run_folder(recipe, resumed) as run_dir, interruptible() as signalled:
         recipe = replace(recipe, out=None)
@@ -131,8 +132,10 @@ def execute(
         elif (run_dir / STATE).exists():
             state = load_state(training, run_dir, data.fingerprint)
             display.resumed(state, training)
+            display.notes(add_epochs(training, state, run_dir))
         with display.live(recipe):
             _train(training, state, run_dir, data.fingerprint, recipe.save_seconds, listeners, signalled)
+            save_state(training, state, run_dir, data.fingerprint)  # epochs may be added later
             backend.load_arrays(model, state.best)
             test, evaluated = None, training.val or training.loader
             if data.test is not None:
@@ -159,7 +162,7 @@ def execute(
         write_safetensors(run_dir / "model.safetensors", state.best)
         write_json(run_dir / "card.json", card(recipe, data, arch.head, digest(state.best), evaluated))
         write_json(run_dir / "result.json", result.to_dict())
-        shutil.rmtree(run_dir / LAST, ignore_errors=True)
+        drop_best(run_dir)
     return result
 
 

@@ -1,23 +1,33 @@
 """The folder last/ of a run: all that resuming needs, written so that a kill at any moment leaves it whole.
 
 ``state.safetensors`` holds the values, the optimizer's state and, as metadata, the counters; it is replaced at once.
-``best-N.safetensors`` holds the values of the best epoch N; it is written before the state that counts on it.
+``best-N.safetensors`` holds the values of the best epoch N; it is written before the state that counts on it, and
+deleted once the run has finished, whose ``model.safetensors`` holds them then.
+
+A finished run keeps its state, so that epochs can be added. Its result stays as it is until theirs is written, so a
+kill meanwhile loses neither: ``recipe.toml`` already names the new total, and the next resume goes on towards it.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tlx.backend import Arrays
-from tlx.errors import TlxError
-from tlx.models.weights import digest, read_weights, write_safetensors
-from tlx.training.loop import State, Training
+import tomli_w
+
+from tlx.atomic import write_atomic
+from tlx.backend import Array, Arrays
+from tlx.errors import RecipeError, TlxError
+from tlx.models.weights import RUN_WEIGHTS, digest, read_weights, write_safetensors
+from tlx.recipe import read_toml
+from tlx.runs.folder import read_json
+from tlx.training.loop import State, Training, stalled, val_losses
 from tlx.training.metrics import EpochEnded, Meter, Metrics
 
 FOLDER, STATE = "last", "last/state.safetensors"
+RECIPE, RESULT = "recipe.toml", "result.json"
 VERSION = 1
 
 
@@ -68,12 +78,94 @@ def load(training: Training, run_dir: Path, fingerprint: str) -> State:
         training.backend.load_arrays(training.shadow, _part("ema", arrays))
     state = State([_epoch(epoch) for epoch in facts["history"]], facts["step"], frozen=facts["frozen"])
     if state.best_epoch >= 0:
-        state.best, state.best_saved = read_weights(_best_file(run_dir, state.best_epoch)), state.best_epoch
+        state.best, state.best_saved = _best(run_dir, state.best_epoch), state.best_epoch
     if facts["meter"] is not None:
         state.meter = Meter(training.backend, "train", len(state.history), training.loader.steps)
         for name, value in facts["meter"].items():
             setattr(state.meter, name, value)
     return state
+
+
+def check_epochs(run_dir: Path, asked: int, epochs: int) -> None:
+    """Raise TlxError where a run cannot go on to `epochs`: one under way keeps those asked for, others need more."""
+    if not (run_dir / RESULT).exists():
+        if epochs != asked:
+            raise RecipeError(
+                f"resume: epochs cannot change in the middle of a run; {run_dir} runs to {asked}",
+                fix=f"finish it first, with: tlx run --resume {run_dir}; then add epochs",
+            )
+        return
+    total, done = _finished_at(run_dir)
+    elsewhere = f"start a run with weights={str(run_dir)!r}, to train on from its weights"
+    if epochs <= total:
+        raise RecipeError(
+            f"{run_dir} is finished after {done} epochs" + (f", and epochs is {epochs}" if epochs != total else ""),
+            fix=f"add epochs, with: tlx run --resume {run_dir} --epochs {total + max(done, 1)}; or {elsewhere}",
+        )
+    if asked > total and epochs != asked:
+        raise RecipeError(
+            f"resume: {run_dir} is on its way to {asked} epochs, and epochs is {epochs}",
+            fix=f"finish that first, with: tlx run --resume {run_dir}",
+        )
+    if not (run_dir / STATE).is_file():
+        raise TlxError(
+            f"{run_dir} holds no {STATE}, without which no epochs can be added: it was deleted, or an earlier tlx "
+            "finished the run",
+            fix=elsewhere,
+        )
+
+
+def add_epochs(training: Training, state: State, run_dir: Path) -> list[str]:
+    """Note in the recipe of a finished run that it goes on; return what to say of it. Nothing for any other run.
+
+    Raises TlxError where the run ended early, for it would end again at once.
+    """
+    if not (run_dir / RESULT).exists() or len(state.history) > _finished_at(run_dir)[1]:
+        return []
+    schedule, losses = training.plan.schedule, val_losses(state.history)
+    before = replace(schedule, epochs=_finished_at(run_dir)[0])
+    if stalled(state.history, training.patience):
+        raise TlxError(
+            f"{run_dir} ended early after {len(state.history)} of {before.epochs} epochs, as {training.patience} of "
+            "them brought no better validation accuracy; more epochs would end as early",
+            fix=f"start a run with weights={str(run_dir)!r}",
+        )
+    values = {**read_toml(run_dir / RECIPE), "epochs": schedule.epochs}
+    write_atomic(run_dir / RECIPE, tomli_w.dumps(values).encode())
+    notes = [f"epochs {before.epochs + 1} to {schedule.epochs} are added to the {before.epochs} that are done"]
+    end = before.epochs * schedule.steps_per_epoch
+    if before.factor(end - 1, losses) != schedule.factor(end - 1, losses):
+        notes.append(
+            f"schedule {schedule.name} spans {schedule.epochs} epochs now: it had brought the rates to "
+            f"{before.factor(end - 1, losses):.3g} of the full ones, and goes on as in a run of {schedule.epochs} "
+            f"epochs, at {schedule.factor(end, losses):.3g}"
+        )
+    return notes
+
+
+def _finished_at(run_dir: Path) -> tuple[int, int]:
+    """Return the epochs that a finished run's result was to have, and has."""
+    result = read_json(run_dir / RESULT)
+    try:
+        return int(result["recipe"]["epochs"]), int(result["epochs_run"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TlxError(f"{run_dir / RESULT} is damaged: it does not say how many epochs were run") from error
+
+
+def drop_best(run_dir: Path) -> None:
+    """Delete the best epoch's values in last/: the finished run holds them beside its result."""
+    for file in (run_dir / FOLDER).glob("best-*.safetensors"):
+        file.unlink(missing_ok=True)
+
+
+def _best(run_dir: Path, epoch: int) -> dict[str, Array]:
+    """Return the best epoch's values; those of a finished run are its model."""
+    if _best_file(run_dir, epoch).exists() or not (run_dir / RESULT).exists():
+        return read_weights(_best_file(run_dir, epoch))
+    best = read_weights(run_dir)
+    if digest(best) != read_json(run_dir / "card.json").get("sha256"):
+        raise TlxError(f"{run_dir / RUN_WEIGHTS} is damaged: its values are not those that were saved")
+    return best
 
 
 def _metadata(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from tlx.backend.threads import processor
 from tlx.data import Augment, Data, Loader, load_data
 from tlx.data.mixing import Targets, balanced_weights
 from tlx.errors import BackendError, RecipeError
-from tlx.models.initial_values import initial_arrays
+from tlx.models.initial_values import initial_values
 from tlx.models.zoo import Architecture, architecture, own_architecture
 from tlx.recipe import Recipe
 from tlx.strategy.schedule import Schedule
@@ -86,12 +86,16 @@ def build_model(recipe: Recipe, backend: Backend, classes: int) -> tuple[Model, 
     return model, own_architecture(recipe.model_name, recipe.head, backend.param_specs(model))
 
 
-def load_initial(recipe: Recipe, backend: Backend, model: Model, arch: Architecture, progress: bool) -> None:
-    """Give a model the values that the recipe starts from."""
+def load_initial(
+    recipe: Recipe, backend: Backend, model: Model, arch: Architecture, classes: Sequence[str], progress: bool
+) -> list[str]:
+    """Give a model the values that the recipe starts from; return notes on how they were read."""
     assert recipe.weights is not None
     own = backend.dump_arrays(model) if recipe.weights == "own" else None
     specs = backend.param_specs(model)
-    backend.load_arrays(model, initial_arrays(specs, arch, recipe.weights, recipe.seed, progress, own))
+    arrays, notes = initial_values(specs, arch, recipe.weights, recipe.seed, progress, own, classes)
+    backend.load_arrays(model, arrays)
+    return notes
 
 
 def make_training(recipe: Recipe, backend: Backend, data: Data, model: Model, arch: Architecture) -> Training:
