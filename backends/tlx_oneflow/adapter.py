@@ -36,6 +36,7 @@ class OneFlowBackend(ModuleBackend):
     """OneFlow 0.9.0, with flowvision's models."""
 
     name = "oneflow"
+    restores_generators = False  # a state that is set back goes on with other numbers
     optimizers: ClassVar[Mapping[str, MakeOptimizer]] = {
         "sgd": _sgd,
         "adam": _adam,
@@ -66,6 +67,9 @@ class OneFlowBackend(ModuleBackend):
             forward, transform = module.forward, module._transform_input
             module.forward = lambda x: forward(transform(x))
         return module
+
+    def generators(self, device: str) -> list[Any]:
+        return [flow.default_generator]
 
     def prepare(self, net: Net) -> None:
         for module in net.module.modules():
