@@ -24,7 +24,9 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
     kind = type(module).__name__
     for path, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
-            raise BackendError(f"{path or kind} is a ScriptModule, whose layers are fixed; pass the module it came from")
+            raise BackendError(
+                f"{path or kind} is a ScriptModule, whose layers are fixed; pass the module it came from"
+            )
         if "quantized" in type(part).__module__:
             raise BackendError(f"{path or kind} is quantized, and so cannot train; pass the module before quantization")
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):

@@ -27,7 +27,8 @@ def initial_arrays(
     """Return every parameter and buffer of a model: `weights` for the backbone, a fresh head from the seed.
 
     `weights` is ``"none"``, ``"imagenet"`` (downloaded, hash-checked), a .safetensors or .pth file, a run folder, or
-    ``"own"``: the values in `own`, which a user's module brought along.
+    ``"own"``: the values in `own`, which a user's module brought along. Of these, what has no customary start keeps its
+    value in any case.
     """
     arrays: dict[str, Array] = {}
     if weights == "own":
@@ -36,7 +37,18 @@ def initial_arrays(
     elif weights != "none":
         path = imagenet_file(arch, progress) if weights == "imagenet" else Path(weights)
         arrays = match(arch.translate(read_weights(path)), specs, head=arch.head, model_name=arch.name, take_head=False)
+    for spec in specs:
+        if own is not None and spec.name not in arrays and not _has_customary_start(spec, specs):
+            arrays[spec.name] = own[spec.name]
     return {s.name: arrays[s.name] if s.name in arrays else _draw(s, specs, arch, seed) for s in specs}
+
+
+def _has_customary_start(spec: ParamSpec, specs: Sequence[ParamSpec]) -> bool:
+    """Whether it is a norm's, or the weight or bias of a layer, and not a scale, a token or a constant."""
+    if spec.role == "statistic":
+        return spec.name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    matrices = {s.module for s in specs if len(s.shape) > 1 and s.name.endswith("weight")}
+    return spec.role == "norm" or (spec.module in matrices and spec.name.endswith(("weight", "bias")))
 
 
 def imagenet_file(arch: Architecture, progress: bool) -> Path:

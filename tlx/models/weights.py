@@ -88,6 +88,7 @@ def match(
         WeightsError: entries are missing, left over, misshapen or of another kind of dtype; it lists them.
     """
     inner = head + "."
+    arrays = _by_first_names(arrays, specs := list(specs), model_name)
     wanted = {spec.name: spec for spec in specs if take_head or not spec.name.startswith(inner)}
     offered = {name: array for name, array in arrays.items() if take_head or not name.startswith(inner)}
     missing = [name for name in wanted if name not in offered and not name.endswith(_COUNTER)]
@@ -106,6 +107,19 @@ def match(
         name: offered[name].astype(spec.dtype, copy=False) if name in offered else np.zeros(spec.shape, spec.dtype)
         for name, spec in wanted.items()
     }
+
+
+def _by_first_names(arrays: Arrays, specs: Iterable[ParamSpec], model_name: str) -> dict[str, Array]:
+    """Return a checkpoint without the further names of values that have several, which must be equal under all."""
+    result = dict(arrays)
+    for spec in specs:
+        for alias in (alias for alias in spec.aliases if alias in result):
+            value = result.pop(alias)
+            if not np.array_equal(result.setdefault(spec.name, value), value):
+                raise WeightsError(
+                    f"Weights do not fit {model_name}: {spec.name} and {alias} are one value in it, but differ"
+                )
+    return result
 
 
 def _some(names: list[str]) -> str:

@@ -56,12 +56,14 @@ class Display:
         for note in data.notes:
             self.console.print(f"  note: {note}", markup=False)
 
-    def plan(self, plan: Plan, recipe: Recipe) -> None:
-        """Print the group table before anything trains."""
+    def plan(self, plan: Plan, recipe: Recipe, notes: Sequence[str] = ()) -> None:
+        """Print the group table before anything trains, with what is to be said of the model."""
         self.console.print(
             f"[bold]{recipe.model_name}[/] on {recipe.backend} ({recipe.device}, {recipe.precision}), "
             f"weights {recipe.weights}, {recipe.optimizer}, schedule {recipe.schedule}"
         )
+        for note in notes:
+            self.console.print(f"  note: {note}", markup=False)
         self.console.print(group_table(plan.strategy.name, plan.table()))
 
     def resumed(self, state: State, training: Training) -> None:

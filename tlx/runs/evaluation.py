@@ -32,6 +32,7 @@ def evaluate(
     data: Any = None,
     data_root: str | Path | None = None,
     model: Any = None,
+    head: Any = None,
 ) -> Evaluation:
     """Evaluate a finished run's model on its test part, on the same backend or on another.
 
@@ -42,12 +43,13 @@ def evaluate(
         data: the data again, where the run's were Python objects.
         data_root: where the data lie now.
         model: the module again, where the run's was a Python object.
+        head: likewise.
 
     Raises:
         RunNotFound: there is no finished run in the folder.
         TlxError: the data have other classes or no test part, or the weights do not fit.
     """
-    objects = {"data": data, "data_root": data_root, "model": model}
+    objects = {"data": data, "data_root": data_root, "model": model, "head": head}
     run = restore(run_dir, backend, **objects)
     dataset = open_data(run.recipe)
     if list(dataset.classes) != run.card["classes"]:

@@ -51,7 +51,7 @@ def restore(run_dir: str | Path, backend: str | None = None, **objects: Any) -> 
         run_dir: a folder that `tlx run` wrote.
         backend: where to build it; default: the backend that trained. On another one, on its best device, in the
             precision of the training where that is native there.
-        **objects: `data` and `model`, where the recipe's were Python objects.
+        **objects: `data`, `model` and `head`, where the recipe's were Python objects.
     """
     run_dir = Path(run_dir)
     card, recipe = read_run(run_dir, **objects)
@@ -71,7 +71,7 @@ def _moved(recipe: Recipe, backend: Backend) -> Recipe:
     return placed
 
 
-def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = None) -> Any:
+def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = None, head: Any = None) -> Any:
     """Return the model of a finished run as the framework's own module, in eval mode.
 
     The module has two attributes more: `classes`, the class names in the order of the logits, and `preprocess`, which
@@ -87,13 +87,16 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
         run_dir: a folder that `tlx run` wrote.
         backend: whose module to build; default: the backend that trained. The same weights serve either.
         model: the module again, where the run's `model` was a Python object; a copy of it is returned.
+        head: the module again, where the run's `head` was one.
 
     Raises:
         RunNotFound: there is no finished run in the folder.
         BackendUnavailable: the backend is not installed.
         WeightsError: the weights are damaged or do not fit.
     """
-    finished = restore(run_dir, backend, data={}, model=model)  # it reads no data, which may have been Python objects
+    finished = restore(
+        run_dir, backend, data={}, model=model, head=head
+    )  # it reads no data, which may have been Python objects
     module = finished.model.module
     module.classes = tuple(finished.card["classes"])
     dtype = np.float64 if finished.recipe.precision == "float64" else np.float32

@@ -41,6 +41,7 @@ def predict(
     *,
     quiet: bool = False,
     model: Any = None,
+    head: Any = None,
 ) -> list[Prediction]:
     """Classify images with the model of a finished run.
 
@@ -53,6 +54,7 @@ def predict(
         top: how many classes to list for each image, the most probable first. Default: up to 5.
         quiet: do not say on stderr what was left out.
         model: the module again, where the run's was a Python object.
+        head: likewise.
 
     Returns:
         For each image, in order, its path ("array 0" and so on for arrays), class, probability (softmax of the logits
@@ -63,7 +65,7 @@ def predict(
         DataError: there is no image, or images cannot be read; then it lists them all.
         TlxError: `top` is out of range, or the model's outputs are not finite.
     """
-    run = restore(run_dir, backend, data={}, model=model)  # it reads no data; the run's may have been Python objects
+    run = restore(run_dir, backend, data={}, model=model, head=head)  # no data, which may have been Python objects
     classes: list[str] = run.card["classes"]
     count = min(TOP, len(classes)) if top is None else top
     if not 1 <= count <= len(classes):

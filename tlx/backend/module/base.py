@@ -32,8 +32,8 @@ from tlx.backend import (
     check_known,
     slots_by_parameter,
 )
-from tlx.backend.module.boundary import Reached, bypass, candidates, replaced, stop_class
 from tlx.backend.module import own
+from tlx.backend.module.boundary import Reached, bypass, candidates, replaced, stop_class
 from tlx.backend.module.build import ancestors, describe, dropout_class, locate, replace_dropouts, replace_head
 from tlx.backend.module.net import DeviceBatch, Net, Optimizer
 from tlx.errors import BackendError, closest, one_line
@@ -352,16 +352,9 @@ class ModuleBackend:
                 return True
             return (leaf in norms or leaf in model.dropouts) and model.training[leaf]
 
-        if model.own and not self._bounded(model, frozenset(norms).union(model.dropouts)):
+        if model.own and not own.same_in_training(self, model, norms.union(model.dropouts)):
             return ()
         return candidates(model.module, active)
-
-    def _bounded(self, model: Net, acting: frozenset[Any]) -> bool:
-        """Whether of an own module only leaves train, adapt or drop, so that a boundary divides it."""
-        containers = {module for module in model.module.modules() if any(True for _ in module.children())}
-        if any(p.requires_grad for module in containers for p in module.parameters(recurse=False)):
-            return False
-        return own.same_in_training(self, model, acting - containers)
 
     def _correct(self, logits: Any, labels: Any) -> Any:
         with self.fw.no_grad():

@@ -30,7 +30,9 @@ def replace_head(nn: Any, module: Any, spec: ModelSpec) -> None:
         else:
             new = _chain(nn, old, spec)
     _check_untied(module, old, spec)
-    for parent, attribute in [(m, name) for m in module.modules() for name, child in m._modules.items() if child is old]:
+    for parent, attribute in [
+        (m, name) for m in module.modules() for name, child in m._modules.items() if child is old
+    ]:
         setattr(parent, attribute, new)
     if hasattr(module, "num_classes"):
         module.num_classes = spec.classes
@@ -66,8 +68,8 @@ def _outputs(nn: Any, old: Any, module: Any, spec: ModelSpec) -> int:
     plain = type(old) in (nn.Linear, nn.Conv2d) and {name for name, _ in old.named_parameters()} <= {"weight", "bias"}
     if not plain and (spec.hidden or spec.dropout or spec.module is None or outputs != spec.classes):
         raise BackendError(
-            f"{spec.name}: head {spec.head!r} has {outputs} outputs instead of {spec.classes}, and is no plain layer of "
-            f"which tlx could make another ({type(old).__name__}); give one: head={{{spec.head!r}: module}}"
+            f"{spec.name}: head {spec.head!r} has {outputs} outputs, and is no plain layer of which tlx could make "
+            f"another ({type(old).__name__}); give one for {spec.classes} classes: head={{{spec.head!r}: module}}"
         )
     return outputs
 

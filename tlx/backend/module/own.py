@@ -77,7 +77,8 @@ def try_out(backend: ModuleBackend, net: Net, size: int) -> None:
             if not backend.lay_out_plainly(net):
                 raise
             backend.load_arrays(net, before)
-            notes = [*_trial(backend, net, batch), f"its memory stays in plain order, which is slower: {error.problem}"]
+            notes = _trial(backend, net, batch)
+            notes.append(f"its tensors are contiguous, a little slower than channels last, with which {error.problem}")
     finally:
         backend.load_arrays(net, before)
         for param, trained in trains:
@@ -181,7 +182,9 @@ def _entries(output: Any) -> dict[Any, Any]:
 
 def _described(output: Any) -> str:
     entries = _entries(output)
-    shapes = ", ".join(f"{key!r}: {list(shape) if (shape := _shape(v)) else type(v).__name__}" for key, v in entries.items())
+    shapes = ", ".join(
+        f"{key!r}: {list(shape) if (shape := _shape(v)) else type(v).__name__}" for key, v in entries.items()
+    )
     return f"{{{shapes}}}" if entries else f"a {type(output).__name__}"
 
 
@@ -208,8 +211,8 @@ def checked(net: Net, batch: DeviceBatch, output: Any) -> Any:
     )
 
 
-def same_in_training(backend: ModuleBackend, net: Net, quiet: frozenset[Any]) -> bool:
-    """Whether the present phase trains as it evaluates but for the modules in `quiet`, and draws nothing.
+def same_in_training(backend: ModuleBackend, net: Net, acting: set[Any]) -> bool:
+    """Whether the present phase trains as it evaluates but for the layers in `acting`, and draws nothing.
 
     If code of the module's own tells training from evaluation, what enters a layer is not the same in both.
     """
@@ -222,7 +225,7 @@ def same_in_training(backend: ModuleBackend, net: Net, quiet: frozenset[Any]) ->
             expected = backend.array(checked(net, net.trial, _outputs(backend, net, net.trial)).to(fw.float64))
         with fw.no_grad(), seeded(backend, net, EVALUATION):
             for module, training in net.training.items():
-                module.training = training and module not in quiet
+                module.training = training and not (module in acting and not any(True for _ in module.children()))
             start = random_state(backend, net.device)
             logits = backend.array(checked(net, net.trial, _outputs(backend, net, net.trial)).to(fw.float64))
             return random_state(backend, net.device) == start and np.array_equal(logits, expected)
