@@ -15,15 +15,15 @@ from support.backends import FRAMEWORKS, each_backend
 from support.features import outcome
 from tlx.errors import TlxError
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), dtype=np.uint8)
-DATA = {"train": (IMAGES, [i % 3 for i in range(24)]), "test": (IMAGES[:9], [i % 3 for i in range(9)])}
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+DATA = {"train": (IMAGES, [i % 3 for i in range(12)]), "test": (IMAGES[:9], [i % 3 for i in range(9)])}
 FIELDS: dict[str, Any] = {
     "data": DATA,
-    "model": "resnet18",
+    "model": "shufflenet_v2_x0_5",
     "weights": "none",
     "image_size": 32,
     "val_fraction": 0,
-    "batch_size": 8,
+    "batch_size": 6,
     "epochs": 2,
     "augment": "none",
     "precision": "float64",
@@ -42,7 +42,7 @@ def framework(backend: str) -> Any:
 
 
 @pytest.mark.needs(*FRAMEWORKS)
-@pytest.mark.parametrize(("model", "head"), [("resnet18", "fc"), ("squeezenet1_1", "classifier.1")])
+@pytest.mark.parametrize(("model", "head"), [("shufflenet_v2_x0_5", "fc"), ("squeezenet1_1", "classifier.1")])
 def test_both_backends_train_a_hidden_head_alike_and_open_each_others(model: str, head: str, tmp_path: Path) -> None:
     runs = [
         tlx.run(**{**FIELDS, **HIDDEN, "model": model}, backend=name, out=str(tmp_path / name)) for name in FRAMEWORKS
@@ -67,7 +67,7 @@ def test_a_hidden_head_is_the_head_in_every_respect(backend: str, tmp_path: Path
     cached = tlx.run(**fields, out=str(tmp_path / "a"))
     plainly = tlx.run(**{**fields, "feature_cache": "off"}, out=str(tmp_path / "b"))
     assert outcome(cached) == outcome(plainly)
-    assert cached.trainable_parameters == 512 * 16 + 16 + 16 * 8 + 8 + 8 * 3 + 3
+    assert cached.trainable_parameters == 1024 * 16 + 16 + 16 * 8 + 8 + 8 * 3 + 3
     assert [type(layer).__name__ for layer in cached.model.fc] == [
         *("Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear")
     ]
@@ -84,11 +84,11 @@ def test_a_hidden_head_is_the_head_in_every_respect(backend: str, tmp_path: Path
 @pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
 def test_a_head_may_be_a_module(backend: str, tmp_path: Path) -> None:
     nn = framework(backend).nn
-    head = nn.Sequential(nn.Linear(512, 8), nn.BatchNorm1d(8), nn.PReLU(), nn.Linear(8, 3))
+    head = nn.Sequential(nn.Linear(1024, 8), nn.BatchNorm1d(8), nn.PReLU(), nn.Linear(8, 3))
     fields = {**FIELDS, "backend": backend, "precision": "float32", "head": head}
     cached = tlx.run(**fields, out=str(tmp_path / "a"))
     assert outcome(cached) == outcome(tlx.run(**{**fields, "feature_cache": "off"}, out=str(tmp_path / "b")))
-    assert cached.trainable_parameters == 512 * 8 + 8 + 16 + 1 + 8 * 3 + 3
+    assert cached.trainable_parameters == 1024 * 8 + 8 + 16 + 1 + 8 * 3 + 3
     assert 'head = "<Sequential>"' in (cached.run_dir / "recipe.toml").read_text()
     assert tlx.evaluate(cached.run_dir, data=DATA, head=head, quiet=True)["test_accuracy"] == cached.test_accuracy
     assert tlx.predict(cached.run_dir, IMAGES[:1], head=head, quiet=True)
@@ -96,7 +96,7 @@ def test_a_head_may_be_a_module(backend: str, tmp_path: Path) -> None:
     with pytest.raises(TlxError, match=r"head is '<Sequential>': it was a Python object; pass it again, as head="):
         tlx.load_model(cached.run_dir)
     with pytest.raises(TlxError, match=r"returns \[2, 5\] instead of logits \[2, 3\]"):
-        tlx.run(**{**fields, "head": nn.Linear(512, 5)}, out=str(tmp_path / "c"))
+        tlx.run(**{**fields, "head": nn.Linear(1024, 5)}, out=str(tmp_path / "c"))
 
 
 @pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))

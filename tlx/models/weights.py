@@ -88,7 +88,8 @@ def match(
         WeightsError: entries are missing, left over, misshapen or of another kind of dtype; it lists them.
     """
     inner = head + "."
-    arrays = _by_first_names(arrays, specs := list(specs), model_name)
+    specs = list(specs)
+    arrays = _by_first_names(arrays, specs, model_name)
     wanted = {spec.name: spec for spec in specs if take_head or not spec.name.startswith(inner)}
     offered = {name: array for name, array in arrays.items() if take_head or not name.startswith(inner)}
     missing = [name for name in wanted if name not in offered and not name.endswith(_COUNTER)]

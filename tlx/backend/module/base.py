@@ -145,9 +145,10 @@ class ModuleBackend:
 
     def _own(self, module: Any, what: str, notes: list[str]) -> Any:
         """Copy a user's module, which must be one of this framework; what was taken off it is noted."""
-        kind = f"{type(module).__module__}.{type(module).__name__}"
+        kind = type(module).__name__
         if not isinstance(module, self.fw.nn.Module):
-            raise BackendError(f"{what} is a {kind}, not a module of {self.name}; choose the backend it is made with")
+            whole = f"{type(module).__module__}.{kind}"
+            raise BackendError(f"{what} is a {whole}, not a module of {self.name}; choose the backend it is made with")
         inner = self.unwrapped(module)
         if inner is not module:
             notes.append(f"{what} is a {kind}; the {type(inner).__name__} in it is used")
