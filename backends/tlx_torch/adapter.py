@@ -88,7 +88,8 @@ class TorchBackend(ModuleBackend):
             if isinstance(module, self.batch_norms):
                 # Other backends hold these constants as float32 and weigh the old mean with fl32(0.9).
                 module.eps = float32_exact(module.eps)
-                module.momentum = 1.0 - float32_exact(1.0 - module.momentum)
+                if module.momentum is not None:  # else it averages over all batches
+                    module.momentum = 1.0 - float32_exact(1.0 - module.momentum)
             elif isinstance(module, torch.nn.Hardsigmoid) and net.dtype is torch.float64:
                 module.__class__ = _ExactHardsigmoid
         weakref.finalize(net, memory.keep, False).atexit = False

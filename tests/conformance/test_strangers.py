@@ -142,6 +142,12 @@ def constants(fw: Any) -> Any:
     return net
 
 
+def bare_norms(fw: Any) -> Any:
+    """BatchNorm without affine, and BatchNorm that always takes the batch's statistics."""
+    norms = {"bare": fw.nn.BatchNorm2d(6, affine=False), "batch": fw.nn.BatchNorm1d(8, track_running_stats=False)}
+    return network(fw, lambda net, x: net.fc(net.batch(net.fc1(net.pool(net.bare(net.conv(x))).flatten(1)))), **norms)
+
+
 def softmax(fw: Any) -> Any:
     return network(fw, lambda net, x: fw.nn.functional.softmax(net.fc(net.body(x)), dim=1))
 
@@ -178,6 +184,7 @@ WORKS: dict[Network, str] = {
     tied_parameters: "one value under several names, saved under the first: one.weight = two.weight",
     frozen: "",
     constants: "",
+    bare_norms: "each image's outputs depend on the others of its batch",
     softmax: "its outputs look like probabilities",
     hooked: "",
     remembering: "",
@@ -211,7 +218,7 @@ def test_a_strangers_network_trains_and_can_be_repeated(
 
 
 @pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
-@pytest.mark.parametrize("make", [functional_dropout, constants], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [functional_dropout, constants, bare_norms], ids=lambda make: make.__name__)
 def test_its_cached_features_change_nothing(make: Network, backend: str, tmp_path: Path) -> None:
     net = make(framework(backend))
     fields = {"strategy": "feature_extract", "epochs": 2, "quiet": True}

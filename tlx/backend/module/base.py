@@ -119,9 +119,9 @@ class ModuleBackend:
         fw = self.fw
         notes: list[str] = []
         if spec.head_module is not None:
-            spec = replace(spec, head_module=self._own(spec.head_module, "head", notes))
+            spec = replace(spec, head_module=own.taken_over(self, spec.head_module, "head", notes))
         if spec.module is not None:
-            module = self._own(spec.module, "model", notes)
+            module = own.taken_over(self, spec.module, "model", notes)
         elif hasattr(self.zoo, spec.name):
             module = self.construct(spec.name, **dict(spec.options))
         else:
@@ -142,26 +142,6 @@ class ModuleBackend:
             if spec.image_size:
                 own.try_out(self, net, spec.image_size)
         return net
-
-    def _own(self, module: Any, what: str, notes: list[str]) -> Any:
-        """Copy a user's module, which must be one of this framework; what was taken off it is noted."""
-        kind = type(module).__name__
-        if not isinstance(module, self.fw.nn.Module):
-            whole = f"{type(module).__module__}.{kind}"
-            raise BackendError(f"{what} is a {whole}, not a module of {self.name}; choose the backend it is made with")
-        inner = self.unwrapped(module)
-        if inner is not module:
-            notes.append(f"{what} is a {kind}; the {type(inner).__name__} in it is used")
-        for name, param in inner.named_parameters():
-            if not param.is_floating_point():
-                raise BackendError(f"{what}: parameter {name!r} is {param.dtype}, which cannot train; make it a buffer")
-        if what == "model" and not any(True for _ in inner.parameters()):
-            raise BackendError(f"model is a {kind} without parameters; there is nothing to train")
-        try:
-            return self.copied(inner)
-        except Exception as error:
-            cause = one_line(f"{type(error).__name__}: {error}")
-            raise BackendError(f"{what}: this {kind} cannot be copied, as a run must: {cause}") from error
 
     def param_specs(self, model: Net) -> tuple[ParamSpec, ...]:
         return model.specs

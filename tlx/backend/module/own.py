@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tlx import rng
 from tlx.backend.module.net import DeviceBatch, Net
-from tlx.errors import BackendError
+from tlx.errors import BackendError, one_line
 
 if TYPE_CHECKING:
     from tlx.backend.module.base import ModuleBackend
@@ -21,6 +21,27 @@ Key = tuple[int, int, int]  # of a batch: (seed, step, first row)
 EVALUATION: Key = (0, 0, 0)  # evaluation is seeded alike for every batch
 NAMES = ("logits", "out")  # of the logits among several outputs, as Hugging Face and torchvision call them
 IMAGES = 2  # in a trial; BatchNorm needs two values
+
+
+def taken_over(backend: ModuleBackend, module: Any, what: str, notes: list[str]) -> Any:
+    """Return a copy of a user's module, which must be one of the framework; what was taken off it is noted."""
+    kind = type(module).__name__
+    if not isinstance(module, backend.fw.nn.Module):
+        whole = f"{type(module).__module__}.{kind}"
+        raise BackendError(f"{what} is a {whole}, not a module of {backend.name}; choose the backend it is made with")
+    inner = backend.unwrapped(module)
+    if inner is not module:
+        notes.append(f"{what} is a {kind}; the {type(inner).__name__} in it is used")
+    for name, param in inner.named_parameters():
+        if not param.is_floating_point():
+            raise BackendError(f"{what}: parameter {name!r} is {param.dtype}, which cannot train; make it a buffer")
+    if what == "model" and not any(True for _ in inner.parameters()):
+        raise BackendError(f"model is a {kind} without parameters; there is nothing to train")
+    try:
+        return backend.copied(inner)
+    except Exception as error:
+        cause = one_line(f"{type(error).__name__}: {error}")
+        raise BackendError(f"{what}: this {kind} cannot be copied, as a run must: {cause}") from error
 
 
 @contextmanager
@@ -105,6 +126,12 @@ def _trial(backend: ModuleBackend, net: Net, batch: DeviceBatch) -> list[str]:
             net.output = _choose(backend, net, batch, _entries(output))
             notes.append(f"it returns {_described(output)}; the logits are {net.output!r}")
         logits = backend.array(checked(net, batch, output).to(backend.fw.float64))
+    twice = replace(batch, images=backend.fw.cat([batch.images[:1]] * IMAGES))
+    with backend.fw.no_grad(), seeded(backend, net, EVALUATION):
+        again = backend.array(checked(net, twice, _outputs(backend, net, twice)).to(backend.fw.float64))
+    net.mixes = not np.array_equal(again[0], logits[0], equal_nan=True)
+    if net.mixes:
+        notes.append("each image's outputs depend on the others of its batch (BatchNorm without running statistics?)")
     if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
         notes.append("its outputs look like probabilities, but the loss takes logits: leave its softmax out")
     first, second = (_train(backend, net, batch) for _ in range(2))
@@ -212,11 +239,11 @@ def checked(net: Net, batch: DeviceBatch, output: Any) -> Any:
 
 
 def same_in_training(backend: ModuleBackend, net: Net, acting: set[Any]) -> bool:
-    """Whether the present phase trains as it evaluates but for the layers in `acting`, and draws nothing.
+    """Whether the present phase trains as it evaluates, image by image, but for the layers in `acting`.
 
-    If code of the module's own tells training from evaluation, what enters a layer is not the same in both.
+    If code of the module's own tells training from evaluation, or draws, what enters a layer is not the same in both.
     """
-    if net.trial is None:
+    if net.trial is None or net.mixes:
         return False
     before, fw = backend.dump_arrays(net), backend.fw
     try:
