@@ -78,25 +78,25 @@ def test_a_hidden_head_is_the_head_in_every_respect(backend: str, tmp_path: Path
     onwards = {**fields, "hidden": None, "weights": str(cached.run_dir), "epochs": 1}
     again = tlx.run(**onwards, out=str(tmp_path / "c"))
     old, new = (load_file(run.run_dir / "model.safetensors") for run in (cached, again))
-    assert np.array_equal(old["conv1.weight"], new["conv1.weight"]) and "fc.1.weight" in new
+    assert np.array_equal(old["conv1.0.weight"], new["conv1.0.weight"]) and "fc.1.weight" in new
 
 
 @pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
 def test_a_head_may_be_a_module(backend: str, tmp_path: Path) -> None:
     nn = framework(backend).nn
-    head = nn.Sequential(nn.Linear(1024, 8), nn.BatchNorm1d(8), nn.PReLU(), nn.Linear(8, 3))
-    fields = {**FIELDS, "backend": backend, "precision": "float32", "head": head}
+    head = nn.Sequential(nn.Conv2d(512, 8, 1), nn.BatchNorm2d(8), nn.PReLU(), nn.Conv2d(8, 3, 1))
+    fields = {**FIELDS, "model": "squeezenet1_1", "backend": backend, "precision": "float32", "head": head}
     cached = tlx.run(**fields, out=str(tmp_path / "a"))
     assert outcome(cached) == outcome(tlx.run(**{**fields, "feature_cache": "off"}, out=str(tmp_path / "b")))
-    assert cached.trainable_parameters == 1024 * 8 + 8 + 16 + 1 + 8 * 3 + 3
+    assert cached.trainable_parameters == 512 * 8 + 8 + 16 + 1 + 8 * 3 + 3
     assert 'head = "<Sequential>"' in (cached.run_dir / "recipe.toml").read_text()
     assert tlx.evaluate(cached.run_dir, data=DATA, head=head, quiet=True)["test_accuracy"] == cached.test_accuracy
     assert tlx.predict(cached.run_dir, IMAGES[:1], head=head, quiet=True)
-    assert tlx.load_model(cached.run_dir, head=head).fc[2].weight.shape == (1,)
+    assert tlx.load_model(cached.run_dir, head=head).classifier[1][2].weight.shape == (1,)
     with pytest.raises(TlxError, match=r"head is '<Sequential>': it was a Python object; pass it again, as head="):
         tlx.load_model(cached.run_dir)
     with pytest.raises(TlxError, match=r"returns \[2, 5\] instead of logits \[2, 3\]"):
-        tlx.run(**{**fields, "head": nn.Linear(1024, 5)}, out=str(tmp_path / "c"))
+        tlx.run(**{**fields, "head": nn.Conv2d(512, 5, 1)}, out=str(tmp_path / "c"))
 
 
 @pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))

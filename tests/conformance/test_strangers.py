@@ -19,7 +19,7 @@ from tlx.errors import Interrupted, TlxError
 from tlx.training.metrics import Stepped
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
-DATA = {"train": (IMAGES, [i % 3 for i in range(24)]), "test": (IMAGES[:9], [i % 3 for i in range(9)])}
+DATA = {"train": (IMAGES, [i % 3 for i in range(24)]), "test": (IMAGES[:8], [i % 3 for i in range(8)])}
 FIELDS: dict[str, Any] = {
     "data": DATA,
     "image_size": 16,

@@ -238,7 +238,7 @@ class ModuleBackend:
         for layer in model.dropouts:
             layer.key = batch.key
         with self.fw.enable_grad(), self._seeded(model, batch.key):
-            logits = self._train_forward(model, batch)
+            logits = self._run(model, batch)
             mean = self._loss(logits, batch)
             (mean if scale == 1.0 else mean * scale).backward()
         return mean.detach() * batch.size, self._correct(logits, batch.labels)
@@ -252,17 +252,6 @@ class ModuleBackend:
         if batch.targets is None:
             return functional.cross_entropy(logits, batch.labels)
         return -(batch.targets.to(logits.dtype) * functional.log_softmax(logits, dim=1)).sum() / batch.size
-
-    def _train_forward(self, model: Net, batch: DeviceBatch) -> Any:
-        try:
-            return self._run(model, batch)
-        except ValueError as error:
-            if ONE_VALUE not in str(error):
-                raise
-            raise BackendError(
-                "BatchNorm cannot take statistics over a batch of one image at this image_size; "
-                "change batch_size or limit_train so that the last batch is larger"
-            ) from error
 
     def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
         if max_norm is not None:
@@ -294,6 +283,13 @@ class ModuleBackend:
             output = self._from_boundary(model, batch) if batch.boundary else self.outputs(model, batch)
         except RuntimeError as error:
             raise BackendError(self.failure(model, batch, error)) from error
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
+            raise BackendError(
+                "BatchNorm cannot take statistics over a batch of one image at this image_size; "
+                "change batch_size or limit_train so that the last batch is larger"
+            ) from error
         return own.checked(model, batch, output)
 
     def failure(self, model: Net, batch: DeviceBatch, error: Exception) -> str:
