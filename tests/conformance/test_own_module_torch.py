@@ -69,7 +69,7 @@ def lazy() -> nn.Module:
 
 
 def script() -> nn.Module:
-    return torch.jit.script(network())  # type: ignore[no-untyped-call, no-any-return]
+    return torch.jit.script(network())
 
 
 def quantized() -> nn.Module:

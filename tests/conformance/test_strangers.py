@@ -44,7 +44,7 @@ def framework(backend: str) -> Any:
 def network(fw: Any, forward: Callable[..., Any], **layers: Any) -> Any:
     """A small network whose forward pass is the given one."""
 
-    class Net(fw.nn.Module):  # type: ignore[misc, name-defined]
+    class Net(fw.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.conv = fw.nn.Conv2d(3, 6, 3, padding=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,18 +37,18 @@ def initial_arrays(
     elif weights != "none":
         path = imagenet_file(arch, progress) if weights == "imagenet" else Path(weights)
         arrays = match(arch.translate(read_weights(path)), specs, head=arch.head, model_name=arch.name, take_head=False)
-    for spec in specs:
-        if own is not None and spec.name not in arrays and not _has_customary_start(spec, specs):
-            arrays[spec.name] = own[spec.name]
+    if own is not None:
+        layers = {s.module for s in specs if len(s.shape) > 1 and s.name.endswith("weight")}
+        missing = [spec for spec in specs if spec.name not in arrays]
+        arrays |= {spec.name: own[spec.name] for spec in missing if not _has_customary_start(spec, layers)}
     return {s.name: arrays[s.name] if s.name in arrays else _draw(s, specs, arch, seed) for s in specs}
 
 
-def _has_customary_start(spec: ParamSpec, specs: Sequence[ParamSpec]) -> bool:
+def _has_customary_start(spec: ParamSpec, layers: Collection[str]) -> bool:
     """Whether it is a norm's, or the weight or bias of a layer, and not a scale, a token or a constant."""
     if spec.role == "statistic":
         return spec.name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-    matrices = {s.module for s in specs if len(s.shape) > 1 and s.name.endswith("weight")}
-    return spec.role == "norm" or (spec.module in matrices and spec.name.endswith(("weight", "bias")))
+    return spec.role == "norm" or (spec.module in layers and spec.name.endswith(("weight", "bias")))
 
 
 def imagenet_file(arch: Architecture, progress: bool) -> Path:
