@@ -63,22 +63,24 @@ def test_both_backends_train_a_hidden_head_alike_and_open_each_others(model: str
 
 @pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
 def test_a_hidden_head_is_the_head_in_every_respect(backend: str, tmp_path: Path) -> None:
-    fields = {**FIELDS, "hidden": (16, 8), "dropout": 0.25, "backend": backend, "precision": "float32"}
+    model = {"model": "squeezenet1_1", "backend": backend, "precision": "float32"}
+    fields = {**FIELDS, **model, "hidden": (16, 8), "dropout": 0.25}
     cached = tlx.run(**fields, out=str(tmp_path / "a"))
     plainly = tlx.run(**{**fields, "feature_cache": "off"}, out=str(tmp_path / "b"))
     assert outcome(cached) == outcome(plainly)
-    assert cached.trainable_parameters == 1024 * 16 + 16 + 16 * 8 + 8 + 8 * 3 + 3
-    assert [type(layer).__name__ for layer in cached.model.fc] == [
-        *("Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear")
+    assert cached.trainable_parameters == 512 * 16 + 16 + 16 * 8 + 8 + 8 * 3 + 3
+    assert [type(layer).__name__ for layer in cached.model.classifier[1]] == [
+        *("Conv2d", "ReLU", "Dropout", "Conv2d", "ReLU", "Dropout", "Conv2d")
     ]
     assert tlx.evaluate(cached.run_dir, data=DATA, quiet=True)["test_accuracy"] == cached.test_accuracy
-    assert len(tlx.load_model(cached.run_dir).fc) == 7
+    assert len(tlx.load_model(cached.run_dir).classifier[1]) == 7
     assert tlx.Recipe.from_toml(cached.run_dir / "recipe.toml", {"data": DATA}).hidden == (16, 8)
     # Weights of a run bring its backbone, whatever its head was.
     onwards = {**fields, "hidden": None, "weights": str(cached.run_dir), "epochs": 1}
     again = tlx.run(**onwards, out=str(tmp_path / "c"))
     old, new = (load_file(run.run_dir / "model.safetensors") for run in (cached, again))
-    assert np.array_equal(old["conv1.0.weight"], new["conv1.0.weight"]) and "fc.1.weight" in new
+    assert np.array_equal(old["features.0.weight"], new["features.0.weight"])
+    assert "classifier.1.1.weight" in new
 
 
 @pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
