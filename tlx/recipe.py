@@ -20,11 +20,13 @@ from tlx.recipe_fields import (
     Affects,
     ClassWeights,
     FeatureCache,
+    HeadLike,
     ModelLike,
     OnBadImage,
     PrecisionName,
     Sampler,
     check_data,
+    check_head,
     check_model,
     check_strategy,
     choice,
@@ -32,6 +34,7 @@ from tlx.recipe_fields import (
     names,
     number,
     text,
+    widths,
 )
 from tlx.strategy.built_in import STRATEGIES, StrategyName, named
 from tlx.strategy.plan import DecayOn, FrozenNorm, Strategy
@@ -135,8 +138,21 @@ class Recipe:
         check_model,
         group="Model",
     )
-    head: str | None = text(
-        None, "path of the layer to replace in a module of your own, such as classifier.2", group="Model"
+    head: HeadLike | None = field(
+        None,
+        "path of the layer to replace in a module of your own, such as classifier.2; in Python also a module for it",
+        check_head,
+        group="Model",
+    )
+    hidden: int | tuple[int, ...] | None = widths(
+        "widths of the head's hidden layers, such as 256 or 512,256, each with a ReLU", group="Model"
+    )
+    dropout: float = number(
+        0.0,
+        "fraction of the units that the head drops before its last layer, and after each hidden one",
+        group="Model",
+        low=0,
+        high=0.99,
     )
     weights: str | None = text(
         None, "imagenet, none, a weights file (.pth, .ckpt, .bin, .safetensors), or a run folder", group="Model"
@@ -286,6 +302,25 @@ class Recipe:
         """The architecture's name, or the class of a module of your own."""
         return self.model if isinstance(self.model, str) else type(self.model).__name__
 
+    @property
+    def head_path(self) -> str | None:
+        """The path of the head, where the recipe says it."""
+        if isinstance(self.head, Mapping):
+            return next(iter(self.head))
+        return self.head if isinstance(self.head, str) else None
+
+    @property
+    def head_module(self) -> Any:
+        """The module that becomes the head, if there is one."""
+        if isinstance(self.head, Mapping):
+            return next(iter(self.head.values()))
+        return None if isinstance(self.head, str) else self.head
+
+    @property
+    def head_widths(self) -> tuple[int, ...]:
+        """The widths of the head's hidden layers."""
+        return self.hidden if isinstance(self.hidden, tuple) else ()
+
     def _check_options(self) -> None:
         used = named(self.strategy).customary if isinstance(self.strategy, str) else {}
         for name in used:
@@ -303,14 +338,20 @@ class Recipe:
         own = not isinstance(self.model, str)
         if own and self.head is None:
             raise RecipeError(f"model is a {self.model_name} of your own; say which layer is its head, as head='fc'")
-        for name in ("model", "data"):
+        for name in ("model", "data", "head"):
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith("<"):
                 raise RecipeError(f"{name} is {value!r}: it was a Python object; pass it again, as {name}=...")
+        if own and self.head_path is None:
+            raise RecipeError("head is a module; say which layer of your own model it replaces, as head={'fc': module}")
+        if self.head_module is not None and (self.hidden or self.dropout):
+            raise RecipeError("head is a module of your own; leave hidden and dropout to it")
         if isinstance(self.model, str):
             arch = architecture(self.model)
-            if self.head not in (None, arch.head):
-                raise RecipeError(f"head is {self.head!r}; the head of {self.model} is {arch.head!r}: leave it out")
+            if self.head_path not in (None, arch.head):
+                raise RecipeError(
+                    f"head is {self.head_path!r}; the head of {self.model} is {arch.head!r}: leave it out"
+                )
             if self.image_size < arch.min_size:
                 raise RecipeError(
                     f"image_size is {self.image_size}; {self.model} needs at least {arch.min_size} pixels"
@@ -353,6 +394,8 @@ class Recipe:
             values["data"] = DATA_OBJECT
         if not isinstance(self.model, str):
             values["model"] = f"<{self.model_name}>"
+        if self.head_module is not None:
+            values["head"] = f"<{type(self.head_module).__name__}>"
         return values
 
     def to_toml(self) -> str:
@@ -404,7 +447,9 @@ class RecipeFields(TypedDict, total=False):
     path_column: str | None
     label_column: str | None
     model: ModelLike
-    head: str | None
+    head: HeadLike | None
+    hidden: int | tuple[int, ...] | None
+    dropout: float
     weights: str | None
     epochs: int
     batch_size: int

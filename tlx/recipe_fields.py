@@ -32,6 +32,7 @@ class Module(Protocol):
 
 
 ModelLike = str | Module
+HeadLike = str | Module | Mapping[str, Module]
 
 
 def field(
@@ -126,6 +127,24 @@ def names(help: str, *, group: str, example: str, least: int) -> Any:
     return field(None, help, check, group=group)
 
 
+def widths(help: str, *, group: str) -> Any:
+    """Declare a tuple of widths, also written as one number, or as one text with commas."""
+
+    def check(name: str, value: Any) -> tuple[int, ...]:
+        numbers = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+        try:
+            widths = tuple(int(n) if isinstance(n, str) else n.__index__() for n in numbers if not isinstance(n, bool))
+        except (AttributeError, ValueError):
+            widths = ()
+        if not widths or len(widths) != len(numbers) or not all(1 <= width <= 2**20 for width in widths):
+            raise RecipeError(
+                f"{name} is {value!r}; expected one or more widths of at least 1, such as 256 or [512, 256]"
+            )
+        return widths
+
+    return field(None, help, check, group=group)
+
+
 def check_strategy(name: str, value: Any) -> str | Strategy:
     """Return a strategy's name, or the strategy of one's own that a table describes."""
     if isinstance(value, Mapping):
@@ -142,6 +161,17 @@ def check_data(name: str, value: Any) -> Any:
     if value is None or (isinstance(value, str) and not value):
         raise RecipeError(f"{name} is {value!r}; expected {describe_sources()}")
     return _encodable(name, str(value)) if isinstance(value, (str, Path)) else value
+
+
+def check_head(name: str, value: Any) -> Any:
+    """Return a path, a module, or a path with the module that comes there."""
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((path, module),) = value.items()
+        if isinstance(path, str) and path and hasattr(module, "named_parameters"):
+            return {path: module}
+    elif (isinstance(value, str) and value) or hasattr(value, "named_parameters"):
+        return value
+    raise RecipeError(f"{name} is {value!r}; expected a layer's path such as 'fc', a module, or {{'fc': module}}")
 
 
 def check_model(name: str, value: Any) -> Any:

@@ -56,6 +56,11 @@ def keep_mask(seed: int, step: int, row: int, layer: int, shape: tuple[int, ...]
     return np.asarray(drawn >= round(p * 65536)).reshape(shape)
 
 
+def framework_seed(seed: int, step: int, row: int) -> int:
+    """Return what a framework's own generator is seeded with: 63 bits. `row` is as in `keep_mask`."""
+    return int(stream(seed, "framework", step, row).bit_generator.random_raw() >> 1)
+
+
 def uniform(seed: int, purpose: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Uniform float64 in [0, 1), multiples of 2**-53. For initial values: `purpose` holds the parameter's name."""
     raw = _raw(seed, purpose, (), math.prod(shape))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -36,6 +38,7 @@ class OneFlowBackend(ModuleBackend):
     """OneFlow 0.9.0, with flowvision's models."""
 
     name = "oneflow"
+    restores_generators = False  # a state that is set back goes on with other numbers
     optimizers: ClassVar[Mapping[str, MakeOptimizer]] = {
         "sgd": _sgd,
         "adam": _adam,
@@ -66,6 +69,20 @@ class OneFlowBackend(ModuleBackend):
             forward, transform = module.forward, module._transform_input
             module.forward = lambda x: forward(transform(x))
         return module
+
+    def copied(self, module: Any) -> Any:
+        # Its own copy leaves the hooks behind, with a warning.
+        memo: dict[int, Any] = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            copied = copy.deepcopy(module, memo)
+        for old, new in zip(module.modules(), copied.modules(), strict=True):
+            new._forward_hooks = copy.deepcopy(old._forward_hooks, memo)
+            new._forward_pre_hooks = copy.deepcopy(old._forward_pre_hooks, memo)
+        return copied
+
+    def generators(self, device: str) -> list[Any]:
+        return [flow.default_generator]
 
     def prepare(self, net: Net) -> None:
         for module in net.module.modules():

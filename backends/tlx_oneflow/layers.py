@@ -27,7 +27,8 @@ def improve(module: Any) -> None:
     if isinstance(module, BATCH_NORMS):
         if module.momentum is None:
             raise BackendError("oneflow: BatchNorm with momentum=None (cumulative average) is not supported")
-        module.__class__ = _accurate(module.__class__)
+        if module.affine and module.track_running_stats:
+            module.__class__ = _accurate(module.__class__)
     elif type(module) is flow.nn.Conv2d and module.stride == (1, 1):
         reach = zip(module.dilation, module.kernel_size, module.padding, strict=True)
         if all(p <= d * (k - 1) for d, k, p in reach):  # else the gradient would need a negative padding

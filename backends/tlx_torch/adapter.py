@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -14,8 +14,9 @@ import torchvision
 from tlx.backend import Array, Capabilities, OptimizerSpec, float32_exact
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.net import Net, Optimizer
+from tlx.errors import BackendError
 from tlx.models.zoo import ARCHITECTURES
-from tlx_torch import memory
+from tlx_torch import memory, own
 
 NATIVE = {"momentum": "momentum_buffer"}  # PyTorch's names of slots, where they are not the portable ones
 
@@ -66,6 +67,20 @@ class TorchBackend(ModuleBackend):
             deterministic=True,
         )
 
+    def unwrapped(self, module: torch.nn.Module) -> torch.nn.Module:
+        return own.unwrapped(module)
+
+    def copied(self, module: torch.nn.Module) -> torch.nn.Module:
+        return own.copied(module)
+
+    def generators(self, device: str) -> list[torch.Generator]:
+        current = [torch.cuda.default_generators[torch.cuda.current_device()]] if device == "cuda" else []
+        return [torch.default_generator, *current]
+
+    def lay_out_plainly(self, net: Net) -> bool:
+        net.module.to(memory_format=torch.contiguous_format)
+        return True
+
     def prepare(self, net: Net) -> None:
         # Convolutions on the CPU and on tensor cores are fastest with channels last.
         net.module.to(memory_format=torch.channels_last)
@@ -73,7 +88,8 @@ class TorchBackend(ModuleBackend):
             if isinstance(module, self.batch_norms):
                 # Other backends hold these constants as float32 and weigh the old mean with fl32(0.9).
                 module.eps = float32_exact(module.eps)
-                module.momentum = 1.0 - float32_exact(1.0 - module.momentum)
+                if module.momentum is not None:  # else it averages over all batches
+                    module.momentum = 1.0 - float32_exact(1.0 - module.momentum)
             elif isinstance(module, torch.nn.Hardsigmoid) and net.dtype is torch.float64:
                 module.__class__ = _ExactHardsigmoid
         weakref.finalize(net, memory.keep, False).atexit = False
@@ -91,6 +107,11 @@ class TorchBackend(ModuleBackend):
     def exact(self, logits: torch.Tensor) -> torch.Tensor:
         # In at least float32: autocast leaves bfloat16 logits behind.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Any:
+        if torch.is_inference_mode_enabled():
+            raise BackendError("nothing can train under torch.inference_mode(); call tlx outside of it")
+        return super().optimizer(model, spec, groups)
 
     def optimizer_slots(self, optimizer: Optimizer, param: Any) -> Mapping[str, Any] | None:
         state = optimizer.native.state.get(param)

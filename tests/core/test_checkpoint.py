@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,16 @@ def test_match_takes_the_head_when_asked() -> None:
     assert (matched({**GIVEN, "fc.weight": head}, take_head=True)["fc.weight"] == head).all()
     with pytest.raises(WeightsError, match=r"fc\.weight \[1000, 4\] float32 \(model: \[2, 4\] float32\)"):
         matched(GIVEN, take_head=True)
+
+
+def test_a_value_that_has_two_names_in_the_model_may_have_both_in_the_file() -> None:
+    tied = [replace(SPECS[0], aliases=("other.weight",)), *SPECS[1:]]
+    value = GIVEN["conv.weight"]
+    under_second = {name: array for name, array in GIVEN.items() if name != "conv.weight"} | {"other.weight": value}
+    for arrays in ({**GIVEN, "other.weight": value}, under_second):
+        assert next(iter(match(arrays, tied, head="fc", model_name="tiny", take_head=False))) == "conv.weight"
+    with pytest.raises(WeightsError, match=r"conv\.weight and other\.weight are one value in it, but differ"):
+        match({**GIVEN, "other.weight": value + 1}, tied, head="fc", model_name="tiny", take_head=False)
 
 
 @pytest.mark.parametrize(

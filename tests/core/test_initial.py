@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from support.resnet import ARCH, SPECS
+from tlx.backend import ParamSpec, Role
 from tlx.errors import WeightsError
 from tlx.models import initial_values as initial
 from tlx.models.initial_values import initial_arrays
 from tlx.models.weights import write_safetensors
+from tlx.models.zoo import Architecture
 
 
 def test_draws_depend_on_the_seed_and_not_on_the_dtype() -> None:
@@ -28,6 +30,24 @@ def test_draws_depend_on_the_seed_and_not_on_the_dtype() -> None:
         assert double[name].dtype == np.float64 and np.array_equal(array, double[name])
     assert not np.array_equal(first["fc.weight"], other["fc.weight"])
     assert not np.array_equal(first["conv1.weight"], first["layer1.0.conv1.weight"])
+
+
+def test_what_has_no_customary_start_keeps_the_value_that_an_own_module_brought() -> None:
+    def named(name: str, *shape: int, role: Role = "weight") -> ParamSpec:
+        return ParamSpec(name, shape, "float32", role, name.rpartition(".")[0])
+
+    kept = [named("token", 1, 4), named("act.weight", 4), named("wn.bias", 4, role="bias"), named("wn.weight_v", 4, 2)]
+    kept.append(named("scale", role="statistic"))
+    drawn = [
+        named("layer.weight", 4, 2),
+        named("layer.bias", 4, role="bias"),
+        named("bn.running_mean", 4, role="statistic"),
+    ]
+    specs = [*kept, *drawn]
+    arch = Architecture("own", "fc", tuple((s.module or "root", (s.module,)) for s in specs), "")
+    own = {spec.name: np.full(spec.shape, 7, np.float32) for spec in specs}
+    arrays = initial_arrays(specs, arch, "none", 0, own=own)
+    assert {name for name, array in arrays.items() if np.all(array == 7)} == {spec.name for spec in kept}
 
 
 def test_draws_have_the_customary_bounds() -> None:

@@ -17,6 +17,16 @@ STRATEGY = Strategy(
     (Group("early", "backbone !stage:layer4"), Group("late", "stage:layer4 | head", weight_decay=0.0)),
     (Phase("one", {"late": 1e-3}), Phase("two", {"early": 1e-5, "late": 1e-4}, start=1)),
 )
+
+
+class Module:
+    """What a recipe takes for a framework's module."""
+
+    def named_parameters(self) -> list[Any]:
+        return []
+
+
+MODULE = Module()
 CHANGED: list[dict[str, Any]] = [
     {},
     {"strategy": "diff_lr", "backbone_lr": 1e-5, "lr": 0.1, "classes": ("cat", "犬")},
@@ -24,6 +34,7 @@ CHANGED: list[dict[str, Any]] = [
     {"strategy": "partial", "stages": ("layer3", "layer4"), "ema": 0.99, "patience": 3, "clip_norm": 1.0},
     {"strategy": "head_then_full", "phase_epochs": 2, "schedule": "one_cycle", "optimizer": "adamw"},
     {"strategy": STRATEGY, "decay_on": "weights"},
+    {"hidden": (512, 256), "dropout": 0.3},
     {"data": 'a "quoted" folder', "warmup": 0.5, "crop_fraction": 0.9, "precision": "float64", "workers": 0},
 ]
 
@@ -77,6 +88,18 @@ def test_the_defaults_are_the_tutorial() -> None:
         ({"strategy": STRATEGY, "lr": 0.1}, "strategy 'mine' has no lr, but it is 0.1"),
         ({"strategy": {"name": "x"}}, "'groups' is missing"),
         ({"head": "classifier"}, "the head of resnet18 is 'fc': leave it out"),
+        ({"head": {"classifier": MODULE}}, "head is 'classifier'; the head of resnet18 is 'fc': leave it out"),
+        ({"head": 5}, "head is 5; expected a layer's path such as 'fc', a module, or {'fc': module}"),
+        ({"head": {"a": MODULE, "b": MODULE}}, "expected a layer's path such as 'fc', a module"),
+        ({"head": "<Sequential>"}, "head is '<Sequential>': it was a Python object; pass it again, as head="),
+        ({"head": MODULE, "hidden": 8}, "head is a module of your own; leave hidden and dropout to it"),
+        ({"model": MODULE, "head": MODULE}, "say which layer of your own model it replaces, as head={'fc': module}"),
+        ({"hidden": 0}, "hidden is 0; expected one or more widths of at least 1, such as 256"),
+        ({"hidden": "512,x"}, "hidden is '512,x'; expected one or more widths"),
+        ({"hidden": (8, True)}, "expected one or more widths"),
+        ({"hidden": 1.5}, "hidden is 1.5; expected one or more widths"),
+        ({"hidden": ()}, "expected one or more widths"),
+        ({"dropout": 1}, "dropout is 1; expected a finite number, at least 0 and at most 0.99"),
         ({"weights": "own"}, "the model is one of the zoo"),
         ({"ema": 1.0}, "ema is 1.0"),
         ({"patience": 0}, "patience is 0"),
@@ -98,6 +121,16 @@ def test_each_mistake_has_its_line(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError) as error:
         Recipe(**fields)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_hidden_is_a_number_a_list_or_a_text() -> None:
+    assert [Recipe(hidden=value).hidden for value in (256, [512, 256], "512,256")] == [(256,), (512, 256), (512, 256)]  # type: ignore[arg-type]
+
+
+def test_a_head_that_is_a_module_is_saved_as_its_description() -> None:
+    zoo, own = Recipe(head=MODULE), Recipe(model=MODULE, head={"fc": MODULE})
+    assert (zoo.head_path, zoo.head_module) == (None, MODULE) and (own.head_path, own.head_module) == ("fc", MODULE)
+    assert zoo.to_dict()["head"] == own.to_dict()["head"] == "<Module>"
 
 
 @pytest.mark.parametrize(

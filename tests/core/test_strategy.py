@@ -9,10 +9,12 @@ import pytest
 
 import tlx
 from support.resnet import ARCH, PARAMS, SPECS
+from tlx.backend import ParamSpec, Role
 from tlx.errors import RecipeError
 from tlx.models.zoo import Architecture
 from tlx.strategy import built_in, register
 from tlx.strategy.built_in import STRATEGIES, named
+from tlx.strategy.built_in import named as named_strategy
 from tlx.strategy.plan import Group, Phase, Plan, Strategy
 from tlx.strategy.schedule import Schedule, float32_exact
 
@@ -247,3 +249,15 @@ def test_a_strategy_that_takes_what_no_recipe_has_is_refused(monkeypatch: pytest
 
     with pytest.raises(RecipeError, match="strategy 'odd' takes 'warmth', which is no recipe field"):
         tlx.Recipe(strategy="odd")
+
+
+def test_buffers_of_a_container_and_norms_without_parameters_follow_what_trains_around_them() -> None:
+    def named(name: str, role: Role) -> ParamSpec:
+        return ParamSpec(name, (2,), "float32", role, name.rpartition(".")[0])
+
+    specs = [named("body.conv.weight", "weight"), named("head.fc.weight", "weight"), named("scale", "statistic")]
+    specs += [named("body.norm.running_mean", "statistic"), named("head.norm.running_mean", "statistic")]
+    arch = Architecture("own", "head", (("body", ("body",)), ("root", ("",))), "")
+    for strategy, adapting in (("full", {"", "body.norm", "head.norm"}), ("feature_extract", {"", "head.norm"})):
+        plan = named_strategy(strategy).build(arch, 1, lr=0.1).bind(specs, arch, Schedule("constant", 1, 5), 0.0)
+        assert plan.state_at(0).batch_norm == adapting

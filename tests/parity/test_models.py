@@ -87,7 +87,7 @@ def test_parameters_have_the_same_names_shapes_and_roles(arch: Architecture) -> 
     assert all(arch.name in registry.load(backend).capabilities().models for backend in FRAMEWORKS)
     reference, candidate = ([*built(backend, arch, "float32")[1:]] for backend in FRAMEWORKS)
     assert reference[1] == candidate[1]
-    drops = [[(layer.p, layer.whole) for layer in model.dropouts] for model, _ in (reference, candidate)]
+    drops = [[(layer.p, layer.axes) for layer in model.dropouts] for model, _ in (reference, candidate)]
     assert drops[0] == drops[1]
     stages = {arch.stage_of(spec.module) for spec in reference[1] if spec.role != "statistic"}
     assert stages == {"head", *(stage for stage, _ in arch.stages)}

@@ -33,7 +33,7 @@ Arrays = Mapping[str, Array]
 Role = Literal["weight", "bias", "norm", "statistic"]
 Precision = Literal["float32", "bfloat16", "float64"]
 Handle = Any  # a backend's own object, which the core only passes back
-Model = Any  # a handle with one public attribute: `module`, the framework's own module
+Model = Any  # a handle with `module`, the framework's own module, and perhaps `notes`, texts to show before a run
 Lazy = Any  # a scalar or array that may still be computing on the device
 
 
@@ -62,7 +62,10 @@ class ModelSpec:
     """A model whose head is replaced by a fresh layer of the same kind with `classes` outputs.
 
     It is one of the zoo, built with `options`, or a copy of `module`, the framework's own object; the latter's values
-    are kept, also those of its head where that has as many outputs already.
+    are kept, also those of its head where that has as many outputs already. With `hidden` or `dropout` the head becomes
+    a chain: for each width a layer, a ReLU and dropout, then the layer with `classes` outputs. Or it becomes a
+    copy of `head_module`. What is somebody's own is tried on images of `image_size` pixels, so that what it cannot do
+    is said before a run begins; 0: it is not tried.
     """
 
     name: str
@@ -70,6 +73,15 @@ class ModelSpec:
     head: str  # module path, such as "fc" or "classifier.1"
     options: tuple[tuple[str, bool], ...] = ()
     module: Any = None
+    hidden: tuple[int, ...] = ()
+    dropout: float = 0.0
+    head_module: Any = None
+    image_size: int = 0
+
+    @property
+    def own(self) -> bool:
+        """Whether code of somebody's own is part of the model."""
+        return self.module is not None or self.head_module is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +93,7 @@ class ParamSpec:
     dtype: str
     role: Role
     module: str  # path of the module that owns it
+    aliases: tuple[str, ...] = ()  # its further names, where modules share it
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,8 @@ class Loopback:
 
     def build(self, spec: ModelSpec, device: str, precision: Precision) -> Net:
         able = self.capabilities()
+        if spec.hidden or spec.dropout or spec.own:
+            raise BackendError("Backend 'loopback' builds its own models only, with a head of one layer")
         _known("model", spec.name, able.models)
         _known("head", spec.head, ("fc",))
         _known("device", device, able.devices)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,7 @@ def initial_values(
     `weights` is ``"none"``, ``"imagenet"`` (downloaded, hash-checked), a weights file, a run folder, or ``"own"``: the
     values in `own`, which a user's module brought along. They fill the backbone. The head is drawn from the seed, but
     that of a run with the same `classes` is kept.
+    Of the values in `own`, what has no customary start keeps its value whatever `weights` is.
     """
     arrays: dict[str, Array] = {}
     notes: list[str] = []
@@ -62,6 +63,10 @@ def initial_values(
             head, kept = match_head(checkpoint.arrays, specs, arch, _classes(card), classes)
             arrays, changes = {**arrays, **head}, [kept] if head else [*changes, kept]
         notes = [*checkpoint.notes, *(f"{Path(weights).name}: {change}" for change in changes)]
+    if own is not None:
+        layers = {s.module for s in specs if len(s.shape) > 1 and s.name.endswith("weight")}
+        missing = [spec for spec in specs if spec.name not in arrays]
+        arrays |= {spec.name: own[spec.name] for spec in missing if not _has_customary_start(spec, layers)}
     return {s.name: arrays[s.name] if s.name in arrays else _draw(s, specs, arch, seed) for s in specs}, notes
 
 
@@ -71,6 +76,13 @@ def _classes(card: Path) -> list[str]:
         return [str(name) for name in json.loads(card.read_text(encoding="utf-8"))["classes"]]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise WeightsError(f"{card} cannot be read: {error}") from error
+
+
+def _has_customary_start(spec: ParamSpec, layers: Collection[str]) -> bool:
+    """Whether it is a norm's, or the weight or bias of a layer, and not a scale, a token or a constant."""
+    if spec.role == "statistic":
+        return spec.name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    return spec.role == "norm" or (spec.module in layers and spec.name.endswith(("weight", "bias")))
 
 
 def imagenet_file(arch: Architecture, progress: bool) -> Path:

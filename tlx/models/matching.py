@@ -31,6 +31,8 @@ def match(
         WeightsError: entries are missing, left over, misshapen, of another kind of dtype or not finite; it lists them.
     """
     inner = head + "."
+    specs = list(specs)
+    arrays = _by_first_names(arrays, specs, model_name)
     wanted = {spec.name: spec for spec in specs if take_head or not spec.name.startswith(inner)}
     offered = {name: array for name, array in arrays.items() if take_head or not name.startswith(inner)}
     missing = [name for name in wanted if name not in offered and not name.endswith(_COUNTER)]
@@ -55,6 +57,19 @@ def match(
             fix="the training that wrote them had diverged; take an earlier checkpoint",
         )
     return taken
+
+
+def _by_first_names(arrays: Arrays, specs: Iterable[ParamSpec], model_name: str) -> dict[str, Array]:
+    """Return a checkpoint without the further names of values that have several, which must be equal under all."""
+    result = dict(arrays)
+    for spec in specs:
+        for alias in (alias for alias in spec.aliases if alias in result):
+            value = result.pop(alias)
+            if not np.array_equal(result.setdefault(spec.name, value), value):
+                raise WeightsError(
+                    f"Weights do not fit {model_name}: {spec.name} and {alias} are one value in it, but differ"
+                )
+    return result
 
 
 def _castable(array: Array, spec: ParamSpec) -> bool:
@@ -86,7 +101,7 @@ def match_backbone(
     backbone = [spec.name for spec in specs if not _covers(arch.head, spec.name)]
     prefix, rivals = _prefix(arrays, backbone)
     below = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    inner = arch.translate(below)
+    inner = _by_first_names(arch.translate(below), specs, arch.name)
     head = {name: array for name, array in inner.items() if _covers(arch.head, name)}
     containers = {_container(path) for _, paths in arch.stages for path in paths}
     wanted = {*backbone, *head}
@@ -152,7 +167,11 @@ def match_head(
     if not all(s.name in arrays and arrays[s.name].shape == s.shape and _castable(arrays[s.name], s) for s in wanted):
         return {}, "its head is of another form, so the head is drawn anew"
     order = [list(known).index(name) for name in classes]
-    rows: Mapping[str, Array] = {spec.name: arrays[spec.name][order] for spec in wanted}
+    moves = order != sorted(order)
+    last = {spec.name for spec in wanted if spec.module == wanted[-1].module}  # hidden layers have no row for a class
+    if moves and any(arrays[name].shape[:1] != (len(known),) for name in last):
+        return {}, "its classes are in another order and its last layer has no row for each, so the head is drawn anew"
+    rows: Mapping[str, Array] = {s.name: arrays[s.name][order] if s.name in last else arrays[s.name] for s in wanted}
     head = match(rows, wanted, head=arch.head, model_name=arch.name, take_head=True)
-    moved = "" if order == sorted(order) else "; its outputs are put into the order of the classes now"
+    moved = "" if not moves else "; its outputs are put into the order of the classes now"
     return head, f"its head is kept, as its classes are the same{moved}"

@@ -67,12 +67,13 @@ class Display:
         for note in notes:
             self.say(f"  note: {note}")
 
-    def plan(self, plan: Plan, recipe: Recipe) -> None:
-        """Print the group table before anything trains."""
+    def plan(self, plan: Plan, recipe: Recipe, notes: Sequence[str] = ()) -> None:
+        """Print the group table before anything trains, with what is to be said of the model."""
         self.console.print(
             f"[bold]{recipe.model_name}[/] on {recipe.backend} ({recipe.device}, {recipe.precision}), "
             f"weights {escape(printable(str(recipe.weights)))}, {recipe.optimizer}, schedule {recipe.schedule}"
         )
+        self.notes(notes)
         self.console.print(group_table(plan.strategy.name, plan.table()))
 
     def resumed(self, state: State, training: Training) -> None:

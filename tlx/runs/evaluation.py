@@ -60,6 +60,7 @@ def evaluate(
     data: Any = None,
     data_root: str | Path | None = None,
     model: Any = None,
+    head: Any = None,
     top: int | None = None,
 ) -> Evaluation:
     """Evaluate a finished run's model on its test part or on other data, on the same backend or on another.
@@ -73,6 +74,7 @@ def evaluate(
             is known by its fingerprint, is evaluated as ever; it must be given where it was passed in Python.
         data_root: where the data lie now.
         model: the module again, where the run's was a Python object.
+        head: likewise.
         top: K of the top-K accuracy; default: 5 where there are more than 5 classes.
 
     Raises:
@@ -82,7 +84,7 @@ def evaluate(
     """
     if top is not None and top < 1:
         raise TlxError(f"top is {top}; expected at least 1")
-    run = restore(run_dir, backend, model=model)
+    run = restore(run_dir, backend, model=model, head=head)
     display = Display(quiet)
     name, images, own = _images(run, data, data_root, display)
     classes: list[str] = run.card["classes"]

@@ -22,7 +22,10 @@ from tlx.runs.folder import read_json
 from tlx.training.build import build_model, resolve_placement
 
 # What a model needs of its run's recipe.
-NEEDED = ("backend", "model", "head", "image_size", "batch_size", "precision", "device", "workers", "max_pixels")
+NEEDED = (
+    *("backend", "model", "head", "hidden", "dropout", "image_size", "batch_size"),
+    *("precision", "device", "workers", "max_pixels"),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,17 +68,17 @@ def read_run(run_dir: Path, used: Collection[str], **objects: Any) -> tuple[dict
     return card, Recipe.from_toml(run_dir / "recipe.toml", overrides, used)
 
 
-def restore(run_dir: str | Path, backend: str | None = None, *, model: Any = None) -> Finished:
+def restore(run_dir: str | Path, backend: str | None = None, **objects: Any) -> Finished:
     """Build the model of a finished run and load its weights.
 
     Args:
         run_dir: a folder that `tlx run` wrote.
         backend: where to build it; default: the backend that trained. On another one, on its best device, in the
             precision of the training where that is native there.
-        model: the module again, where the run's was a Python object.
+        **objects: `model` and `head`, where the recipe's were Python objects.
     """
     run_dir = Path(run_dir)
-    card, recipe = read_run(run_dir, NEEDED, model=model)
+    card, recipe = read_run(run_dir, NEEDED, **objects)
     target = registry.load(backend or recipe.backend)
     recipe = resolve_placement(recipe, target) if backend is None else _moved(recipe, target)
     built, arch = build_model(recipe, target, len(card["classes"]))
@@ -125,7 +128,7 @@ def _moved(recipe: Recipe, backend: Backend) -> Recipe:
     return placed
 
 
-def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = None) -> Any:
+def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = None, head: Any = None) -> Any:
     """Return the model of a finished run as the framework's own module, in eval mode.
 
     The module has two attributes more: `classes`, the class names in the order of the logits, and `preprocess`, which
@@ -142,13 +145,14 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
         run_dir: a folder that `tlx run` wrote.
         backend: whose module to build; default: the backend that trained. The same weights serve either.
         model: the module again, where the run's `model` was a Python object; a copy of it is returned.
+        head: the module again, where the run's `head` was one.
 
     Raises:
         RunNotFound: there is no finished run in the folder.
         BackendUnavailable: the backend is not installed.
         WeightsError: the weights are damaged or do not fit.
     """
-    finished = restore(run_dir, backend, model=model)
+    finished = restore(run_dir, backend, model=model, head=head)
     module = finished.model.module
     module.classes = tuple(finished.card["classes"])
     dtype = np.float64 if finished.recipe.precision == "float64" else np.float32

@@ -56,7 +56,7 @@ def run(
         recipe: a Recipe, its fields as a mapping, or the path of a TOML file. Default: the CIFAR-10 tutorial's job.
         resume: the folder of an interrupted run, to continue from its last save; or that of a finished one, with
             `epochs` greater than it has, to train on. Of the other `fields` only those that cannot change the result
-            may be given; `data` and `model` again where they were Python objects.
+            may be given; `data`, `model` and `head` again where they were Python objects.
         quiet: show nothing on stderr.
         on_event: is called with each event of the run (`tlx.training.metrics.Event`: phases, progress, steps, ends of
             epochs) and cannot change the run. If it raises an Exception, a warning says so and it is not called again.
@@ -85,7 +85,7 @@ def recipe_to_run(
 
 def _resumed_recipe(run_dir: Path, fields: Mapping[str, Any]) -> Recipe:
     # Where and how fast a run goes on may change; data and model are checked to be the same.
-    free = {*fields_affecting("speed", "place"), "data", "model"} - {"out"}
+    free = {*fields_affecting("speed", "place"), "data", "model", "head"} - {"out"}
     for name in fields:
         if name not in free and name != "epochs":
             able = ", ".join(f for f in Recipe.__slots__ if f in free)
@@ -119,8 +119,7 @@ def execute(
         notes = load_initial(recipe, backend, model, arch, data.classes, display.shown)
     training = make_training(recipe, backend, data, model, arch)
     display.data(data, recipe)
-    display.plan(training.plan, recipe)
-    display.notes(notes)
+    display.plan(training.plan, recipe, [*getattr(model, "notes", ()), *notes])
 
     with run_folder(recipe, resumed) as run_dir, interruptible() as signalled:
         recipe = replace(recipe, out=None)

@@ -81,7 +81,7 @@ def tables(recipes: Sequence[Recipe]) -> list[GroupTable]:
     first = recipes[0]
     backend = registry.load(first.backend)
     first = replace(resolve_placement(first.resolved(), backend), device="cpu", precision="float32")
-    model, arch = build_model(first, backend, len(first.classes or range(CLASSES)))
+    model, arch = build_model(first, backend, len(first.classes or range(CLASSES)), tried=False)
     specs = backend.param_specs(model)
     return [_table(recipe.resolved(), specs, arch) for recipe in recipes]
 

@@ -47,6 +47,7 @@ def predict(
     *,
     quiet: bool = False,
     model: Any = None,
+    head: Any = None,
 ) -> list[Prediction]:
     """Classify images with the model of a finished run.
 
@@ -61,6 +62,7 @@ def predict(
         top: how many classes to list for each image, the most probable first; at most all. Default: up to 5.
         quiet: do not say on stderr what was left out and what cannot be read.
         model: the module again, where the run's was a Python object.
+        head: likewise.
 
     Returns:
         For each image, in order, its path ("array 0" and so on for arrays), class, probability (softmax of the logits
@@ -73,7 +75,7 @@ def predict(
         DataError: there is no image, or none that can be read.
         TlxError: `top` is below 1, or the model's outputs are not finite.
     """
-    return list(predictions(run_dir, images, backend, top, quiet=quiet, model=model))
+    return list(predictions(run_dir, images, backend, top, quiet=quiet, model=model, head=head))
 
 
 def predictions(
@@ -84,6 +86,7 @@ def predictions(
     *,
     quiet: bool = False,
     model: Any = None,
+    head: Any = None,
 ) -> Generator[Prediction, None, None]:
     """Do what `tlx.predict` does, and yield each prediction as it is made: memory does not grow with the images.
 
@@ -92,7 +95,7 @@ def predictions(
     """
     if top is not None and top < 1:
         raise TlxError(f"top is {top}; expected at least 1")
-    run = restore(run_dir, backend, model=model)
+    run = restore(run_dir, backend, model=model, head=head)
     notes = Notes()
     return _predictions(run, find_inputs(images, notes, run.recipe.max_pixels), notes, top or TOP, Display(quiet))
 

@@ -198,7 +198,15 @@ class Plan:
         if self.frozen_norm == "adapt":
             return frozenset(with_statistics)
         trainable = self._trainable(phase)
-        return frozenset(s.module for s in self.specs if s.name in trainable and s.module in with_statistics)
+        owners = {s.module for s in self.specs if s.role != "statistic"}
+        trained = {s.module for s in self.specs if s.name in trainable}
+
+        def trains(module: str) -> bool:
+            # One without parameters, such as BatchNorm without affine, acts as the module around it.
+            path = module if any(_within(owner, module) for owner in owners) else module.rpartition(".")[0]
+            return any(_within(owner, path) for owner in trained)
+
+        return frozenset(filter(trains, with_statistics))
 
     def table(self) -> list[Row]:
         """Return each group in each phase, as printed before training."""
@@ -223,6 +231,10 @@ class Plan:
     def total_parameters(self) -> int:
         """Count the model's parameters."""
         return sum(math.prod(s.shape) for s in self.specs if s.role != "statistic")
+
+
+def _within(module: str, path: str) -> bool:
+    return not path or module == path or module.startswith(path + ".")
 
 
 def _only(values: Any, known: Sequence[str], where: str) -> None:

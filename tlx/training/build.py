@@ -74,16 +74,21 @@ def check_fit(recipe: Recipe, data: Data) -> None:
             raise RecipeError(f"{name} watches the validation part, but there is none; raise val_fraction")
 
 
-def build_model(recipe: Recipe, backend: Backend, classes: int) -> tuple[Model, Architecture]:
-    """Build the recipe's model with its new head, and describe its layout."""
+def build_model(recipe: Recipe, backend: Backend, classes: int, *, tried: bool = True) -> tuple[Model, Architecture]:
+    """Build the recipe's model with its new head, and describe its layout.
+
+    What is the user's own is tried on a few images, unless it is only to be described.
+    """
+    head = {"hidden": recipe.head_widths, "dropout": recipe.dropout, "head_module": recipe.head_module}
+    size = recipe.image_size if tried else 0
     if isinstance(recipe.model, str):
         arch = architecture(recipe.model)
-        spec = ModelSpec(arch.name, classes, arch.head, arch.options)
+        spec = ModelSpec(arch.name, classes, arch.head, arch.options, image_size=size, **head)
         return backend.build(spec, recipe.device, _precision(recipe)), arch
-    assert recipe.head is not None
-    spec = ModelSpec(recipe.model_name, classes, recipe.head, module=recipe.model)
+    assert recipe.head_path is not None
+    spec = ModelSpec(recipe.model_name, classes, recipe.head_path, module=recipe.model, image_size=size, **head)
     model = backend.build(spec, recipe.device, _precision(recipe))
-    return model, own_architecture(recipe.model_name, recipe.head, backend.param_specs(model))
+    return model, own_architecture(recipe.model_name, recipe.head_path, backend.param_specs(model))
 
 
 def load_initial(
@@ -91,7 +96,7 @@ def load_initial(
 ) -> list[str]:
     """Give a model the values that the recipe starts from; return notes on how they were read."""
     assert recipe.weights is not None
-    own = backend.dump_arrays(model) if recipe.weights == "own" else None
+    own = None if isinstance(recipe.model, str) and recipe.head_module is None else backend.dump_arrays(model)
     specs = backend.param_specs(model)
     arrays, notes = initial_values(specs, arch, recipe.weights, recipe.seed, progress, own, classes)
     backend.load_arrays(model, arrays)
@@ -152,7 +157,7 @@ def _targets(recipe: Recipe, labels: Any, classes: int) -> Targets:
 
 def identity(recipe: Recipe, backend: Backend) -> Mapping[str, Any] | None:
     """What decides a model's numbers beside its values; None for a user's own module, whose code may change."""
-    if not isinstance(recipe.model, str):
+    if not isinstance(recipe.model, str) or recipe.head_module is not None:
         return None
     return {
         "model": recipe.model,

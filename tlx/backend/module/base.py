@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from traceback import walk_tb
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ from tlx.backend import (
     check_known,
     slots_by_parameter,
 )
+from tlx.backend.module import own
 from tlx.backend.module.boundary import Reached, bypass, candidates, replaced, stop_class
 from tlx.backend.module.build import ancestors, describe, dropout_class, locate, replace_dropouts, replace_head
 from tlx.backend.module.net import DeviceBatch, Net, Optimizer
@@ -45,6 +47,7 @@ class ModuleBackend:
 
     name: str
     optimizers: ClassVar[Mapping[str, MakeOptimizer]]  # by their names in `tlx.backend.optimizers.RULES`
+    restores_generators = True  # whether a generator's state can be set back
 
     def __init__(self, framework: Any, zoo: Any, depth: Any) -> None:
         self.fw = framework
@@ -62,9 +65,21 @@ class ModuleBackend:
         """Build a zoo model with whatever initial values the zoo gives it."""
         return getattr(self.zoo, name)(**options)
 
+    def unwrapped(self, module: Any) -> Any:
+        """Return a user's own module without what was put around it; refuse what cannot be trained."""
+        return module
+
     def copied(self, module: Any) -> Any:
         """Copy a user's own module, which stays as it is."""
         return copy.deepcopy(module)
+
+    def generators(self, device: str) -> Sequence[Any]:
+        """Return the framework's own generators, from which a module may draw on a device."""
+        return ()
+
+    def lay_out_plainly(self, net: Net) -> bool:
+        """Undo what `prepare` did to the layout in memory; False: it did nothing."""
+        return False
 
     def prepare(self, net: Net) -> None:
         """Adjust a freshly built model, for example its layout in memory."""
@@ -97,28 +112,35 @@ class ModuleBackend:
     # Models and their values.
 
     def build(self, spec: ModelSpec, device: str, precision: Precision) -> Net:
+        with own.undisturbed(self, device) if spec.own else nullcontext():
+            return self._build(spec, device, precision)
+
+    def _build(self, spec: ModelSpec, device: str, precision: Precision) -> Net:
         fw = self.fw
+        notes: list[str] = []
+        if spec.head_module is not None:
+            spec = replace(spec, head_module=own.taken_over(self, spec.head_module, "head", notes))
         if spec.module is not None:
-            if not isinstance(spec.module, fw.nn.Module):
-                kind = f"{type(spec.module).__module__}.{type(spec.module).__name__}"
-                raise BackendError(
-                    f"model is a {kind}, not a module of {self.name}; choose the backend it is made with"
-                )
-            module = self.copied(spec.module)
+            module = own.taken_over(self, spec.module, "model", notes)
         elif hasattr(self.zoo, spec.name):
             module = self.construct(spec.name, **dict(spec.options))
         else:
             raise BackendError(f"backend {self.name!r} has no model {spec.name!r}; `tlx models` lists what it has")
         replace_head(fw.nn, module, spec)
-        dropouts = replace_dropouts(fw.nn, self.depth, self.dropout, module)
+        dropouts = replace_dropouts(fw.nn, self.depth, self.dropout, module, spec.own)
         dtype = fw.float64 if precision == "float64" else fw.float32
         module = module.to(dtype).to(device)
         specs = tuple(describe(module, self.norms))
         modes = dict.fromkeys(module.modules(), True)
         net = Net(module, spec.head, spec.classes, device, dtype, precision == "bfloat16", modes, specs)
-        net.dropouts = dropouts
+        net.dropouts, net.own, net.notes = dropouts, spec.own, notes
         self.prepare(net)
         module.eval()
+        if spec.own:
+            shared = [" = ".join((s.name, *s.aliases)) for s in specs if s.aliases]
+            net.notes += [f"one value under several names, saved under the first: {names}" for names in shared]
+            if spec.image_size:
+                own.try_out(self, net, spec.image_size)
         return net
 
     def param_specs(self, model: Net) -> tuple[ParamSpec, ...]:
@@ -146,7 +168,8 @@ class ModuleBackend:
         for name, param in params.items():
             param.requires_grad_(name in trainable)
             param.grad = None
-        around_what_trains = {path for name in trainable for path in ancestors(name)}
+        names = (name for s in model.specs if s.name in trainable for name in (s.name, *s.aliases))
+        around_what_trains = {path for name in names for path in ancestors(name)}
         for path, module in model.module.named_modules():
             if path in statistics:
                 model.training[module] = path in batch_norm
@@ -214,10 +237,14 @@ class ModuleBackend:
         self.reuse_memory(model, model.autocast or not next(model.module.parameters()).requires_grad)
         for layer in model.dropouts:
             layer.key = batch.key
-        logits = self._train_forward(model, batch)
-        mean = self._loss(logits, batch)
-        (mean if scale == 1.0 else mean * scale).backward()
+        with self.fw.enable_grad(), self._seeded(model, batch.key):
+            logits = self._run(model, batch)
+            mean = self._loss(logits, batch)
+            (mean if scale == 1.0 else mean * scale).backward()
         return mean.detach() * batch.size, self._correct(logits, batch.labels)
+
+    def _seeded(self, model: Net, key: own.Key) -> AbstractContextManager[None]:
+        return own.seeded(self, model, key) if model.own else nullcontext()
 
     def _loss(self, logits: Any, batch: DeviceBatch) -> Any:
         """Mean over the samples."""
@@ -225,17 +252,6 @@ class ModuleBackend:
         if batch.targets is None:
             return functional.cross_entropy(logits, batch.labels)
         return -(batch.targets.to(logits.dtype) * functional.log_softmax(logits, dim=1)).sum() / batch.size
-
-    def _train_forward(self, model: Net, batch: DeviceBatch) -> Any:
-        try:
-            return self._run(model, batch)
-        except ValueError as error:
-            if ONE_VALUE not in str(error):
-                raise
-            raise BackendError(
-                "BatchNorm cannot take statistics over a batch of one image at this image_size; "
-                "change batch_size or limit_train so that the last batch is larger"
-            ) from error
 
     def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
         if max_norm is not None:
@@ -259,24 +275,24 @@ class ModuleBackend:
     def _forward(self, model: Net, batch: DeviceBatch) -> Any:
         self._set_mode(model, "eval")
         self.reuse_memory(model, True)
-        return self._run(model, batch)
+        with self._seeded(model, own.EVALUATION):
+            return self._run(model, batch)
 
     def _run(self, model: Net, batch: DeviceBatch) -> Any:
-        """Return the logits, whose shape is checked: the loss of other shapes ends OneFlow's process."""
         try:
-            output = self._from_boundary(model, batch) if batch.boundary else self._whole(model, batch)
+            output = self._from_boundary(model, batch) if batch.boundary else self.outputs(model, batch)
         except RuntimeError as error:
-            raise BackendError(self._failure(model, batch, error)) from error
-        logits = output[0] if isinstance(output, tuple) else output  # GoogLeNet returns them among others
-        if tuple(getattr(logits, "shape", ())) != (batch.size, model.classes):
-            shape = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
+            raise BackendError(self.failure(model, batch, error)) from error
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
             raise BackendError(
-                f"The model returns {shape} instead of logits [{batch.size}, {model.classes}]; "
-                "is its head its last layer?"
-            )
-        return logits
+                "BatchNorm cannot take statistics over a batch of one image at this image_size; "
+                "change batch_size or limit_train so that the last batch is larger"
+            ) from error
+        return own.checked(model, batch, output)
 
-    def _failure(self, model: Net, batch: DeviceBatch, error: RuntimeError) -> str:
+    def failure(self, model: Net, batch: DeviceBatch, error: Exception) -> str:
         """Name the innermost module that failed, without the framework's frames."""
         paths = {id(module): path for path, module in model.module.named_modules()}
         frames = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
@@ -284,9 +300,11 @@ class ModuleBackend:
         where = f" at {failed[-1]!r}" if failed and failed[-1] else ""
         fix = " Lower batch_size, micro_batch or image_size." if "memory" in str(error) else ""
         shape = list(batch.images.shape)
-        return f"{self.name} cannot run the model on {shape}{where}: {one_line(str(error))}.{fix}"
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        return f"{self.name} cannot run the model on {shape}{where}: {one_line(f'{kind}{error}')}.{fix}"
 
-    def _whole(self, model: Net, batch: DeviceBatch) -> Any:
+    def outputs(self, model: Net, batch: DeviceBatch) -> Any:
+        """Return whatever the module returns on pixels."""
         with self.autocast(model):
             return model.module(batch.images)
 
@@ -311,6 +329,8 @@ class ModuleBackend:
                 return True
             return (leaf in norms or leaf in model.dropouts) and model.training[leaf]
 
+        if model.own and not own.same_in_training(self, model, norms.union(model.dropouts)):
+            return ()
         return candidates(model.module, active)
 
     def _correct(self, logits: Any, labels: Any) -> Any:

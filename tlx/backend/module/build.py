@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,25 +14,96 @@ from tlx.errors import BackendError, closest
 
 
 def replace_head(nn: Any, module: Any, spec: ModelSpec) -> None:
-    """Put a fresh layer of the same kind in the head's place, where it has not the wanted number of outputs already."""
-    layers = [path for path, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    if spec.head not in layers:
-        other = dict(module.named_modules()).get(spec.head)
-        what = "there is no such module" if other is None else f"it is a {type(other).__name__}"
-        near = closest(spec.head, layers)
-        raise BackendError(f"{spec.name}: head {spec.head!r} must be a Linear or Conv2d layer, but {what}.{near}")
-    parent, attribute, old = locate(module, spec.head, spec.name)
-    outputs = old.out_features if isinstance(old, nn.Linear) else old.out_channels
-    if spec.module is not None and outputs == spec.classes:
-        return
-    if isinstance(old, nn.Linear):
-        new = nn.Linear(old.in_features, spec.classes, bias=old.bias is not None)
+    """Put the new head in the old one's place, wherever the model holds that.
+
+    A layer of one's own that has the wanted number of outputs already stays.
+    """
+    old = _head(nn, module, spec)
+    if spec.head_module is not None:
+        new = spec.head_module
     else:
-        shape = old.kernel_size, old.stride, old.padding, old.dilation
-        new = nn.Conv2d(old.in_channels, spec.classes, *shape, bias=old.bias is not None)
-    setattr(parent, attribute, new)
+        outputs = _outputs(nn, old, module, spec)
+        if not (spec.hidden or spec.dropout):
+            if spec.module is not None and outputs == spec.classes:
+                return _check_untied(module, old, spec)
+            new = _like(nn, old, spec.classes)
+        else:
+            new = _chain(nn, old, spec)
+    _check_untied(module, old, spec)
+    for parent, attribute in [
+        (m, name) for m in module.modules() for name, child in m._modules.items() if child is old
+    ]:
+        setattr(parent, attribute, new)
     if hasattr(module, "num_classes"):
         module.num_classes = spec.classes
+
+
+def _head(nn: Any, module: Any, spec: ModelSpec) -> Any:
+    modules = dict(module.named_modules())
+    if spec.head in modules and spec.head:
+        return modules[spec.head]
+    other: Any = module  # by its second name, a shared module is not among them
+    for name in spec.head.split("."):
+        other = getattr(other, "_modules", {}).get(name)
+    first = next((path for path, m in modules.items() if m is other), "")
+    if first:
+        raise BackendError(f"{spec.name}: {spec.head!r} and {first!r} are one module; name the head {first!r}")
+    near = closest(spec.head, [path for path, m in modules.items() if isinstance(m, (nn.Linear, nn.Conv2d))])
+    raise BackendError(
+        f"{spec.name}: head {spec.head!r} must be a Linear or Conv2d layer, but there is no such module.{near}"
+    )
+
+
+def _outputs(nn: Any, old: Any, module: Any, spec: ModelSpec) -> int:
+    """Return the head's number of outputs; it must be a plain layer, of which another one can be made."""
+    if not isinstance(old, (nn.Linear, nn.Conv2d)):
+        layers = [path for path, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        within = [path for path in layers if path.startswith(spec.head + ".")]
+        near = closest(spec.head, within or layers)
+        raise BackendError(
+            f"{spec.name}: head {spec.head!r} must be a Linear or Conv2d layer, but it is a {type(old).__name__}."
+            f"{near} Or replace it whole: head={{{spec.head!r}: module}}"
+        )
+    outputs = int(old.out_features if isinstance(old, nn.Linear) else old.out_channels)
+    plain = type(old) in (nn.Linear, nn.Conv2d) and {name for name, _ in old.named_parameters()} <= {"weight", "bias"}
+    if not plain and (spec.hidden or spec.dropout or spec.module is None or outputs != spec.classes):
+        raise BackendError(
+            f"{spec.name}: head {spec.head!r} has {outputs} outputs, and is no plain layer of which tlx could make "
+            f"another ({type(old).__name__}); give one for {spec.classes} classes: head={{{spec.head!r}: module}}"
+        )
+    return outputs
+
+
+def _check_untied(module: Any, old: Any, spec: ModelSpec) -> None:
+    inside = {id(param): name for name, param in old.named_parameters()}
+    for path, part in module.named_modules():
+        if path == spec.head or path.startswith(spec.head + "."):
+            continue
+        for name, param in part._parameters.items():
+            if id(param) in inside:
+                raise BackendError(
+                    f"{spec.name}: the head shares a parameter with the backbone: {spec.head}.{inside[id(param)]} is "
+                    f"{f'{path}.{name}'.lstrip('.')}. Untie them, because the head is trained from new values"
+                )
+
+
+def _like(nn: Any, old: Any, outputs: int) -> Any:
+    """Return a layer as the old one, with other outputs."""
+    if isinstance(old, nn.Linear):
+        return nn.Linear(old.in_features, outputs, bias=old.bias is not None)
+    shape = old.kernel_size, old.stride, old.padding, old.dilation
+    return nn.Conv2d(old.in_channels, outputs, *shape, bias=old.bias is not None)
+
+
+def _chain(nn: Any, old: Any, spec: ModelSpec) -> Any:
+    """Return the head with hidden layers: the first has the old one's geometry, and maps then go on pixel by pixel."""
+    widths = [*spec.hidden, spec.classes]
+    dropout = [nn.Dropout(spec.dropout)] if spec.dropout else []
+    layers = [_like(nn, old, widths[0])]
+    for width, following in pairwise(widths):
+        linear = isinstance(old, nn.Linear)
+        layers += [nn.ReLU(), *dropout, nn.Linear(width, following) if linear else nn.Conv2d(width, following, 1)]
+    return nn.Sequential(*([] if spec.hidden else dropout), *layers)
 
 
 def ancestors(name: str) -> list[str]:
@@ -49,18 +121,28 @@ def locate(module: Any, path: str, model: str) -> tuple[Any, str, Any]:
     return modules[parent], attribute, modules[path]
 
 
-def replace_dropouts(nn: Any, depth: Any, make: Callable[[float, int, bool], Any], module: Any) -> list[Any]:
-    """Replace every dropout, and every stochastic depth, by what `make` makes; returns these in the module's order."""
+UNITS, SAMPLES, CHANNELS = 0, 1, 2  # what a dropout drops: leading axes of its mask; 0: all
+
+
+def replace_dropouts(nn: Any, depth: Any, make: Callable[[float, int, int], Any], module: Any, own: bool) -> list[Any]:
+    """Replace every dropout, and every stochastic depth, by what `make` makes; returns these in the module's order.
+
+    Others, whose masks the core does not draw, are refused in a zoo's model. In somebody's own they draw from the
+    framework's generator, which is seeded.
+    """
+    by_channel = tuple(getattr(nn, name) for name in ("Dropout1d", "Dropout2d", "Dropout3d") if hasattr(nn, name))
     # Through the parents, because a module that two of them share has one path only.
     new: dict[Any, Any] = {}
     for path, parent in list(module.named_modules()):
-        for attribute, old in list(parent.named_children()):
-            whole = isinstance(old, depth)
-            if type(old) is nn.Dropout or (whole and old.mode == "row"):
+        for attribute, old in list(parent._modules.items()):
+            axes = UNITS if type(old) is nn.Dropout else CHANNELS if type(old) in by_channel else None
+            if isinstance(old, depth) and old.mode == "row":
+                axes = SAMPLES
+            if axes is not None:
                 if old not in new:
-                    new[old] = make(old.p, len(new), whole)
+                    new[old] = make(old.p, len(new), axes)
                 setattr(parent, attribute, new[old])
-            elif whole or "Dropout" in type(old).__name__:
+            elif not own and (isinstance(old, depth) or "Dropout" in type(old).__name__):
                 name = f"{path}.{attribute}".lstrip(".")
                 raise BackendError(f"{name} is a {type(old).__name__}, whose masks tlx does not draw; use nn.Dropout")
     return list(new.values())
@@ -69,30 +151,45 @@ def replace_dropouts(nn: Any, depth: Any, make: Callable[[float, int, bool], Any
 def describe(module: Any, norms: tuple[Any, ...]) -> Iterator[ParamSpec]:
     """Describe parameters, then buffers; `norms` are the classes of normalisation layers."""
     owners = {path for path, m in module.named_modules() if isinstance(m, norms)}
+    names: dict[int, list[str]] = {}
+    for name, tensor in _every_name(module):
+        names.setdefault(id(tensor), []).append(name)
     for kind, named in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
         for name, tensor in named:
             owner, _, leaf = name.rpartition(".")
             role: Role = "statistic" if kind == "buffer" else "norm" if owner in owners else "weight"
             if role == "weight" and leaf.endswith("bias"):
                 role = "bias"
-            yield ParamSpec(name, tuple(tensor.shape), str(tensor.dtype).rpartition(".")[2], role, owner)
+            aliases = tuple(other for other in names.get(id(tensor), ()) if other != name)
+            yield ParamSpec(name, tuple(tensor.shape), str(tensor.dtype).rpartition(".")[2], role, owner, aliases)
 
 
-def dropout_class(fw: Any) -> Callable[[float, int, bool], Any]:
-    """Make the layer whose mask the core draws, so that every framework drops the same units, or the same samples.
+def _every_name(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each parameter and buffer under all its names."""
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None:
+            yield prefix + name, tensor
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _every_name(child, f"{prefix}{name}.")
 
-    The latter is stochastic depth (Huang et al. 2016): a residual branch is dropped as a whole.
+
+def dropout_class(fw: Any) -> Callable[[float, int, int], Any]:
+    """Make the layer whose mask the core draws, so that every framework drops the same units, channels or samples.
+
+    The last is stochastic depth (Huang et al. 2016): a residual branch is dropped as a whole.
     """
 
     class Dropout(fw.nn.Module):  # type: ignore[misc]
-        def __init__(self, p: float, layer: int, whole: bool) -> None:
+        def __init__(self, p: float, layer: int, axes: int) -> None:
             super().__init__()
-            self.p, self.layer, self.whole, self.key = p, layer, whole, (0, 0, 0)
+            self.p, self.layer, self.axes, self.key = p, layer, axes, (0, 0, 0)
 
         def forward(self, x: Any) -> Any:
             if not self.training or self.p == 0.0:
                 return x
-            shape = (x.shape[0], *([1] * (x.ndim - 1))) if self.whole else tuple(x.shape)
+            axes = self.axes or x.ndim
+            shape = (*x.shape[:axes], *([1] * (x.ndim - axes)))
             keep = rng.keep_mask(*self.key, self.layer, shape, self.p)
             mask = fw.tensor(keep.astype(np.uint8), device=x.device).to(x.dtype)
             return x * mask * (1.0 / (1.0 - self.p))
