@@ -45,6 +45,7 @@ KEYS = [
     "train_images_per_second",
     "wall_seconds",
     "versions",
+    "notes",
     "recipe",
     "run_dir",
 ]
@@ -148,7 +149,7 @@ def initial(model: str, seed: int) -> dict[str, Array]:
 
 def test_the_moving_average_is_what_is_judged_and_kept(run: Any) -> None:
     """A decay of 0 is no average at all; a slow one lags behind the weights."""
-    plain, same, slow = run(epochs=3), run(epochs=3, ema=0.0), run(epochs=3, ema=0.999)
+    plain, same, slow = run(epochs=1), run(epochs=1, ema=0.0), run(epochs=1, ema=0.999)
     values = [load_file(r.run_dir / "model.safetensors") for r in (plain, same, slow)]
     assert all(np.allclose(values[0][name], values[1][name], rtol=1e-5, atol=1e-6) for name in values[0])
     start = initial("tiny-mlp", seed=0)
@@ -198,7 +199,7 @@ def test_a_backend_that_moves_what_is_frozen_is_convicted(run: Any, monkeypatch:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, on the way to infinity
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(run: Any) -> None:
-    with pytest.raises(TlxError, match=r"The train loss is (nan|inf) in epoch \d, step \d+ of 9. Lower lr"):
+    with pytest.raises(TlxError, match=r"The train loss is (nan|inf) in epoch \d, step \d+ of 9: .*'\w+\.\w+'.*lower lr"):
         run(lr=1e30, epochs=5)
 
 
@@ -246,7 +247,6 @@ def test_evaluate_repeats_the_recorded_accuracy_and_refuses_what_is_damaged(run:
         ({"model": "resnet18"}, "has no model 'resnet18'"),
         ({"data": "digit"}, "Did you mean 'digits'"),
         ({"augment": "flip"}, "unknown op 'flip'"),
-        ({"batch_size": 271}, "batch_size is 271, but there are only 270 training images; use at most 270"),
         ({"patience": 1, "val_fraction": 0}, "patience watches the validation part, but there is none"),
         ({"schedule": "plateau", "val_fraction": 0}, "schedule 'plateau' watches the validation part"),
         ({"strategy": "head_then_full", "epochs": 1}, "phase 'full' starts after the last epoch; raise epochs"),

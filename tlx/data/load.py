@@ -56,6 +56,7 @@ class Data:
     test: Images | None
     fingerprint: str  # SHA-256 of names, classes, labels, and pixels (of files: names and sizes)
     notes: tuple[str, ...]  # facts to show, such as files that were left out
+    drawn: frozenset[str] = frozenset()  # parts, val or test, that were held out by a fraction
 
     @property
     def parts(self) -> dict[str, Images]:
@@ -130,6 +131,7 @@ def load_data(
     except OSError as error:  # such as a folder that may not be read
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
     names, parts, notes = origin.classes, dict(origin.parts), list(origin.notes)
+    drawn = {part for part in ("val", "test") if part not in parts and (part == "val" or "all" in parts)}
     if on_bad_image == "skip":
         parts = {part: _decodable(images, part, notes) for part, images in parts.items()}
     elif on_bad_image != "error":
@@ -161,7 +163,8 @@ def load_data(
         train, val = hold_out(train, names, val_fraction, "val", seed)
     if test is None:
         notes.append("there is no test part")
-    return Data(origin.name, names, train, val, test, _fingerprint(origin.name, names, train, val, test), tuple(notes))
+    fingerprint = _fingerprint(origin.name, names, train, val, test)
+    return Data(origin.name, names, train, val, test, fingerprint, tuple(notes), frozenset(drawn))
 
 
 def _decodable(images: Images, part: str, notes: list[str]) -> Images:

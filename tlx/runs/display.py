@@ -45,15 +45,18 @@ class Display:
         self._line = 0.0
         self._others = Others()
 
-    def data(self, data: Data, recipe: Recipe) -> None:
-        """Say what is trained on, and what was left out."""
+    def data(self, data: Data) -> None:
+        """Say what is trained on."""
         parts = ", ".join(
             f"{len(part)} {name}"
             for name, part in (("train", data.train), ("validation", data.val), ("test", data.test))
             if part is not None
         )
         self.console.print(f"[bold]{data.name}[/]: {len(data.classes)} classes; images: {parts}")
-        for note in data.notes:
+
+    def notes(self, notes: Sequence[str]) -> None:
+        """Say what is worth knowing, in a line each."""
+        for note in notes:
             self.console.print(f"  note: {note}", markup=False)
 
     def plan(self, plan: Plan, recipe: Recipe) -> None:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx.atomic import write_atomic, write_json
-from tlx.backend import Preprocess, registry
+from tlx.backend import Backend, Preprocess, registry
 from tlx.data import Data
-from tlx.errors import Interrupted, RecipeError, RunNotFound, TlxError
+from tlx.errors import BackendError, Interrupted, RecipeError, RunNotFound, TlxError
 from tlx.models.weights import digest, write_safetensors
-from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, takes_fields
+from tlx.models.zoo import Architecture
+from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
+from tlx.runs import advice
 from tlx.runs.display import Display, Listener, follow, listening
 from tlx.runs.folder import run_folder
 from tlx.runs.interrupt import interruptible
@@ -34,8 +36,10 @@ from tlx.training.build import (
     resolve_placement,
     versions,
 )
+from tlx.training.effects import check_effects, without_idle_fields
 from tlx.training.loop import State, Training, evaluate, held_out, train
 from tlx.training.metrics import EpochEnded, Event, Stepped
+from tlx.training.trial import check_small_batches, find_unrepeatable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -78,7 +82,10 @@ def recipe_to_run(
 ) -> Recipe:
     """Return the recipe that a call of `run` asks for: a new one, or that of the run that is resumed."""
     if resume is None:
-        return as_recipe(recipe, fields)
+        asked = as_recipe(recipe, fields)
+        # tlx 0.1.0 took fields without effect, and what it wrote must run again.
+        old = isinstance(recipe, (str, Path)) and read_toml(Path(recipe)).get("recipe_version") == 1
+        return without_idle_fields(asked, keep=fields) if old else asked
     if recipe is not None:
         raise RecipeError("resume continues with the recipe of the run's folder; leave the other recipe out")
     return _resumed_recipe(Path(resume), fields)
@@ -111,14 +118,29 @@ def execute(
     listeners = [display.event, *([listening(on_event)] if on_event else [])]
     started = time.perf_counter()
     backend = registry.load(recipe.backend)
+    chosen_for = recipe.precision == "auto"
     recipe = resolve_placement(recipe.resolved(), backend)
+    if resumed is None:
+        check_effects(recipe)
     data = open_data(recipe)
     check_fit(recipe, data)
-    model, arch = build_model(recipe, backend, len(data.classes))
-    if resumed is None or not (resumed / STATE).exists():  # the latter was stopped before its first save
-        load_initial(recipe, backend, model, arch, display.shown)
-    training = make_training(recipe, backend, data, model, arch)
-    display.data(data, recipe)
+    fresh = resumed is None or not (resumed / STATE).exists()  # the latter was stopped before its first save
+    training, arch = _prepared(recipe, backend, data, fresh, display.shown)
+    if resumed is None:
+        check_effects(recipe, data, training.plan)
+    notes = [*data.notes, *advice.before(recipe, data)]
+    if recipe.precision == "bfloat16" and (name := find_unrepeatable(training)) is not None:
+        problem = f"the gradient of {name!r} in bfloat16 does not come out the same twice on {recipe.backend} here"
+        if not chosen_for:
+            raise BackendError(problem, fix="use precision float32, or another image_size")
+        notes.append(f"{problem}, so precision is float32")
+        recipe = replace(recipe, precision="float32")
+        training, arch = _prepared(recipe, backend, data, fresh, display.shown)
+    if note := check_small_batches(training):
+        notes.append(note)
+    model = training.model
+    display.data(data)
+    display.notes(notes)
     display.plan(training.plan, recipe)
 
     with run_folder(recipe, resumed) as run_dir, interruptible() as signalled:
@@ -136,6 +158,8 @@ def execute(
             if data.test is not None:
                 events = evaluate(backend, model, held_out(training, state, make_loader(recipe, data.test)), "test")
                 test = follow(events, [*listeners, lambda event: _stop_if(signalled(), run_dir, "during the test")])
+        last = list(advice.after(data, state.history, state.step, test))
+        display.notes(last)
         result = Result(
             backend=recipe.backend,
             strategy=recipe.strategy_name,
@@ -149,6 +173,7 @@ def execute(
             train_images_per_second=sum(e.train.images for e in state.history) / sum(e.seconds for e in state.history),
             wall_seconds=time.perf_counter() - started,
             versions={**versions(), **backend.capabilities().versions},
+            notes=[*notes, *last],
             recipe=recipe,
             run_dir=run_dir,
             model=model.module,
@@ -158,6 +183,16 @@ def execute(
         write_json(run_dir / "result.json", result.to_dict())
         shutil.rmtree(run_dir / LAST, ignore_errors=True)
     return result
+
+
+def _prepared(
+    recipe: Recipe, backend: Backend, data: Data, fresh: bool, progress: bool
+) -> tuple[Training, Architecture]:
+    """Build what trains; `fresh` loads the values that the recipe starts from."""
+    model, arch = build_model(recipe, backend, len(data.classes))
+    if fresh:
+        load_initial(recipe, backend, model, arch, progress)
+    return make_training(recipe, backend, data, model, arch), arch
 
 
 def _train(

@@ -13,8 +13,9 @@ from tlx.backend import Backend, Model, ModelSpec, OptimizerSpec, Precision, Pre
 from tlx.backend.threads import processor
 from tlx.data import Augment, Data, Loader, load_data
 from tlx.data.mixing import Targets, balanced_weights
-from tlx.errors import BackendError, RecipeError
+from tlx.errors import BackendError, RecipeError, WeightsError
 from tlx.models.initial_values import initial_arrays
+from tlx.models.weights import first_not_finite
 from tlx.models.zoo import Architecture, architecture, own_architecture
 from tlx.recipe import Recipe
 from tlx.strategy.schedule import Schedule
@@ -61,11 +62,6 @@ def open_data(recipe: Recipe) -> Data:
 
 def check_fit(recipe: Recipe, data: Data) -> None:
     """Raise RecipeError if the recipe asks for something that the data does not have."""
-    if recipe.batch_size > len(data.train):
-        raise RecipeError(
-            f"batch_size is {recipe.batch_size}, but there are only {len(data.train)} training images; "
-            f"use at most {len(data.train)}"
-        )
     for wanted, name in ((recipe.schedule == "plateau", "schedule 'plateau'"), (recipe.patience, "patience")):
         if wanted and data.val is None:
             raise RecipeError(f"{name} watches the validation part, but there is none; raise val_fraction")
@@ -88,7 +84,13 @@ def load_initial(recipe: Recipe, backend: Backend, model: Model, arch: Architect
     assert recipe.weights is not None
     own = backend.dump_arrays(model) if recipe.weights == "own" else None
     specs = backend.param_specs(model)
-    backend.load_arrays(model, initial_arrays(specs, arch, recipe.weights, recipe.seed, progress, own))
+    arrays = initial_arrays(specs, arch, recipe.weights, recipe.seed, progress, own)
+    if (name := first_not_finite(arrays)) is not None:
+        source = f"the {recipe.model_name} itself" if recipe.weights == "own" else recipe.weights
+        raise WeightsError(
+            f"{name!r} holds numbers that are not finite; it comes from {source}", fix="start from other weights"
+        )
+    backend.load_arrays(model, arrays)
 
 
 def make_training(recipe: Recipe, backend: Backend, data: Data, model: Model, arch: Architecture) -> Training:
