@@ -264,7 +264,7 @@ def test_the_lower_loss_decides_between_epochs_of_one_accuracy(run: Any) -> None
     assert better(Metrics(0.4, 0.5, 10), Metrics(0.5, 0.5, 10))
     assert not better(Metrics(0.5, 0.5, 10), Metrics(0.5, 0.5, 10))
     assert not better(Metrics(0.1, 0.4, 10), Metrics(0.5, 0.5, 10))
-    result = run(epochs=8, val_fraction=0.04)  # 12 images, of which the same number is often right
+    result = run(epochs=8, val_fraction=0.04, seed=7)  # 12 images, of which the same number is often right
     scores = [(e["val_accuracy"], -(e["val_loss"] or 0.0)) for e in result.history]
     accuracies = [accuracy for accuracy, _ in scores]
     assert accuracies.count(max(accuracies)) > 1 and result.best_epoch == 1 + scores.index(max(scores))
@@ -288,8 +288,8 @@ def test_what_is_likely_to_be_wrong_is_said_in_a_line_each(run: Any) -> None:
     ):
         assert note in said
     assert json.loads((stuck.run_dir / "result.json").read_text())["notes"] == stuck.notes
-    labels = np.array([0, 1] * 30 + [0] * 12)
-    images = np.random.default_rng(0).integers(0, 256, (72, 8, 8, 3)).astype(np.uint8)
+    labels = np.array([0, 1] * 40)
+    images = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 3)).astype(np.uint8)
     noise = {"train": (images, labels), "test": (images[:10] // 2, np.array([0] * 8 + [1] * 2))}
     guessing = run(data=noise, limit_train=None, limit_test=None, epochs=1, lr=0.5)
     lines = [note for note in guessing.notes if "always answering" in note]
