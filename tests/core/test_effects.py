@@ -72,9 +72,6 @@ IDLE: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
         ({"data": TRAIN_ALONE, "test_fraction": 0.3}, "a train part alone", {"data": ALONE}),
     ],
     "limit_test": [({"data": TRAIN_ALONE, "limit_test": 5}, "has no test part", {"data": IN_PARTS})],
-    "class_weights": [
-        ({"data": IN_PARTS, "class_weights": "balanced"}, "each class has 8 training images", {"data": "digits"})
-    ],
     "frozen_norm": [({"frozen_norm": "adapt"}, "no BatchNorm is ever frozen", {"strategy": "feature_extract"})],
 }
 # Where the recipe itself refuses it, or has nothing to refuse, and why.
@@ -83,6 +80,7 @@ OTHERS = {
     **dict.fromkeys(("patience", "schedule"), "refused where there is no validation part to watch"),
     **dict.fromkeys(("head", "weights", "warmup"), "checked when a recipe is made"),
     **dict.fromkeys(("limit_train", "micro_batch", "batch_size", "clip_norm"), "a bound, which need not be reached"),
+    "class_weights": "the data decides whether there is anything to weigh, and a note says if there is not",
     "on_bad_image": "says what would happen to an image that is bad",
     **dict.fromkeys(("strategy", "data", "classes", "model", "epochs", "image_size", "crop_fraction"), "always counts"),
     **dict.fromkeys(("augment", "label_smoothing", "sampler", "optimizer", "ema", "seed"), "always counts"),

@@ -291,7 +291,8 @@ def test_what_is_likely_to_be_wrong_is_said_in_a_line_each(run: Any) -> None:
     labels = np.array([0, 1] * 40)
     images = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 3)).astype(np.uint8)
     noise = {"train": (images, labels), "test": (images[:10] // 2, np.array([0] * 8 + [1] * 2))}
-    guessing = run(data=noise, limit_train=None, limit_test=None, epochs=1, lr=0.5)
+    guessing = run(data=noise, limit_train=None, limit_test=None, epochs=1, lr=0.5, class_weights="balanced")
+    assert "class_weights has nothing to weigh: each class has 36 training images" in guessing.notes
     lines = [note for note in guessing.notes if "always answering" in note]
     expected = "the test accuracy is not above that of always answering '0', which is 0.8000"
     assert lines == ([expected] if (guessing.test_accuracy or 0) <= 0.8 else [])

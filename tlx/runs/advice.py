@@ -26,6 +26,9 @@ def before(recipe: Recipe, data: Data) -> Iterator[str]:
         yield f"the validation part has {images}: one more right is {100 / len(data.val):.0f} points"
     if recipe.schedule == "step" and recipe.step_size >= recipe.epochs:
         yield f"schedule step drops nothing: step_size is {recipe.step_size}, and epochs {recipe.epochs}"
+    counts = np.bincount(data.train.labels, minlength=len(data.classes))
+    if recipe.class_weights == "balanced" and counts.min() == counts.max():
+        yield f"class_weights has nothing to weigh: each class has {counts[0]} training images"
 
 
 def after(data: Data, history: Sequence[EpochEnded], steps: int, test: Metrics | None) -> Iterator[str]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 
-import numpy as np
-
 from tlx.backend.optimizers import RULES
 from tlx.data import Augment, Data
 from tlx.data.sources.digits import DIGITS
@@ -81,9 +79,6 @@ def _with_data(recipe: Recipe, data: Data) -> Iterator[Idle]:
                 yield Idle(name, why, "pass one part alone, of which parts are drawn")
     if data.test is None:
         yield Idle("limit_test", f"{data.name} has no test part", "give the data one")
-    counts = np.bincount(data.train.labels, minlength=len(data.classes))
-    if counts.min() == counts.max():
-        yield Idle("class_weights", f"each class has {counts[0]} training images", "use data that it can balance")
 
 
 def _in_plan(plan: Plan) -> Iterator[Idle]:
