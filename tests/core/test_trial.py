@@ -7,39 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 import tlx
-from support.backends import each_backend
+from support.training import FIELDS, training_of
 from tlx.backend import registry
-from tlx.errors import BackendError, RecipeError
+from tlx.errors import RecipeError
 from tlx.models.weights import digest
-from tlx.recipe import Recipe
-from tlx.training import build
-from tlx.training.loop import Training
 from tlx.training.trial import check_small_batches, find_unrepeatable, part_sizes
 
-FIELDS: dict[str, Any] = {
-    "weights": "none",
-    "data": "digits",
-    "limit_train": 33,
-    "limit_test": 10,
-    "val_fraction": 0.0,
-    "batch_size": 16,
-    "epochs": 1,
-}
-TINY = {"backend": "loopback", "model": "tiny-mlp", "image_size": 8}
-SMALL_MAPS = {"backend": "torch", "model": "resnet18", "image_size": 16}  # 1x1 where layer4 begins
-
-
-def training_of(**fields: Any) -> Training:
-    recipe = Recipe(**{**FIELDS, **fields}).resolved()
-    backend = registry.load(recipe.backend)
-    recipe = build.resolve_placement(recipe, backend)
-    data = build.open_data(recipe)
-    model, arch = build.build_model(recipe, backend, len(data.classes))
-    build.load_initial(recipe, backend, model, arch, progress=False)
-    return build.make_training(recipe, backend, data, model, arch)
+TINY: dict[str, Any] = {"backend": "loopback", "model": "tiny-mlp", "image_size": 8}
 
 
 @pytest.mark.parametrize(
@@ -95,18 +71,6 @@ def test_a_batch_of_one_is_taken_where_no_norm_trains() -> None:
     assert check_small_batches(training_of(**TINY, strategy="feature_extract")) == ""
 
 
-@pytest.mark.parametrize("backend", each_backend("torch", "oneflow"))
-def test_a_batch_of_one_is_refused_by_what_it_is_at_the_size_of_the_run(backend: str) -> None:
-    """Larger maps have more than one value of each image."""
-    fields = {**SMALL_MAPS, "backend": backend, "precision": "float32"}
-    training = training_of(**fields)
-    before = digest(training.backend.dump_arrays(training.model))
-    with pytest.raises(RecipeError, match="has 1 image, and BatchNorm cannot take statistics over 1 value"):
-        check_small_batches(training)
-    assert digest(training.backend.dump_arrays(training.model)) == before
-    assert check_small_batches(training_of(**fields | {"image_size": 64})) == ""
-
-
 @pytest.mark.parametrize("fields", [TINY, {**TINY, "model": "tiny-mlp-dropout", "strategy": "head_then_full"}])
 @pytest.mark.needs("loopback")
 def test_a_trial_moves_no_bit(fields: dict[str, Any]) -> None:
@@ -133,34 +97,3 @@ def test_memory_that_a_gradient_leaves_as_it_was_is_found(monkeypatch: pytest.Mo
     monkeypatch.setattr(backend, "backward", leave)
     assert find_unrepeatable(training_of(**TINY)) == "fc1.weight"
     assert find_unrepeatable(training_of(**TINY, strategy="feature_extract")) is None
-
-
-def bfloat16() -> Any:
-    native = "bfloat16" in registry.load("torch").capabilities().precisions["cpu"]
-    return None if native else pytest.skip("torch does not compute in bfloat16 on this processor")
-
-
-@pytest.mark.needs("torch")
-def test_taps_that_bfloat16_leaves_uninitialised_are_found(tmp_path: Path) -> None:
-    """Under auto the run takes float32, and is the same as one that asks for it."""
-    bfloat16()
-    fields = {**FIELDS, **SMALL_MAPS, "limit_train": 32, "quiet": True}
-    with pytest.raises(BackendError) as error:
-        tlx.run(**fields, precision="bfloat16", out=str(tmp_path / "run"))
-    assert "the gradient of 'layer4.0.conv1.weight' in bfloat16" in str(error.value)
-    assert "use precision float32" in error.value.fix and not list(tmp_path.iterdir())
-    runs = [tlx.run(**fields, precision=name, out=str(tmp_path / name)) for name in ("auto", "float32")]
-    assert [run.recipe.precision for run in runs] == ["float32", "float32"]
-    assert "so precision is float32" in runs[0].notes[0] and runs[0].notes[1:] == runs[1].notes
-    first, second = (load_file(run.run_dir / "model.safetensors") for run in runs)
-    assert all(np.array_equal(first[name], second[name]) for name in first)
-
-
-@pytest.mark.needs("torch")
-def test_bfloat16_is_taken_where_every_gradient_comes_out_twice() -> None:
-    """Also where the convolution at fault does not train."""
-    bfloat16()
-    fields = {**SMALL_MAPS, "precision": "bfloat16", "limit_train": 32}
-    assert find_unrepeatable(training_of(**fields, strategy="feature_extract")) is None
-    assert find_unrepeatable(training_of(**{**fields, "model": "squeezenet1_1", "image_size": 32})) is None
-    assert find_unrepeatable(training_of(**{**fields, "image_size": 40})) is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from tlx.backend.optimizers import RULES
 from tlx.data import Augment, Data
@@ -36,7 +37,8 @@ def check_effects(recipe: Recipe, data: Data | None = None, plan: Plan | None = 
 def without_idle_fields(recipe: Recipe, keep: Iterable[str] = ()) -> Recipe:
     """Return a recipe that does the same, but for fields to `keep`, and sets nothing that has no effect."""
     idle = {idle.field for idle in idle_fields(recipe)} - set(keep)
-    return replace(recipe, **{f.name: f.default for f in fields(recipe) if f.name in idle})
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(recipe) if f.name in idle}
+    return replace(recipe, **defaults)
 
 
 def idle_fields(recipe: Recipe, data: Data | None = None, plan: Plan | None = None) -> Iterator[Idle]:
