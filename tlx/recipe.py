@@ -199,7 +199,7 @@ class Recipe:
     seed: int = number(0, "random seed", group="Training", low=0, high=2**63 - 1, whole=True)
     precision: PrecisionName = choice(
         "auto",
-        "auto: bfloat16 where the hardware has it and the model comes out the same twice, otherwise float32",
+        "auto: bfloat16 where the hardware has it and gradients are repeatable in it, otherwise float32",
         PrecisionName,
         group="Machine and files",
         affects="place",

@@ -118,7 +118,7 @@ def execute(
     listeners = [display.event, *([listening(on_event)] if on_event else [])]
     started = time.perf_counter()
     backend = registry.load(recipe.backend)
-    chosen_for = recipe.precision == "auto"
+    automatic = recipe.precision == "auto"
     recipe = resolve_placement(recipe.resolved(), backend)
     if resumed is None:
         check_effects(recipe)
@@ -131,7 +131,7 @@ def execute(
     notes = [*data.notes, *advice.before(recipe, data)]
     if recipe.precision == "bfloat16" and (name := find_unrepeatable(training)) is not None:
         problem = f"the gradient of {name!r} in bfloat16 does not come out the same twice on {recipe.backend} here"
-        if not chosen_for:
+        if not automatic:
             raise BackendError(problem, fix="use precision float32, or another image_size")
         notes.append(f"{problem}, so precision is float32")
         recipe = replace(recipe, precision="float32")
