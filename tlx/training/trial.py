@@ -74,7 +74,7 @@ def find_unrepeatable(training: Training) -> str | None:
     """Return the name of a parameter whose gradient does not come out the same twice, or None.
 
     Fresh memory holds other bits the second time, so that what a kernel leaves uninitialised shows. PyTorch's bfloat16
-    leaves the unused taps of a 3x3 convolution of stride 2 over a 1x1 map, for one, which 30 of 30 trials saw. A backend
+    leaves the unused taps of a 3x3 convolution of stride 2 over a 1x1 map, for one: 30 of 30 trials saw it. A backend
     without sgd is not examined, because the gradients are read from the slots of that.
     """
     if "sgd" not in training.backend.capabilities().optimizers:
