@@ -159,7 +159,7 @@ class Recipe:
     )
     epochs: int = number(3, "passes over the training images", group="Training", low=1, whole=True)
     batch_size: int = number(
-        64, "images in a step; the last partial batch is kept", group="Training", low=1, whole=True
+        64, "images in a step, at most all; the last partial batch is kept", group="Training", low=1, whole=True
     )
     micro_batch: int | None = number(
         None,
@@ -234,7 +234,7 @@ class Recipe:
     seed: int = number(0, "random seed", group="Training", low=0, high=2**63 - 1, whole=True)
     precision: PrecisionName = choice(
         "auto",
-        "auto: bfloat16 where the hardware has it, otherwise float32",
+        "auto: bfloat16 where the hardware has it and gradients are repeatable in it, otherwise float32",
         PrecisionName,
         group="Machine and files",
         affects="place",

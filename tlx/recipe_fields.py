@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from tlx.backend.protocol import FLOAT32_MAX
 from tlx.data.load import describe_sources
 from tlx.errors import RecipeError, closest
 from tlx.strategy.built_in import named
@@ -104,9 +105,10 @@ def number(
         if isinstance(value, bool) or not hasattr(value, "__index__" if whole else "__float__"):
             raise RecipeError(f"{name} is {value!r}; expected {'a whole number' if whole else 'a number'}")
         number: int | float = int(value) if whole else float(value)
-        if not math.isfinite(number) or not low <= number <= high:
+        if not math.isfinite(number) or not low <= number <= high or (not whole and number > FLOAT32_MAX):
             bounds = f"at least {low}" + (f" and at most {high}" if high < math.inf else "")
-            raise RecipeError(f"{name} is {value}; expected a finite number, {bounds}")
+            kind = "a number that float32 can hold" if FLOAT32_MAX < number < math.inf else "a finite number"
+            raise RecipeError(f"{name} is {value}; expected {kind}, {bounds}")
         return number
 
     return field(default, help, check, group=group, option=int if whole else float, affects=affects)

@@ -62,7 +62,10 @@ def test_run_prints_one_json_object_last_and_everything_else_to_stderr(tmp_path:
         ([*RUN, "--batch-size", "-1"], "batch_size is -1"),
         ([*RUN, "--classes", "1,seven"], "no class 'seven'"),
         (["run", "--optimizer", "adm"], "Unknown optimizer 'adm'. Did you mean 'adam'"),
-        ([*RUN, "--batch-size", "500"], "there are only 180 training images; use at most 180"),
+        (
+            [*RUN, "--optimizer", "adam", "--momentum", "0.5"],
+            "momentum is 0.5, but optimizer adam has no momentum factor",
+        ),
         ([*RUN, "--strategy", "partial", "--stages", "layer4"], "tiny-mlp has no stage 'layer4'"),
         ([*RUN, "--patience", "2", "--val-fraction", "0"], "patience watches the validation part"),
         (["run", "--resume", "nowhere"], "nowhere holds no run"),

@@ -161,3 +161,12 @@ def broken(backend: str, fault: str) -> Any:
 def test_a_module_that_cannot_be_trained_is_refused(backend: str, fault: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(TlxError, match=said):
         tlx.run(backend=backend, model=broken(backend, fault), head="head", out=str(tmp_path / "a"), **FIELDS)
+
+
+@pytest.mark.parametrize("backend", each_backend("torch"))
+def test_a_module_with_a_weight_that_is_not_finite_is_refused(backend: str, tmp_path: Path) -> None:
+    net = network(backend)
+    net.conv2.weight.data[0, 0, 0, 0] = float("nan")
+    fields: dict[str, Any] = {**FIELDS, "strategy": "full", "precision": "float32", "head": "classifier.1"}
+    with pytest.raises(TlxError, match=r"'conv2\.weight' holds numbers that are not finite; it comes from the Net"):
+        tlx.run(backend=backend, model=net, out=str(tmp_path / "run"), **fields)

@@ -55,7 +55,8 @@ def test_what_was_validated_is_not_computed_for_the_test(
     cache: Path, tmp_path: Path, seen: dict[str, list[int]]
 ) -> None:
     parts = data(60)
-    fields = {"data": {**parts, "val": parts["test"]}, "augment": "none", "limit_train": None, "limit_test": None}
+    limits: dict[str, Any] = {"limit_train": None, "limit_test": None, "val_fraction": 0.1}
+    fields: dict[str, Any] = {"data": {**parts, "val": parts["test"]}, "augment": "none", **limits}
     expected = run(tmp_path / "off", feature_cache="off", **fields)
     assert run(tmp_path / "on", **fields) == expected
     assert 80 <= sum(seen["features"]) < 100 + feature_store.CHECKED

@@ -64,6 +64,17 @@ def test_the_defaults_are_the_tutorial() -> None:
         ({"lr": float("nan")}, "lr is nan; expected a finite number, at least 0"),
         ({"lr": "fast"}, "lr is 'fast'; expected a number"),
         ({"lr": -1.0}, "lr is -1.0"),
+        ({"lr": 1e39}, "lr is 1e+39; expected a number that float32 can hold"),
+        (
+            {
+                "strategy": {
+                    "name": "x",
+                    "groups": [{"name": "g", "match": "all"}],
+                    "phases": [{"name": "p", "lr": {"g": 1e39}}],
+                }
+            },
+            "lr of 'g' is 1e+39; expected a finite number of float32",
+        ),
         ({"epochs": 0}, "epochs is 0; expected a finite number, at least 1"),
         ({"epochs": 1.5}, "epochs is 1.5; expected a whole number"),
         ({"epochs": True}, "epochs is True"),

@@ -13,10 +13,13 @@ from safetensors.numpy import load_file
 
 import tlx
 from tlx.backend import Array, ModelSpec, registry
-from tlx.errors import FrozenMovedError, TlxError
+from tlx.errors import FrozenMovedError, TlxError, WeightsError
 from tlx.models.initial_values import initial_arrays
+from tlx.models.weights import write_safetensors
 from tlx.models.zoo import architecture
 from tlx.strategy.schedule import drops
+from tlx.training.loop import better, stalled
+from tlx.training.metrics import EpochEnded, Metrics
 
 FIELDS: dict[str, Any] = {
     "backend": "loopback",
@@ -45,6 +48,7 @@ KEYS = [
     "train_images_per_second",
     "wall_seconds",
     "versions",
+    "notes",
     "recipe",
     "run_dir",
 ]
@@ -149,7 +153,7 @@ def initial(model: str, seed: int) -> dict[str, Array]:
 
 def test_the_moving_average_is_what_is_judged_and_kept(run: Any) -> None:
     """A decay of 0 is no average at all; a slow one lags behind the weights."""
-    plain, same, slow = run(epochs=3), run(epochs=3, ema=0.0), run(epochs=3, ema=0.999)
+    plain, same, slow = run(epochs=1), run(epochs=1, ema=0.0), run(epochs=1, ema=0.999)
     values = [load_file(r.run_dir / "model.safetensors") for r in (plain, same, slow)]
     assert all(np.allclose(values[0][name], values[1][name], rtol=1e-5, atol=1e-6) for name in values[0])
     start = initial("tiny-mlp", seed=0)
@@ -198,9 +202,103 @@ def test_a_backend_that_moves_what_is_frozen_is_convicted(run: Any, monkeypatch:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, on the way to infinity
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(run: Any) -> None:
-    with pytest.raises(TlxError, match=r"The train loss is (nan|inf) in epoch \d, step \d+ of 9. Lower lr"):
-        run(lr=1e30, epochs=5)
+@pytest.mark.parametrize(
+    "fields", [{"lr": 1e30}, {"lr": 3e38}, {"lr": 1e30, "optimizer": "adam"}, {"lr": 1e30, "ema": 0.9}]
+)
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step_and_an_array(
+    fields: dict[str, Any], run: Any
+) -> None:
+    with pytest.raises(
+        TlxError, match=r"The train loss is (nan|inf) in epoch \d, step \d+ of 9: .*'\w+\.\w+'"
+    ) as error:
+        run(**fields, epochs=5)
+    assert error.value.fix.startswith("lower lr")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(("save_seconds", "when"), [(60, "in epoch 1: '"), (0, "by step 1: 'model/")])
+def test_a_gradient_that_is_not_finite_stops_the_run_even_if_no_loss_shows_it(
+    save_seconds: float, when: str, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """At the epoch's end, and before anything is saved; an epoch of one step ends with its update."""
+    backend = registry.load("loopback")
+    honest = backend.update
+
+    def explode(model: Any, optimizer: Any, max_norm: float | None = None) -> None:
+        model.grads["bn1.bias"] = np.full_like(model.grads["bn1.bias"], np.inf)
+        honest(model, optimizer, max_norm)
+
+    monkeypatch.setattr(backend, "update", explode)
+    with pytest.raises(TlxError) as error:
+        run(batch_size=300, val_fraction=0, save_seconds=save_seconds, out=str(tmp_path / "stopped"))
+    assert f"Training has gone wrong {when}bn1.bias' holds numbers that are not finite" in str(error.value)
+    assert not (tmp_path / "stopped" / "last").exists()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_and_named(bad: float, run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    arrays = initial("tiny-mlp", seed=0)
+    arrays["bn1.running_var"][3] = bad
+    write_safetensors(path, arrays)
+    with pytest.raises(WeightsError, match=r"'bn1\.running_var' holds numbers that are not finite.*mine\.safetensors"):
+        run(weights=str(path))
+    arrays["bn1.running_var"][3] = 1
+    arrays["fc.bias"][3] = bad  # of the head, which is drawn anew
+    write_safetensors(path, arrays)
+    assert run(weights=str(path), epochs=1).epochs_run == 1
+
+
+def test_a_batch_larger_than_the_data_is_the_whole_of_it(run: Any) -> None:
+    whole, larger = run(batch_size=270, epochs=1), run(batch_size=500, epochs=1)
+    values = [load_file(r.run_dir / "model.safetensors") for r in (whole, larger)]
+    assert all(np.array_equal(values[0][name], values[1][name]) for name in values[0])
+    assert "batch_size is 500, and there are 270 training images: an epoch is one batch" in larger.notes
+
+
+def epoch(number: int, accuracy: float, loss: float, best: bool = False) -> EpochEnded:
+    measured = Metrics(loss, accuracy, 10)
+    return EpochEnded(number, "train", measured, measured, (0.1,), 1.0, best)
+
+
+def test_the_lower_loss_decides_between_epochs_of_one_accuracy(run: Any) -> None:
+    assert better(Metrics(0.4, 0.5, 10), Metrics(0.5, 0.5, 10))
+    assert not better(Metrics(0.5, 0.5, 10), Metrics(0.5, 0.5, 10))
+    assert not better(Metrics(0.1, 0.4, 10), Metrics(0.5, 0.5, 10))
+    result = run(epochs=8, val_fraction=0.04, seed=7)  # 12 images, of which the same number is often right
+    scores = [(e["val_accuracy"], -(e["val_loss"] or 0.0)) for e in result.history]
+    accuracies = [accuracy for accuracy, _ in scores]
+    assert accuracies.count(max(accuracies)) > 1 and result.best_epoch == 1 + scores.index(max(scores))
+    assert result.best_epoch != 1 + accuracies.index(max(accuracies))
+
+
+def test_patience_waits_for_accuracy_alone() -> None:
+    history = [epoch(0, 0.5, 0.9, True), epoch(1, 0.5, 0.8, True), epoch(2, 0.5, 0.7, True)]
+    assert stalled(history, 2) and not stalled(history, 3) and not stalled(history, None)
+    assert not stalled([*history, epoch(3, 0.6, 2.0, True)], 2)
+
+
+def test_what_is_likely_to_be_wrong_is_said_in_a_line_each(run: Any) -> None:
+    stuck = run(lr=1e-9, epochs=1, val_fraction=0.04, schedule="step")
+    said = "\n".join(stuck.notes)
+    for note in (
+        "the validation part has 12 images: one more right is 8 points",
+        "schedule step drops nothing: step_size is 7, and epochs 1",
+        "the training loss stayed at ln(10) = 2.30, which is guessing; try another lr, or more epochs",
+        "the run had 9 steps in all; try more epochs, or a smaller batch_size",
+    ):
+        assert note in said
+    assert json.loads((stuck.run_dir / "result.json").read_text())["notes"] == stuck.notes
+    labels = np.array([0, 1] * 40)
+    images = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 3)).astype(np.uint8)
+    noise = {"train": (images, labels), "test": (images[:10] // 2, np.array([0] * 8 + [1] * 2))}
+    guessing = run(data=noise, limit_train=None, limit_test=None, epochs=1, lr=0.5, class_weights="balanced")
+    assert "class_weights has nothing to weigh: each class has 36 training images" in guessing.notes
+    lines = [note for note in guessing.notes if "always answering" in note]
+    expected = "the test accuracy is not above that of always answering '0', which is 0.8000"
+    assert lines == ([expected] if (guessing.test_accuracy or 0) <= 0.8 else [])
+    good = run(epochs=8)
+    assert not any(word in note for note in good.notes for word in ("stayed", "answering", "steps in all"))
 
 
 def test_nothing_is_overwritten(run: Any, tmp_path: Path) -> None:
@@ -247,7 +345,6 @@ def test_evaluate_repeats_the_recorded_accuracy_and_refuses_what_is_damaged(run:
         ({"model": "resnet18"}, "has no model 'resnet18'"),
         ({"data": "digit"}, "Did you mean 'digits'"),
         ({"augment": "flip"}, "unknown op 'flip'"),
-        ({"batch_size": 271}, "batch_size is 271, but there are only 270 training images; use at most 270"),
         ({"patience": 1, "val_fraction": 0}, "patience watches the validation part, but there is none"),
         ({"schedule": "plateau", "val_fraction": 0}, "schedule 'plateau' watches the validation part"),
         ({"strategy": "head_then_full", "epochs": 1}, "phase 'full' starts after the last epoch; raise epochs"),

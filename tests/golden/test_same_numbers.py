@@ -6,6 +6,9 @@ a hash of the bits of the weights at the end, eight sums over them, the losses a
 processor. The sums hold on every machine, within rounding; the bits are compared where the processor is of the same
 kind, with as many cores, since others may round differently.
 
+Where epochs had the same validation accuracy, 0.1.0 kept the first of them and later versions the one of the lowest
+loss. There, and only there, the weights and the accuracy are those of the later version, for the history of 0.1.0.
+
 The recipes are written to files as 0.1.0 wrote them, and so hold the names that fields had then.
 
 A change that moves these numbers on purpose needs a new golden set, and an entry in CHANGELOG.md that says why.

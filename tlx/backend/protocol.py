@@ -37,6 +37,9 @@ Model = Any  # a handle with `module`, the framework's own module, and perhaps `
 Lazy = Any  # a scalar or array that may still be computing on the device
 
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
 def float32_exact(value: float) -> float:
     """Round to the nearest float32, as every scalar that crosses the border is rounded.
 

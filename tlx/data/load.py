@@ -66,6 +66,7 @@ class Data:
     test: Images | None
     fingerprint: str  # SHA-256 of names, classes, labels, and pixels (of files: names and sizes)
     notes: tuple[str, ...]  # facts to show, such as files that were left out
+    drawn: frozenset[str] = frozenset()  # parts, val or test, that were held out by a fraction
 
     @property
     def parts(self) -> dict[str, Images]:
@@ -159,6 +160,7 @@ def load_data(
     for part, images in parts.items():
         if isinstance(images, (FileImages, SequenceImages)):
             parts[part] = replace(images, max_pixels=max_pixels)
+    drawn = {part for part in ("val", "test") if part not in parts and (part == "val" or "all" in parts)}
     if on_bad_image == "skip":
         parts = {part: _usable(images, part, origin.bad.get(part, {}), notes) for part, images in parts.items()}
     elif on_bad_image != "error":
@@ -197,7 +199,8 @@ def load_data(
         train, val = hold_out(train, names, val_fraction, "val", seed)
     if test is None:
         notes.append("there is no test part")
-    return Data(origin.name, names, train, val, test, _fingerprint(origin.name, names, train, val, test), tuple(notes))
+    fingerprint = _fingerprint(origin.name, names, train, val, test)
+    return Data(origin.name, names, train, val, test, fingerprint, tuple(notes), frozenset(drawn))
 
 
 def open_source(

@@ -116,6 +116,11 @@ def write_safetensors(path: str | Path, arrays: Arrays, metadata: Mapping[str, s
     write_atomic(path, save(ordered, dict(metadata) if metadata else None))
 
 
+def first_not_finite(arrays: Arrays) -> str | None:
+    """Return the name of the first array that holds a NaN or an infinity, or None."""
+    return next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
+
+
 def digests(arrays: Arrays) -> dict[str, str]:
     """Return for each name the SHA-256, in hex, over its dtype, shape and bytes."""
     return {name: _sha256(array) for name, array in arrays.items()}

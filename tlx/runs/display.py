@@ -51,8 +51,8 @@ class Display:
         """Say something in one line, whatever names stand in it."""
         self.console.print(printable(text), markup=False)
 
-    def data(self, data: Data, recipe: Recipe) -> None:
-        """Say what is trained on, and what was left out."""
+    def data(self, data: Data) -> None:
+        """Say what is trained on."""
         parts = ", ".join(
             f"{len(part)} {name}"
             for name, part in (("train", data.train), ("validation", data.val), ("test", data.test))
@@ -60,7 +60,6 @@ class Display:
         )
         self.console.print(f"[bold]{escape(data.name)}[/]: {len(data.classes)} classes; images: {parts}")
         self.say(f"  training images of each class: {data.class_counts(data.train)}")
-        self.notes(data.notes)
 
     def notes(self, notes: Sequence[str]) -> None:
         """Say what was passed over, chosen or changed, a line each."""

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx.atomic import write_atomic, write_json
-from tlx.backend import registry
+from tlx.backend import Backend, registry
 from tlx.data import Data, Loader
-from tlx.errors import Interrupted, RecipeError, RunNotFound, printable
+from tlx.errors import BackendError, Interrupted, RecipeError, RunNotFound, printable
 from tlx.models.weights import digest, write_safetensors
-from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, takes_fields
+from tlx.models.zoo import Architecture
+from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
+from tlx.runs import advice
 from tlx.runs.display import Display, Listener, follow, listening
 from tlx.runs.folder import run_folder
 from tlx.runs.interrupt import interruptible
@@ -32,8 +34,10 @@ from tlx.training.build import (
     resolve_placement,
     versions,
 )
+from tlx.training.effects import check_effects, without_idle_fields
 from tlx.training.loop import State, Training, evaluate, held_out, train
 from tlx.training.metrics import EpochEnded, Event, Stepped
+from tlx.training.trial import check_small_batches, find_unrepeatable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -77,7 +81,10 @@ def recipe_to_run(
 ) -> Recipe:
     """Return the recipe that a call of `run` asks for: a new one, or that of the run that is resumed."""
     if resume is None:
-        return as_recipe(recipe, fields)
+        asked = as_recipe(recipe, fields)
+        # tlx 0.1.0 took fields without effect, and what it wrote must run again.
+        old = isinstance(recipe, (str, Path)) and read_toml(Path(recipe)).get("recipe_version") == 1
+        return without_idle_fields(asked, keep=fields) if old else asked
     if recipe is not None:
         raise RecipeError("resume continues with the recipe of the run's folder; leave the other recipe out")
     return _resumed_recipe(Path(resume), fields)
@@ -110,16 +117,30 @@ def execute(
     listeners = [display.event, *([listening(on_event)] if on_event else [])]
     started = time.perf_counter()
     backend = registry.load(recipe.backend)
+    automatic = recipe.precision == "auto"
     recipe = resolve_placement(recipe.resolved(), backend)
+    if resumed is None:
+        check_effects(recipe)
     data = open_data(recipe)
     check_fit(recipe, data)
-    model, arch = build_model(recipe, backend, len(data.classes))
-    notes: list[str] = []
-    if resumed is None or not (resumed / STATE).exists():  # the latter was stopped before its first save
-        notes = load_initial(recipe, backend, model, arch, data.classes, display.shown)
-    training = make_training(recipe, backend, data, model, arch)
-    display.data(data, recipe)
-    display.plan(training.plan, recipe, [*getattr(model, "notes", ()), *notes])
+    fresh = resumed is None or not (resumed / STATE).exists()  # the latter was stopped before its first save
+    training, arch, read = _prepared(recipe, backend, data, fresh, display.shown)
+    if resumed is None:
+        check_effects(recipe, data, training.plan)
+    notes = [*data.notes, *advice.before(recipe, data)]
+    if recipe.precision == "bfloat16" and (name := find_unrepeatable(training)) is not None:
+        problem = f"the gradient of {name!r} in bfloat16 does not come out the same twice on {recipe.backend} here"
+        if not automatic:
+            raise BackendError(problem, fix="use precision float32, or another image_size")
+        notes.append(f"{problem}, so precision is float32")
+        recipe = replace(recipe, precision="float32")
+        training, arch, read = _prepared(recipe, backend, data, fresh, display.shown)
+    if note := check_small_batches(training):
+        notes.append(note)
+    model = training.model
+    display.data(data)
+    display.notes(notes)
+    display.plan(training.plan, recipe, [*getattr(model, "notes", ()), *read])
 
     with run_folder(recipe, resumed) as run_dir, interruptible() as signalled:
         recipe = replace(recipe, out=None)
@@ -141,6 +162,8 @@ def execute(
                 evaluated = make_loader(recipe, data.test)
                 events = evaluate(backend, model, held_out(training, state, evaluated), "test")
                 test = follow(events, [*listeners, lambda event: _stop_if(signalled(), run_dir, "during the test")])
+        last = list(advice.after(data, state.history, state.step, test))
+        display.notes(last)
         result = Result(
             backend=recipe.backend,
             strategy=recipe.strategy_name,
@@ -154,6 +177,7 @@ def execute(
             train_images_per_second=sum(e.train.images for e in state.history) / sum(e.seconds for e in state.history),
             wall_seconds=time.perf_counter() - started,
             versions={**versions(), **backend.capabilities().versions},
+            notes=[*notes, *last],
             recipe=recipe,
             run_dir=run_dir,
             model=model.module,
@@ -163,6 +187,15 @@ def execute(
         write_json(run_dir / "result.json", result.to_dict())
         drop_best(run_dir)
     return result
+
+
+def _prepared(
+    recipe: Recipe, backend: Backend, data: Data, fresh: bool, progress: bool
+) -> tuple[Training, Architecture, list[str]]:
+    """Build what trains, and what its weights were read from; `fresh` loads the values that the recipe starts from."""
+    model, arch = build_model(recipe, backend, len(data.classes))
+    read = load_initial(recipe, backend, model, arch, data.classes, progress) if fresh else []
+    return make_training(recipe, backend, data, model, arch), arch, read
 
 
 def _train(

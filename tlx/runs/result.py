@@ -56,6 +56,7 @@ class Result:
     train_images_per_second: float
     wall_seconds: float
     versions: dict[str, str]
+    notes: list[str]  # what was shown about the data, the recipe and the outcome
     recipe: Recipe
     run_dir: Path
     model: Any = field(repr=False)

@@ -24,7 +24,7 @@ from tlx.models.weights import RUN_WEIGHTS, digest, read_weights, write_safetens
 from tlx.recipe import read_toml
 from tlx.runs.folder import read_json
 from tlx.training.loop import State, Training, stalled, val_losses
-from tlx.training.metrics import EpochEnded, Meter, Metrics
+from tlx.training.metrics import EpochEnded, Meter, Metrics, check_finite
 
 FOLDER, STATE = "last", "last/state.safetensors"
 RECIPE, RESULT = "recipe.toml", "result.json"
@@ -32,7 +32,10 @@ VERSION = 1
 
 
 def save(training: Training, state: State, run_dir: Path, fingerprint: str) -> None:
-    """Write where the run stands; between two steps only. `fingerprint` is that of the data."""
+    """Write where the run stands; between two steps only. `fingerprint` is that of the data.
+
+    Raises TlxError, and leaves the last state as it is, if a value is not finite.
+    """
     if state.meter is not None:
         state.meter.fetch()
     arrays = {
@@ -41,6 +44,7 @@ def save(training: Training, state: State, run_dir: Path, fingerprint: str) -> N
     }
     if training.shadow is not None:
         arrays |= _prefixed("ema", training.backend.dump_arrays(training.shadow))
+    check_finite(arrays, f"by step {state.step}")
     (run_dir / FOLDER).mkdir(exist_ok=True)
     best = _best_file(run_dir, state.best_epoch)
     if state.best_epoch != state.best_saved:
@@ -80,7 +84,7 @@ def load(training: Training, run_dir: Path, fingerprint: str) -> State:
     if state.best_epoch >= 0:
         state.best, state.best_saved = _best(run_dir, state.best_epoch), state.best_epoch
     if facts["meter"] is not None:
-        state.meter = Meter(training.backend, "train", len(state.history), training.loader.steps)
+        state.meter = Meter(training.backend, training.model, "train", len(state.history), training.loader.steps)
         for name, value in facts["meter"].items():
             setattr(state.meter, name, value)
     return state

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tlx.backend import Hyper, ParamSpec, float32_exact
+from tlx.backend.protocol import FLOAT32_MAX
 from tlx.errors import RecipeError, closest
 from tlx.models.zoo import Architecture
 from tlx.strategy.filters import partition
@@ -257,5 +258,5 @@ def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
 def _rate(value: Any, what: str) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise RecipeError(f"{what} is {value!r}; expected a finite number, at least 0")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= FLOAT32_MAX:
+        raise RecipeError(f"{what} is {value!r}; expected a finite number of float32, at least 0")

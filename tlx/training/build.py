@@ -13,8 +13,9 @@ from tlx.backend import Backend, Model, ModelSpec, OptimizerSpec, Precision, Pre
 from tlx.backend.threads import processor
 from tlx.data import Augment, Data, Loader, load_data
 from tlx.data.mixing import Targets, balanced_weights
-from tlx.errors import BackendError, RecipeError
+from tlx.errors import BackendError, RecipeError, WeightsError
 from tlx.models.initial_values import initial_values
+from tlx.models.weights import first_not_finite
 from tlx.models.zoo import Architecture, architecture, own_architecture
 from tlx.recipe import Recipe
 from tlx.strategy.schedule import Schedule
@@ -64,11 +65,6 @@ def open_data(recipe: Recipe) -> Data:
 
 def check_fit(recipe: Recipe, data: Data) -> None:
     """Raise RecipeError if the recipe asks for something that the data does not have."""
-    if recipe.batch_size > len(data.train):
-        raise RecipeError(
-            f"batch_size is {recipe.batch_size}, but there are only {len(data.train)} training images; "
-            f"use at most {len(data.train)}"
-        )
     for wanted, name in ((recipe.schedule == "plateau", "schedule 'plateau'"), (recipe.patience, "patience")):
         if wanted and data.val is None:
             raise RecipeError(f"{name} watches the validation part, but there is none; raise val_fraction")
@@ -99,6 +95,11 @@ def load_initial(
     own = None if isinstance(recipe.model, str) and recipe.head_module is None else backend.dump_arrays(model)
     specs = backend.param_specs(model)
     arrays, notes = initial_values(specs, arch, recipe.weights, recipe.seed, progress, own, classes)
+    if (name := first_not_finite(arrays)) is not None:
+        source = f"the {recipe.model_name} itself" if recipe.weights == "own" else recipe.weights
+        raise WeightsError(
+            f"{name!r} holds numbers that are not finite; it comes from {source}", fix="start from other weights"
+        )
     backend.load_arrays(model, arrays)
     return notes
 

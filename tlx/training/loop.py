@@ -13,7 +13,7 @@ from tlx.errors import FrozenMovedError
 from tlx.models.weights import digests
 from tlx.strategy.plan import Plan
 from tlx.training.features import Batches, Feed, cache_features, choose_feed
-from tlx.training.metrics import EpochEnded, Event, Meter, Metrics, PhaseStarted, Stepped
+from tlx.training.metrics import EpochEnded, Event, Meter, Metrics, PhaseStarted, Stepped, check_finite
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -55,7 +55,7 @@ class State:
 
     @property
     def best_epoch(self) -> int:
-        """The first with the highest validation accuracy; the last if there is no validation part; -1: none."""
+        """The best by `better`, the first of equals; the last if there is no validation part; -1: none."""
         return max((epoch.epoch for epoch in self.history if epoch.best), default=-1)
 
 
@@ -64,7 +64,7 @@ def train(training: Training, state: State) -> Generator[Event, None, None]:
 
     Raises:
         FrozenMovedError: something changed that a phase had frozen.
-        TlxError: a loss is not finite.
+        TlxError: a loss, or a weight at an epoch's end, is not finite.
     """
     guard = FrozenGuard(training, state)
     while not finished(training, state):
@@ -92,7 +92,10 @@ def finished(training: Training, state: State) -> bool:
 
 def stalled(history: Sequence[EpochEnded], patience: int | None) -> bool:
     """Whether the last `patience` epochs brought no better validation accuracy."""
-    return patience is not None and len(history) > patience and not any(e.best for e in history[-patience:])
+    if patience is None or len(history) <= patience:
+        return False
+    accuracies = [epoch.val.accuracy for epoch in history if epoch.val is not None]
+    return bool(accuracies) and max(accuracies[-patience:]) <= max(accuracies[:-patience])
 
 
 def phase_changed(training: Training, state: State) -> bool:
@@ -127,7 +130,7 @@ def train_epoch(training: Training, state: State, batches: Batches) -> Generator
     backend, model, epoch = training.backend, training.model, len(state.history)
     losses = val_losses(state.history)
     if state.meter is None:
-        state.meter = Meter(backend, "train", epoch, batches.steps)
+        state.meter = Meter(backend, model, "train", epoch, batches.steps)
     meter = state.meter
     for batch in batches.epoch(epoch, state.step - epoch * batches.steps):
         backend.set_hyper(training.optimizer, training.plan.hyper_at(state.step, losses))
@@ -148,7 +151,7 @@ def evaluate(
     backend: Backend, model: Model, batches: Batches, part: str, epoch: int = 0
 ) -> Generator[Event, None, Metrics]:
     """Read a part of the data once, in eval mode; returns its metrics."""
-    meter = Meter(backend, part, epoch, batches.steps)
+    meter = Meter(backend, model, part, epoch, batches.steps)
     for batch in batches.epoch(0):
         yield from meter.add([backend.evaluate(model, backend.put(model, batch))], len(batch))
         yield Stepped()
@@ -156,11 +159,16 @@ def evaluate(
 
 
 def end_epoch(training: Training, state: State, validation: Metrics | None) -> EpochEnded:
-    """Append the epoch to the history, and keep its values if they are the best so far."""
+    """Append the epoch to the history, and keep its values if they are the best so far.
+
+    Raises TlxError if a value is not finite.
+    """
     assert state.meter is not None
-    best = validation is None or all(e.val is None or validation.accuracy > e.val.accuracy for e in state.history)
+    values = training.backend.dump_arrays(training.model)
+    check_finite(values, f"in epoch {len(state.history) + 1}")
+    best = validation is None or all(e.val is None or better(validation, e.val) for e in state.history)
     if best:
-        state.best = training.backend.dump_arrays(training.judged)
+        state.best = values if training.shadow is None else training.backend.dump_arrays(training.shadow)
     last_step = training.plan.state_at(state.step - 1, val_losses(state.history))
     epoch = EpochEnded(
         epoch=len(state.history),
@@ -174,6 +182,11 @@ def end_epoch(training: Training, state: State, validation: Metrics | None) -> E
     state.history.append(epoch)
     state.meter = None
     return epoch
+
+
+def better(one: Metrics, other: Metrics) -> bool:
+    """Whether a validation is better than another: by its accuracy, and where that is the same by its loss."""
+    return (one.accuracy, -one.loss) > (other.accuracy, -other.loss)
 
 
 def held_out(training: Training, state: State, loader: Loader) -> Batches:

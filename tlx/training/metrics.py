@@ -7,8 +7,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tlx.backend import Backend, Lazy
+import numpy as np
+
+from tlx.backend import Arrays, Backend, Lazy, Model
 from tlx.errors import TlxError
+from tlx.models.weights import first_not_finite
 
 FETCH_SECONDS = 1.0  # how often the loop waits for the device to report, at most
 
@@ -87,8 +90,8 @@ Event = PhaseStarted | FeaturesKept | Progress | Stepped | EpochEnded
 class Meter:
     """Sums lazy losses and counts, and waits for the device at most once every `FETCH_SECONDS`."""
 
-    def __init__(self, backend: Backend, part: str, epoch: int, steps: int) -> None:
-        self.backend, self.part, self.epoch, self.steps = backend, part, epoch, steps
+    def __init__(self, backend: Backend, model: Model, part: str, epoch: int, steps: int) -> None:
+        self.backend, self.model, self.part, self.epoch, self.steps = backend, model, part, epoch, steps
         self.pending: list[tuple[int, Lazy, Lazy]] = []  # step, loss and correct count of each part of a batch
         self.loss, self.correct, self.images, self.step = 0.0, 0, 0, 0
         self.earlier = 0.0  # seconds of this pass before the process that runs now
@@ -108,14 +111,12 @@ class Meter:
         return Progress(self.part, self.epoch, self.step, self.steps, self.metrics(), self.seconds)
 
     def fetch(self) -> None:
-        """Wait for the device; TlxError names the step whose loss is not finite."""
+        """Wait for the device; TlxError names the step whose loss is not finite, and the parameter that may be why."""
         values = self.backend.fetch([lazy for _, loss, correct in self.pending for lazy in (loss, correct)])
         for (step, _, _), loss, correct in zip(self.pending, map(float, values[::2]), values[1::2], strict=True):
             if not math.isfinite(loss):
-                raise TlxError(
-                    f"The {self.part} loss is {loss} in epoch {self.epoch + 1}, step {step} of {self.steps}. "
-                    "Lower lr, or add warmup or clip_norm; with precision float32 if it was bfloat16."
-                )
+                where = f"in epoch {self.epoch + 1}, step {step} of {self.steps}"
+                raise not_finite(f"The {self.part} loss is {loss} {where}", self.backend.dump_arrays(self.model))
             self.loss += loss
             self.correct += int(correct)
         self.pending = []
@@ -129,3 +130,22 @@ class Meter:
     def metrics(self) -> Metrics:
         """Return the metrics over all images up to the last fetch."""
         return Metrics(self.loss / self.images, self.correct / self.images, self.images)
+
+
+def check_finite(arrays: Arrays, when: str) -> None:
+    """Raise TlxError, naming the first of some arrays that holds a NaN or an infinity."""
+    if first_not_finite(arrays) is not None:
+        raise not_finite(f"Training has gone wrong {when}", arrays)
+
+
+def not_finite(problem: str, arrays: Arrays) -> TlxError:
+    """Return the error for numbers that are not finite; it names the first of the model's arrays that holds such."""
+    if (name := first_not_finite(arrays)) is not None:
+        cause = f"{name!r} holds numbers that are not finite"
+    else:
+        largest = {name: float(np.abs(array).max()) for name, array in arrays.items() if array.size}
+        name = max(largest, key=lambda name: largest[name])
+        cause = f"all weights are finite, the largest is {largest[name]:.3g} in {name!r}"
+    return TlxError(
+        f"{problem}: {cause}", fix="lower lr, or add warmup or clip_norm; use precision float32 if it was bfloat16"
+    )

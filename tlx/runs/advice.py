@@ -1,0 +1,50 @@
+"""What a run says about itself, in a line each: before it starts, and when it has ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tlx.data import Data
+from tlx.recipe import Recipe
+from tlx.training.metrics import EpochEnded, Metrics
+
+SMALL = 30  # validation images, under which one of them decides by more than three points
+FEW_STEPS = 50  # in all
+STUCK = (0.98, 1.1)  # of the loss of guessing: where a new head begins, and has not come away from
+
+
+def before(recipe: Recipe, data: Data) -> Iterator[str]:
+    """Yield what may surprise in a recipe on its data."""
+    count = len(data.train)
+    if recipe.batch_size > count:
+        yield f"batch_size is {recipe.batch_size}, and there are {count} training images: an epoch is one batch"
+    if data.val is not None and len(data.val) < SMALL:
+        images = f"{len(data.val)} image{'s' if len(data.val) > 1 else ''}"
+        yield f"the validation part has {images}: one more right is {100 / len(data.val):.0f} points"
+    if recipe.schedule == "step" and recipe.step_size >= recipe.epochs:
+        yield f"schedule step drops nothing: step_size is {recipe.step_size}, and epochs {recipe.epochs}"
+    counts = np.bincount(data.train.labels, minlength=len(data.classes))
+    if recipe.class_weights == "balanced" and counts.min() == counts.max():
+        yield f"class_weights has nothing to weigh: each class has {counts[0]} training images"
+
+
+def after(data: Data, history: Sequence[EpochEnded], steps: int, test: Metrics | None) -> Iterator[str]:
+    """Yield what is likely to be wrong with a run that has ended, and what to try."""
+    guessing = math.log(len(data.classes))
+    low, high = (factor * guessing for factor in STUCK)
+    if all(low <= epoch.train.loss <= high for epoch in history):
+        yield (
+            f"the training loss stayed at ln({len(data.classes)}) = {guessing:.2f}, which is guessing; "
+            "try another lr, or more epochs"
+        )
+    if test is not None and data.test is not None:
+        counts = np.bincount(data.test.labels, minlength=len(data.classes))
+        share = counts.max() / len(data.test)
+        if test.accuracy <= share:
+            name = data.classes[int(counts.argmax())]
+            yield f"the test accuracy is not above that of always answering {name!r}, which is {share:.4f}"
+    if steps < FEW_STEPS:
+        yield f"the run had {steps} step{'s' if steps > 1 else ''} in all; try more epochs, or a smaller batch_size"

@@ -1,0 +1,90 @@
+"""Fields that a recipe sets though they change nothing: a mistake, as a misspelt name is one.
+
+A value that equals the default is none, because a saved recipe holds them all. Nor is a bound that is not reached, such
+as patience, limit_train or micro_batch, or what affects speed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from tlx.backend.optimizers import RULES
+from tlx.data import Augment, Data
+from tlx.data.sources.digits import DIGITS
+from tlx.errors import RecipeError
+from tlx.recipe import Recipe
+from tlx.strategy.plan import Plan, Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """A field without effect: why, and what would give it one."""
+
+    field: str
+    why: str
+    fix: str
+
+
+def check_effects(recipe: Recipe, data: Data | None = None, plan: Plan | None = None) -> None:
+    """Raise RecipeError for the first field that is set and changes nothing, as far as what is given tells."""
+    for idle in idle_fields(recipe, data, plan):
+        value = getattr(recipe, idle.field)
+        raise RecipeError(f"{idle.field} is {value!r}, but {idle.why}", fix=f"leave {idle.field} out, or {idle.fix}")
+
+
+def without_idle_fields(recipe: Recipe, keep: Iterable[str] = ()) -> Recipe:
+    """Return a recipe that does the same, but for fields to `keep`, and sets nothing that has no effect."""
+    idle = {idle.field for idle in idle_fields(recipe)} - set(keep)
+    defaults: dict[str, Any] = {f.name: f.default for f in fields(recipe) if f.name in idle}
+    return replace(recipe, **defaults)
+
+
+def idle_fields(recipe: Recipe, data: Data | None = None, plan: Plan | None = None) -> Iterator[Idle]:
+    """Yield each field that differs from its default and has no effect."""
+    changed = {field.name for field in recipe.changed()}
+    idle = [*_in_recipe(recipe)]
+    idle += [] if data is None else _with_data(recipe, data)
+    idle += [] if plan is None else _in_plan(plan)
+    return (found for found in idle if found.field in changed)
+
+
+def _in_recipe(recipe: Recipe) -> Iterator[Idle]:
+    if "momentum" not in RULES[recipe.optimizer].scalars:
+        able = " or ".join(name for name, rule in RULES.items() if "momentum" in rule.scalars)
+        yield Idle("momentum", f"optimizer {recipe.optimizer} has no momentum factor", f"use optimizer {able}")
+    if recipe.schedule not in ("step", "plateau"):
+        for name in ("step_size", "gamma"):
+            yield Idle(name, f"schedule {recipe.schedule} has no drops", "use schedule step or plateau")
+    if not Augment.parse(recipe.augment).ops:
+        yield Idle("augment_repeats", "augment is none, which leaves nothing to repeat", "choose an augment")
+    if recipe.batch_size == 1:
+        for name in ("mixup", "cutmix"):
+            yield Idle(name, "a batch of one image has no other to mix it with", "raise batch_size")
+    if not isinstance(recipe.data, str) or recipe.data == DIGITS.name:
+        yield Idle("data_root", "the data is not read from a folder", "name a data set or a path")
+    own = isinstance(recipe.strategy, Strategy)
+    decays = [group.weight_decay for group in recipe.strategy.groups] if isinstance(recipe.strategy, Strategy) else []
+    if own and None not in decays:
+        yield Idle("weight_decay", f"each group of strategy {recipe.strategy_name!r} has its own", "drop theirs")
+    if not recipe.weight_decay and not any(decays):
+        yield Idle("decay_on", "weight_decay is 0", "raise weight_decay")
+
+
+def _with_data(recipe: Recipe, data: Data) -> Iterator[Idle]:
+    for part, name in (("val", "val_fraction"), ("test", "test_fraction")):
+        if part not in data.drawn:
+            there = part in data.parts
+            if there or getattr(recipe, name):
+                why = f"{data.name} has a {part} part of its own" if there else f"{data.name} has a train part alone"
+                yield Idle(name, why, "pass one part alone, of which parts are drawn")
+    if data.test is None:
+        yield Idle("limit_test", f"{data.name} has no test part", "give the data one")
+
+
+def _in_plan(plan: Plan) -> Iterator[Idle]:
+    keeps = replace(plan, frozen_norm="keep")
+    steps = [phase.start * plan.schedule.steps_per_epoch for phase in plan.strategy.phases]
+    if all(plan.state_at(step).batch_norm == keeps.state_at(step).batch_norm for step in steps):
+        yield Idle("frozen_norm", "no BatchNorm is ever frozen", "choose a strategy that freezes one")
