@@ -168,5 +168,5 @@ def test_a_module_with_a_weight_that_is_not_finite_is_refused(backend: str, tmp_
     net = network(backend)
     net.conv2.weight.data[0, 0, 0, 0] = float("nan")
     fields: dict[str, Any] = {**FIELDS, "strategy": "full", "precision": "float32", "head": "classifier.1"}
-    with pytest.raises(TlxError, match=r"'conv2\.weight' holds numbers that are not finite; it comes from the Net"):
+    with pytest.raises(TlxError, match=r"'conv2\.weight' of the Net holds numbers that are not finite"):
         tlx.run(backend=backend, model=net, out=str(tmp_path / "run"), **fields)

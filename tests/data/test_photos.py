@@ -226,7 +226,7 @@ def test_max_pixels_holds_in_training_and_in_predictions(tmp_path: Path) -> None
             Image.new("RGB", (8, 8), (shade + i, 0, 0)).save(path)
     large = tmp_path / "pets" / "cat" / "large.png"
     Image.new("RGB", (9, 8)).save(large)
-    fields = {"data": str(tmp_path / "pets"), "val_fraction": 0, "test_fraction": 0, **RUN}
+    fields = {"data": str(tmp_path / "pets"), "val_fraction": 0, "test_fraction": 0, **RUN, "batch_size": 5}
     with pytest.raises(DataError, match=r"large\.png has 9 x 8 pixels, more than max_pixels=64 allows"):
         tlx.run(**fields, max_pixels=64, out=str(tmp_path / "stopped"))
     assert len(load_data(tmp_path / "pets", max_pixels=64, on_bad_image="skip", val_fraction=0).parts["train"]) == 10

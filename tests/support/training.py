@@ -27,5 +27,5 @@ def training_of(**fields: Any) -> Training:
     recipe = build.resolve_placement(recipe, backend)
     data = build.open_data(recipe)
     model, arch = build.build_model(recipe, backend, len(data.classes))
-    build.load_initial(recipe, backend, model, arch, progress=False)
+    build.load_initial(recipe, backend, model, arch, data.classes, progress=False)
     return build.make_training(recipe, backend, data, model, arch)

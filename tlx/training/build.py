@@ -96,10 +96,8 @@ def load_initial(
     specs = backend.param_specs(model)
     arrays, notes = initial_values(specs, arch, recipe.weights, recipe.seed, progress, own, classes)
     if (name := first_not_finite(arrays)) is not None:
-        source = f"the {recipe.model_name} itself" if recipe.weights == "own" else recipe.weights
-        raise WeightsError(
-            f"{name!r} holds numbers that are not finite; it comes from {source}", fix="start from other weights"
-        )
+        problem = f"{name!r} of the {recipe.model_name} holds numbers that are not finite"
+        raise WeightsError(problem, fix="start from other weights")
     backend.load_arrays(model, arrays)
     return notes
 
