@@ -88,6 +88,12 @@ class TorchBackend(ModuleBackend):
     def tensor(self, array: Array, device: str) -> torch.Tensor:
         return torch.from_numpy(np.array(array, order="C", copy=True)).to(device)
 
+    def laid_out(self, tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+        # BatchNorm sums in another order over channels last.
+        if tensor.stride() == strides:
+            return tensor
+        return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
     def exact(self, logits: torch.Tensor) -> torch.Tensor:
         # In at least float32: autocast leaves bfloat16 logits behind.
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
