@@ -15,7 +15,7 @@ from tlx.backend import Array, Capabilities, OptimizerSpec, float32_exact
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.net import Net, Optimizer
 from tlx.models.zoo import ARCHITECTURES
-from tlx_torch import memory
+from tlx_torch import activations, memory
 
 NATIVE = {"momentum": "momentum_buffer"}  # PyTorch's names of slots, where they are not the portable ones
 
@@ -70,6 +70,7 @@ class TorchBackend(ModuleBackend):
         # Convolutions on the CPU and on tensor cores are fastest with channels last.
         net.module.to(memory_format=torch.channels_last)
         for module in net.module.modules():
+            activations.improve(module)
             if isinstance(module, self.batch_norms):
                 # Other backends hold these constants as float32 and weigh the old mean with fl32(0.9).
                 module.eps = float32_exact(module.eps)
