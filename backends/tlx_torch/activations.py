@@ -34,13 +34,13 @@ class _Even(nn.Module):
         count = x.numel()
         dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
         if x.requires_grad or x.is_cuda or not dense or not count:
-            return super().forward(x)  # type: ignore[no-any-return, misc]
+            return super().forward(x)  # type: ignore[no-any-return]
         size = whole(count, torch.get_num_threads())
         if size == count:
-            return super().forward(x)  # type: ignore[no-any-return, misc]
+            return super().forward(x)  # type: ignore[no-any-return]
         filled = x.new_zeros(size)
         filled[:count] = x.as_strided((count,), (1,))
-        return super().forward(filled).as_strided(x.shape, x.stride())  # type: ignore[no-any-return, misc]
+        return super().forward(filled).as_strided(x.shape, x.stride())  # type: ignore[no-any-return]
 
 
 class Sigmoid(_Even, nn.Sigmoid):

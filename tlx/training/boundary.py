@@ -42,13 +42,10 @@ class Boundary:
 
     def divides(self) -> bool:
         """Whether the logits from here on are those of the whole model; some use more than what enters a module."""
-        sample = self.sample[: self.rows]
-        whole, part = (
-            put(self.backend, self.model, self.loader, images, boundary)
-            for images, boundary in ((sample, ""), (self.expected, self.module))
-        )
-        logits = [self.backend.fetch([self.backend.logits(self.model, handle)])[0] for handle in (whole, part)]
-        return np.array_equal(*logits)
+        whole = put(self.backend, self.model, self.loader, self.sample[: self.rows])
+        part = put(self.backend, self.model, self.loader, self.expected, self.module)
+        logits, of_part = (self.backend.fetch([self.backend.logits(self.model, handle)])[0] for handle in (whole, part))
+        return np.array_equal(of_part, logits)
 
     def settle(self) -> bool:
         """Choose how many images are computed at once; False where an image's features depend on its place."""
