@@ -11,7 +11,6 @@ import pytest
 import tlx
 from support.features import FIELDS, outcome
 from tlx.backend import Preprocess
-from tlx.conformance.loopback import Loopback
 from tlx.data import load_data
 from tlx.data.augment import Augment
 from tlx.data.loader import Loader
@@ -83,14 +82,6 @@ def test_what_is_too_large_for_memory_lies_in_a_file_that_leaves_nothing_behind(
     monkeypatch.setattr(features, "DISK_PART", 0)
     assert outcome(tlx.run(FIELDS, out=str(tmp_path / "neither"))) == expected
     assert "is not cached" in capsys.readouterr().err
-
-
-def test_a_boundary_that_gives_other_logits_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a model that uses more than what enters the module."""
-    expected = outcome(tlx.run(FIELDS, quiet=True, feature_cache="off", out=str(tmp_path / "off")))
-    take = Loopback.features
-    monkeypatch.setattr(Loopback, "features", lambda *args: take(*args) + 1e-3)
-    assert outcome(tlx.run(FIELDS, quiet=True, out=str(tmp_path / "cached"))) == expected
 
 
 def test_augmentation_repeats_after_the_epochs_asked_for() -> None:

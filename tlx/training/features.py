@@ -140,12 +140,12 @@ def cache_features(
     """Return a loader's features at a boundary, None if they are not cached, and the event that says so."""
     count, variants, most = len(loader.images), loader.variants, loader.batch_size
     assert variants is not None
-    sizes = [min(most, count - at) for at in range(0, count, most)]
-    exact = {size: all(map(boundary.exact, set(divided(size, micro_batch)))) for size in set(sizes)}
-    steps = sum(exact[size] for size in sizes)  # all but the last are of one size
-    if not exact[sizes[0]]:
+    batches = [min(most, count - at) for at in range(0, count, most)]
+    otherwise = {size: [n for n in divided(size, micro_batch) if not boundary.exact(n)] for size in set(batches)}
+    if wrong := otherwise[batches[0]]:
         what = f"{part} images go through the whole model: {boundary.backend.name} rounds what enters {boundary.module}"
-        return None, FeaturesNotKept(f"{what} otherwise in a batch of {sizes[0]}")
+        return None, FeaturesNotKept(f"{what} otherwise in a batch of {wrong[0]}")
+    steps = sum(not otherwise[size] for size in batches)  # all but the last are of one size
     shape = (count * variants, *boundary.shape)
     size = math.prod(shape) * boundary.dtype.itemsize
     cache, where = reserve(shape, boundary.dtype, size)

@@ -35,7 +35,7 @@ from tlx.backend.module.boundary import (
     Entered,
     Reached,
     candidates,
-    entrance_class,
+    proxy_class,
     replaced,
     resumed,
     stand_ins,
@@ -64,7 +64,7 @@ class ModuleBackend:
         self.norms = (*self.batch_norms, nn.LayerNorm, nn.GroupNorm)
         self.dropout = dropout_class(framework)
         self.stop = stop_class(nn.Module)
-        self.entrance = entrance_class(nn.Module)
+        self.proxy = proxy_class(nn.Module)
 
     # What an adapter may replace, each with its reason.
 
@@ -328,20 +328,25 @@ class ModuleBackend:
         raise BackendError(f"{self.name} cannot begin at {batch.boundary!r}: {cause}") from failures[0]
 
     def _resumed(self, model: Net, batch: DeviceBatch, stand_in: Any) -> Any:
-        resuming = resumed(model.module, batch.boundary, self.fw.nn.Identity(), self.entrance, batch.images)
+        resuming = resumed(model.module, batch.boundary, batch.images, self._active(model), self.proxy)
         with self.autocast(model), resuming:
             return model.module(stand_in)
 
     def boundaries(self, model: Net) -> tuple[str, ...]:
+        return candidates(model.module, self._active(model))
+
+    def _active(self, model: Net) -> Callable[[Any], bool]:
+        """Return what tells whether a module itself, without its children, trains, adapts or drops."""
         statistics = {s.module for s in model.specs if s.role == "statistic"}
-        norms = {module for path, module in model.module.named_modules() if path in statistics}
+        changing = {module for path, module in model.module.named_modules() if path in statistics}
+        changing.update(model.dropouts)
 
         def active(module: Any) -> bool:
             if any(param.requires_grad for param in module.parameters(recurse=False)):
                 return True
-            return (module in norms or module in model.dropouts) and model.training[module]
+            return module in changing and model.training[module]
 
-        return candidates(model.module, active)
+        return active
 
     def _correct(self, logits: Any, labels: Any) -> Any:
         with self.fw.no_grad():

@@ -42,8 +42,8 @@ class Entered:
 def candidates(module: Any, active: Callable[[Any], bool]) -> tuple[str, ...]:
     """Return the path of the first active module and of the modules around it, innermost first.
 
-    `active` tells whether a leaf trains, adapts or drops, or a module with children owns a parameter that trains.
-    Empty where the first of all is active, or none.
+    `active` tells whether a module itself, without its children, trains, adapts or drops. Empty where the first of all
+    is active, or none.
     """
     first = ""
     for path, child in module.named_modules():
@@ -81,32 +81,43 @@ def replaced(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
 
 @contextmanager
 def resumed(
-    module: Any, path: str, identity: Any, make_entrance: Callable[[Any], Any], features: Any
+    module: Any, path: str, features: Any, active: Callable[[Any], bool], make_proxy: Callable[[Any], Any]
 ) -> Iterator[None]:
     """Let a forward pass begin at a boundary with these features while the block runs.
 
-    What the module holds behind the boundary may not run before it: nobody looked whether that trains.
+    Until it comes there all other modules are identities, but for those behind the boundary that are active: if one of
+    them runs before it, the pass may not be divided there.
     """
-    boundary = getattr(*levels(module, path)[-1])
-    with ExitStack() as bypassed:
+    reached = False
+    *_, (around, last) = steps = levels(module, path)
+    boundary = getattr(around, last)
 
-        def enter(*others: Any, **named: Any) -> Any:
-            bypassed.close()
-            return boundary(features, *others, **named)
+    def enter(x: Any, *others: Any, **named: Any) -> Any:
+        nonlocal reached
+        first, reached = not reached, True
+        put_back.close()
+        return boundary(features if first else x, *others, **named)
 
-        def refuse(*others: Any, **named: Any) -> Any:
-            raise RuntimeError(f"what lies behind {path} in the module runs before it")
+    def proxy(child: Any, may_wait: bool) -> Any:
+        def call(x: Any, *others: Any, **named: Any) -> Any:
+            if reached:  # the code took hold of it before
+                return child(x, *others, **named)
+            if may_wait:
+                return x
+            raise RuntimeError(f"what trains and lies behind {path} in the module runs before it")
 
-        changes, standing = [], make_entrance(refuse)
-        for parent, attribute in levels(module, path):
-            new = identity
-            for name, child in parent._modules.items():
-                if name == attribute:
-                    new = standing
-                elif child is not None:
-                    changes.append((parent, name, new))
-        changes.append((*levels(module, path)[-1], make_entrance(enter)))
-        bypassed.enter_context(replaced(changes))
+        return make_proxy(call)
+
+    changes = [(around, last, make_proxy(enter))]
+    for parent, attribute in steps:
+        before = True
+        for name, child in parent._modules.items():
+            if name == attribute:
+                before = False
+            elif child is not None:
+                changes.append((parent, name, proxy(child, before or not any(map(active, child.modules())))))
+    with ExitStack() as put_back:
+        put_back.enter_context(replaced(changes))
         yield
 
 
@@ -123,18 +134,18 @@ def stand_ins(features: Any, pixels: tuple[int, ...]) -> list[Any]:
     return [*maps, like_pixels, features]
 
 
-def entrance_class(base: type) -> Callable[[Any], Any]:
-    """Make the module that stands for another: it drops its input; `base` is the framework's Module."""
+def proxy_class(base: type) -> Callable[[Any], Any]:
+    """Make the module that calls a function; `base` is the framework's Module."""
 
-    class Entrance(base):  # type: ignore[misc]
-        def __init__(self, enter: Any) -> None:
+    class Proxy(base):  # type: ignore[misc]
+        def __init__(self, call: Any) -> None:
             super().__init__()
-            self.enter = enter
+            self.call = call
 
-        def forward(self, _stand_in: Any, *others: Any, **named: Any) -> Any:
-            return self.enter(*others, **named)
+        def forward(self, *others: Any, **named: Any) -> Any:
+            return self.call(*others, **named)
 
-    return Entrance
+    return Proxy
 
 
 def stop_class(base: type) -> Callable[[], Any]:

@@ -1,0 +1,30 @@
+"""A sample of the matrix that `make matrix` runs: each family with each strategy, on one backend or the other."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.backends import FRAMEWORKS
+from tlx.proof.matrix import examine, rows
+from tlx.strategy.built_in import STRATEGIES
+
+pytestmark = pytest.mark.needs(*FRAMEWORKS)
+
+# The smallest of each family. VGG is AlexNet's likeness, with 129 million parameters.
+FAMILIES = (
+    *("resnet18", "squeezenet1_1", "alexnet", "densenet121", "efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small"),
+    *("mnasnet0_5", "shufflenet_v2_x0_5", "regnet_x_400mf", "regnet_y_400mf", "googlenet", "inception_v3"),
+)
+ROWS = {row.name: row for row in rows()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_trains_by_each_strategy(name: str) -> None:
+    """On both backends, each strategy on one of them; with the features of what it freezes cached, and without.
+
+    OneFlow, which is slower, takes two strategies of each family, and over all families each of them.
+    """
+    for number, strategy in enumerate(STRATEGIES, FAMILIES.index(name)):
+        cell = examine(ROWS[name], "torch" if number % 4 else "oneflow", strategy)
+        assert not cell.why, cell
