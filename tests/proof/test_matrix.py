@@ -24,7 +24,8 @@ TINY = Row("tiny", "tiny-mlp", FIELDS)
 def test_every_cell_of_a_network_holds_and_is_run_once(tmp_path: Path) -> None:
     cells = complete(TINY, "loopback", tmp_path)
     assert list(cells) == list(STRATEGIES) and not any(cell.why for cell in cells.values())
-    assert [name for name, cell in cells.items() if cell.cached] == list(matrix.FREEZING)
+    # Its backbone is one stage, which `partial` trains.
+    assert {name for name, cell in cells.items() if cell.cached} == {*matrix.FREEZING} - {"partial"}
     (file,) = tmp_path.glob("*.jsonl")
     lines = file.read_text(encoding="utf-8").splitlines()
     failed = Cell("tiny", "loopback", "partial", "it failed before")
