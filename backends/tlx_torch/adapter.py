@@ -16,7 +16,7 @@ from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.net import Net, Optimizer
 from tlx.errors import BackendError
 from tlx.models.zoo import ARCHITECTURES
-from tlx_torch import memory, own
+from tlx_torch import activations, memory, own
 
 NATIVE = {"momentum": "momentum_buffer"}  # PyTorch's names of slots, where they are not the portable ones
 
@@ -85,6 +85,7 @@ class TorchBackend(ModuleBackend):
         # Convolutions on the CPU and on tensor cores are fastest with channels last.
         net.module.to(memory_format=torch.channels_last)
         for module in net.module.modules():
+            activations.improve(module)
             if isinstance(module, self.batch_norms):
                 # Other backends hold these constants as float32 and weigh the old mean with fl32(0.9).
                 module.eps = float32_exact(module.eps)
@@ -103,6 +104,12 @@ class TorchBackend(ModuleBackend):
 
     def tensor(self, array: Array, device: str) -> torch.Tensor:
         return torch.from_numpy(np.array(array, order="C", copy=True)).to(device)
+
+    def laid_out(self, tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+        # BatchNorm sums in another order over channels last.
+        if tensor.stride() == strides:
+            return tensor
+        return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
     def exact(self, logits: torch.Tensor) -> torch.Tensor:
         # In at least float32: autocast leaves bfloat16 logits behind.

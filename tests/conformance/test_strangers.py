@@ -218,7 +218,11 @@ def test_a_strangers_network_trains_and_can_be_repeated(
 
 
 @pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
-@pytest.mark.parametrize("make", [functional_dropout, constants, bare_norms], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [functional_dropout, constants, bare_norms, plain, channel_dropout, tied_parameters, several_outputs],
+    ids=lambda make: make.__name__,
+)
 def test_its_cached_features_change_nothing(make: Network, backend: str, tmp_path: Path) -> None:
     net = make(framework(backend))
     fields = {"strategy": "feature_extract", "epochs": 2, "quiet": True}

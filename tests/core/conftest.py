@@ -11,24 +11,24 @@ import tlx
 from support.finished_runs import FIELDS, load_digits, save_as_photos
 from tlx.conformance.loopback import Loopback
 from tlx.data.images import ArrayImages
-from tlx.training import features
+from tlx.training.boundary import Boundary
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
-    """How many images each call computed features of, and how many each training step took as pixels."""
+    """How many images each call asked for features of, and how many each training step took as pixels."""
     counts: dict[str, list[int]] = {"features": [], "pixels": []}
-    compute_features, backward = features.compute_features, Loopback.backward
+    compute, backward = Boundary.compute, Loopback.backward
 
-    def counted_features(backend: Any, model: Any, loader: Any, images: Any, boundary: str) -> Any:
+    def counted_compute(self: Boundary, images: Any) -> Any:
         counts["features"].append(len(images))
-        return compute_features(backend, model, loader, images, boundary)
+        return compute(self, images)
 
     def counted_backward(self: Any, model: Any, batch: Any, scale: float = 1.0) -> Any:
         counts["pixels"] += [len(batch.labels)] * (not batch.boundary)
         return backward(self, model, batch, scale)
 
-    monkeypatch.setattr(features, "compute_features", counted_features)
+    monkeypatch.setattr(Boundary, "compute", counted_compute)
     monkeypatch.setattr(Loopback, "backward", counted_backward)
     return counts
 

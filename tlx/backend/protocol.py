@@ -151,10 +151,9 @@ class Batch:
 
     def parts(self, size: int | None) -> Iterator[Batch]:
         """Divide into batches of about equal length, at most `size`; their dropout masks are those of the whole."""
-        count = -(-len(self) // size) if size else 1
-        edges = [len(self) * i // count for i in range(count + 1)]
-        seed, step, row = self.key
-        for at, end in pairwise(edges):
+        seed, step, row, at = *self.key, 0
+        for count in divided(len(self), size):
+            end = at + count
             yield Batch(
                 self.images[at:end],
                 self.labels[at:end],
@@ -164,6 +163,13 @@ class Batch:
                 None if self.targets is None else self.targets[at:end],
                 self.boundary,
             )
+            at = end
+
+
+def divided(count: int, size: int | None) -> list[int]:
+    """Divide a number of rows into parts of about equal length, at most `size`."""
+    parts = -(-count // size) if size else 1
+    return [after - before for before, after in pairwise(count * i // parts for i in range(parts + 1))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from tlx.backend.threads import Others
 from tlx.errors import one_line, printable
-from tlx.training.metrics import EpochEnded, Event, FeaturesKept, PhaseStarted
+from tlx.training.metrics import EpochEnded, Event, FeaturesKept, FeaturesNotKept, PhaseStarted
 from tlx.training.metrics import Progress as Step
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Display:
             self._step(event)
         elif isinstance(event, EpochEnded):
             self._epoch(event)
-        elif isinstance(event, FeaturesKept):
+        elif isinstance(event, (FeaturesKept, FeaturesNotKept)):
             self.console.print(str(event), markup=False)
         elif isinstance(event, PhaseStarted) and event.epoch > 0:
             self.console.print(f"phase {event.phase} begins with epoch {event.epoch + 1}")

@@ -13,59 +13,56 @@ import shutil
 import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tlx.backend import Array, Backend, Batch, Handle, Model
+from tlx.backend import Array, Backend, Batch, Model
+from tlx.backend.protocol import divided
 from tlx.data.loader import Epoch, Loader
 from tlx.download import cache_folder
-from tlx.training.feature_store import CHECKED, FeatureStore, open_store
-from tlx.training.metrics import FeaturesKept
+from tlx.training.boundary import Boundary, find_boundary, unpacked
+from tlx.training.metrics import FeaturesKept, FeaturesNotKept
 
 MEMORY_PART = 1 / 4  # of the machine's memory; what is larger goes to a file
 DISK_PART = 1 / 2  # of the free disk space; what is larger is not cached
-FEWEST = 8  # images at once; from here on, no batch size was found that gives other bits
-
-
-@dataclass(frozen=True, slots=True)
-class Boundary:
-    """Where the frozen part ends and training begins: a module's path, and what enters that module for one image."""
-
-    module: str
-    dtype: np.dtype[Any]  # uint16 stands for bfloat16: see `packed`
-    shape: tuple[int, ...]
-    store: FeatureStore | None  # features of earlier runs
 
 
 class Features:
-    """Serves a loader's batches from a boundary on; `epoch` and `steps` are those of the loader."""
+    """Serves a loader's batches from a boundary on; `epoch` and `steps` are those of the loader.
 
-    def __init__(self, backend: Backend, model: Model, loader: Loader, boundary: Boundary, cache: Array) -> None:
-        self.backend, self.model, self.loader, self.boundary = backend, model, loader, boundary
+    Of each epoch the first `cached_steps` batches are features, and what is left goes through the whole model.
+    """
+
+    def __init__(self, loader: Loader, boundary: Boundary, cache: Array, cached_steps: int) -> None:
+        self.loader, self.boundary, self.cached_steps = loader, boundary, cached_steps
         self.cache = cache  # [samples x variants, ...]: a row for each variant of each sample
         self.filled = np.zeros(len(cache), np.bool_)
         self.steps = loader.steps
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
-        """Yield the batches of an epoch from number `start` on; their images are what enters the boundary."""
+        """Yield the batches of an epoch from number `start` on; the images of most are what enters the boundary."""
         drawn, variants = self.loader.draw(epoch), self.loader.variants
         assert variants is not None
         rows = drawn.order * variants + self.loader.variant(drawn)
         with closing(self._fill(drawn, rows, start * self.loader.batch_size)) as filling:
-            for number in range(start, self.steps):
+            for number in range(start, self.cached_steps):
                 wanted = rows[drawn.places(number)]
                 while not self.filled[wanted].all():
                     next(filling)
                 yield self.loader.batch(drawn, number, unpacked(self.cache[wanted]), self.boundary.module)
+        rest = range(max(start, self.cached_steps), self.steps)
+        with closing(self.loader.pixels(drawn, [drawn.places(number) for number in rest])) as pixels:
+            for number, images in zip(rest, pixels, strict=True):
+                yield self.loader.batch(drawn, number, images)
 
     def _fill(self, drawn: Epoch, rows: Array, start: int) -> Generator[None, None, None]:
         """Compute what the cache lacks of an epoch, in the order in which it comes up, in full batches."""
-        lacking = np.flatnonzero(~self.filled[rows[start:]]) + start
+        size = self.loader.batch_size
+        lacking = np.flatnonzero(~self.filled[rows[start : self.cached_steps * size]]) + start
         _, first = np.unique(rows[lacking], return_index=True)
         lacking = lacking[np.sort(first)]
-        size = self.loader.batch_size
         chunks = [lacking[at : at + size] for at in range(0, len(lacking), size)]
         with closing(self.loader.pixels(drawn, chunks)) as pixels:
             for places, images in zip(chunks, pixels, strict=True):
@@ -75,22 +72,18 @@ class Features:
 
     def _features(self, images: Array) -> Array:
         """The features of some images: those that earlier runs left, and the others computed now."""
-        store = self.boundary.store
+        store, compute = self.boundary.store, self.boundary.compute
         if store is None:
-            return self._compute(images)
+            return compute(images)
         if not store.verified:
-            store.verify(images, self._compute)
+            store.verify(images, compute)
         features = np.empty((len(images), *self.boundary.shape), self.boundary.dtype)
         known, features_of_known = store.find(images)
         features[known] = features_of_known
         if not known.all():
-            features[~known] = self._compute(images[~known])
+            features[~known] = compute(images[~known])
             store.add(images[~known], features[~known])
         return features
-
-    def _compute(self, images: Array) -> Array:
-        features = compute_features(self.backend, self.model, self.loader, images, self.boundary.module)
-        return packed(features) if self.boundary.dtype == np.uint16 else features
 
 
 Batches = Loader | Features
@@ -106,8 +99,13 @@ class Feed:
 
 
 def choose_feed(
-    backend: Backend, model: Model, train: Loader, val: Loader | None, network: Mapping[str, Any] | None
-) -> Generator[FeaturesKept, None, Feed]:
+    backend: Backend,
+    model: Model,
+    train: Loader,
+    val: Loader | None,
+    network: Mapping[str, Any] | None,
+    micro_batch: int | None,
+) -> Generator[FeaturesKept | FeaturesNotKept, None, Feed]:
     """Cache the features of each part whose images come in a bounded number of variants, if there is a boundary.
 
     Args:
@@ -117,96 +115,43 @@ def choose_feed(
         val: the validation images; None: there are none, or they go through the whole model.
         network: what identifies all that computes features, values included, so that later runs find them again; None:
             the features serve this run alone.
+        micro_batch: training images that are on the device at once.
     """
     parts = {"train": train, "val": val}
     bounded = {part: loader for part, loader in parts.items() if loader is not None and loader.variants is not None}
-    boundary = find_boundary(backend, model, next(iter(bounded.values())), network) if bounded else None
+    if not bounded:
+        return Feed(train, val)
+    boundary, why = find_boundary(backend, model, next(iter(bounded.values())), network)
     if boundary is None:
+        if why:
+            yield FeaturesNotKept(why)
         return Feed(train, val)
     feeds: dict[str, Batches | None] = {**parts}
     for part, loader in bounded.items():
-        features, event = cache_features(backend, model, loader, part, boundary)
+        features, event = cache_features(loader, part, boundary, micro_batch if part == "train" else None)
         feeds[part] = features or loader
         yield event
     return Feed(feeds["train"] or train, feeds["val"], boundary)
 
 
-def find_boundary(backend: Backend, model: Model, loader: Loader, network: Mapping[str, Any] | None) -> Boundary | None:
-    """Return the best boundary of the model's present phase, or None.
-
-    From there on the logits are those of the whole model, which is shown on images of a loader. `network` is as in
-    `choose_feed`.
-    """
-    if not (modules := backend.boundaries(model)):
-        return None
-    drawn = loader.draw(0)
-    sample = next(loader.pixels(drawn, [np.arange(min(CHECKED, len(drawn.order)))]))
-    module = exact_boundary(backend, model, loader, modules, sample)
-    if module is None:
-        return None
-    example = compute_features(backend, model, loader, sample, module)
-    halves = example.dtype == np.float32 and not (example.view(np.uint32) & 0xFFFF).any()  # it was bfloat16
-    dtype, shape, store = np.dtype(np.uint16 if halves else example.dtype), example.shape[1:], None
-    if network is not None:
-        facts = {**network, "boundary": module, "preprocess": asdict(loader.preprocess)}
-        store = open_store(facts, dtype, shape)
-    return Boundary(module, dtype, shape, store)
-
-
 def cache_features(
-    backend: Backend, model: Model, loader: Loader, part: str, boundary: Boundary
-) -> tuple[Features | None, FeaturesKept]:
-    """Return a loader's features at a boundary, None if there is no room for them, and the event that says so."""
-    count, variants = len(loader.images), loader.variants
+    loader: Loader, part: str, boundary: Boundary, micro_batch: int | None = None
+) -> tuple[Features | None, FeaturesKept | FeaturesNotKept]:
+    """Return a loader's features at a boundary, None if they are not cached, and the event that says so."""
+    count, variants, most = len(loader.images), loader.variants, loader.batch_size
     assert variants is not None
+    batches = [min(most, count - at) for at in range(0, count, most)]
+    otherwise = {size: [n for n in divided(size, micro_batch) if not boundary.exact(n)] for size in set(batches)}
+    if wrong := otherwise[batches[0]]:
+        what = f"{part} images go through the whole model: {boundary.backend.name} rounds what enters {boundary.module}"
+        return None, FeaturesNotKept(f"{what} otherwise in a batch of {wrong[0]}")
+    steps = sum(not otherwise[size] for size in batches)  # all but the last are of one size
     shape = (count * variants, *boundary.shape)
     size = math.prod(shape) * boundary.dtype.itemsize
     cache, where = reserve(shape, boundary.dtype, size)
     earlier = 0 if boundary.store is None else len(boundary.store)
     event = FeaturesKept(part, boundary.module, count, variants, size, where, earlier)
-    return (None if cache is None else Features(backend, model, loader, boundary, cache)), event
-
-
-def exact_boundary(
-    backend: Backend, model: Model, loader: Loader, modules: tuple[str, ...], images: Array
-) -> str | None:
-    """Return the first module from which the logits are those of the whole; some use more than their input."""
-
-    def logits(images: Array, boundary: str) -> Array:
-        return backend.fetch([backend.logits(model, put(backend, model, loader, images, boundary))])[0]
-
-    expected = logits(images, "")
-    for module in modules:
-        if np.array_equal(logits(compute_features(backend, model, loader, images, module), module), expected):
-            return module
-    return None
-
-
-def put(backend: Backend, model: Model, loader: Loader, images: Array, boundary: str = "") -> Handle:
-    """Put a batch without labels on the device; its images are pixels, or what enters a boundary."""
-    labels = np.zeros(len(images), np.int64)
-    return backend.put(model, Batch(images, labels, labels, loader.preprocess, boundary=boundary))
-
-
-def compute_features(backend: Backend, model: Model, loader: Loader, images: Array, boundary: str) -> Array:
-    """Return what enters a boundary, [n, ...], of uint8 images [n, 3, h, w].
-
-    A few images are repeated to make a batch: matrix products of few rows (VGG's dense layers) round otherwise.
-    """
-    whole = np.resize(images, (FEWEST, *images.shape[1:])) if len(images) < FEWEST else images
-    return backend.fetch([backend.features(model, put(backend, model, loader, whole), boundary)])[0][: len(images)]
-
-
-def packed(features: Array) -> Array:
-    """Return the upper halves, uint16, of float32 numbers that are bfloat16 numbers."""
-    words = np.ascontiguousarray(features).view(np.uint32)
-    assert not (words & 0xFFFF).any(), "features were bfloat16 at first and are not any more"
-    return (words >> 16).astype(np.uint16)
-
-
-def unpacked(rows: Array) -> Array:
-    """Undo `packed`; other arrays are returned as they are."""
-    return (rows.astype(np.uint32) << 16).view(np.float32) if rows.dtype == np.uint16 else rows
+    return (None if cache is None else Features(loader, boundary, cache, steps)), event
 
 
 def reserve(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> tuple[Array | None, str]:

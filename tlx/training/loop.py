@@ -121,7 +121,7 @@ def feed_of_phase(training: Training, state: State) -> Generator[Event, None, Fe
     # A shadow may lag behind where something freezes anew, so validation then goes through the whole model.
     val = training.val if training.shadow is None else None
     network = None if training.network is None else {**training.network, "frozen": state.frozen}
-    feed = yield from choose_feed(training.backend, training.model, training.loader, val, network)
+    feed = yield from choose_feed(training.backend, training.model, training.loader, val, network, training.micro_batch)
     return feed if val is not None else replace(feed, val=training.val)
 
 
@@ -201,7 +201,7 @@ def held_out(training: Training, state: State, loader: Loader) -> Batches:
         return loader
     with suppress(OSError):
         boundary.store.read()  # a test image may have been among the validated ones
-    return cache_features(training.backend, training.model, loader, "test", boundary)[0] or loader
+    return cache_features(loader, "test", boundary)[0] or loader
 
 
 def val_losses(history: Sequence[EpochEnded]) -> list[float]:

@@ -84,7 +84,17 @@ class FeaturesKept:
         return f"what enters {self.boundary} is computed once and cached: {images}, {size} ({self.where}){earlier}"
 
 
-Event = PhaseStarted | FeaturesKept | Progress | Stepped | EpochEnded
+@dataclass(frozen=True, slots=True)
+class FeaturesNotKept:
+    """The output of the frozen part is not cached, though it could be where images come again."""
+
+    why: str
+
+    def __str__(self) -> str:
+        return f"features are not cached: {self.why}"
+
+
+Event = PhaseStarted | FeaturesKept | FeaturesNotKept | Progress | Stepped | EpochEnded
 
 
 class Meter:

@@ -33,7 +33,16 @@ from tlx.backend import (
     slots_by_parameter,
 )
 from tlx.backend.module import own
-from tlx.backend.module.boundary import Reached, bypass, candidates, replaced, stop_class
+from tlx.backend.module.boundary import (
+    Entered,
+    Reached,
+    candidates,
+    proxy_class,
+    replaced,
+    resumed,
+    stand_ins,
+    stop_class,
+)
 from tlx.backend.module.build import ancestors, describe, dropout_class, locate, replace_dropouts, replace_head
 from tlx.backend.module.net import DeviceBatch, Net, Optimizer
 from tlx.errors import BackendError, closest, one_line
@@ -58,6 +67,7 @@ class ModuleBackend:
         self.norms = (*self.batch_norms, nn.LayerNorm, nn.GroupNorm)
         self.dropout = dropout_class(framework)
         self.stop = stop_class(nn.Module)
+        self.proxy = proxy_class(nn.Module)
 
     # What an adapter may replace, each with its reason.
 
@@ -90,6 +100,10 @@ class ModuleBackend:
     def autocast(self, net: Net) -> AbstractContextManager[Any]:
         return nullcontext()
 
+    def stand_ins(self, features: Any, pixels: tuple[int, ...]) -> list[Any]:
+        """What may travel to a boundary in place of pixels: see `stand_ins`."""
+        return stand_ins(features, pixels)
+
     def exact(self, logits: Any) -> Any:
         """Cast logits to the dtype in which the loss is taken."""
         raise NotImplementedError
@@ -108,6 +122,10 @@ class ModuleBackend:
     def array(self, tensor: Any) -> Array:
         """Copy a tensor to the host, in C order."""
         return np.array(tensor.detach().cpu().numpy(), order="C", copy=True)
+
+    def laid_out(self, tensor: Any, strides: tuple[int, ...]) -> Any:
+        """Return a tensor with these strides, where the framework knows other orders in memory than that of C."""
+        return tensor
 
     # Models and their values.
 
@@ -216,7 +234,9 @@ class ModuleBackend:
             raise BackendError(
                 f"put: no features were taken at the boundary {batch.boundary!r} yet, only at {sorted(model.entering)}"
             )
-        return self.tensor(batch.images, model.device).to(model.entering[batch.boundary])
+        entered = model.entering[batch.boundary]
+        features = self.tensor(batch.images, model.device).to(entered.dtype)
+        return self.laid_out(features, entered.strides_of(features.shape))
 
     def _pixels(self, model: Net, batch: Batch) -> Any:
         """Normalise and enlarge on the device."""
@@ -309,29 +329,48 @@ class ModuleBackend:
             return model.module(batch.images)
 
     def _from_boundary(self, model: Net, batch: DeviceBatch) -> Any:
-        x = batch.images
-        with self.autocast(model), replaced(bypass(model.module, batch.boundary, self.fw.nn.Identity())):
-            if batch.boundary not in model.as_maps:
-                try:
-                    return model.module(x)
-                except (RuntimeError, IndexError, TypeError):
-                    if x.ndim != 2:
-                        raise
-                    model.as_maps.add(batch.boundary)
-            return model.module(x.reshape(*x.shape, 1, 1))
+        """Return what the model makes of features, by the first stand-in for its pixels that comes to the boundary."""
+        tensors = self.stand_ins(batch.images, model.entering[batch.boundary].pixels)
+        if batch.boundary in model.stand_ins:
+            return self._resumed(model, batch, tensors[model.stand_ins[batch.boundary]])
+        failures = []
+        for number, tensor in enumerate(tensors):
+            try:
+                output = self._resumed(model, batch, tensor)
+            except Exception as error:  # whatever a model's own code raises where it is given something else
+                failures.append(error)
+            else:
+                model.stand_ins[batch.boundary] = number
+                return output
+        cause = one_line(f"{type(failures[0]).__name__}: {failures[0]}")
+        raise BackendError(f"{self.name} cannot begin at {batch.boundary!r}: {cause}") from failures[0]
+
+    def _resumed(self, model: Net, batch: DeviceBatch, stand_in: Any) -> Any:
+        resuming = resumed(model.module, batch.boundary, batch.images, self._active(model), self.proxy)
+        with self.autocast(model), resuming:
+            return model.module(stand_in)
 
     def boundaries(self, model: Net) -> tuple[str, ...]:
+        if model.own and not own.same_in_training(self, model, self._changing(model)):
+            return ()
+        return candidates(model.module, self._active(model))
+
+    def _changing(self, model: Net) -> set[Any]:
+        """Return the modules that act otherwise in training, whether anything in them trains or not."""
         statistics = {s.module for s in model.specs if s.role == "statistic"}
         norms = {module for path, module in model.module.named_modules() if path in statistics}
+        return norms.union(model.dropouts)
 
-        def active(leaf: Any) -> bool:
-            if any(param.requires_grad for param in leaf.parameters()):
+    def _active(self, model: Net) -> Callable[[Any], bool]:
+        """Return what tells whether a module itself, without its children, trains, adapts or drops."""
+        changing = self._changing(model)
+
+        def active(module: Any) -> bool:
+            if any(param.requires_grad for param in module.parameters(recurse=False)):
                 return True
-            return (leaf in norms or leaf in model.dropouts) and model.training[leaf]
+            return module in changing and model.training[module]
 
-        if model.own and not own.same_in_training(self, model, norms.union(model.dropouts)):
-            return ()
-        return candidates(model.module, active)
+        return active
 
     def _correct(self, logits: Any, labels: Any) -> Any:
         with self.fw.no_grad():
@@ -353,8 +392,9 @@ class ModuleBackend:
             with replaced([(parent, attribute, self.stop())]), self.fw.no_grad():
                 self._forward(model, batch)
         except Reached as reached:
-            model.entering[boundary] = reached.value.dtype
-            return reached.value.to(model.dtype)
+            value = reached.value
+            model.entering[boundary] = Entered(value.dtype, tuple(value.stride()), tuple(batch.images.shape))
+            return value.to(model.dtype)
         raise BackendError(f"features: a forward pass never comes to {boundary!r}")
 
     # State.

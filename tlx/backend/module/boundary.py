@@ -1,13 +1,16 @@
 """A boundary divides a model in two: what enters a submodule, and the forward pass from there on.
 
-The part before a boundary is bypassed by replacing every child that comes before it, on each level of its path, by an
-identity. That is right if the modules form a chain up to the boundary, which the caller checks by computing both ways.
+A pass that begins at a boundary runs the model's own code on a stand-in. Every child that comes before the boundary, on
+each level of its path, is an identity until the pass comes there; then the features take the stand-in's place, and all
+modules are back. What the code itself does on the way, such as pooling, so meets the stand-in alone. That is right if
+the modules form a chain up to the boundary, which the caller checks by computing both ways.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -19,21 +22,38 @@ class Reached(Exception):
         self.value = value
 
 
-def candidates(module: Any, active: Callable[[Any], bool]) -> tuple[str, ...]:
-    """Return the path of the first active leaf and of the modules around it, innermost first.
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """What entered a boundary once: its dtype and strides, and the shape of the pixels that came to it."""
 
-    `active` tells whether a leaf trains, adapts or drops. Empty where the first leaf of all is active, or none.
+    dtype: Any
+    strides: tuple[int, ...]
+    pixels: tuple[int, ...]
+
+    def strides_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The strides of a tensor of this shape that lies in memory in the same order of dimensions."""
+        strides, numbers = [0] * len(shape), 1
+        for axis in sorted(range(len(shape)), key=lambda axis: (self.strides[axis], shape[axis])):
+            strides[axis] = numbers
+            numbers *= shape[axis]
+        return tuple(strides)
+
+
+def candidates(module: Any, active: Callable[[Any], bool]) -> tuple[str, ...]:
+    """Return the path of the first active module and of the modules around it, innermost first.
+
+    `active` tells whether a module itself, without its children, trains, adapts or drops. Empty where the first of all
+    is active, or none.
     """
     first = ""
-    for path, leaf in module.named_modules():
-        if any(True for _ in leaf.children()):
-            continue
-        if active(leaf):
-            if not first:
+    for path, child in module.named_modules():
+        if active(child):
+            if not (first and path):
                 return ()
             parts = path.split(".")
             return tuple(".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
-        first = first or path
+        if not any(True for _ in child.children()):
+            first = first or path
     return ()
 
 
@@ -59,15 +79,73 @@ def replaced(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
             setattr(parent, attribute, old)
 
 
-def bypass(module: Any, path: str, identity: Any) -> list[tuple[Any, str, Any]]:
-    """Return the replacements that leave of a module only what comes from `path` on."""
-    changes = []
-    for parent, attribute in levels(module, path):
-        for name, _ in parent.named_children():
+@contextmanager
+def resumed(
+    module: Any, path: str, features: Any, active: Callable[[Any], bool], make_proxy: Callable[[Any], Any]
+) -> Iterator[None]:
+    """Let a forward pass begin at a boundary with these features while the block runs.
+
+    Until it comes there all other modules are identities, but for those behind the boundary that are active: if one of
+    them runs before it, the pass may not be divided there.
+    """
+    reached = False
+    *_, (around, last) = steps = levels(module, path)
+    boundary = getattr(around, last)
+
+    def enter(x: Any, *others: Any, **named: Any) -> Any:
+        nonlocal reached
+        first, reached = not reached, True
+        put_back.close()
+        return boundary(features if first else x, *others, **named)
+
+    def proxy(child: Any, may_wait: bool) -> Any:
+        def call(x: Any, *others: Any, **named: Any) -> Any:
+            if reached:  # the code took hold of it before
+                return child(x, *others, **named)
+            if may_wait:
+                return x
+            raise RuntimeError(f"what trains and lies behind {path} in the module runs before it")
+
+        return make_proxy(call)
+
+    changes = [(around, last, make_proxy(enter))]
+    for parent, attribute in steps:
+        before = True
+        for name, child in parent._modules.items():
             if name == attribute:
-                break
-            changes.append((parent, name, identity))
-    return changes
+                before = False
+            elif child is not None:
+                changes.append((parent, name, proxy(child, before or not any(map(active, child.modules())))))
+    with ExitStack() as put_back:
+        put_back.enter_context(replaced(changes))
+        yield
+
+
+def stand_ins(features: Any, pixels: tuple[int, ...]) -> list[Any]:
+    """What may travel to a boundary in place of pixels of that shape, the likeliest to come there first.
+
+    Functions such as pooling, which lie in a model's code between its modules, expect maps [N, C, h, w].
+    """
+    shape = tuple(features.shape)
+    like_pixels = features.flatten()[:1].expand(shape[0], *pixels[1:])
+    if len(shape) == 4:
+        return [features, like_pixels]
+    maps = [features.reshape(*shape, 1, 1)] if len(shape) == 2 else []
+    return [*maps, like_pixels, features]
+
+
+def proxy_class(base: type) -> Callable[[Any], Any]:
+    """Make the module that calls a function; `base` is the framework's Module."""
+
+    class Proxy(base):  # type: ignore[misc]
+        def __init__(self, call: Any) -> None:
+            super().__init__()
+            self.call = call
+
+        def forward(self, *others: Any, **named: Any) -> Any:
+            return self.call(*others, **named)
+
+    return Proxy
 
 
 def stop_class(base: type) -> Callable[[], Any]:

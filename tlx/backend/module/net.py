@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tlx.backend.module.boundary import Entered
 from tlx.backend.optimizers import OptimizerSpec
 from tlx.backend.protocol import ParamSpec
 
@@ -23,13 +24,13 @@ class Net:
     specs: tuple[ParamSpec, ...]
     mode: str = "eval"
     dropouts: list[Any] = field(default_factory=list)
-    entering: dict[str, Any] = field(default_factory=dict)  # boundary -> dtype of what entered it
     own: bool = False  # code of somebody's own is part of it
     trial: Any = None  # of an own module: the batch it was tried on
     mixes: bool = False  # an own module: an image's outputs depend on its batch
     output: Any = None  # of an own module that returns several things: the key of the logits
     notes: list[str] = field(default_factory=list)
-    as_maps: set[str] = field(default_factory=set)  # boundaries that take vectors [N, C] as maps [N, C, 1, 1]
+    entering: dict[str, Entered] = field(default_factory=dict)  # by boundary
+    stand_ins: dict[str, int] = field(default_factory=dict)  # boundary -> number of the one that comes to it
 
 
 @dataclass(slots=True, eq=False)
