@@ -71,7 +71,7 @@ class Divided:
             modules["scale"] = nn.Parameter(fw.ones(1))
         module = network(fw, lambda self, x: forward(self, x, fw), **modules)
         self.backend = registry.load(backend)
-        self.model = self.backend.build(ModelSpec("own", 2, "head", module=module), "cpu", "float32")
+        self.model = self.backend.build(ModelSpec("own", 2, "head", module=module, image_size=8), "cpu", "float32")
         self.backend.set_phase(self.model, frozenset(trains), frozenset())
         rng, arrays = np.random.default_rng(0), self.backend.dump_arrays(self.model)
         arrays = {name: rng.standard_normal(array.shape).astype(array.dtype) for name, array in arrays.items()}
