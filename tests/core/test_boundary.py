@@ -91,6 +91,24 @@ def test_a_boundary_that_raises_anything_is_no_boundary(
     assert notes == [f"features are not cached: dropout: {error.__name__}: Input dimension should be at least 3"]
 
 
+def test_a_boundary_that_takes_only_some_batches_is_no_boundary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the images do not come first in what enters the module."""
+    take, calls = Loopback.features, list[str]()
+
+    def fails(self: Any, model: Any, batch: Any, boundary: str = "") -> Any:
+        calls.append(boundary)
+        if len(calls) > 1:
+            raise ValueError("8 images were expected")
+        return take(self, model, batch, boundary)
+
+    monkeypatch.setattr(Loopback, "features", fails)
+    without, cached, notes, parts = results(FIELDS, tmp_path)
+    assert cached == without and not parts
+    assert notes == ["features are not cached: dropout: ValueError: 8 images were expected"]
+
+
 def test_a_boundary_that_gives_other_logits_is_no_boundary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a model that uses more than what enters the module."""
     take = Loopback.features

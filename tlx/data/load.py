@@ -193,12 +193,13 @@ def load_data(
             if count > len(parts[part]):
                 notes.append(f"limit_{part}={count} is more than there are: all {len(parts[part])} are used")
             parts[part] = limit(parts[part], names, count, f"limit_{part}")
-    notes += repeated({part: images for part, images in parts.items() if part in origin.parts})
     train, val, test = parts["train"], parts.get("val"), parts.get("test")
     if val is None:
         train, val = hold_out(train, names, val_fraction, "val", seed)
     if test is None:
         notes.append("there is no test part")
+    used = {"train": train, "val": val, "test": test}
+    notes += repeated({part: images for part, images in used.items() if images is not None})
     fingerprint = _fingerprint(origin.name, names, train, val, test)
     return Data(origin.name, names, train, val, test, fingerprint, tuple(notes), frozenset(drawn))
 

@@ -116,10 +116,11 @@ def find_boundary(
             if not boundary.divides():
                 why.append(f"from {module} on the logits are not those of the whole model")
                 continue
+            settled = boundary.settle()
         except Exception as error:  # a model's own code may raise anything where its pass is divided
             why.append(f"{module}: {one_line(f'{type(error).__name__}: {error}')}")
             continue
-        if not boundary.settle():
+        if not settled:
             return None, f"{backend.name} rounds what enters {module} otherwise in another place of a batch"
         if network is not None:
             facts = {**network, "boundary": module, "preprocess": asdict(loader.preprocess), "rows": boundary.rows}
