@@ -101,7 +101,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         # Weights to transfer. With a network you would leave `weights` out and get ImageNet's.
         first = {"strategy": "scratch", "epochs": 1, "out": f"{scratch}/pretrained", "precision": "float32"}
-        pretrained = tlx.run(**{**RECIPE, "backbone_lr": None, **first, "schedule": "constant"})
+        pretrained = tlx.run(**{**RECIPE, "backbone_lr": None, **first})
         result = tlx.run(**RECIPE, weights=str(pretrained.run_dir), out=f"{scratch}/run")
         trained = load_file(result.run_dir / "model.safetensors")
         start = beginning(pretrained.run_dir)
@@ -122,14 +122,14 @@ def main() -> int:
 
 
 def beginning(run_dir: Path) -> dict[str, np.ndarray]:
-    """The values that a run with these weights starts from: the file's backbone, and a head drawn from the seed."""
+    """The values that a run with these weights starts from: those of that run, whose classes are the same."""
     from tlx.backend import ModelSpec, registry
-    from tlx.models.initial_values import initial_arrays
+    from tlx.models.initial_values import initial_values
     from tlx.models.zoo import architecture
 
     backend, arch = registry.load("torch"), architecture("resnet18")
     specs = backend.param_specs(backend.build(ModelSpec(arch.name, CLASSES, arch.head), "cpu", "float64"))
-    return initial_arrays(specs, arch, str(run_dir), seed=0)
+    return initial_values(specs, arch, str(run_dir), seed=0, classes=[str(digit) for digit in range(CLASSES)])[0]
 
 
 if __name__ == "__main__":

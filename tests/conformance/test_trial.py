@@ -62,3 +62,17 @@ def test_bfloat16_is_taken_where_every_gradient_comes_out_twice() -> None:
     assert find_unrepeatable(training_of(**fields, strategy="feature_extract")) is None
     assert find_unrepeatable(training_of(**{**fields, "model": "squeezenet1_1", "image_size": 32})) is None
     assert find_unrepeatable(training_of(**{**fields, "image_size": 40})) is None
+
+
+@pytest.mark.needs("torch")
+def test_what_a_trial_told_is_remembered_for_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bfloat16()
+    monkeypatch.setenv("TLX_CACHE", str(tmp_path))
+    training = training_of(**SMALL_MAPS, precision="bfloat16")
+    found = find_unrepeatable(training, {"model": "resnet18"})
+    (record,) = (tmp_path / "trials").iterdir()
+    assert record.read_text() == found != ""
+    record.write_text("conv1.weight")
+    assert find_unrepeatable(training, {"model": "resnet18"}) == "conv1.weight"
+    assert find_unrepeatable(training, {"model": "another"}) == found
+    assert find_unrepeatable(training) == found

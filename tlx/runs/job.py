@@ -27,6 +27,7 @@ from tlx.runs.resume import save as save_state
 from tlx.training.build import (
     build_model,
     check_fit,
+    identity,
     load_initial,
     make_loader,
     make_training,
@@ -128,7 +129,8 @@ def execute(
     if resumed is None:
         check_effects(recipe, data, training.plan)
     notes = [*data.notes, *advice.before(recipe, data)]
-    if recipe.precision == "bfloat16" and (name := find_unrepeatable(training)) is not None:
+    network = identity(recipe, backend)
+    if recipe.precision == "bfloat16" and (name := find_unrepeatable(training, network)) is not None:
         problem = f"the gradient of {name!r} in bfloat16 does not come out the same twice on {recipe.backend} here"
         if not automatic:
             raise BackendError(problem, fix="use precision float32, or another image_size")

@@ -7,15 +7,21 @@ bit. What a batch holds has no part in either question.
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tlx import rng
+from tlx.atomic import write_atomic
 from tlx.backend import Array, Batch, Hyper, OptimizerSpec
-from tlx.errors import BackendError, RecipeError
+from tlx.download import cache_folder
+from tlx.errors import BackendError, RecipeError, TlxError
 from tlx.training.loop import Training
 
 PERTURB = -6  # of mallopt(3): memory is filled with a byte when it is freed, and with its complement when handed out
@@ -70,8 +76,11 @@ def _better_sizes(images: int, size: int, micro: int | None) -> str:
     return "use more images, or a larger image_size"
 
 
-def find_unrepeatable(training: Training) -> str | None:
+def find_unrepeatable(training: Training, network: Mapping[str, Any] | None = None) -> str | None:
     """Return the name of a parameter whose gradient does not come out the same twice, or None.
+
+    The passes take as long as some steps, so what they tell is kept in the cache for later runs of the same network on
+    the same machine, as `network` identifies it (see `tlx.training.build.identity`).
 
     Fresh memory holds other bits the second time, so that what a kernel leaves uninitialised shows. PyTorch's bfloat16
     leaves the unused taps of a 3x3 convolution of stride 2 over a 1x1 map, for one: 30 of 30 trials saw it. A backend
@@ -80,7 +89,28 @@ def find_unrepeatable(training: Training) -> str | None:
     if "sgd" not in training.backend.capabilities().optimizers:
         return None
     loader = training.loader
-    for size in sorted(part_sizes(len(loader.images), loader.batch_size, training.micro_batch), reverse=True):
+    sizes = sorted(part_sizes(len(loader.images), loader.batch_size, training.micro_batch), reverse=True)
+    if network is None:
+        return _unrepeatable(training, sizes)
+    record = _record(training, network, sizes)
+    if record.is_file():
+        return record.read_text(encoding="utf-8") or None
+    name = _unrepeatable(training, sizes)
+    with suppress(OSError, TlxError):  # a cache that cannot be written costs time alone
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(record, (name or "").encode())
+    return name
+
+
+def _record(training: Training, network: Mapping[str, Any], sizes: list[int]) -> Path:
+    """The file of the cache that holds what a trial told: a parameter's name, or nothing."""
+    trains = [sorted(names) for names in _trains(training)]
+    facts = json.dumps([dict(network), training.loader.preprocess.size, sizes, trains], sort_keys=True)
+    return cache_folder() / "trials" / hashlib.sha256(facts.encode()).hexdigest()[:32]
+
+
+def _unrepeatable(training: Training, sizes: list[int]) -> str | None:
+    for size in sizes:
         first, second = (_gradients(training, size, fill) for fill in FILLS)
         for name, gradient in first.items():
             if gradient.tobytes() != second[name].tobytes():
