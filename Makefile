@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench growth peers parity-zoo matrix clean
+.PHONY: help setup demo test lint docs bench growth peers parity-zoo matrix fuzz clean
 
 help:
 	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (10 GB)"
@@ -11,6 +11,7 @@ help:
 	@echo "make growth  how cost grows with image, batch, data and classes, for docs/growth.png (10 minutes)"
 	@echo "make parity-zoo   compare every shared model on the two frameworks, for docs/parity-zoo.md (40 minutes)"
 	@echo "make matrix   run every shared model with every strategy on both, for docs/matrix.md (hours; continues)"
+	@echo "make fuzz   20,000 hostile inputs to the command line, for docs/fuzz.md; other ones: make fuzz SEED=1"
 	@echo "make clean   remove .venv and caches"
 
 setup: .venv/installed
@@ -49,6 +50,10 @@ parity-zoo: setup
 
 matrix: setup
 	.venv/bin/python -m tlx.proof.matrix -o docs/matrix.md
+
+fuzz: SEED = 0
+fuzz: setup
+	TLX_FUZZ=1200 TLX_FUZZ_TABLE=docs/fuzz.md .venv/bin/pytest tests/fuzz --hypothesis-seed=$(SEED)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

@@ -382,7 +382,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(exit_on_error=False, print_error=False)
+        code = app(sys.argv[1:], exit_on_error=False, print_error=False)
         sys.exit(code if isinstance(code, int) else 0)
     except TlxError as error:
         print(f"tlx: {printable(str(error))}", file=sys.stderr)

@@ -1,0 +1,43 @@
+"""Generated hostile input: a few of each target in the test suite, and 20,000 in all with `make fuzz`.
+
+`make fuzz` writes how many inputs of each target ended how to docs/fuzz.md. An input that once failed stays as an
+`@example` of its test.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from support.hostile import outcomes
+
+HEAD = """\
+# Hostile input
+
+Written by `make fuzz`: how many generated inputs of each target ended with exit code 0, as they are valid, and with 2,
+as one line of error. There is no third column: a traceback, a hang, an execution or a changed file fails the target's
+test in tests/fuzz.
+
+| target | inputs | exit code 0 | exit code 2 |
+|---|--:|--:|--:|
+"""
+
+
+@pytest.fixture(autouse=True)
+def home_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No input, whatever it holds, finds the user's own files."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("TLX_DATA_ROOT", raising=False)
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """Write the table that TLX_FUZZ_TABLE asks for, unless a test failed."""
+    path = os.environ.get("TLX_FUZZ_TABLE")
+    if path is None or exitstatus != pytest.ExitCode.OK:
+        return
+    counts = [(target, outcomes[target, 0], outcomes[target, 2]) for target in sorted({name for name, _ in outcomes})]
+    counts.append(("all", sum(row[1] for row in counts), sum(row[2] for row in counts)))
+    rows = [f"| {target} | {good + bad:,} | {good:,} | {bad:,} |\n" for target, good, bad in counts]
+    Path(path).write_text(HEAD + "".join(rows))
