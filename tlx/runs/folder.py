@@ -16,15 +16,22 @@ from tlx.errors import RecipeError, TlxError
 from tlx.recipe import Recipe
 
 LOCK = ".lock"
+BEFORE_SAVED = {LOCK, "recipe.toml", "history.jsonl"}  # what a run writes before its state, from which it can go on
 
 
 @contextmanager
 def run_folder(recipe: Recipe, resumed: Path | None) -> Iterator[Path]:
     """Hold the run's folder against other runs: `out`, which must be empty, the next free one below runs/, or the old.
 
-    The lock is the operating system's, so it ends with the process, however that ends.
+    The lock is the operating system's, so it ends with the process, however that ends. A new run that ends in a mistake
+    of the input, such as a photo that cannot be decoded, before anything was saved, leaves no folder.
     """
-    path = resumed or (Path(recipe.out) if recipe.out is not None else _free_folder(recipe))
+    place = Path("runs") if recipe.out is None else Path(recipe.out)
+    try:
+        missing = [folder for folder in (place, *place.parents) if not folder.exists()]  # the innermost first
+    except OSError as error:
+        raise TlxError(f"Cannot write to {place}: {error.strerror}. Choose another folder with out.") from error
+    path = resumed or (place if recipe.out is not None else _free_folder(recipe))
     try:
         path.mkdir(parents=True, exist_ok=True)
         _must_be_empty(path, resumed)
@@ -36,11 +43,25 @@ def run_folder(recipe: Recipe, resumed: Path | None) -> Iterator[Path]:
         raise TlxError(f"Cannot write to {path}: {error.strerror}. Choose another folder with out.") from error
     try:
         _must_be_empty(path, resumed)  # another run may have come and gone
-        yield path
+        try:
+            yield path
+        except TlxError:
+            if resumed is None:
+                _remove_unsaved(path, missing if path == place else [path, *missing])
+            raise
     finally:
         with suppress(OSError):
             (path / LOCK).unlink()
         lock.release()
+
+
+def _remove_unsaved(path: Path, made: list[Path]) -> None:
+    with suppress(OSError):  # the error that ended the run says more
+        if {entry.name for entry in path.iterdir()} <= BEFORE_SAVED:
+            for name in BEFORE_SAVED:
+                (path / name).unlink(missing_ok=True)
+            for folder in made:
+                folder.rmdir()
 
 
 def _must_be_empty(path: Path, resumed: Path | None) -> None:
@@ -59,8 +80,9 @@ def _free_folder(recipe: Recipe) -> Path:
         try:
             path.mkdir(parents=True)
             return path
-        except FileExistsError:
-            continue
+        except FileExistsError as error:
+            if not path.parent.is_dir():  # "runs" is a link to nothing
+                raise TlxError(f"Cannot create {path}. Choose another folder with out.") from error
         except OSError as error:
             raise TlxError(f"Cannot create {path}: {error.strerror}. Choose another folder with out.") from error
     raise AssertionError("unreachable")

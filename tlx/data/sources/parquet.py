@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from tlx.data.sources.packed import PackedImages
 from tlx.data.sources.parts import files_in, files_of_parts, with_test
 from tlx.data.sources.source import Kind, Source
 from tlx.errors import DataError, DataNotFound, closest
+from tlx.files import check_regular
 
 IMAGES = ("image", "img", "images", "photo", "picture", "jpg", "jpeg", "png", "webp", "path", "file_name", "filename")
 LABELS = ("label", "labels", "class", "fine_label", "category", "target", "cls", "y")
@@ -131,6 +133,7 @@ def _opened(file: Path) -> Iterator[Any]:
             fix='pip install "tlx[parquet]"',
         ) from error
     try:
+        check_regular(file)
         with parquet.ParquetFile(file, memory_map=True) as opened:
             yield opened
     except (pa.ArrowException, OSError) as error:
@@ -147,6 +150,10 @@ def _columns(file: Path, path_column: str | None, label_column: str | None) -> _
     from pyarrow import types
 
     features = _features(schema.metadata or {})
+
+    twice = next((name for name, times in Counter(schema.names).items() if times > 1), None)
+    if twice is not None:
+        raise DataError(f"{file}: two columns are called {twice!r}", fix="give one of them another name")
 
     def is_image(name: str) -> bool:
         kind = schema.field(name).type
@@ -196,7 +203,7 @@ def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -20,9 +20,10 @@ from tlx.data.sources.folder import count, listed
 from tlx.data.sources.packed import PackedImages
 from tlx.data.sources.parts import files_in, files_of_parts, with_test
 from tlx.data.sources.source import Kind, Source
-from tlx.data.sources.unpack import StrictMember
+from tlx.data.sources.strict_tar import StrictMember
 from tlx.download import cache_folder
 from tlx.errors import DataError, DataNotFound, TlxError, closest
+from tlx.files import open_regular, read_regular
 
 LABELS = ("label", "cls", "class", "class_id", "class_name", "label_name", "category", "target")  # in a .json
 NAMES = ("classes.txt", "classnames.txt", "classes.json", "class_to_idx.json")
@@ -72,7 +73,7 @@ def from_shards(source: Path, root: Path | None = None, label_column: str | None
 def is_shard(file: Path) -> bool:
     """Whether a tar holds samples: near its beginning a photo, and beside it a label or a .json of the same key."""
     try:
-        with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=StrictMember) as tar:
+        with open_regular(file) as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=StrictMember) as tar:
             members = [_key(member.name) for member in itertools.islice(tar, PEEKED) if member.isfile()]
     except (OSError, tarfile.TarError, ValueError):
         return False
@@ -176,7 +177,7 @@ def _index(shard: Path) -> dict[str, Any]:
 def _scan(shard: Path) -> dict[str, Any]:
     """Read the headers of a shard, and the members that hold labels."""
     samples: dict[str, dict[str, Any]] = {}
-    with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=StrictMember) as tar:
+    with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=StrictMember) as tar:
         length = os.fstat(file.fileno()).st_size
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # they would fill the memory
@@ -260,7 +261,7 @@ def _named_classes(folder: Path) -> list[str]:
     if file is None:
         return []
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_regular(file, SMALL).decode("utf-8-sig")
         if file.suffix == ".txt":
             names = [line.strip() for line in text.splitlines() if line.strip()]
         else:
