@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,10 @@ def read_run(run_dir: Path, used: Collection[str], **objects: Any) -> tuple[dict
     Raises:
         RunNotFound: there is no run in the folder, or it has not finished.
     """
-    if (run_dir / "recipe.toml").is_file() and not (run_dir / "result.json").is_file():
+    if isfile(run_dir / "recipe.toml") and not isfile(run_dir / "result.json"):
         raise RunNotFound(f"{run_dir} is not finished; finish it with: tlx run --resume {run_dir}")
     for name in ("recipe.toml", "result.json", "card.json"):
-        if not (run_dir / name).is_file():
+        if not isfile(run_dir / name):
             raise RunNotFound(
                 f"{run_dir} holds no finished run: {name} is missing. Pass a folder that `tlx run` wrote."
             )

@@ -29,7 +29,7 @@ LABELS = ("label", "cls", "class", "class_id", "class_name", "label_name", "cate
 NAMES = ("classes.txt", "classnames.txt", "classes.json", "class_to_idx.json")
 SMALL = 2**20  # bytes of a member that is no photo; a label has a few
 PEEKED = 16  # members that tell a shard from another tar
-SHARDS = 1_000_000  # of a pattern; one digit too many would count for ever
+SHARDS = 250_000  # of a pattern; LAION-5B has 232,000. One digit too many would count for ever
 FORMAT = 1  # of an index in the cache
 
 # A sample of a shard: its key, its photo's offset and size, and the texts of its labels by their extension.
@@ -117,6 +117,13 @@ def _shards(source: Path) -> list[Path]:
 
 def _expanded(pattern: str) -> Iterator[str]:
     """Expand braces as a shell does: ``{000..003}`` counts, keeping the zeros, and ``{a,b}`` lists."""
+    for number, text in enumerate(_choices(pattern)):
+        if number == SHARDS:
+            raise DataError(f"data={pattern!r} is more than {SHARDS} shards", fix="write it as {000000..000009}")
+        yield text
+
+
+def _choices(pattern: str) -> Iterator[str]:
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
         yield pattern
@@ -129,7 +136,7 @@ def _expanded(pattern: str) -> Iterator[str]:
             raise DataError(f"data={pattern!r}: {match[0]} {what}", fix="write it as {000000..000009}")
         choices = (f"{i:0{len(bounds[1])}}" for i in range(first, last + 1))
     for choice in choices:
-        yield from _expanded(pattern[: match.start()] + choice + pattern[match.end() :])
+        yield from _choices(pattern[: match.start()] + choice + pattern[match.end() :])
 
 
 def _samples(shards: list[Path], names: dict[Path, str], notes: list[str]) -> Iterator[tuple[Path, Sample]]:
