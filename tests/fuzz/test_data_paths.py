@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.hostile import check, hostile_inputs
-from support.hostile_data import RUN, TRAPS, png, traps, use, workplace
+from support.hostile import check, hostile_inputs, snapshot
+from support.hostile_data import RUN, TRAPS, png, traps, use
 
 SUFFIXES = ("", ".csv", ".npz", ".tar", ".zip", ".tar.gz", ".parquet", ".png", ".toml")
 # In a workplace that `furnished` made.
@@ -44,7 +47,20 @@ ABSENT = (
 paths = st.sampled_from(THERE) | st.sampled_from(ABSENT) | st.text(max_size=20).filter(lambda text: "\0" not in text)
 
 
-def furnished(folder: Path) -> None:
+@contextmanager
+def furnished(tmp_path: Path) -> Iterator[Path]:
+    """A folder that holds whatever a path may lead to; it is made anew once something in it has changed."""
+    folder = tmp_path / "furnished"
+    if not folder.exists():
+        folder.mkdir()
+        furnish(folder)
+        (tmp_path / "entries").write_text(str(len(snapshot(folder))))
+    yield folder
+    if str(len(snapshot(folder))) != (tmp_path / "entries").read_text():
+        shutil.rmtree(folder)
+
+
+def furnish(folder: Path) -> None:
     """Put into a folder whatever a path may lead to."""
     (folder / "t").mkdir()
     traps(folder / "t")
@@ -86,24 +102,21 @@ def furnished(folder: Path) -> None:
 @hostile_inputs
 @given(path=paths, root=st.none() | paths)
 def test_a_path_of_data(path: str, root: str | None, tmp_path: Path, run_dir: Path) -> None:
-    with workplace(tmp_path) as folder:
-        furnished(folder)
+    with furnished(tmp_path) as folder:
         use("path of data", "run", run_dir, path, folder, *(() if root is None else ("--data-root", root)))
 
 
 @hostile_inputs
 @given(path=paths)
 def test_a_path_to_evaluate(path: str, tmp_path: Path, run_dir: Path) -> None:
-    with workplace(tmp_path) as folder:
-        furnished(folder)
+    with furnished(tmp_path) as folder:
         use("path to evaluate", "evaluate", run_dir, path, folder)
 
 
 @hostile_inputs
 @given(chosen=st.lists(paths | st.just("odd"), min_size=1, max_size=3), dashes=st.booleans())
 def test_paths_to_predict(chosen: list[str], dashes: bool, tmp_path: Path, run_dir: Path) -> None:
-    with workplace(tmp_path) as folder:
-        furnished(folder)
+    with furnished(tmp_path) as folder:
         given = [*(("--",) if dashes else ()), *(f"./{name}" if name in ("", "/") else name for name in chosen)]
         check("paths to predict", "predict", str(run_dir), *given, folder=folder)
 
@@ -111,8 +124,7 @@ def test_paths_to_predict(chosen: list[str], dashes: bool, tmp_path: Path, run_d
 @hostile_inputs
 @given(path=paths)
 def test_a_path_of_a_run(path: str, tmp_path: Path) -> None:
-    with workplace(tmp_path) as folder:
-        furnished(folder)
+    with furnished(tmp_path) as folder:
         check("path of a run", "predict", path, "p", folder=folder)
 
 
@@ -123,8 +135,7 @@ outputs = st.sampled_from(INSIDE).filter(lambda path: not path.startswith("../")
 @hostile_inputs
 @given(path=outputs)
 def test_a_path_of_a_table_to_write(path: str, tmp_path: Path, run_dir: Path) -> None:
-    with workplace(tmp_path) as folder:
-        furnished(folder)
+    with furnished(tmp_path) as folder:
         written = tuple(Path(os.path.normpath(path)).parts[:1])
         check("path of a table", "predict", str(run_dir), "p", "--csv", path, folder=folder, writes=written)
 
@@ -132,7 +143,6 @@ def test_a_path_of_a_table_to_write(path: str, tmp_path: Path, run_dir: Path) ->
 @hostile_inputs
 @given(path=outputs)
 def test_a_path_of_a_run_to_write(path: str, tmp_path: Path) -> None:
-    with workplace(tmp_path) as folder:
-        furnished(folder)
+    with furnished(tmp_path) as folder:
         written = tuple(Path(os.path.normpath(path)).parts[:1])
         check("path of a new run", "run", "--data", "p", *RUN, "--out", path, folder=folder, writes=written)

@@ -24,7 +24,7 @@ from tlx import cli
 from tlx.errors import UNPRINTABLE
 
 INPUTS = int(os.environ.get("TLX_FUZZ", "20"))  # of each target; `make fuzz` asks for more
-SECONDS = float(os.environ.get("TLX_FUZZ_S", "20"))  # more is a hang; most calls take milliseconds
+SECONDS = 20  # more is a hang; most calls take milliseconds
 EXECUTES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.startfile")
 
 outcomes: Counter[tuple[str, int]] = Counter()  # (target, exit code) -> calls, for the table of `make fuzz`
