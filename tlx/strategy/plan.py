@@ -161,18 +161,18 @@ class Plan:
         epoch = step // self.schedule.steps_per_epoch
         return next(phase for phase in reversed(self.strategy.phases) if phase.start <= epoch)
 
-    def state_at(self, step: int, losses: Sequence[float] = ()) -> StepState:
+    def state_at(self, step: int, drops: int = 0) -> StepState:
         """Return what trains at a step, and every group's scalars, float32-exact.
 
-        `losses` are the validation losses of the epochs before, which the schedule plateau follows.
+        `drops` is how often the schedule plateau has dropped before.
         """
         phase = self.phase_at(step)
-        return StepState(phase.name, self._trainable(phase), self._batch_norm(phase), self.hyper_at(step, losses))
+        return StepState(phase.name, self._trainable(phase), self._batch_norm(phase), self.hyper_at(step, drops))
 
-    def hyper_at(self, step: int, losses: Sequence[float] = ()) -> tuple[Hyper, ...]:
+    def hyper_at(self, step: int, drops: int = 0) -> tuple[Hyper, ...]:
         """Return every group's scalars alone, which is what most steps change."""
         phase = self.phase_at(step)
-        factor = self.schedule.factor(step, losses)
+        factor = self.schedule.factor_after(drops, step)
         return tuple(
             Hyper(float32_exact(phase.lr.get(g.name, 0.0) * factor), float32_exact(g.weight_decay)) for g in self.groups
         )
