@@ -42,7 +42,9 @@ class Targets:
         """
         if not (self.mixes or self.label_smoothing or self.class_weights):
             return None
-        target = np.zeros((len(labels), self.classes))  # not taken from an identity matrix: 10,000 classes make it 800 MB
+        target = np.zeros(
+            (len(labels), self.classes)
+        )  # not taken from an identity matrix: 10,000 classes make it 800 MB
         target[np.arange(len(labels)), labels] = 1
         if self.mixes:
             share = self._mix(images, seed, epoch, step)

@@ -7,7 +7,7 @@ without a rate is frozen. Bound to a model and a schedule it becomes a `Plan`, w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -199,13 +199,12 @@ class Plan:
         if self.frozen_norm == "adapt":
             return frozenset(with_statistics)
         trainable = self._trainable(phase)
-        owners = {s.module for s in self.specs if s.role != "statistic"}
-        trained = {s.module for s in self.specs if s.name in trainable}
+        with_parameters = _around(s.module for s in self.specs if s.role != "statistic")
+        trained = _around(s.module for s in self.specs if s.name in trainable)
 
         def trains(module: str) -> bool:
             # One without parameters, such as BatchNorm without affine, acts as the module around it.
-            path = module if any(_within(owner, module) for owner in owners) else module.rpartition(".")[0]
-            return any(_within(owner, path) for owner in trained)
+            return (module if module in with_parameters else module.rpartition(".")[0]) in trained
 
         return frozenset(filter(trains, with_statistics))
 
@@ -234,8 +233,14 @@ class Plan:
         return sum(math.prod(s.shape) for s in self.specs if s.role != "statistic")
 
 
-def _within(module: str, path: str) -> bool:
-    return not path or module == path or module.startswith(path + ".")
+def _around(modules: Iterable[str]) -> set[str]:
+    """Return the paths of these modules and of all around them, the model's own "" too."""
+    paths: set[str] = set()
+    for path in modules:
+        while path not in paths:
+            paths.add(path)
+            path = path.rpartition(".")[0]
+    return paths
 
 
 def _only(values: Any, known: Sequence[str], where: str) -> None:
