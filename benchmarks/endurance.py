@@ -7,7 +7,7 @@ the machine does not count; memory is the resident set's; written are all bytes 
     python benchmarks/endurance.py epochs --save-seconds 0     # saves after each step
     python benchmarks/endurance.py epochs --fields '{"schedule": "plateau", "patience": 10000}'
     python benchmarks/endurance.py runs                        # two minutes
-    python benchmarks/endurance.py runs --count 100 --fields '{"backend": "torch", "model": "squeezenet1_1", "image_size": 32}'
+    python benchmarks/endurance.py runs --count 60 --backend torch --model squeezenet1_1    # or --backend oneflow
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 FIELDS: dict[str, Any] = {
-    **{"backend": "loopback", "model": "tiny-mlp", "weights": "none", "data": "digits", "image_size": 8, "lr": 0.01},
-    **{"limit_train": 200, "limit_test": 20, "batch_size": 90, "val_fraction": 0.1},
+    **{"weights": "none", "data": "digits", "limit_train": 200, "limit_test": 20, "batch_size": 90, "lr": 0.01},
 }
 ROW = "{:>15}  {:>10}  {:>9}  {:>10}  {:>5}  {:>7}  {:>9}"
 
@@ -96,10 +95,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["epochs", "runs"])
     parser.add_argument("--count", type=int, help="default: 10,000 epochs, or 1,000 runs")
+    parser.add_argument("--backend", default="loopback")
+    parser.add_argument("--model", default="tiny-mlp")
     parser.add_argument("--save-seconds", type=float, default=60)
     parser.add_argument("--fields", type=json.loads, default={}, help="other recipe fields, as JSON")
     asked = parser.parse_args()
-    chosen = {"save_seconds": asked.save_seconds, **asked.fields}
+    size = 8 if asked.backend == "loopback" else 32
+    named = {"backend": asked.backend, "model": asked.model, "image_size": size, "save_seconds": asked.save_seconds}
+    chosen = {**named, **asked.fields}
     if asked.what == "epochs":
         epochs(asked.count or 10_000, chosen)
     else:
