@@ -95,7 +95,7 @@ def read_file(folder: Path, name: str, entry: Entry) -> bytes:
     if len(data) != entry.size:
         raise ValueError(f"is damaged: it has {len(data)} bytes, and {entry.size} were written")
     if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise ValueError("is damaged: it holds not what was written")
+        raise ValueError("is damaged: its bytes are not those that were written")
     return data
 
 
@@ -141,26 +141,26 @@ def damaged(folder: Path, manifest: Manifest, name: str, reason: str) -> RunDama
             whole.append(other)
         except ValueError as error:
             others += [f"{other} {error}"] if other != name else []
-    if name == RECIPE and (changes := _changes(folder, manifest)):
-        reason = f"was changed since tlx wrote it: {changes}"
+    edited = _changes(folder, manifest) if name == RECIPE else ""
+    if edited:
+        reason = f"was changed since tlx wrote it: {edited}"
     problem = f"{folder / name} {reason}"
     if others:
         problem += f"; {'; '.join(others)}"
     problem += f". Whole: {', '.join(whole)}" if whole else f". Nothing is what {MANIFEST} says, which may be another's"
-    return RunDamaged(problem, fix=f"put back what was there, or {_way_on(folder, manifest, name, whole)}")
+    way = f"start a new run with it, with: tlx run {folder / RECIPE}" if edited else _way_on(folder, manifest, whole)
+    return RunDamaged(problem, fix=f"put back what was there, or {way}")
 
 
-def _way_on(folder: Path, manifest: Manifest, name: str, whole: Collection[str]) -> str:
+def _way_on(folder: Path, manifest: Manifest, whole: Collection[str]) -> str:
     """Say how to go on from the files that are whole."""
     weights = [file for file in ("model.safetensors", *filter(BEST.fullmatch, whole)) if file in whole]
     recipe = f" {folder / RECIPE}" if RECIPE in whole else ""
-    if weights and name != RECIPE:
+    if weights:
         # The strategy "scratch" takes no weights.
         scratch = " --strategy full" if recipe and 'strategy = "scratch"' in manifest.recipe else ""
         return f"start a new run from the best weights, with: tlx run{recipe}{scratch} --weights {folder / weights[0]}"
-    if name == RECIPE:
-        return f"start a new run with the recipe as it is now, with: tlx run {folder / RECIPE}"
-    return f"start it again, with: tlx run{recipe or ' and its recipe'}"
+    return f"start it again, with: tlx run{recipe or ' and the options that it had'}"
 
 
 def _changes(folder: Path, manifest: Manifest) -> str:

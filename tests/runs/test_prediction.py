@@ -79,6 +79,7 @@ def test_a_run_saved_by_0_1_0_is_read_by_the_name_of_its_data(
         card["crop_fraction"] = None
         (old / "card.json").write_text(json.dumps({**card, "format": 1}))
         (old / "manifest.json").unlink()
+        shutil.rmtree(old / "last")
         assert tlx.predict(old, images) == tlx.predict(result.run_dir, images)
 
 

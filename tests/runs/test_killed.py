@@ -1,0 +1,252 @@
+"""A run that is killed at any moment leaves a folder that is whole: it ends bit for bit as the run that was not."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tlx
+from runs.test_integrity import FIELDS, outcome, stopped
+from support.hostile import snapshot
+from tlx.errors import RunNotFound, TlxError
+from tlx.manifest import read_manifest
+from tlx.runs.folder import _locked
+from tlx.training.metrics import Event, Progress
+
+SMALL = {**FIELDS, "val_fraction": 0.3, "batch_size": 64, "epochs": 2, "save_seconds": 0}
+# All that the system does to a folder's names comes with one of these events, before it is done.
+EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
+
+
+def in_a_process(work: Callable[[], object], folder: Path, killed_at: int = -1) -> int:
+    """Do the work in a process of its own, which kills itself at an event in the folder; return how that ended."""
+    if (child := os.fork()) == 0:
+        events = 0
+
+        def count(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal events
+            if event in EVENTS and not isinstance(arguments[0], int) and str(folder) in os.fsdecode(arguments[0]):
+                if events == killed_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                events += 1
+
+        sys.addaudithook(count)
+        try:
+            work()
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def whole(run: Path) -> None:
+    """Each file that the manifest names is there, and no other; the readers find what the run wrote."""
+    manifest = read_manifest(run)
+    assert manifest is not None
+    names = {name for name, kind in snapshot(run).items() if kind != "folder"}
+    assert names == {*manifest.files, "manifest.json"}
+
+
+def go_on(run: Path, expected: Any, start: Callable[[], object]) -> None:
+    """Resume a run that was killed, or start it again if it had not begun; it ends as `expected`."""
+    try:
+        tlx.run(resume=run, quiet=True)
+    except RunNotFound:
+        start()
+    except TlxError as error:
+        assert "is finished after" in str(error)
+        tlx.evaluate(run, quiet=True)
+    assert outcome(run) == expected
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("runs")
+    tlx.run(**SMALL, out=str(home / "two"))
+    tlx.run(**{**SMALL, "epochs": 3}, out=str(home / "three"))
+    return home
+
+
+def test_a_run_killed_at_any_operation_on_its_folder_ends_as_the_whole_one(runs: Path, tmp_path: Path) -> None:
+    expected, moment = outcome(runs / "two"), 0
+    while True:
+        out = tmp_path / f"run-{moment}"
+
+        def start(out: Path = out) -> object:
+            return tlx.run(**SMALL, out=str(out))
+
+        code = in_a_process(start, out, killed_at=moment)
+        assert code in (0, -signal.SIGKILL)
+        if code == 0:
+            break
+        go_on(out, expected, start)
+        if moment % 5 == 0 or (out / "result.json").exists():
+            whole_after_another_start(out)
+        moment += 1
+    assert moment > 60
+
+
+def whole_after_another_start(run: Path) -> None:
+    tlx.run(resume=run, epochs=3, quiet=True)
+    whole(run)
+
+
+def test_a_run_killed_at_any_operation_while_epochs_are_added_loses_neither_result(runs: Path, tmp_path: Path) -> None:
+    old, new, moment = outcome(runs / "two"), outcome(runs / "three"), 0
+    accuracies = {run[1]["test_accuracy"] for run in (old, new)}
+    while True:
+        run = Path(shutil.copytree(runs / "two", tmp_path / f"run-{moment}"))
+        code = in_a_process(lambda run=run: tlx.run(resume=run, epochs=3, quiet=True), run, moment)  # type: ignore[misc]
+        assert code in (0, -signal.SIGKILL)
+        if code == 0:
+            break
+        evaluation = tlx.evaluate(run, quiet=True)
+        assert evaluation["test_accuracy"] == evaluation["recorded_accuracy"] in accuracies
+        try:
+            tlx.run(resume=run, epochs=3, quiet=True)
+        except TlxError as error:
+            assert "is finished after 3 epochs" in str(error)
+        assert outcome_of_files(run) == new
+        moment += 1
+    assert moment > 40
+
+
+def outcome_of_files(run: Path) -> Any:
+    """The outcome, whose files a kill may have left to the next start to rename."""
+    manifest = read_manifest(run)
+    assert manifest is not None
+    copy = Path(shutil.copytree(run, f"{run}-copy"))
+    for name, entry in manifest.files.items():
+        if entry.at and (copy / entry.at).exists():
+            (copy / entry.at).replace(copy / name)
+    return outcome(copy)
+
+
+def test_a_resume_killed_at_any_operation_finishes_what_the_first_kill_left(runs: Path, tmp_path: Path) -> None:
+    """The first was killed within the last commit of added epochs: files wait to be renamed."""
+    first = 0
+    while True:  # find the moment when the manifest names them and none is renamed
+        run = Path(shutil.copytree(runs / "two", tmp_path / f"first-{first}"))
+        in_a_process(lambda run=run: tlx.run(resume=run, epochs=3, quiet=True), run, first)  # type: ignore[misc]
+        manifest = read_manifest(run)
+        assert manifest is not None
+        if len([1 for entry in manifest.files.values() if entry.at and (run / entry.at).exists()]) == 3:
+            break
+        first += 1
+    expected, moment = outcome_of_files(run), 0
+    assert expected == outcome(runs / "three")
+    tlx.run(**{**SMALL, "epochs": 4}, out=str(tmp_path / "four"))
+    while True:
+        again = Path(shutil.copytree(run, tmp_path / f"again-{moment}"))
+        code = in_a_process(lambda run=again: tlx.run(resume=run, epochs=4, quiet=True), again, moment)  # type: ignore[misc]
+        if code == 0:
+            break
+        tlx.evaluate(again, quiet=True)
+        if moment % 3 == 0:
+            try:
+                tlx.run(resume=again, epochs=4, quiet=True)
+            except TlxError as error:
+                assert "is finished after 4 epochs" in str(error)
+            assert outcome_of_files(again) == outcome(tmp_path / "four")
+        moment += 1
+    assert moment > 40
+
+
+def test_a_run_killed_at_random_times_ends_as_the_whole_one(tmp_path: Path) -> None:
+    fields = {**SMALL, "epochs": 30, "batch_size": 16}
+    tlx.run(**fields, out=str(tmp_path / "whole"))
+    drawn = random.Random(0)
+    for number in range(6):
+        run = tmp_path / str(number)
+
+        def work(run: Path = run) -> object:
+            return tlx.run(**fields, out=str(run)) if not (run / "recipe.toml").exists() else tlx.run(resume=run)
+
+        for _ in range(4):  # again and again
+            if (child := os.fork()) == 0:
+                try:
+                    work()
+                finally:
+                    os._exit(0)
+            time.sleep(drawn.uniform(0.01, 0.4))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        go_on(run, outcome(tmp_path / "whole"), work)
+
+
+def test_a_run_about_to_finish_is_not_trained_again_by_a_second_process(tmp_path: Path) -> None:
+    """The second is refused while the first is in its test; once the first has ended it says that it is finished."""
+    run = stopped(tmp_path / "run")
+    in_test, told = os.pipe()
+    wait, release = os.pipe()
+
+    def first() -> None:
+        def hold(event: Event) -> None:
+            if isinstance(event, Progress) and event.part == "test":
+                os.write(told, b"x")
+                os.read(wait, 1)
+
+        tlx.run(resume=run, quiet=True, on_event=hold)
+
+    if (child := os.fork()) == 0:
+        try:
+            first()
+        finally:
+            os._exit(0)
+    os.read(in_test, 1)
+    before = snapshot(run)
+    with pytest.raises(TlxError, match="run is in use by another run"):
+        tlx.run(resume=run, quiet=True)
+    assert snapshot(run) == before
+    if (second := os.fork()) == 0:  # it tries until it holds the folder
+        os.write(release, b"x")
+        while True:
+            try:
+                tlx.run(resume=run, quiet=True)
+            except TlxError as error:
+                if "in use" not in str(error):
+                    os._exit(3 if "is finished after 3 epochs" in str(error) else 1)
+            else:
+                os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finished = snapshot(run)
+    assert os.waitstatus_to_exitcode(os.waitpid(second, 0)[1]) == 3
+    assert {name for name in finished if re.search("json|toml|safetensors", name)} >= {"result.json"}
+    assert {**finished, ".lock": ""} == {**snapshot(run), ".lock": ""}
+
+
+def test_two_processes_never_hold_a_folder_together(tmp_path: Path) -> None:
+    """Each deletes the file that it locked, which another may have opened already."""
+    mark, children = tmp_path / "held", []
+    (tmp_path / "run").mkdir()
+    for _ in range(4):
+        if (child := os.fork()) == 0:
+            held = 0
+            try:
+                while held < 150:
+                    try:
+                        with _locked(tmp_path / "run"):
+                            os.close(os.open(mark, os.O_CREAT | os.O_EXCL))  # fails if another holds the folder
+                            time.sleep(0.0002)
+                            mark.unlink()
+                            held += 1
+                    except TlxError:
+                        continue
+            finally:
+                os._exit(0 if held == 150 else 1)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * 4
+    assert not list((tmp_path / "run").iterdir())
