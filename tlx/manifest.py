@@ -82,16 +82,11 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def read_file(folder: Path, name: str, entry: Entry) -> bytes:
     """Return what a file of the manifest holds; raises ValueError, which says why, where it is not what was written."""
-    path = folder / name
-    if entry.at and (folder / entry.at).exists():
-        path = folder / entry.at
-    if not path.is_file():
-        raise ValueError("is no file" if path.exists() else "is missing")
-    try:
-        with path.open("rb") as file:
-            data = file.read(entry.size) if name == HISTORY else file.read()
-    except OSError as error:
-        raise ValueError(f"cannot be read ({error.strerror})") from error
+    data = _content(folder / entry.at, None) if entry.at else None
+    if data is None:  # it is renamed by now
+        data = _content(folder / name, entry.size if name == HISTORY else None)
+    if data is None:
+        raise ValueError("is missing")
     if len(data) != entry.size:
         raise ValueError(f"is damaged: it has {len(data)} bytes, and {entry.size} were written")
     if hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -99,25 +94,36 @@ def read_file(folder: Path, name: str, entry: Entry) -> bytes:
     return data
 
 
+def _content(path: Path, size: int | None) -> bytes | None:
+    """Return a file's first `size` bytes, or all; None where there is nothing at the path."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError("is no file")
+        with path.open("rb") as file:
+            return file.read(size)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error
+
+
 def read_files(folder: Path, names: Collection[str]) -> dict[str, bytes]:
     """Return the content of files of a run's folder, all of one moment, though a run may replace them meanwhile.
 
     Raises RunDamaged, which says what is lost and what is not, where one is missing or not what was written.
     """
-    manifest = read_manifest(folder)
-    while True:
-        assert manifest is not None
-        name = ""
-        try:
-            contents = {}
-            for name in names:
+    while (manifest := read_manifest(folder)) is not None and all(name in manifest.files for name in names):
+        contents: dict[str, bytes] = {}
+        for name in names:
+            try:
                 contents[name] = read_file(folder, name, manifest.files[name])
+            except ValueError as error:
+                if read_manifest(folder) == manifest:
+                    raise damaged(folder, manifest, name, str(error)) from None
+                break  # they were replaced meanwhile
+        else:
             return contents
-        except ValueError as error:
-            now = read_manifest(folder)
-            if now is None or now == manifest:
-                raise damaged(folder, manifest, name, str(error)) from None
-            manifest = now
+    raise RunDamaged(f"{folder / MANIFEST} does not name {' and '.join(names)}")
 
 
 def owner_of(file: Path) -> tuple[Path, str] | None:

@@ -117,7 +117,7 @@ def evaluate(
             for i, (label, row) in enumerate(zip(classes, confusion, strict=True))
         ],
         "confusion": confusion.tolist(),
-        "recorded_accuracy": run.result["test_accuracy"],
+        "recorded_accuracy": run.result.get("test_accuracy"),
         "run_dir": str(run.run_dir),
     }
 

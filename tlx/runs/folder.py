@@ -32,7 +32,7 @@ SAVED = re.compile(rf"{LAST}/{_SAVED}")
 class RunFolder:
     """A run's folder while this process holds its lock: what its manifest names, and how that changes.
 
-    Files are `put` one by one and count once they are committed, all in one step. Nothing is written before `begin`.
+    Files are `put` one by one and count once they are committed, all in one step. `begin` comes before that.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,6 +42,7 @@ class RunFolder:
         self.old = manifest is None  # of tlx 0.1.0, or new
         self.manifest = manifest or Manifest({})
         self._staged: dict[str, Entry] = {}
+        self._earlier: set[str] = set()  # what an earlier tlx wrote
         self._history, self._size = hashlib.sha256(), 0
         self._synced = True
 
@@ -75,15 +76,20 @@ class RunFolder:
         except ValueError as error:
             raise damaged(self.path, self.manifest, name, str(error)) from None
 
+    def settle(self) -> None:
+        """Give the files that a commit named the names that they were to have, where a kill came between."""
+        for name, entry in self.files.items():
+            if entry.at and (self.path / entry.at).exists():
+                self.read(name)  # whole, or it does not take the place of what is there
+                with writing(self.path):
+                    os.replace(self.path / entry.at, self.path / name)
+
     def begin(self, history: bytes) -> None:
-        """Make the folder ready to be written to: finish or clear what a killed run left, and cut what it did not save.
+        """Make the folder ready to be written to: clear what a killed run left, and cut what it did not save.
 
         `history` is what the history holds as far as the run was saved. Files that are not tlx's stay.
         """
         with writing(self.path):
-            for name, entry in self.manifest.files.items():
-                if entry.at and (self.path / entry.at).exists():
-                    os.replace(self.path / entry.at, self.path / name)
             self._clear()
             file = self.path / HISTORY
             if not history:
@@ -104,12 +110,13 @@ class RunFolder:
 
     def put(self, name: str, content: bytes) -> None:
         """Write a file that belongs to the run from the next commit on; until then, what it replaces stays."""
+        if self.old and (self.path / name).exists():
+            self._earlier.add(name)
         at = f".{name}.{secrets.token_hex(4)}.tmp" if name in self.manifest.files else ""
         try:
             write_atomic(self.path / (at or name), content)
-        except TlxError:  # the disk may be full, so leave it as it was
-            for other, entry in self._staged.items():
-                (self.path / (entry.at or other)).unlink(missing_ok=True)
+        except TlxError:
+            self._forget()
             raise
         self._staged[name] = Entry(len(content), hashlib.sha256(content).hexdigest(), at)
         if name == RECIPE:
@@ -120,6 +127,7 @@ class RunFolder:
         for name in filter(self.has, names):
             content = self.read(name)
             self._staged[name] = Entry(len(content), hashlib.sha256(content).hexdigest())
+            self._earlier.add(name)
             if name == RECIPE:
                 self.manifest = Manifest(self.manifest.files, content.decode(errors="surrogateescape"))
 
@@ -132,7 +140,11 @@ class RunFolder:
                 self._sync_history()
             files[HISTORY] = Entry(self._size, self._history.hexdigest())
         manifest = Manifest(files, self.manifest.recipe)
-        manifest.write(self.path)
+        try:
+            manifest.write(self.path)
+        except TlxError:
+            self._forget()
+            raise
         moved, self._staged, self.manifest = self._staged, {}, manifest
         with writing(self.path):
             for name, entry in moved.items():
@@ -145,6 +157,13 @@ class RunFolder:
             if self.old:
                 self.old = False
                 self._clear()
+
+    def _forget(self) -> None:
+        """Delete what was put and is not committed: the disk may be full, so it is left as it was."""
+        with writing(self.path):
+            for name, entry in self._staged.items():
+                if name not in self._earlier:
+                    (self.path / (entry.at or name)).unlink(missing_ok=True)
 
     def _sync_history(self) -> None:
         with writing(self.path / HISTORY), (self.path / HISTORY).open("rb") as file:
@@ -182,7 +201,9 @@ def resumed_folder(path: Path) -> Iterator[RunFolder]:
     if not (path / RECIPE).exists() and not (path / MANIFEST).exists():
         raise RunNotFound(f"{path} holds no run: recipe.toml is missing. Pass a folder that `tlx run` wrote.")
     with _locked(path):
-        yield RunFolder(path)
+        folder = RunFolder(path)
+        folder.settle()
+        yield folder
 
 
 @contextmanager

@@ -211,7 +211,12 @@ def history_line(epoch: EpochEnded) -> bytes:
 def _history(folder: RunFolder) -> list[EpochEnded]:
     if not folder.has(HISTORY):
         return []
-    return [history_event(json.loads(line)) for line in folder.read(HISTORY).splitlines()]
+    try:
+        return [history_event(json.loads(line)) for line in folder.read(HISTORY).splitlines()]
+    except (LookupError, TypeError, ValueError) as error:
+        if isinstance(error, TlxError):
+            raise
+        raise TlxError(f"{folder.path / HISTORY} is damaged: a line is no epoch ({error})") from error
 
 
 def _best(folder: RunFolder, epoch: int) -> dict[str, Array]:
@@ -232,6 +237,8 @@ def _facts(content: bytes, path: Path) -> dict[str, Any]:
         facts = json.loads(header["__metadata__"]["tlx"])
         if facts["version"] > VERSION:
             raise TlxError(f"{path} was written by a newer tlx; upgrade tlx to resume it")
+        if missing := {"step", "meter", "frozen", "data"} - facts.keys():
+            raise ValueError(f"it has no {sorted(missing)[0]!r}")
         return dict(facts)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, TlxError):
