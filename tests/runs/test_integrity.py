@@ -18,41 +18,14 @@ from safetensors.numpy import load_file, save_file
 import tlx
 from support.golden import FOLDER as GOLDEN
 from support.hostile import snapshot
-from support.run_files import state_file
-from tlx.errors import Interrupted, RunDamaged, TlxError
+from support.run_files import FIELDS, outcome, state_file, stopped
+from tlx.errors import RunDamaged, TlxError
 from tlx.manifest import read_manifest
 from tlx.models.weights import digest, read_weights
 from tlx.training.metrics import EpochEnded, Event
 
-FIELDS: dict[str, Any] = {
-    **{"backend": "loopback", "model": "tiny-mlp-dropout", "strategy": "full", "weights": "none", "data": "digits"},
-    **{"image_size": 8, "limit_train": 70, "limit_test": 20, "val_fraction": 0.2, "batch_size": 16, "epochs": 3},
-    **{"lr": 0.05, "workers": 0, "quiet": True},
-}
 UNFINISHED = ("recipe.toml", "history.jsonl", "manifest.json", "last/state-*.safetensors", "last/best-*.safetensors")
 FINISHED = (*UNFINISHED[:4], "model.safetensors", "card.json", "result.json")
-
-
-def stopped(out: Path, **fields: Any) -> Path:
-    """A run that was stopped after its second epoch, as by Ctrl-C."""
-    import signal
-
-    def stop(event: Event) -> None:
-        if isinstance(event, EpochEnded) and event.epoch == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        tlx.run(**{**FIELDS, **fields}, out=str(out), on_event=stop)
-    return out
-
-
-def outcome(run: Path) -> tuple[Any, ...]:
-    """All that a run found, without what its clock said."""
-    result = json.loads((run / "result.json").read_text())
-    kept = {name: result[name] for name in ("test_accuracy", "val_accuracy", "best_epoch", "epochs_run")}
-    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    values = {name: array.tobytes() for name, array in load_file(run / "model.safetensors").items()}
-    return [{**epoch, "seconds": 0} for epoch in history], kept, values, (run / "recipe.toml").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +115,7 @@ def readers(run: Path, scratch: Path) -> dict[str, Callable[[], Any]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", FINISHED)
 def test_whatever_reads_a_finished_run_with_a_damaged_file_gives_the_same_or_refuses(
     pattern: str, folder: Path, tmp_path: Path

@@ -4,10 +4,46 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+from safetensors.numpy import load_file
+
+import tlx
+from tlx.errors import Interrupted
 from tlx.manifest import MANIFEST, RECIPE, Entry, Manifest, read_manifest
+from tlx.training.metrics import EpochEnded, Event
+
+FIELDS: dict[str, Any] = {
+    **{"backend": "loopback", "model": "tiny-mlp-dropout", "strategy": "full", "weights": "none", "data": "digits"},
+    **{"image_size": 8, "limit_train": 70, "limit_test": 20, "val_fraction": 0.2, "batch_size": 16, "epochs": 3},
+    **{"lr": 0.05, "workers": 0, "quiet": True},
+}
+
+
+def stopped(out: Path, **fields: Any) -> Path:
+    """A run that was stopped after its second epoch, as by Ctrl-C."""
+
+    def stop(event: Event) -> None:
+        if isinstance(event, EpochEnded) and event.epoch == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        tlx.run(**{**FIELDS, **fields}, out=str(out), on_event=stop)
+    return out
+
+
+def outcome(run: Path) -> tuple[Any, ...]:
+    """All that a run found, without what its clock said."""
+    result = json.loads((run / "result.json").read_text())
+    kept = {name: result[name] for name in ("test_accuracy", "val_accuracy", "best_epoch", "epochs_run")}
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    values = {name: array.tobytes() for name, array in load_file(run / "model.safetensors").items()}
+    return [{**epoch, "seconds": 0} for epoch in history], kept, values, (run / "recipe.toml").read_text()
 
 
 def state_file(run: Path) -> Path | None:
