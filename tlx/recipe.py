@@ -190,10 +190,17 @@ class Recipe(Schema):
 
     @classmethod
     def from_toml(
-        cls, path: str | Path, overrides: Mapping[str, Any] | None = None, used: Collection[str] | None = None
+        cls,
+        path: str | Path,
+        overrides: Mapping[str, Any] | None = None,
+        used: Collection[str] | None = None,
+        content: bytes | None = None,
     ) -> Recipe:
-        """Read a recipe file; `overrides` replace its values. With `used`, only these fields are read."""
-        values = read_toml(Path(path))
+        """Read a recipe file, or what was read from it already; `overrides` replace its values.
+
+        With `used`, only these fields are read.
+        """
+        values = read_toml(Path(path), content)
         version = values.pop("recipe_version", VERSION)
         if not isinstance(version, int) or version > VERSION:
             raise RecipeError(f"{path}: recipe_version {version} is newer than this tlx reads ({VERSION}); upgrade tlx")
@@ -252,15 +259,15 @@ def _shown(value: Any) -> str:
     return repr(value) if value is None or isinstance(value, (str, int, float, tuple)) else f"<{type(value).__name__}>"
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; anything wrong with it is one clear line."""
+def read_toml(path: Path, content: bytes | None = None) -> dict[str, Any]:
+    """Read a TOML file, or what was read from it already; anything wrong with it is one clear line."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
         # A path that is no UTF-8 stands in it with its own bytes.
-        return tomllib.loads(path.read_bytes().decode(errors="surrogateescape"))
+        return tomllib.loads((path.read_bytes() if content is None else content).decode(errors="surrogateescape"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:

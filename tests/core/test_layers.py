@@ -16,6 +16,7 @@ CORE = Path(tlx.__file__).parent
 LAYERS = (
     ("errors", "rng"),
     ("atomic", "download"),
+    ("manifest",),
     ("backend",),
     ("data", "models", "conformance"),
     ("strategy",),

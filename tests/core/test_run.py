@@ -67,6 +67,7 @@ def test_a_run_learns_and_leaves_everything_behind(run: Any) -> None:
         "card.json",
         "history.jsonl",
         "last",
+        "manifest.json",
         "model.safetensors",
         "recipe.toml",
         "result.json",
@@ -325,12 +326,12 @@ def test_evaluate_repeats_the_recorded_accuracy_and_refuses_what_is_damaged(run:
     found = tlx.evaluate(result.run_dir, quiet=True)
     assert found["test_accuracy"] == found["recorded_accuracy"] == result.test_accuracy and found["images"] == 100
     for name, content, said in (
-        ("card.json", None, "holds no finished run"),
-        ("card.json", b"{", "card.json cannot be read"),
+        ("card.json", None, "card.json is missing"),
+        ("card.json", b"{", "card.json is damaged"),
         ("model.safetensors", b"junk", "damaged"),
-        ("recipe.toml", b"epochs=", "not valid TOML"),
+        ("recipe.toml", b"epochs=", "recipe.toml is damaged"),
     ):
-        copy = Path(shutil.copytree(result.run_dir, tmp_path / f"{name}-{said[:6]}"))
+        copy = Path(shutil.copytree(result.run_dir, tmp_path / f"{name}-{content is None}"))
         (copy / name).unlink() if content is None else (copy / name).write_bytes(content)
         with pytest.raises(TlxError, match=said):
             tlx.evaluate(copy, quiet=True)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from tlx.data import Images
 from tlx.data.load import open_source
 from tlx.errors import DataError, RecipeError, TlxError
+from tlx.manifest import RECIPE
 from tlx.recipe import Recipe
 from tlx.runs.classify import BadImages, classify
 from tlx.runs.display import Display, follow
-from tlx.runs.finished import Finished, read_run, restore
-from tlx.runs.folder import read_json
+from tlx.runs.finished import Finished, restore
 from tlx.runs.inputs import of_part
 from tlx.training.build import open_data
 from tlx.training.metrics import FETCH_SECONDS, Event, Metrics, Progress
@@ -79,6 +79,7 @@ def evaluate(
 
     Raises:
         RunNotFound: there is no finished run in the folder.
+        RunDamaged: a file of the run is missing or is not what the run wrote.
         DataError: the data has classes that the run does not know, or no test part.
         TlxError: the weights do not fit, or the model's outputs are not finite.
     """
@@ -116,7 +117,7 @@ def evaluate(
             for i, (label, row) in enumerate(zip(classes, confusion, strict=True))
         ],
         "confusion": confusion.tolist(),
-        "recorded_accuracy": read_json(run.run_dir / "result.json")["test_accuracy"],
+        "recorded_accuracy": run.result.get("test_accuracy"),
         "run_dir": str(run.run_dir),
     }
 
@@ -184,7 +185,8 @@ def _images(run: Finished, data: Any, root: Any, display: Display) -> tuple[str,
     """The name of the data, the images to evaluate with labels in the run's numbers, and whether they are its own."""
     own_fields = {f.name for f in fields(Recipe) if f.metadata["group"] == "Data"} | {"seed"}
     try:
-        _, recipe = read_run(run.run_dir, own_fields, data=data, data_root=root)
+        own_data = {name: value for name, value in (("data", data), ("data_root", root)) if value is not None}
+        recipe = Recipe.from_toml(run.run_dir / RECIPE, own_data, own_fields, run.recipe_file)
         dataset = open_data(recipe)
     except (DataError, RecipeError):
         if data is None:
