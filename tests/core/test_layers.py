@@ -15,7 +15,8 @@ CORE = Path(tlx.__file__).parent
 # From the bottom up. Files and folders of one line are siblings, which do not import each other.
 LAYERS = (
     ("errors", "rng"),
-    ("atomic", "download"),
+    ("atomic", "console"),
+    ("download",),
     ("backend",),
     ("data", "models", "conformance"),
     ("strategy",),

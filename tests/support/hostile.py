@@ -108,7 +108,7 @@ def check(target: str, *argv: str, folder: Path, writes: tuple[str, ...] = ("run
     shown = f"tlx {argv!r} exited with {outcome.code}:\n{outcome.out}{outcome.err}"
     assert outcome.code in (0, 2), shown
     assert not _executed, f"{shown}\nexecuted: {_executed}"
-    for line in (outcome.out + outcome.err).splitlines():
+    for line in (outcome.out + outcome.err).split("\n"):
         assert not UNPRINTABLE.search(line), f"{line!a} would steer a terminal"
     if outcome.code == 2:
         last = outcome.err.splitlines()[-1:]
