@@ -510,6 +510,9 @@ def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Ma
         return replace(recipe, **current_names(fields, "recipe"))
     if isinstance(recipe, (str, Path)):
         return Recipe.from_toml(recipe, fields)
+    if recipe is not None and not isinstance(recipe, Mapping):
+        kinds = "a tlx.Recipe, its fields as a mapping, or the path of a TOML file"
+        raise RecipeError(f"recipe is {shown(recipe)}; expected {kinds}")
     return Recipe(**{**current_names(recipe or {}, "recipe"), **current_names(fields, "recipe")})
 
 

@@ -153,16 +153,14 @@ def widths(help: str, *, group: str) -> Any:
     def check(name: str, value: Any) -> tuple[int, ...]:
         numbers = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
         try:
-            widths = tuple(
-                int(n) if isinstance(n, str) else operator.index(n) for n in numbers if not isinstance(n, bool)
-            )
-        except (TypeError, ValueError):
-            widths = ()
-        if not widths or len(widths) != len(numbers) or not all(1 <= width <= 2**20 for width in widths):
+            whole = [int(n) if isinstance(n, str) else operator.index(n) for n in numbers if not isinstance(n, bool)]
+        except Exception:  # an object may raise anything
+            whole = []
+        if not whole or len(whole) != len(numbers) or not all(1 <= width <= 2**20 for width in whole):
             raise RecipeError(
                 f"{name} is {shown(value)}; expected one or more widths of at least 1, such as 256 or [512, 256]"
             )
-        return widths
+        return tuple(whole)
 
     return field(None, help, check, group=group)
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import tomli as tomllib
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -58,7 +59,9 @@ def test_bytes_within_a_recipe(content: bytes, place: int, cut: int, tmp_path: P
 def test_one_altered_field(name: str, text: str, tmp_path: Path) -> None:
     with fresh_folder(tmp_path) as folder:
         (folder / "recipe.toml").write_bytes(recipe_text({name: text}))
-        check("recipe: one altered field", "run", "recipe.toml", folder=folder)
+        check(
+            "recipe: one altered field", "run", "recipe.toml", folder=folder, writes=("runs", *top_folder(name, text))
+        )
 
 
 @hostile_inputs
@@ -70,6 +73,16 @@ def test_keys_that_do_not_belong_there(names: list[str], text: str, tmp_path: Pa
         lines = "".join(f"{name} = {text}\n" for name in names)
         (folder / "recipe.toml").write_bytes(recipe_text({}) + lines.encode(errors="surrogatepass"))
         check("recipe: keys", "run", "recipe.toml", folder=folder)
+
+
+def top_folder(name: str, text: str) -> list[str]:
+    """Where a run with this field may write beside runs/."""
+    if name != "out":
+        return []
+    try:
+        return [os.path.normpath(str(tomllib.loads(f"out = {text}")["out"])).split("/")[0]]
+    except Exception:  # then the recipe is wrong
+        return []
 
 
 PATHS = ["none.toml", ".", "..", "", "fifo", "/dev/zero", "/dev/null", "loop", "x" * 5000, "n\udcff.toml", "a\nb", "/"]

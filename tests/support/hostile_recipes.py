@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import numpy as np
 import tomli_w
 from hypothesis import strategies as st
 
@@ -90,3 +94,40 @@ def fresh_folder(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
+
+
+class Odd:
+    """An object that refuses everything, but to be shown where a test fails."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("no float")
+
+    def __index__(self) -> int:
+        raise RuntimeError("no index")
+
+    def __len__(self) -> int:
+        raise RuntimeError("no len")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no comparison")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def nested() -> list[Any]:
+    """A list in a list, 5,000 times."""
+    value: list[Any] = []
+    for _ in range(5000):
+        value = [value]
+    return value
+
+
+OBJECTS: list[Any] = [
+    *(None, Odd(), object(), Odd, float, lambda: 1, print, os, ..., NotImplemented, range(3), iter([1]), 1j),
+    *(Decimal("sNaN"), Fraction(1, 3), 10**5000, np.float32(1), np.int64(3), np.bool_(True), np.datetime64(1, "s")),
+    *(np.zeros(3), np.array(2), np.zeros((2, 3)), np.array(["a"], dtype=object), np.str_("x"), b"x", bytearray(b"x")),
+    *(Path("x"), Path("/dev/null"), Path("x" * 5000), memoryview(b"x"), set(), frozenset("a"), [[]], {}, {1: 2}),
+    *({"fc": 1}, {"train": 1}, {"train": ([], [])}, {"train": nested()}, nested(), (), ("a",), [None], [1, "a"]),
+    *(["a", "a"], {"name": 1}, {"": {}}, "\ud800", ["\ud800"], {"train": ("x", [1])}, {"train": (np.zeros(3), [1])}),
+]
+anything = st.sampled_from(OBJECTS) | values
