@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import tlx
 from support.hostile import hostile_inputs, mistake_or_none
-from support.hostile_recipes import BASE, FIELD_NAMES, anything, fresh_folder
+from support.hostile_recipes import BASE, FIELD_NAMES, anything, fresh_folder, takes_long
 
 
 @hostile_inputs
@@ -19,6 +19,7 @@ from support.hostile_recipes import BASE, FIELD_NAMES, anything, fresh_folder
 @example(name="lr", value=float)
 @example(name="seed", value=10**5000)
 def test_values_of_fields(name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assume(not takes_long(name, value))
     with fresh_folder(tmp_path) as folder:
         monkeypatch.chdir(folder)
         mistake_or_none("Python: tlx.run with one altered field", lambda: tlx.run(**{**BASE, name: value}, quiet=True))

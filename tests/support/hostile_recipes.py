@@ -14,6 +14,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
+import tomli
 import tomli_w
 from hypothesis import strategies as st
 
@@ -84,6 +85,19 @@ def recipe_text(altered: dict[str, str]) -> bytes:
     """The base recipe with some fields altered to TOML literals."""
     kept = tomli_w.dumps({name: value for name, value in BASE.items() if name not in altered})
     return (kept + "".join(f"{name} = {text}\n" for name, text in altered.items())).encode(errors="surrogatepass")
+
+
+def value_of(text: str) -> Any:
+    """What a TOML literal says; None where it is wrong."""
+    try:
+        return tomli.loads(f"x = {text}").get("x")
+    except Exception:
+        return None
+
+
+def takes_long(name: str, value: Any) -> bool:
+    """Whether a run with this field is in order, but would take longer than a test may."""
+    return bool(name in ("epochs", "image_size") and isinstance(value, (int, np.integer)) and 64 < value < 2**63)
 
 
 @contextmanager

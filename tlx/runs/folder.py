@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -16,6 +16,7 @@ from tlx.errors import RecipeError, TlxError
 from tlx.recipe import Recipe
 
 LOCK = ".lock"
+RECIPE = "recipe.toml"
 
 
 @contextmanager
@@ -24,23 +25,43 @@ def run_folder(recipe: Recipe, resumed: Path | None) -> Iterator[Path]:
 
     The lock is the operating system's, so it ends with the process, however that ends.
     """
+    there = Path("runs").exists()
     path = resumed or (Path(recipe.out) if recipe.out is not None else _free_folder(recipe))
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]  # the deepest first
+    if resumed is None and recipe.out is None:
+        made = [path] if there else [path, path.parent]
     try:
         path.mkdir(parents=True, exist_ok=True)
         _must_be_empty(path, resumed)
         lock = FileLock(path / LOCK, timeout=0)
         lock.acquire()
-    except Timeout:
-        raise TlxError(f"{path} is in use by another run; choose another folder, or wait for its end") from None
-    except OSError as error:
+    except (OSError, Timeout, RecipeError) as error:
+        _remove(made)
+        if isinstance(error, RecipeError):
+            raise
+        if isinstance(error, Timeout):  # an OSError too
+            raise TlxError(f"{path} is in use by another run; choose another folder, or wait for its end") from None
         raise TlxError(f"Cannot write to {path}: {error.strerror}. Choose another folder with out.") from error
     try:
         _must_be_empty(path, resumed)  # another run may have come and gone
         yield path
+    except TlxError:
+        with suppress(OSError):
+            if resumed is None and {entry.name for entry in path.iterdir()} == {LOCK, RECIPE}:  # it saved nothing
+                (path / RECIPE).unlink()
+        raise
     finally:
         with suppress(OSError):
             (path / LOCK).unlink()
         lock.release()
+        _remove(made)
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    """Remove those of some folders, the deepest first, that are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _must_be_empty(path: Path, resumed: Path | None) -> None:
