@@ -45,7 +45,8 @@ HIDDEN = True  # only tests use it, and who writes a backend: listings leave it 
 DROPOUT = {"tiny-mlp": 0.0, "tiny-mlp-dropout": 0.5}
 GRID, UNITS = 8, 32
 BOUNDARIES = ("bn1", "dropout", "fc")  # modules, in order of execution, at which a batch may begin
-DIVERGES: Any = np.errstate(over="ignore", invalid="ignore")  # the core looks for what is not finite, and says more
+# The core looks for numbers that are not finite, and says more of them than NumPy would.
+DIVERGES: np.errstate[Any] = np.errstate(over="ignore", invalid="ignore")
 
 
 def check() -> list[Check]:
