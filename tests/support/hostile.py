@@ -27,8 +27,6 @@ INPUTS = int(os.environ.get("TLX_FUZZ", "20"))  # of each target; `make fuzz` as
 SECONDS = 20  # more is a hang; most calls take milliseconds
 EXECUTES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.startfile")
 
-LOADING = "/sbin/ldconfig"  # with which a framework looks for libraries when it is first imported
-
 outcomes: Counter[tuple[str, int]] = Counter()  # (target, exit code) -> calls, for the table of `make fuzz`
 hostile_inputs = settings(
     max_examples=INPUTS,
@@ -42,7 +40,7 @@ _watching = False
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watching and event in EXECUTES and arguments[:1] != (LOADING,):
+    if _watching and event in EXECUTES:
         _executed.append(f"{event} {arguments!r}")
 
 
