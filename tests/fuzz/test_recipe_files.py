@@ -57,6 +57,8 @@ def test_bytes_within_a_recipe(content: bytes, place: int, cut: int, tmp_path: P
 @example(name="lr", text="1e38")
 @example(name="mixup", text="1e-300")
 @example(name="out", text="'new/../..'")
+@example(name="data", text="'https://['")
+@example(name="weights", text=f"'{'x' * 5000}'")
 def test_one_altered_field(name: str, text: str, tmp_path: Path) -> None:
     value = value_of(text)
     assume(not takes_long(name, value))

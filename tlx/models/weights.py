@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         WeightsError: the file is missing, damaged, hostile, empty, or of another kind.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # False too of a name that is too long
         path = _in_folder(path)
     kind = _kind(path)
     if kind != "index":
