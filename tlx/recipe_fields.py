@@ -6,6 +6,7 @@ import dataclasses
 import math
 import operator
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -17,6 +18,7 @@ from tlx.strategy.plan import Strategy
 
 # What a field affects: the result; how fast it comes; or where, and in which arithmetic, it is computed and kept.
 Affects = Literal["result", "speed", "place"]
+LAYER = 2**30  # numbers of one layer of the head: 4 GB in float32
 LARGEST = 2**63 - 1  # whole number that every reader of TOML takes
 FIELD_GROUPS = ("Strategy", "Data", "Model", "Training", "Augmentation and labels", "Machine and files")
 
@@ -160,6 +162,10 @@ def widths(help: str, *, group: str) -> Any:
             raise RecipeError(
                 f"{name} is {shown(value)}; expected one or more widths of at least 1, such as 256 or [512, 256]"
             )
+        for first, second in pairwise(whole):
+            if first * second > LAYER:
+                problem = f"{name} has a layer of {first} times {second} numbers; expected at most {LAYER} in one"
+                raise RecipeError(problem, fix="use smaller widths")
         return tuple(whole)
 
     return field(None, help, check, group=group)

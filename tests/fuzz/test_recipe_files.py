@@ -55,6 +55,7 @@ def test_bytes_within_a_recipe(content: bytes, place: int, cut: int, tmp_path: P
 @hostile_inputs
 @given(name=st.sampled_from(FIELD_NAMES), text=literals)
 @example(name="lr", text="1e38")
+@example(name="augment", text=f"'rotate:{'9' * 5000}'")
 @example(name="mixup", text="1e-300")
 @example(name="out", text="'new/../..'")
 @example(name="data", text="'https://['")
