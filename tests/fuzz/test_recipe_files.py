@@ -58,6 +58,7 @@ def test_bytes_within_a_recipe(content: bytes, place: int, cut: int, tmp_path: P
 @example(name="augment", text=f"'rotate:{'9' * 5000}'")
 @example(name="mixup", text="1e-300")
 @example(name="out", text="'new/../..'")
+@example(name="out", text=f"'{'x' * 5000}'")
 @example(name="data", text="'https://['")
 @example(name="weights", text=f"'{'x' * 5000}'")
 def test_one_altered_field(name: str, text: str, tmp_path: Path) -> None:

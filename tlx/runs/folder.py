@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,7 +28,7 @@ def run_folder(recipe: Recipe, resumed: Path | None) -> Iterator[Path]:
     """
     there = Path("runs").exists()
     path = resumed or (Path(recipe.out) if recipe.out is not None else _free_folder(recipe))
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]  # the deepest first
+    made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]  # the deepest first
     if resumed is None and recipe.out is None:
         made = [path] if there else [path, path.parent]
     try:
