@@ -235,7 +235,7 @@ def capture(
     if json:
         _print_json({"capture": str(folder)})
     else:
-        print(folder)
+        print(printable(str(folder)))
 
 
 @parity.command(name="compare")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import inspect
+import os
+import stat
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tlx.errors import RecipeError, closest
+from tlx.errors import RecipeError, as_html, closest, one_line, shown
 from tlx.models.zoo import Architecture, architecture
 from tlx.recipe_fields import Affects
 from tlx.recipe_schema import RecipeFields as RecipeFields
@@ -20,6 +23,7 @@ from tlx.strategy.plan import Strategy
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 VERSION = 2  # of the recipe's format; a file with a higher one was written by a later tlx
+LONGEST = 2**20  # bytes of a recipe file
 RENAMED = {"views": "augment_repeats"}  # names that format 1 had
 
 DATA_OBJECT = "<arrays>"  # what stands in a saved recipe for data that was passed in Python
@@ -61,10 +65,8 @@ class Recipe(Schema):
         ]
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         shown = [(f.name, _shown(getattr(self, f.name)), f.metadata["help"]) for f in self.changed()]
-        rows = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in shown)
+        rows = "".join("<tr>" + "".join(f"<td>{as_html(text)}</td>" for text in row) + "</tr>" for row in shown)
         head = "<tr><th>field</th><th>value</th><th>what it is</th></tr>"
         return f"<table><caption>Recipe: what differs from the defaults</caption>{head}{rows}</table>"
 
@@ -108,7 +110,7 @@ class Recipe(Schema):
             if getattr(self, name) is not None and name not in used:
                 able = ", ".join(known.name for known in STRATEGIES.values() if name in known.customary)
                 raise RecipeError(
-                    f"strategy {self.strategy_name!r} has no {name}, but it is {getattr(self, name)!r}; "
+                    f"strategy {self.strategy_name!r} has no {name}, but it is {shown(getattr(self, name))}; "
                     f"leave it out, or use one of: {able}"
                 )
 
@@ -202,8 +204,11 @@ class Recipe(Schema):
         """
         values = read_toml(Path(path), content)
         version = values.pop("recipe_version", VERSION)
-        if not isinstance(version, int) or version > VERSION:
-            raise RecipeError(f"{path}: recipe_version {version} is newer than this tlx reads ({VERSION}); upgrade tlx")
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise RecipeError(f"{path}: recipe_version is {shown(version)}; expected {VERSION}, or leave it out")
+        if version > VERSION:
+            problem = f"{path}: recipe_version {shown(version)} is newer than this tlx reads ({VERSION})"
+            raise RecipeError(f"{problem}; upgrade tlx")
         if used is not None:
             values = {name: value for name, value in values.items() if name in used}
         return cls(**{**current_names(values, str(path)), **current_names(overrides or {}, "recipe")})
@@ -218,7 +223,7 @@ def current_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     for name, value in values.items():
         current = RENAMED.get(name, name)
         if current not in Recipe.__dataclass_fields__:
-            raise RecipeError(f"{where}: unknown field {name!r}.{closest(str(name), Recipe.__dataclass_fields__)}")
+            raise RecipeError(f"{where}: unknown field {shown(name)}.{closest(str(name), Recipe.__dataclass_fields__)}")
         if current in renamed:
             raise RecipeError(f"{where}: {current!r} is given twice, as {name!r} too, which is its earlier name")
         renamed[current] = value
@@ -231,6 +236,9 @@ def as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Ma
         return replace(recipe, **current_names(fields, "recipe"))
     if isinstance(recipe, (str, Path)):
         return Recipe.from_toml(recipe, fields)
+    if recipe is not None and not isinstance(recipe, Mapping):
+        kinds = "a tlx.Recipe, its fields as a mapping, or the path of a TOML file"
+        raise RecipeError(f"recipe is {shown(recipe)}; expected {kinds}")
     return Recipe(**{**current_names(recipe or {}, "recipe"), **current_names(fields, "recipe")})
 
 
@@ -265,10 +273,23 @@ def read_toml(path: Path, content: bytes | None = None) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
+    if content is None:
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe may never begin, and a device never end
+                raise ValueError("it is not a file")
+            with open(path, "rb") as file:
+                content = file.read(LONGEST + 1)
+        except (OSError, ValueError) as error:  # ValueError of a path with a NUL character
+            cause = error.strerror if isinstance(error, OSError) else error
+            raise RecipeError(f"{path}: cannot read the recipe: {cause}") from None
+    if len(content) > LONGEST:
+        raise RecipeError(f"{path}: cannot read the recipe: it is longer than {LONGEST // 2**20} MB")
+    if b"\0" in content:
+        raise RecipeError(f"{path}: not valid TOML: it is not UTF-8 text; save it as UTF-8")
     try:
         # A path that is no UTF-8 stands in it with its own bytes.
-        return tomllib.loads((path.read_bytes() if content is None else content).decode(errors="surrogateescape"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not valid TOML: {error}") from None
+        return tomllib.loads(content.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape"))
+    except RecursionError:
+        raise RecipeError(f"{path}: not a recipe: its lists or tables are nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError is one, as is that of a number of too many digits
+        raise RecipeError(f"{path}: not valid TOML: {one_line(str(error))}") from None

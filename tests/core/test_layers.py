@@ -15,8 +15,8 @@ CORE = Path(tlx.__file__).parent
 # From the bottom up. Files and folders of one line are siblings, which do not import each other.
 LAYERS = (
     ("errors", "rng"),
-    ("atomic", "download"),
-    ("manifest",),
+    ("atomic", "console"),
+    ("download", "manifest"),
     ("backend",),
     ("data", "models", "conformance"),
     ("strategy",),

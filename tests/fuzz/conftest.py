@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
 
 from support.hostile import outcomes
+from tlx.backend import registry
+from tlx.errors import TlxError
 
 HEAD = """\
 # Hostile input
@@ -23,6 +26,14 @@ test in tests/fuzz.
 | target | inputs | exit code 0 | exit code 2 |
 |---|--:|--:|--:|
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frameworks() -> None:
+    """Import what is installed before anything is timed: that takes seconds, and PyTorch calls ldconfig as it loads."""
+    for entry in registry.available():
+        with contextlib.suppress(TlxError):
+            registry.load(entry.name)
 
 
 @pytest.fixture(autouse=True)

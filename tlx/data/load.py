@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from tlx.data.sources.sequence import SequenceImages
 from tlx.data.sources.source import Contents, DataLike, Kind, Source
 from tlx.data.sources.webdataset import WEBDATASET
 from tlx.data.split import hold_out, limit, pick_classes
-from tlx.errors import UNPRINTABLE, DataError, DataNotFound, closest
+from tlx.errors import CONTROL, DataError, DataNotFound, as_html, closest, printable
 
 # The last that recognises a source reads it, so that a folder of shards is not taken for one of photos.
 KINDS: dict[str, Kind] = {
@@ -81,15 +80,15 @@ class Data:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{len(images):,} {name}" for name, images in self.parts.items())
-        return f"<Data {self.name}: {len(self.classes)} classes; images: {counts}>"
+        return printable(f"<Data {self.name}: {len(self.classes)} classes; images: {counts}>")
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th>{name}</th><td>{len(images):,}</td><td>{escape(self.class_counts(images))}</td></tr>"
+            f"<tr><th>{name}</th><td>{len(images):,}</td><td>{as_html(self.class_counts(images))}</td></tr>"
             for name, images in self.parts.items()
         )
         head = "<tr><th>part</th><th>images</th><th>of each class</th></tr>"
-        return f"<table><caption>{escape(self.name)}: {len(self.classes)} classes</caption>{head}{rows}</table>"
+        return f"<table><caption>{as_html(self.name)}: {len(self.classes)} classes</caption>{head}{rows}</table>"
 
     def class_counts(self, images: Images) -> str:
         """List the classes and how many images each has; of many classes the first, and the smallest and largest."""
@@ -230,7 +229,7 @@ def open_source(
 
 def _check_name(what: str, name: str) -> None:
     """Refuse a name that a recipe and a model card cannot hold, or that would forge lines of what is printed."""
-    if UNPRINTABLE.search(name):
+    if CONTROL.search(name):
         raise DataError(f"{what} {name!a} has control characters, or bytes that are not UTF-8", fix="rename it")
 
 

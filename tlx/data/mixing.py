@@ -69,6 +69,7 @@ def beta(alpha: float, word: int) -> int:
     """
     from scipy.special import betaincinv  # type: ignore[import-untyped]
 
+    alpha = max(alpha, 1e-100)  # shares of 0 or 1 alone, as below it, where SciPy has NaN
     return round(SHARES * float(betaincinv(alpha, alpha, ((word >> 11) + 0.5) * 2.0**-53)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,11 +37,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         RunDamaged: a file of a run is not what the run wrote.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # False too of a name that is too long
         if (manifest := read_manifest(path)) is not None:
             return _of_run(path, RUN_WEIGHTS, manifest)
         path = _in_folder(path)
-    elif path.is_file() and (owner := owner_of(path)) is not None:
+    elif os.path.isfile(path) and (owner := owner_of(path)) is not None:
         return _of_run(*owner)
     kind = _kind(path)
     if kind != "index":

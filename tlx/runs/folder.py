@@ -7,7 +7,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -158,6 +158,14 @@ class RunFolder:
                 self.old = False
                 self._clear()
 
+    def discard(self) -> None:
+        """Delete what a new run wrote, where that is no more than its recipe."""
+        if not self.old and self.manifest.files.keys() == {RECIPE} and not self._size:
+            with suppress(OSError):
+                (self.path / LAST).rmdir()
+            for name in (RECIPE, MANIFEST):
+                (self.path / name).unlink(missing_ok=True)
+
     def _forget(self) -> None:
         """Delete what was put and is not committed: the disk may be full, so it is left as it was."""
         with writing(self.path):
@@ -182,14 +190,31 @@ class RunFolder:
 
 @contextmanager
 def new_folder(recipe: Recipe) -> Iterator[RunFolder]:
-    """Make and hold the folder of a new run: `out`, which must be empty, or the next free one below runs/."""
-    path = Path(recipe.out) if recipe.out is not None else _free_folder(recipe)
-    with writing(path, fix="choose another folder with out"):
-        path.mkdir(parents=True, exist_ok=True)
-        _must_be_empty(path)
-    with _locked(path):
-        _must_be_empty(path)  # another run may have come and gone
-        yield RunFolder(path)
+    """Make and hold the folder of a new run: `out`, which must be empty, or the next free one below runs/.
+
+    A run that fails before it has saved anything leaves no folder behind.
+    """
+    if recipe.out is None:
+        made = [] if Path("runs").exists() else [Path("runs")]
+        path = _free_folder(recipe)
+        made.insert(0, path)
+    else:
+        path = Path(recipe.out)
+        made = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]  # the deepest first
+    try:
+        with writing(path, fix="choose another folder with out"):
+            path.mkdir(parents=True, exist_ok=True)
+            _must_be_empty(path)
+        with _locked(path):
+            _must_be_empty(path)  # another run may have come and gone
+            folder = RunFolder(path)
+            try:
+                yield folder
+            except TlxError:
+                folder.discard()
+                raise
+    finally:
+        _remove(made)
 
 
 @contextmanager
@@ -222,6 +247,13 @@ def _locked(path: Path) -> Iterator[None]:
         with suppress(OSError):
             (path / LOCK).unlink()  # before the release, so that nobody holds a file that the next one does not see
         lock.release()
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    """Remove those of some folders, the deepest first, that are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlx.backend import Backend, registry
 from tlx.data import Data, Loader
-from tlx.errors import BackendError, Interrupted, RecipeError, printable
+from tlx.errors import BackendError, Interrupted, RecipeError, printable, shown
 from tlx.manifest import RECIPE
 from tlx.models.weights import digest
 from tlx.models.zoo import Architecture
@@ -71,6 +71,10 @@ def run(
         TlxError: something in the input, the data or the environment is wrong; one line says how to mend it.
         KeyboardInterrupt: Ctrl-C or SIGTERM stopped the run; it was saved, and the text says how to resume it.
     """
+    if resume is not None and not isinstance(resume, (str, Path)):
+        raise RecipeError(f"resume is {shown(resume)}; expected the folder of a run")
+    if on_event is not None and not callable(on_event):
+        raise RecipeError(f"on_event is {shown(on_event)}; expected a function of one event")
     display = Display(quiet)
     result = start(recipe, resume, fields, display, on_event)
     display.result(result)

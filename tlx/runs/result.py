@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any, TypedDict
 
+from tlx.errors import as_html, printable
 from tlx.recipe import Recipe
 from tlx.training.metrics import EpochEnded, Metrics
 
@@ -98,7 +98,8 @@ class Result:
 
     def __repr__(self) -> str:
         accuracy = "no test part" if self.test_accuracy is None else f"test accuracy {self.test_accuracy:.4f}"
-        return f"<Result {self.recipe.model_name} {self.strategy} on {self.backend}: {accuracy}, {self.run_dir}>"
+        name = f"{self.recipe.model_name} {self.strategy} on {self.backend}"
+        return printable(f"<Result {name}: {accuracy}, {self.run_dir}>")
 
     def _repr_html_(self) -> str:
         facts = {
@@ -109,6 +110,6 @@ class Result:
             "seconds": f"{self.wall_seconds:.1f}",
             "saved in": str(self.run_dir),
         }
-        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in facts.items())
+        rows = "".join(f"<tr><th>{name}</th><td>{as_html(text)}</td></tr>" for name, text in facts.items())
         title = f"{self.recipe.model_name}, strategy {self.strategy}, on {self.backend}"
-        return f"<table><caption>{escape(title)}</caption>{rows}</table>"
+        return f"<table><caption>{as_html(title)}</caption>{rows}</table>"

@@ -7,13 +7,14 @@ without a rate is frozen. Bound to a model and a schedule it becomes a `Plan`, w
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tlx.backend import Hyper, ParamSpec, float32_exact
 from tlx.backend.protocol import FLOAT32_MAX
-from tlx.errors import RecipeError, closest
+from tlx.errors import RecipeError, closest, shown
 from tlx.models.zoo import Architecture
 from tlx.strategy.filters import partition
 from tlx.strategy.schedule import Schedule
@@ -51,16 +52,16 @@ class Strategy:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Strategy:
         """Build a strategy from plain values, as TOML gives them; RecipeError names what is wrong."""
-        where = f"Strategy {values.get('name', '')!r}"
+        where = f"Strategy {shown(values.get('name', ''))}"
         _only(values, ("name", "groups", "phases"), where)
-        try:
-            groups = tuple(_made(Group, g, f"{where}, groups") for g in values["groups"])
-            phases = tuple(_made(Phase, p, f"{where}, phases") for p in values["phases"])
-            return Strategy(str(values["name"]), groups, phases)
-        except KeyError as error:
-            raise RecipeError(f"{where}: {error.args[0]!r} is missing; a strategy has name, groups, phases") from None
-        except TypeError as error:
-            raise RecipeError(f"{where}: {error}; groups and phases are lists of tables") from None
+        for name in ("name", "groups", "phases"):
+            if name not in values:
+                raise RecipeError(f"{where}: {name!r} is missing; a strategy has name, groups, phases")
+            if name != "name" and not isinstance(values[name], (list, tuple)):
+                raise RecipeError(f"{where}: {name} is {shown(values[name])}; groups and phases are lists of tables")
+        groups = tuple(_made(Group, g, f"{where}, groups") for g in values["groups"])
+        phases = tuple(_made(Phase, p, f"{where}, phases") for p in values["phases"])
+        return Strategy(values["name"], groups, phases)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that TOML can hold; a weight decay of None is left out."""
@@ -69,22 +70,25 @@ class Strategy:
         return {"name": self.name, "groups": groups, "phases": phases}
 
     def __post_init__(self) -> None:
-        names = [group.name for group in self.groups]
-        starts = [phase.start for phase in self.phases]
-        if len(set(names)) != len(names):
-            raise RecipeError(f"Strategy {self.name!r}: group names repeat: {', '.join(names)}")
-        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-            raise RecipeError(f"Strategy {self.name!r}: phases must start at epoch 0 and rise; they start at {starts}")
+        _text(self.name, "Strategy: the name")
+        where = f"Strategy {shown(self.name)}"
+        for kind, parts in ((Group, self.groups), (Phase, self.phases)):
+            if not isinstance(parts, (list, tuple)) or not all(isinstance(part, kind) for part in parts):
+                what = f"{kind.__name__.lower()}s is {shown(parts)}"
+                raise RecipeError(f"{where}: {what}; expected a tuple of tlx.{kind.__name__}")
+            for part in parts:
+                _text(part.name, f"{where}: the name of a {kind.__name__.lower()}")
         for group in self.groups:
-            _rate(group.weight_decay, f"Strategy {self.name!r}, group {group.name!r}: weight_decay")
+            _text(group.match, f"{where}, group {shown(group.name)}: match")
+            _rate(group.weight_decay, f"{where}, group {shown(group.name)}: weight_decay", or_none=True)
+        names = [group.name for group in self.groups]
+        if len(set(names)) != len(names):
+            raise RecipeError(f"{where}: group names repeat: {', '.join(names)}")
         for phase in self.phases:
-            where = f"Strategy {self.name!r}, phase {phase.name!r}"
-            if not phase.lr:
-                raise RecipeError(f"{where}: no group trains")
-            for name, lr in phase.lr.items():
-                if name not in names:
-                    raise RecipeError(f"{where}: no group {name!r}.{closest(name, names)}")
-                _rate(lr, f"{where}: lr of {name!r}")
+            _check_phase(phase, names, f"{where}, phase {shown(phase.name)}")
+        starts = [phase.start for phase in self.phases]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+            raise RecipeError(f"{where}: phases must start at epoch 0 and rise; they start at {shown(starts)}")
 
     def bind(
         self,
@@ -243,16 +247,29 @@ def _around(modules: Iterable[str]) -> set[str]:
     return paths
 
 
+def _check_phase(phase: Phase, groups: Sequence[str], where: str) -> None:
+    if isinstance(phase.start, bool) or not isinstance(phase.start, int):
+        raise RecipeError(f"{where}: start is {shown(phase.start)}; expected an epoch, a whole number from 0 on")
+    if not isinstance(phase.lr, Mapping):
+        raise RecipeError(f"{where}: lr is {shown(phase.lr)}; expected a table of groups and their rates")
+    if not phase.lr:
+        raise RecipeError(f"{where}: no group trains")
+    for name, lr in phase.lr.items():
+        if name not in groups:
+            raise RecipeError(f"{where}: no group {shown(name)}.{closest(str(name), groups)}")
+        _rate(lr, f"{where}: lr of {name!r}")
+
+
 def _only(values: Any, known: Sequence[str], where: str) -> None:
     for key in values:
         if key not in known:
-            raise RecipeError(f"{where}: unknown entry {key!r}.{closest(str(key), known)}")
+            raise RecipeError(f"{where}: unknown entry {shown(key)}.{closest(str(key), known)}")
 
 
 def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     """Build a Group or a Phase from a table."""
     if not isinstance(values, Mapping):
-        raise RecipeError(f"{where}: {values!r} is not a table")
+        raise RecipeError(f"{where}: {shown(values)} is not a table")
     _only(values, list(kind.__dataclass_fields__), where)
     try:
         return kind(**values)
@@ -260,8 +277,15 @@ def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
         raise RecipeError(f"{where}: {str(error).partition('__init__() ')[2] or error}") from None
 
 
-def _rate(value: Any, what: str) -> None:
-    if value is None:
+def _text(value: Any, what: str) -> None:
+    if not isinstance(value, str) or not value:
+        raise RecipeError(f"{what} is {shown(value)}; expected a text")
+    if not value.isascii() and re.search("[\ud800-\udfff]", value):
+        raise RecipeError(f"{what} is {shown(value)}, whose bytes are not UTF-8; write it in UTF-8")
+
+
+def _rate(value: Any, what: str, *, or_none: bool = False) -> None:
+    if value is None and or_none:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= FLOAT32_MAX:
-        raise RecipeError(f"{what} is {value!r}; expected a finite number of float32, at least 0")
+        raise RecipeError(f"{what} is {shown(value)}; expected a finite number of float32, at least 0")

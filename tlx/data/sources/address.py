@@ -86,7 +86,11 @@ def _parse(address: str) -> tuple[str, str, str]:
             fix="download it by other means, and pass the path of the file or folder",
         )
     url, _, fragment = address.partition("#")
-    if not urlsplit(url).hostname:
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:  # such as of a bracket that nothing closes
+        host = None
+    if not host:
         raise DataError(f"data={address!r} names no server", fix="pass an address such as https://host/photos.zip")
     if not fragment:
         return url, "", ""
