@@ -80,6 +80,7 @@ def train(training: Training, state: State) -> Generator[Event, None, None]:
             validation = yield from evaluate(
                 training.backend, training.judged, state.feed.val, "val", len(state.history)
             )
+        yield from state.feed.problems()
         yield end_epoch(training, state, validation)
     guard.check()
 
