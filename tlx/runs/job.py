@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tlx.atomic import write_atomic, write_json
 from tlx.backend import Backend, registry
 from tlx.data import Data, Loader
+from tlx.download import clear_leftovers
 from tlx.errors import BackendError, Interrupted, RecipeError, RunNotFound, printable
 from tlx.models.weights import digest, write_safetensors
 from tlx.models.zoo import Architecture
@@ -122,6 +123,7 @@ def execute(
     recipe = resolve_placement(recipe.resolved(), backend)
     if resumed is None:
         check_effects(recipe)
+    clear_leftovers()
     data = open_data(recipe)
     check_fit(recipe, data)
     fresh = resumed is None or not (resumed / STATE).exists()  # the latter was stopped before its first save
