@@ -46,13 +46,14 @@ KINDS = {
     "archive": ["run", *SMALL, *PHOTOS, "--data={work}/photos.zip"],
     "address": ["run", *SMALL, *PHOTOS, "--data={url}"],
 }
-ROOM, LIMITS = 64 << 20, (0, 100, 4096, 10_000, 20_000)  # bytes
+ROOM = 64 << 20  # bytes
 
 
 def main() -> int:
     """Run the trials, print a line for each kind, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--levels", type=int, default=50)
+    parser.add_argument("--limits", type=int, nargs="*", default=[0, 100, 4096, 10_000, 20_000], help="bytes of a file")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     options = parser.parse_args()
     faults = 0
@@ -63,13 +64,13 @@ def main() -> int:
             with prepared(work) as url:
                 for name in options.kinds:
                     command = [word.format(work=work, disk=disk, url=url) for word in KINDS[name]]
-                    faults += trials(name, command, work, disk, options.levels)
+                    faults += trials(name, command, work, disk, options.levels, options.limits)
         finally:
             subprocess.run(["umount", small], check=True)
     return min(faults, 1)
 
 
-def trials(name: str, command: list[str], work: Path, disk: Path, levels: int) -> int:
+def trials(name: str, command: list[str], work: Path, disk: Path, levels: int, limits: list[int]) -> int:
     """Try a command with more and more room; return how many trials ended as none may."""
     reset(work, disk)
     whole = call(command, disk)
@@ -79,7 +80,7 @@ def trials(name: str, command: list[str], work: Path, disk: Path, levels: int) -
     need += (1 << 18) - used(disk)  # a file is written whole before it takes the place of another
     ended: Counter[str] = Counter()
     rooms = [(int(need * level / levels), None) for level in range(levels + 1)]
-    for room, limit in [*rooms, *((None, limit) for limit in LIMITS)]:
+    for room, limit in [*rooms, *((None, limit) for limit in limits)]:
         reset(work, disk)
         if room is not None:
             fill(disk / "filler", max(0, ROOM - used(disk) - room))

@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.mark.parametrize("kind", ["full", "cache", "resume", "capture"])
 def test_a_disk_that_fills_up_tears_nothing(kind: str, tmp_path: Path) -> None:
     in_namespace(tmp_path, "size=1m")  # skips where there is none
-    command = [sys.executable, str(BENCHMARKS / "full_disk.py"), "--levels", "2", "--kinds", kind]
+    command = [sys.executable, str(BENCHMARKS / "full_disk.py"), "--levels", "2", "--limits", "4096", "--kinds", kind]
     ended = subprocess.run(["unshare", "-rm", *command], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "one line" in ended.stdout and "finished" in ended.stdout
