@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json as jsonlib
 import os
 import signal
@@ -383,6 +384,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         code = app(sys.argv[1:], exit_on_error=False, print_error=False)
+        sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except TlxError as error:
         print(f"tlx: {printable(str(error))}", file=sys.stderr)
@@ -391,6 +393,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as `head`, has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"tlx: Cannot write {printable(str(error.filename or 'the output'))}: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what was not printed would fail once more
     except KeyboardInterrupt as stop:
         print(f"tlx: {printable(str(stop)) or 'interrupted'}", file=sys.stderr)
         sys.exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT))

@@ -98,7 +98,7 @@ def imagenet_file(arch: Architecture, progress: bool) -> Path:
         return fetch(IMAGENET_URL + arch.imagenet, dest, sha256_prefix=digits, progress=progress)
     except DataError as error:
         raise WeightsError(
-            f"{error} Pass weights as a file instead (--weights FILE, .safetensors or .pth), "
+            f"{str(error).rstrip('.')}. Pass weights as a file instead (--weights FILE, .safetensors or .pth), "
             f"copy {arch.imagenet} into {dest.parent}, or train from random weights (--weights none)."
         ) from error
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlx.backend import Backend, registry
 from tlx.data import Data, Loader
+from tlx.download import clear_leftovers
 from tlx.errors import BackendError, Interrupted, RecipeError, printable, shown
 from tlx.manifest import RECIPE
 from tlx.models.weights import digest
@@ -133,6 +134,7 @@ def execute(
     recipe = resolve_placement(recipe.resolved(), backend)
     if resumed is None:
         check_effects(recipe)
+    clear_leftovers()
     data = open_data(recipe)
     check_fit(recipe, data)
     fresh = resumed is None or resumed.state is None  # the latter was stopped before its first save

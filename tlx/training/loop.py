@@ -83,6 +83,7 @@ def train(training: Training, state: State) -> Generator[Event, None, None]:
             validation = yield from evaluate(
                 training.backend, training.judged, state.feed.val, "val", len(state.history)
             )
+        yield from state.feed.problems()
         epoch = end_epoch(training, state, validation, plateau.drops)
         if validation is not None:
             plateau.add(validation.loss)

@@ -207,12 +207,17 @@ def _rows(file: Path, columns: _Columns) -> _Rows:
     home = home_of(file.stem, str(file.resolve()))
 
     def fill() -> Record:
-        for old in home.glob("photos-*"):
+        for old in (*home.glob("photos-*"), *home.glob(".photos-*.tmp")):
             old.unlink()
         (home / RECORD).unlink(missing_ok=True)
         # Another name each time, so that a run which goes on never reads the photos of a changed file.
         content = f"photos-{secrets.token_hex(4)}"
-        labels, sizes, paths = _copy(file, columns, home / content)
+        work = home / f".{content}.tmp"
+        try:
+            labels, sizes, paths = _copy(file, columns, work)
+            os.replace(work, home / content)
+        finally:
+            work.unlink(missing_ok=True)
         return {"version": version, "content": content, "labels": labels, "sizes": sizes, "paths": paths}
 
     record = filled(home, lambda record: record.get("version") == version, fill)

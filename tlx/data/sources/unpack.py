@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tlx.data.sources.folder import listed
+from tlx.download import ANOTHER_CACHE
 from tlx.errors import DataError, printable
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz", ".tbz2")
@@ -79,8 +80,10 @@ def unpack(archive: Path, folder: Path) -> list[str]:
     except DataError as error:
         raise DataError(f"{archive} is refused as an archive of data: {error}.") from error
     except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{archive} cannot be unpacked into {folder.parent}: {reason}.") from error
+        fix = ANOTHER_CACHE if error.errno else "download or pack it again"  # damage has no number
+        raise DataError(
+            f"{archive} cannot be unpacked into {folder.parent}: {str(error.strerror or error).rstrip('.')}", fix=fix
+        ) from error
     except Exception as error:  # tarfile, zipfile and the decompressors raise a dozen kinds on damaged archives
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DataError(f"{archive} cannot be unpacked: {reason}", fix="download or pack it again") from error

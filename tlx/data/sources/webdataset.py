@@ -29,7 +29,7 @@ NAMES = ("classes.txt", "classnames.txt", "classes.json", "class_to_idx.json")
 SMALL = 2**20  # bytes of a member that is no photo; a label has a few
 PEEKED = 16  # members that tell a shard from another tar
 SHARDS = 1_000_000  # of a pattern; one digit too many would count for ever
-FORMAT = 1  # of an index in the cache
+FORMAT = 2  # of an index in the cache
 
 # A sample of a shard: its key, its photo's offset and size, and the texts of its labels by their extension.
 Sample = tuple[str, int, int, dict[str, str]]
@@ -154,10 +154,10 @@ def _index(shard: Path) -> dict[str, Any]:
     facts = shard.stat()
     version = [FORMAT, facts.st_size, facts.st_mtime_ns]
     key = hashlib.sha256(os.fsencode(shard.resolve())).hexdigest()[:32]
-    kept = cache_folder() / "shards" / f"{key}.json"
     try:
+        kept = cache_folder() / "shards" / f"{key}.json"
         index: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        if index["version"] == version:
+        if index["version"] == version and index.pop("digest") == _digest(index):
             return index
     except (OSError, ValueError, KeyError, TypeError):
         pass  # there is none, or none that can be read, so it is built
@@ -166,11 +166,16 @@ def _index(shard: Path) -> dict[str, Any]:
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise DataError(f"{shard} cannot be read as a tar shard: {error}", fix="download or write it again") from error
     try:
+        kept = cache_folder() / "shards" / f"{key}.json"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, index)
+        write_json(kept, {**index, "digest": _digest(index)})
     except (OSError, TlxError, UnicodeEncodeError):
         pass  # the next run scans the shard again
     return index
+
+
+def _digest(index: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
 
 def _scan(shard: Path) -> dict[str, Any]:
