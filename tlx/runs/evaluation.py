@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.data import Images
+from tlx.data.fingerprint import difference
 from tlx.data.load import open_source
 from tlx.errors import DataError, RecipeError, TlxError
 from tlx.recipe import Recipe
 from tlx.runs.classify import BadImages, classify
-from tlx.runs.display import Display, follow
+from tlx.runs.display import READING, Display, follow
 from tlx.runs.finished import Finished, read_run, restore
 from tlx.runs.folder import read_json
 from tlx.runs.inputs import of_part
@@ -189,7 +190,7 @@ def _images(run: Finished, data: Any, root: Any, display: Display) -> tuple[str,
         if data is None:
             raise
         return *_other_images(run, data, root, display), False  # it may be data that the recipe cannot divide
-    if data is not None and dataset.fingerprint != run.card["data"]["fingerprint"]:
+    if data is not None and difference(run.card["data"]["fingerprint"], dataset, display.counted(READING)):
         return *_other_images(run, data, root, display), False
     classes = run.card["classes"]
     if list(dataset.classes) != classes:

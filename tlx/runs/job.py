@@ -17,7 +17,7 @@ from tlx.models.weights import digest, write_safetensors
 from tlx.models.zoo import Architecture
 from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
 from tlx.runs import advice
-from tlx.runs.display import Display, Listener, follow, listening
+from tlx.runs.display import READING, Display, Listener, follow, listening
 from tlx.runs.folder import run_folder
 from tlx.runs.interrupt import interruptible
 from tlx.runs.result import Result, history_entry
@@ -144,6 +144,8 @@ def execute(
     display.notes(notes)
     display.plan(training.plan, recipe, [*getattr(model, "notes", ()), *read])
 
+    data.take_fingerprint(display.counted(READING))
+
     with run_folder(recipe, resumed) as run_dir, interruptible() as signalled:
         recipe = replace(recipe, out=None)
         state = State()
@@ -152,7 +154,7 @@ def execute(
                 run_dir / "recipe.toml", recipe.to_toml().encode(errors="surrogateescape")
             )  # a path keeps its bytes
         elif (run_dir / STATE).exists():
-            state = load_state(training, run_dir, data.fingerprint)
+            state = load_state(training, run_dir, data)
             display.resumed(state, training)
             display.notes(add_epochs(training, state, run_dir))
         with display.live(recipe):

@@ -19,6 +19,8 @@ import tomli_w
 
 from tlx.atomic import write_atomic
 from tlx.backend import Array, Arrays
+from tlx.data import Data
+from tlx.data.fingerprint import difference
 from tlx.errors import RecipeError, TlxError
 from tlx.models.weights import RUN_WEIGHTS, digest, read_weights, write_safetensors
 from tlx.recipe import read_toml
@@ -65,7 +67,7 @@ def save(training: Training, state: State, run_dir: Path, fingerprint: str) -> N
             old.unlink()
 
 
-def load(training: Training, run_dir: Path, fingerprint: str) -> State:
+def load(training: Training, run_dir: Path, data: Data) -> State:
     """Return the saved state, and put its values into the training's model and optimizer.
 
     Raises TlxError where the folder is damaged, or where it was written for other data or another model.
@@ -74,8 +76,11 @@ def load(training: Training, run_dir: Path, fingerprint: str) -> State:
     facts, arrays = _metadata(path), read_weights(path)
     if digest(arrays) != facts["sha256"]:
         raise TlxError(f"{path} is damaged: its values are not those that were saved. Start the run again.")
-    if facts["data"] != fingerprint:
-        raise TlxError(f"{run_dir} was trained on other data than there is now; a run resumes on the same data only")
+    if what := difference(facts["data"], data):
+        raise TlxError(
+            f"{run_dir} was trained on other data than there is now: {what}",
+            fix="restore the data, or give a copy of them as `data`; a run resumes on the same data only",
+        )
     training.backend.load_arrays(training.model, _part("model", arrays))
     training.backend.load_optimizer(training.optimizer, _part("optimizer", arrays))
     if training.shadow is not None:
