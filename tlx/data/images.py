@@ -174,12 +174,11 @@ class FileImages:
 
     def file_size(self, index: int) -> int:
         """Bytes of a photo as it is stored. Raises DataError where it cannot be read."""
-        return _size(self.root / self.names[index])
+        return _size(str(self.root / self.names[index]))
 
     def sizes(self) -> NDArray[np.int64]:
-        """Bytes of each photo as it is stored, int64 [N]; -1 where that cannot be told, 0 for a pipe."""
-        root = os.path.abspath(self.root)
-        return np.fromiter((_size_or_none(os.path.join(root, name)) for name in self.names), np.int64, len(self))
+        """Bytes of each photo as it is stored, int64 [N]. Raises DataError where one is not there."""
+        return np.fromiter((_size(path) for path, _, _ in self.spans(range(len(self)))), np.int64, len(self))
 
     def spans(self, indices: Iterable[int]) -> list[tuple[str, int, int]]:
         """Where photos are stored: the path of the file, the first byte in it and how many; 0, -1: all of it."""
@@ -210,18 +209,11 @@ class FileImages:
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).digest()
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", fix="replace or remove it") from error
-
-
-def _size_or_none(path: str) -> int:
+def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
-    except OSError:
-        return -1
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", fix="replace or remove it") from error
 
 
 def seen(image: Image, view: View | None) -> Image:
