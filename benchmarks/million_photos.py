@@ -13,12 +13,13 @@ import argparse
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,7 +65,7 @@ def start(folder: Path, size: int, decode: bool) -> None:
     measured("listing the photos", lambda: open_source(folder))
     data = measured("listing, splitting, looking for copies", lambda: load_data(folder))
     measured("the fingerprint", lambda: data.fingerprint)
-    loader = Loader(data.train, Preprocess(size, (0.5,) * 3, (0.5,) * 3), Augment(), batch_size=64, workers=2)
+    loader = Loader(data.train, Preprocess(size, (0.5,) * 3, (0.5,) * 3), augment=Augment(), batch_size=64, workers=2)
     epoch = loader.epoch(0)
     measured("the first batch", lambda: next(epoch))
     if decode:
@@ -72,17 +73,26 @@ def start(folder: Path, size: int, decode: bool) -> None:
     epoch.close()
 
 
-def few_steps(folder: Path, out: Path) -> None:
-    """Train on a fifth of a thousandth of the photos, on a backend that computes next to nothing."""
+def runs(folder: Path, out: Path) -> None:
+    """Train on a backend that computes next to nothing: on some of the photos, and on all until the first steps."""
     import tlx
+    from tlx.errors import Interrupted
+    from tlx.training.metrics import Stepped
 
     fields: dict[str, Any] = {"backend": "loopback", "model": "tiny-mlp", "weights": "none", "image_size": 8}
-    measured(
-        "a run with limit_train=5000",
-        lambda: tlx.run(
-            data=str(folder), epochs=1, limit_train=5000, limit_test=1000, out=str(out), quiet=True, **fields
-        ),
-    )
+    fields |= {"data": str(folder), "epochs": 1, "quiet": True}
+    some = {"limit_train": 20 * CLASSES, "limit_test": 2 * CLASSES}
+    measured("a run on 20,000 of them", lambda: tlx.run(**fields, **some, out=str(out / "some")))
+
+    def stop(event: object) -> None:
+        if isinstance(event, Stepped):
+            signal.raise_signal(signal.SIGINT)
+
+    def until_stopped() -> None:
+        with suppress(Interrupted):
+            tlx.run(**fields, out=str(out / "all"), on_event=stop)
+
+    measured("a run on all, stopped in its first step", until_stopped)
 
 
 @contextmanager
@@ -110,7 +120,7 @@ def main() -> None:
     if args.part == "start":
         start(args.folder, args.size, decode=args.photos == 0)
     elif args.part == "run":
-        few_steps(args.folder, Path(os.environ["TLX_CACHE"]) / f"run-{os.getpid()}")
+        runs(args.folder, Path(os.environ["TLX_CACHE"]) / "runs")
     if args.part:
         return
     with place(args.folder, args.photos) as folder, tempfile.TemporaryDirectory() as cache:

@@ -183,7 +183,8 @@ class FileImages:
     def spans(self, indices: Iterable[int]) -> list[tuple[str, int, int]]:
         """Where photos are stored: the path of the file, the first byte in it and how many; 0, -1: all of it."""
         root = os.path.abspath(self.root)
-        return [(os.path.join(root, self.names[i]), 0, -1) for i in indices]
+        names = [self.names[i] for i in indices]
+        return [(name if name.startswith("/") else f"{root}/{name}", 0, -1) for name in names]
 
     def content(self, index: int, end: int | None = None) -> bytes:
         """A photo as it is stored, or its last `end` bytes. Raises OSError where it cannot be read."""
