@@ -128,7 +128,7 @@ CHANGES: dict[str, tuple[Callable[[Path], Any], Callable[[Path], object], str]] 
     "a label in a list": (csv, lambda at: rewritten(at / "list.csv", ("01.ppm,ant", "01.ppm,bee")), LABELS),
     "two labels in a list": (
         csv,
-        lambda at: rewritten(at / "list.csv", ("ant/01.ppm,ant", "ant/01.ppm,bee"), ("bee/01.ppm,bee", "bee/01.ppm,ant")),
+        lambda at: rewritten(at / "list.csv", ("t/01.ppm,ant", "t/01.ppm,bee"), ("e/01.ppm,bee", "e/01.ppm,ant")),
         LABELS,
     ),
     "the order of a list": (csv, lambda at: reversed_rows(at / "list.csv"), "the order of the images"),

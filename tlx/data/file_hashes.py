@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ BLOCK = 2**20  # bytes read at once
 
 Span = tuple[str, int, int]  # path of a file, first byte of the photo in it, and how many; 0, -1: all of it
 Hashes = NDArray[np.bytes_]  # HASH [N]
+T = TypeVar("T")
+R = TypeVar("R")
 Advance = Callable[[int, int], object]  # images so far, of how many
 
 
@@ -78,7 +80,7 @@ class FileHashes:
         known, fresh = len(spans) - len(unknown), []
         try:
             wanted = [spans[i] for i in unknown.tolist()]
-            for at, (key, digest, lasting) in enumerate(_in_threads(_read, wanted)):
+            for at, (key, digest, lasting) in enumerate(in_threads(_read, wanted)):
                 hashes[unknown[at]] = digest
                 if lasting:
                     fresh.append((key, digest))
@@ -91,21 +93,26 @@ class FileHashes:
 
     def known(self, root: Path, spans: Sequence[Span]) -> Hashes | None:
         """Return the hashes of photos if all are known, without reading one; otherwise None."""
+        file = _table_file(root)
+        if not len(self._table(file)):
+            return None
         with contextlib.suppress(DataError):
-            file = _table_file(root)
             hashes = self._look_up(file, as_hashes([_key(span, _facts(span[0])) for span in spans]))
             return None if (hashes == b"").any() else hashes
         return None
 
     def _look_up(self, file: Path, keys: Hashes) -> Hashes:
         """Return the hashes of keys; an empty one where there is none."""
-        if file not in self._tables:
-            self._tables[file] = _read_table(file)
-        table = self._tables[file]
+        table = self._table(file)
         if not len(table):
             return np.zeros(len(keys), dtype=HASH)
         at = np.minimum(np.searchsorted(table["key"], keys), len(table) - 1)
         return np.where(table["key"][at] == keys, table["hash"][at], np.zeros(1, dtype=HASH))
+
+    def _table(self, file: Path) -> NDArray[Any]:
+        if file not in self._tables:
+            self._tables[file] = _read_table(file)
+        return self._tables[file]
 
     def _keep(self, file: Path, fresh: NDArray[Any]) -> None:
         table = np.concatenate([fresh, self._tables[file], _read_table(file)])[:ROWS]
@@ -118,11 +125,11 @@ class FileHashes:
             _make_room(file.parent)
 
 
-def _in_threads(work: Callable[[Span], Any], spans: Sequence[Span]) -> Iterator[Any]:
-    """Do something with each span; in threads, and in order."""
-    chunks = (spans[start : start + CHUNK] for start in range(0, len(spans), CHUNK))
+def in_threads(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Do something with each item; in threads, and in order."""
+    chunks = (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
     rounds = iter(lambda: list(itertools.islice(chunks, THREADS)), [])
-    with closing(ahead(lambda chunk: [work(span) for span in chunk], rounds, THREADS)) as done:
+    with closing(ahead(lambda chunk: [work(item) for item in chunk], rounds, THREADS)) as done:
         yield from itertools.chain.from_iterable(itertools.chain.from_iterable(done))
 
 

@@ -77,7 +77,7 @@ class Data:
 
     @property
     def fingerprint(self) -> str:
-        """What tells these data from others: of classes, names, labels and contents. Taking it reads every photo."""
+        """A text that tells these data from others by classes, names, labels and contents; it reads every photo."""
         return self.take_fingerprint()
 
     def take_fingerprint(self, advance: Advance | None = None) -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Mapping
 from heapq import nsmallest
-from itertools import chain, combinations
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.data.file_hashes import CHUNK, THREADS, FileHashes, hash_of
+from tlx.data.file_hashes import HASH, FileHashes, Hashes, as_hashes, hash_of, in_threads
 from tlx.data.images import ArrayImages, FileImages, Images
 from tlx.errors import DataError
 
@@ -61,28 +60,32 @@ def _pixels(image: NDArray[np.uint8]) -> Hashable:
 
 def _same_files(parts: Mapping[str, Images], files: FileHashes) -> Groups:
     photos = {part: images for part, images in parts.items() if isinstance(images, FileImages)}
-    part = np.repeat(np.arange(len(photos)), [len(images) for images in photos.values()])
-    index = np.concatenate([np.arange(len(images)) for images in photos.values()] or [part])
-    sizes = np.concatenate([images.sizes() for images in photos.values()] or [part])
-    chosen = _shared(sizes, part, sizes > 0)
-
-    def each(read: Callable[[FileImages, list[int]], NDArray[Any] | None]) -> list[NDArray[Any]] | None:
-        found = [read(images, index[chosen & (part == i)].tolist()) for i, images in enumerate(photos.values())]
-        return None if any(one is None for one in found) else found  # type: ignore[return-value]
-
-    hashes = each(lambda images, some: files.known(images.root, images.spans(some)))
-    if hashes is None:
-        ends = each(lambda images, some: np.array(list(_in_threads(images, some)), dtype="S16"))
-        assert ends is not None
-        keys = np.zeros(len(part), "S16")
-        keys[chosen] = np.concatenate(ends)
-        chosen = _shared(keys, part, chosen)
-        hashes = each(lambda images, some: files.of(images.root, images.spans(some)))
-    if not hashes or not chosen.any():
+    if len(photos) < 2:
+        for images in photos.values():
+            images.sizes()  # so that a photo which is not there is named here
         return []
-    keys = np.zeros(len(part), "S16")
-    keys[chosen] = np.concatenate(hashes)
-    chosen = _shared(keys, part, chosen)
+    part = np.repeat(np.arange(len(photos)), [len(images) for images in photos.values()])
+    index = np.concatenate([np.arange(len(images)) for images in photos.values()])
+    chosen = np.ones(len(part), dtype=np.bool_)
+    keys = np.zeros(len(part), HASH)
+
+    def each(hashes: Callable[[FileImages, list[int]], Hashes]) -> None:
+        """Narrow the choice to those whose hash one of another part has too."""
+        nonlocal chosen
+        for i, images in enumerate(photos.values()):
+            where = np.flatnonzero(chosen & (part == i))
+            keys[where] = hashes(images, index[where].tolist())
+        chosen = _shared(keys, part, chosen)
+
+    known = [files.known(images.root, images.spans(range(len(images)))) for images in photos.values()]
+    if all(hashes is not None for hashes in known):
+        keys = np.concatenate([hashes for hashes in known if hashes is not None])
+        chosen = _shared(keys, part, keys != hash_of())
+    else:
+        sizes = np.concatenate([images.sizes() for images in photos.values()])
+        chosen = _shared(sizes, part, sizes > 0)
+        each(_ends)
+        each(lambda images, some: files.of(images.root, images.spans(some)))
     groups: dict[bytes, list[Sample]] = {}
     names = list(photos)
     for i in np.flatnonzero(chosen).tolist():
@@ -100,8 +103,8 @@ def _shared(keys: NDArray[Any], part: NDArray[np.int64], chosen: NDArray[np.bool
     return result
 
 
-def _in_threads(images: FileImages, indices: list[int]) -> Iterator[bytes]:
-    """The hash of the last bytes of some photos; of one that cannot be read, something that equals nothing."""
+def _ends(images: FileImages, indices: list[int]) -> Hashes:
+    """The hashes of the last bytes of some photos; of one that cannot be read, something that equals nothing."""
 
     def end(index: int) -> bytes:
         try:
@@ -109,9 +112,7 @@ def _in_threads(images: FileImages, indices: list[int]) -> Iterator[bytes]:
         except (OSError, DataError):
             return os.urandom(16)
 
-    chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield from chain.from_iterable(pool.map(lambda chunk: [end(index) for index in chunk], chunks))
+    return as_hashes(list(in_threads(end, indices)))
 
 
 def _split(groups: Groups, key: Callable[[Sample], Hashable]) -> Groups:
