@@ -30,7 +30,7 @@ from tlx.training.metrics import EpochEnded, Meter, Metrics, check_finite
 
 FOLDER, STATE = "last", "last/state.safetensors"
 RECIPE, RESULT = "recipe.toml", "result.json"
-VERSION = 1
+VERSION = 2  # 2: the fingerprint sees contents, which an older tlx would take for other data
 
 
 def save(training: Training, state: State, run_dir: Path, fingerprint: str) -> None:
