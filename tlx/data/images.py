@@ -119,8 +119,7 @@ class ArrayImages:
 
     def hashes(self) -> NDArray[np.bytes_]:
         """A hash of each image's pixels, S16 [N]."""
-        shape = repr(self.array.shape[1:]).encode()
-        digests = (hashlib.sha256(shape + np.ascontiguousarray(image).tobytes()).digest() for image in self.array)
+        digests = (hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest() for image in self.array)
         return np.frombuffer(b"".join(digest[:16] for digest in digests), dtype="S16")
 
 
@@ -172,10 +171,6 @@ class FileImages:
             problems = dict(zip(self.names, pool.map(problem, range(len(self))), strict=True))
         return {name: problem for name, problem in problems.items() if problem}
 
-    def file_size(self, index: int) -> int:
-        """Bytes of a photo as it is stored. Raises DataError where it cannot be read."""
-        return _size(str(self.root / self.names[index]))
-
     def sizes(self) -> NDArray[np.int64]:
         """Bytes of each photo as it is stored, int64 [N]. Raises DataError where one is not there."""
         return np.fromiter((_size(path) for path, _, _ in self.spans(range(len(self)))), np.int64, len(self))
@@ -183,14 +178,14 @@ class FileImages:
     def spans(self, indices: Iterable[int]) -> list[tuple[str, int, int]]:
         """Where photos are stored: the path of the file, the first byte in it and how many; 0, -1: all of it."""
         root = os.path.abspath(self.root)
-        names = [self.names[i] for i in indices]
+        names = (self.names[i] for i in indices)
         return [(name if name.startswith("/") else f"{root}/{name}", 0, -1) for name in names]
 
     def content(self, index: int, end: int | None = None) -> bytes:
         """A photo as it is stored, or its last `end` bytes. Raises OSError where it cannot be read."""
         with (self.root / self.names[index]).open("rb") as file:
             if end is not None:
-                file.seek(max(0, self.file_size(index) - end))
+                file.seek(max(0, os.fstat(file.fileno()).st_size - end))
             return file.read()
 
     def _read(self, index: int, view: View | None = None) -> Image:
@@ -206,7 +201,7 @@ class FileImages:
 
     def digest(self) -> bytes:
         """Covers names and sizes of the files, as tlx 0.1.0 knew them again."""
-        lines = [f"{name}\0{self.file_size(index)}\n" for index, name in enumerate(self.names)]
+        lines = [f"{name}\0{size}\n" for name, size in zip(self.names, self.sizes().tolist(), strict=True)]
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).digest()
 
 

@@ -28,10 +28,6 @@ class PackedImages(FileImages):
     files: tuple[Path, ...]
     places: NDArray[np.int64]
 
-    def file_size(self, index: int) -> int:
-        """Bytes of a photo as it is stored."""
-        return int(self.places[index, 2])
-
     def sizes(self) -> NDArray[np.int64]:
         """Bytes of each photo as it is stored, int64 [N]."""
         return self.places[:, 2]
