@@ -63,10 +63,10 @@ def run(
 ) -> None:
     """Train, keep the best epoch, evaluate once on the test part. Without arguments: the CIFAR-10 tutorial's job."""
     from tlx.runs.display import Display, summary
-    from tlx.runs.job import execute, recipe_to_run
+    from tlx.runs.job import start
 
     display = Display()
-    result = execute(recipe_to_run(recipe, resume, overrides or {}), display, resume)
+    result = start(recipe, resume, overrides or {}, display)
     if json:
         display.result(result)
         _print_json(result.to_dict())

@@ -54,6 +54,10 @@ class RunNotFound(TlxError, FileNotFoundError):
     """The folder holds no run, or none that has finished."""
 
 
+class RunDamaged(TlxError, ValueError):
+    """A file of a run's folder is missing, or does not hold what the run wrote; the text says what is whole."""
+
+
 class BackendError(TlxError):
     """A backend is unknown, broken, or cannot do what was asked."""
 

@@ -16,10 +16,12 @@ CORE = Path(tlx.__file__).parent
 LAYERS = (
     ("errors", "rng"),
     ("atomic", "download"),
+    ("manifest",),
     ("backend",),
     ("data", "models", "conformance"),
     ("strategy",),
     ("recipe_fields",),
+    ("recipe_schema",),
     ("recipe",),
     ("training",),
     ("runs",),
