@@ -77,7 +77,6 @@ KINDS_OF_INPUT: dict[str, Callable[[ArrayImages, Path], Any]] = {
         train=images.select(np.arange(12), images.labels[:12]),
         val=None,
         test=images.select(np.arange(12, 20), images.labels[12:20]),
-        fingerprint="",
         notes=(),
     ),
     "an npz file": save_npz,

@@ -117,7 +117,7 @@ class Session:
         count = sum(len(record.facts["labels"]) for record in self.reference.stage("P2/train/0000"))
         size = self.recipe.image_size
         images = ArrayImages(np.zeros((count, 3, size, size), np.uint8), np.zeros(count, np.int64), ["0"] * count)
-        return Data("reference", self.classes, images, None, None, "", ())
+        return Data("reference", self.classes, images, None, None, ())
 
     def held_out(self) -> Any:
         """Return batches without augmentation: of the test part, or of the training part where there is no other."""
@@ -142,6 +142,7 @@ class Session:
         capabilities = self.backend.capabilities()
         return {
             "must": {**self._must_agree(recipe), "stages": list(stages)},
+            "first_data": self._first_data(),
             "recipe": {name: value for name, value in recipe.items() if value is not None},
             "backend": self.backend.name,
             "versions": dict(capabilities.versions),
@@ -155,6 +156,13 @@ class Session:
             "replayed": self.reference.manifest["inputs"] if self.reference is not None else None,
             "inputs": sha256(np.array([sha256(a) for a in self.initial.values()])),
         }
+
+    def _first_data(self) -> str | None:
+        """The fingerprint as tlx 0.1.0 made it, for a comparison with a capture of that time."""
+        if self.data is None:
+            assert self.reference is not None
+            return self.reference.manifest.get("first_data")
+        return self.data.first_fingerprint()
 
     def _must_agree(self, recipe: dict[str, Any]) -> dict[str, Any]:
         if self.data is None:

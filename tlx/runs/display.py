@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Listener = Callable[[Event], object]
 LINE_SECONDS = 10.0  # between two plain progress lines
+SLOW_SECONDS = 1.5  # after which a count is worth a line
+READING = "reading the images, to know them again"
 TABLE_ROWS = 20  # classes that an evaluation prints
 CROWDED = 0.2  # the part of the cores' time that others may take before a run says so
 
@@ -64,6 +66,20 @@ class Display:
         """Say what was passed over, chosen or changed, a line each."""
         for note in notes:
             self.say(f"  note: {note}")
+
+    def counted(self, what: str) -> Callable[[int, int], None]:
+        """Return what says how far something has come, if it takes longer than a moment."""
+        started = time.perf_counter()
+        said = started + SLOW_SECONDS - LINE_SECONDS
+
+        def advance(done: int, total: int) -> None:
+            nonlocal said
+            if (now := time.perf_counter()) - said > LINE_SECONDS:
+                said = now
+                left = _clock((now - started) / done * (total - done))
+                self.say(f"{what}: {done:,} of {total:,}  {done / (now - started):,.0f}/s  {left} left")
+
+        return advance
 
     def plan(self, plan: Plan, recipe: Recipe, notes: Sequence[str] = ()) -> None:
         """Print the group table before anything trains, with what is to be said of the model."""

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.data import Images
+from tlx.data.fingerprint import difference
 from tlx.data.load import open_source
 from tlx.errors import DataError, RecipeError, TlxError
 from tlx.manifest import RECIPE
 from tlx.recipe import Recipe
 from tlx.runs.classify import BadImages, classify
-from tlx.runs.display import Display, follow
+from tlx.runs.display import READING, Display, follow
 from tlx.runs.finished import Finished, restore
 from tlx.runs.inputs import of_part
 from tlx.training.build import open_data
@@ -192,7 +193,7 @@ def _images(run: Finished, data: Any, root: Any, display: Display) -> tuple[str,
         if data is None:
             raise
         return *_other_images(run, data, root, display), False  # it may be data that the recipe cannot divide
-    if data is not None and dataset.fingerprint != run.card["data"]["fingerprint"]:
+    if data is not None and difference(run.card["data"]["fingerprint"], dataset, display.counted(READING)):
         return *_other_images(run, data, root, display), False
     classes = run.card["classes"]
     if list(dataset.classes) != classes:

@@ -18,7 +18,7 @@ from tlx.models.weights import digest
 from tlx.models.zoo import Architecture
 from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
 from tlx.runs import advice
-from tlx.runs.display import Display, Listener, follow, listening
+from tlx.runs.display import READING, Display, Listener, follow, listening
 from tlx.runs.folder import RunFolder, new_folder, resumed_folder
 from tlx.runs.interrupt import interruptible
 from tlx.runs.result import Result, history_entry
@@ -157,11 +157,13 @@ def execute(
     display.notes(notes)
     display.plan(training.plan, recipe, [*getattr(model, "notes", ()), *read])
 
+    data.take_fingerprint(display.counted(READING))
+
     with nullcontext(resumed) if resumed else new_folder(recipe) as folder, interruptible() as signalled:
         recipe, run_dir = replace(recipe, out=None), folder.path
         state = State()
         if not fresh:
-            state = load_state(training, folder, data.fingerprint)
+            state = load_state(training, folder, data)
             display.resumed(state, training)
         text = recipe.to_toml().encode(errors="surrogateescape")  # a path keeps its bytes
         display.notes(begin(training, state, folder, data.fingerprint, text))

@@ -20,6 +20,8 @@ import tomli_w
 
 from tlx.atomic import json_bytes
 from tlx.backend import Array, Arrays
+from tlx.data import Data
+from tlx.data.fingerprint import difference
 from tlx.errors import RecipeError, TlxError
 from tlx.manifest import BEST, CARD, HISTORY, RECIPE
 from tlx.models.weights import RUN_WEIGHTS, check_digest, digest, parse_safetensors, safetensors_bytes
@@ -29,7 +31,7 @@ from tlx.runs.result import history_entry, history_event
 from tlx.training.loop import State, Training, stalled, val_losses
 from tlx.training.metrics import EpochEnded, Meter, Metrics, check_finite
 
-VERSION = 2  # 1, of tlx 0.1.0, held the history, and a digest of the arrays
+VERSION = 2  # 1, of tlx 0.1.0, held the history, and a digest of the arrays, and a fingerprint that saw no contents
 
 
 def save(training: Training, state: State, folder: RunFolder, fingerprint: str) -> None:
@@ -66,7 +68,7 @@ def save(training: Training, state: State, folder: RunFolder, fingerprint: str) 
     state.best_saved = state.best_epoch
 
 
-def load(training: Training, folder: RunFolder, fingerprint: str) -> State:
+def load(training: Training, folder: RunFolder, data: Data) -> State:
     """Return the saved state, and put its values into the training's model and optimizer.
 
     Raises TlxError where any file of the run is damaged, or where it was written for other data or another model.
@@ -80,9 +82,10 @@ def load(training: Training, folder: RunFolder, fingerprint: str) -> State:
     facts, arrays = _facts(content, path), parse_safetensors(content, path)
     if "sha256" in facts and digest(arrays) != facts["sha256"]:
         raise TlxError(f"{path} is damaged: its values are not those that were saved. Start the run again.")
-    if facts["data"] != fingerprint:
+    if what := difference(facts["data"], data):
         raise TlxError(
-            f"{folder.path} was trained on other data than there is now; a run resumes on the same data only"
+            f"{folder.path} was trained on other data than there is now: {what}",
+            fix="restore the data, or give a copy of them as `data`; a run resumes on the same data only",
         )
     training.backend.load_arrays(training.model, _part("model", arrays))
     training.backend.load_optimizer(training.optimizer, _part("optimizer", arrays))

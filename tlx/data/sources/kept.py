@@ -31,6 +31,12 @@ def home_of(name: str, key: str) -> Path:
     return cache_folder() / "data" / f"{safe(name)}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}"
 
 
+def facts_of(file: Path) -> list[int]:
+    """Return what changes when a file does, even where someone restores the time of its last change."""
+    facts = file.stat()
+    return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+
+
 def filled(home: Path, wanted: Callable[[Record], bool], fill: Callable[[], Record]) -> Record:
     """Return the record of a folder of the cache, after filling it if it is not what is wanted.
 

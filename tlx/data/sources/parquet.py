@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tlx.data.images import FileImages, Images
-from tlx.data.sources.kept import RECORD, Record, filled, home_of
+from tlx.data.sources.kept import RECORD, Record, facts_of, filled, home_of
 from tlx.data.sources.packed import PackedImages
 from tlx.data.sources.parts import files_in, files_of_parts, with_test
 from tlx.data.sources.source import Kind, Source
@@ -202,8 +202,7 @@ def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
 
 def _rows(file: Path, columns: _Columns) -> _Rows:
     """Return the rows of a file, its photos copied into the cache unless they are there."""
-    facts = file.stat()
-    version = [facts.st_size, facts.st_mtime_ns, columns.image, columns.label]
+    version = [*facts_of(file), columns.image, columns.label]
     home = home_of(file.stem, str(file.resolve()))
 
     def fill() -> Record:

@@ -17,6 +17,7 @@ import numpy as np
 from tlx.atomic import write_json
 from tlx.data.images import EXTENSIONS, Images
 from tlx.data.sources.folder import count, listed
+from tlx.data.sources.kept import facts_of
 from tlx.data.sources.packed import PackedImages
 from tlx.data.sources.parts import files_in, files_of_parts, with_test
 from tlx.data.sources.source import Kind, Source
@@ -151,8 +152,7 @@ def _samples(shards: list[Path], names: dict[Path, str], notes: list[str]) -> It
 
 def _index(shard: Path) -> dict[str, Any]:
     """Return the index of a shard, from the cache where the shard has not changed since."""
-    facts = shard.stat()
-    version = [FORMAT, facts.st_size, facts.st_mtime_ns]
+    version = [FORMAT, *facts_of(shard)]
     key = hashlib.sha256(os.fsencode(shard.resolve())).hexdigest()[:32]
     try:
         kept = cache_folder() / "shards" / f"{key}.json"
