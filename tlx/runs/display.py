@@ -17,6 +17,7 @@ from rich.table import Table
 
 from tlx.backend.threads import Others
 from tlx.errors import one_line, printable
+from tlx.streams import stderr
 from tlx.training.metrics import EpochEnded, Event, FeaturesKept, FeaturesNotKept, PhaseStarted
 from tlx.training.metrics import Progress as Step
 
@@ -39,7 +40,7 @@ class Display:
     """Shows a run's table, progress, epochs and result; with `quiet`, nothing."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = Console(file=stderr(), quiet=quiet, highlight=False, soft_wrap=True)
         self.shown = not quiet
         self._bar: Progress | None = None
         self._cell: NotebookBar | None = None

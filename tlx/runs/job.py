@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from tlx.atomic import write_atomic, write_json
 from tlx.backend import Backend, registry
 from tlx.data import Data, Loader
-from tlx.errors import BackendError, Interrupted, RecipeError, RunNotFound, printable
+from tlx.errors import BackendError, RecipeError, RunNotFound, printable
 from tlx.models.weights import digest, write_safetensors
 from tlx.models.zoo import Architecture
 from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
 from tlx.runs import advice
 from tlx.runs.display import Display, Listener, follow, listening
 from tlx.runs.folder import run_folder
-from tlx.runs.interrupt import interruptible
+from tlx.runs.interrupt import AFTER_STEP, NEVER, Stop, interruptible, standing
 from tlx.runs.result import Result, history_entry
 from tlx.runs.resume import STATE, add_epochs, check_epochs, drop_best
 from tlx.runs.resume import load as load_state
@@ -69,7 +69,7 @@ def run(
 
     Raises:
         TlxError: something in the input, the data or the environment is wrong; one line says how to mend it.
-        KeyboardInterrupt: Ctrl-C or SIGTERM stopped the run; it was saved, and the text says how to resume it.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP stopped the run; the text says what is saved, and how to go on.
     """
     display = Display(quiet)
     result = execute(recipe_to_run(recipe, resume, fields), display, resume, on_event)
@@ -114,7 +114,15 @@ def execute(
     on_event: Callable[[Event], object] | None = None,
 ) -> Result:
     """Run a recipe, or continue the run in the folder `resumed`, showing its progress on a display."""
-    resumed = None if resumed is None else Path(resumed)
+    with interruptible() as stop:
+        saved = "nothing was saved. Start again" if resumed is None else f"{resumed} is as it was. Go on"
+        stop.at(f"stopped before the training began; {saved} with: {stop.command}")
+        return _execute(stop, recipe, display, None if resumed is None else Path(resumed), on_event)
+
+
+def _execute(
+    stop: Stop, recipe: Recipe, display: Display, resumed: Path | None, on_event: Callable[[Event], object] | None
+) -> Result:
     listeners = [display.event, *([listening(on_event)] if on_event else [])]
     started = time.perf_counter()
     backend = registry.load(recipe.backend)
@@ -144,7 +152,8 @@ def execute(
     display.notes(notes)
     display.plan(training.plan, recipe, [*getattr(model, "notes", ()), *read])
 
-    with run_folder(recipe, resumed) as run_dir, interruptible() as signalled:
+    stop.at(stop.text, NEVER)
+    with run_folder(recipe, resumed) as run_dir:
         recipe = replace(recipe, out=None)
         state = State()
         if resumed is None:
@@ -156,14 +165,16 @@ def execute(
             display.resumed(state, training)
             display.notes(add_epochs(training, state, run_dir))
         with display.live(recipe):
-            _train(training, state, run_dir, data.fingerprint, recipe.save_seconds, listeners, signalled)
-            save_state(training, state, run_dir, data.fingerprint)  # epochs may be added later
+            _train(training, state, run_dir, data.fingerprint, recipe, listeners, stop)
+            with stop.held():
+                save_state(training, state, run_dir, data.fingerprint)  # epochs may be added later
+                trained = stop.text = f"stopped after the last epoch; {standing(recipe, run_dir, '')}"
             backend.load_arrays(model, state.best)
             test, evaluated = None, training.val or training.loader
             if data.test is not None:
                 evaluated = make_loader(recipe, data.test)
                 events = evaluate(backend, model, held_out(training, state, evaluated), "test")
-                test = follow(events, [*listeners, lambda event: _stop_if(signalled(), run_dir, "during the test")])
+                test = follow(events, [*listeners, lambda event: stop.check(trained)])
         last = list(advice.after(data, state.history, state.step, test))
         display.notes(last)
         result = Result(
@@ -184,10 +195,12 @@ def execute(
             run_dir=run_dir,
             model=model.module,
         )
+        stop.at(stop.text, NEVER)
         write_safetensors(run_dir / "model.safetensors", state.best)
         write_json(run_dir / "card.json", card(recipe, data, arch.head, digest(state.best), evaluated))
         write_json(run_dir / "result.json", result.to_dict())
         drop_best(run_dir)
+    stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
     return result
 
 
@@ -205,12 +218,14 @@ def _train(
     state: State,
     run_dir: Path,
     fingerprint: str,
-    save_seconds: float,
+    recipe: Recipe,
     listeners: Sequence[Listener],
-    signalled: Callable[[], int],
+    stop: Stop,
 ) -> None:
     """Train to the end; save every `save_seconds`, earlier at an epoch's end, and when a signal says stop."""
-    saved = time.monotonic()
+    saved, save_seconds = time.monotonic(), recipe.save_seconds
+    before = f" as it stood after step {state.step}" if (run_dir / STATE).exists() else None
+    stop.at(f"stopped at once; {standing(recipe, run_dir, before)}", AFTER_STEP)
 
     def after(event: Event) -> None:
         nonlocal saved
@@ -219,19 +234,17 @@ def _train(
             write_atomic(run_dir / "history.jsonl", lines.encode())
         elif not isinstance(event, Stepped):
             return
-        stop = signalled()
         patience = min(save_seconds, EPOCH_SECONDS) if isinstance(event, EpochEnded) else save_seconds
-        if stop or time.monotonic() - saved >= patience:
-            save_state(training, state, run_dir, fingerprint)
+        if stop.signum or time.monotonic() - saved >= patience:
+            with stop.held():
+                save_state(training, state, run_dir, fingerprint)
+                where = f" as it stood after step {state.step}"
+                stop.text = f"stopped at once; {standing(recipe, run_dir, where)}"
             saved = time.monotonic()
-        _stop_if(stop, run_dir, f"after step {state.step} of {training.plan.schedule.epochs * training.loader.steps}")
+            total = training.plan.schedule.epochs * training.loader.steps
+            stop.check(f"stopped after step {state.step} of {total}; {standing(recipe, run_dir, '')}")
 
     follow(train(training, state), [*listeners, after])
-
-
-def _stop_if(signum: int, run_dir: Path, where: str) -> None:
-    if signum:
-        raise Interrupted(f"stopped {where}; the run is saved. Go on with: tlx run --resume {run_dir}", signum)
 
 
 def card(recipe: Recipe, data: Data, head: str, weights_digest: str, evaluated: Loader) -> dict[str, Any]:
