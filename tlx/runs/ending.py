@@ -17,7 +17,7 @@ from tlx.streams import flushed, tell
 def exit_code(command: Callable[[], object], again: str) -> int:
     """Run a command, which `again` repeats: 0 done, 1 a check failed, 2 a mistake in the input, 128 + n: signal n."""
     with interruptible() as stop:
-        stop.command = again
+        stop.command, stop.text = again, f"interrupted. Start again with: {again}"
         try:
             code = _without_signals(command)
         except KeyboardInterrupt as error:
