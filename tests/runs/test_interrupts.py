@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tlx
@@ -20,10 +21,27 @@ from support.finished_runs import FIELDS
 from tlx.errors import Interrupted
 from tlx.runs.job import run_folder
 
-RUN = (
-    "run --backend loopback --model tiny-mlp --weights none --data digits --image-size 8 --limit-train 200 "
-    "--limit-test 50 --lr 0.05 --out mine"
-).split()
+RUN = [
+    "run",
+    "--backend",
+    "loopback",
+    "--model",
+    "tiny-mlp",
+    "--weights",
+    "none",
+    "--data",
+    "digits",
+    "--image-size",
+    "8",
+    "--limit-train",
+    "200",
+    "--limit-test",
+    "50",
+    "--lr",
+    "0.05",
+    "--out",
+    "mine",
+]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SAID = re.compile(r"(?:Go on|Start again) with: (tlx .*)")
 
@@ -161,8 +179,9 @@ def test_what_is_said_in_each_part_is_true(
 
 
 def test_data_of_python_is_named_in_the_call_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = tlx.load_data("digits", limit_train=100, limit_test=50)
-    stop = signalled_at("held_out", tmp_path / "run", monkeypatch, data=data, limit_train=None, limit_test=None)
+    part = (np.zeros((60, 8, 8, 3), np.uint8), np.arange(60) % 3)
+    limits: dict[str, Any] = {"limit_train": None, "limit_test": None}
+    stop = signalled_at("held_out", tmp_path / "run", monkeypatch, data={"train": part, "test": part}, **limits)
     assert str(stop).endswith(f"Go on with: tlx.run(resume={str(tmp_path / 'run')!r}, data=...)")
 
 

@@ -19,9 +19,7 @@ TLX = f"{sys.executable} -m tlx"
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = f"set -o pipefail; {command}"
-    return subprocess.run(
-        ["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=120, check=False
-    )
+    return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize(
