@@ -22,25 +22,8 @@ from tlx.errors import Interrupted
 from tlx.runs.job import run_folder
 
 RUN = [
-    "run",
-    "--backend",
-    "loopback",
-    "--model",
-    "tiny-mlp",
-    "--weights",
-    "none",
-    "--data",
-    "digits",
-    "--image-size",
-    "8",
-    "--limit-train",
-    "200",
-    "--limit-test",
-    "50",
-    "--lr",
-    "0.05",
-    "--out",
-    "mine",
+    *("run", "--backend", "loopback", "--model", "tiny-mlp", "--weights", "none", "--data", "digits", "--out", "mine"),
+    *("--image-size", "8", "--limit-train", "200", "--limit-test", "50", "--lr", "0.05"),
 ]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SAID = re.compile(r"(?:Go on|Start again) with: (tlx .*)")
