@@ -19,7 +19,7 @@ import tlx
 from support.backends import each_backend
 from support.finished_runs import FIELDS
 from tlx.errors import Interrupted
-from tlx.runs.job import run_folder
+from tlx.runs.folder import run_folder
 
 RUN = [
     *("run", "--backend", "loopback", "--model", "tiny-mlp", "--weights", "none", "--data", "digits", "--out", "mine"),
