@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tlx.errors import DataError, DataNotFound, printable
+from tlx.streams import stderr
 
 CHUNK = 1 << 18
 TIMEOUT = 30  # seconds without a byte
@@ -254,6 +255,6 @@ def _bar(name: str, shown: bool) -> Iterator[Advance]:
     from tlx.console import Console, bar_text
 
     columns = (bar_text("description"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(file=stderr())) as bar:
         task = bar.add_task(printable(name), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

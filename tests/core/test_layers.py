@@ -14,7 +14,7 @@ import tlx
 CORE = Path(tlx.__file__).parent
 # From the bottom up. Files and folders of one line are siblings, which do not import each other.
 LAYERS = (
-    ("errors", "rng"),
+    ("errors", "rng", "signals", "streams"),
     ("atomic", "console"),
     ("download", "manifest"),
     ("backend",),
@@ -27,6 +27,7 @@ LAYERS = (
     ("runs",),
     ("proof",),
     ("cli",),
+    ("__main__",),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 # These two only re-export what others import from them: the public names, and an import path of third parties.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tlx.backend import registry
 from tlx.backend.registry import Check, Entry
 from tlx.errors import TlxError, one_line
+from tlx.streams import stderr
 
 if TYPE_CHECKING:
     from tlx.console import Console
@@ -129,7 +130,7 @@ def main(*, json: bool = False) -> int:
     from tlx.console import Console
 
     console = Console()
-    with Console(stderr=True).status("Trying each backend in a process of its own"):
+    with Console(file=stderr()).status("Trying each backend in a process of its own"):
         reports = doctor()
     works = any(report.state == "works" for report in reports)
     if json:

@@ -16,6 +16,7 @@ from rich.table import Table
 from tlx.backend.threads import Others
 from tlx.console import Console, bar_text, styled
 from tlx.errors import one_line, printable
+from tlx.streams import stderr
 from tlx.training.metrics import EpochEnded, Event, FeaturesKept, FeaturesNotKept, PhaseStarted
 from tlx.training.metrics import Progress as Step
 
@@ -40,7 +41,7 @@ class Display:
     """Shows a run's table, progress, epochs and result; with `quiet`, nothing."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, soft_wrap=True)
+        self.console = Console(file=stderr(), quiet=quiet, soft_wrap=True)
         self.shown = not quiet
         self._bar: Progress | None = None
         self._cell: NotebookBar | None = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tlx.backend import Backend, registry
 from tlx.data import Data, Loader
 from tlx.download import clear_leftovers
-from tlx.errors import BackendError, Interrupted, RecipeError, printable, shown
+from tlx.errors import BackendError, RecipeError, printable, shown
 from tlx.manifest import RECIPE
 from tlx.models.weights import digest
 from tlx.models.zoo import Architecture
@@ -20,7 +20,7 @@ from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, read_t
 from tlx.runs import advice
 from tlx.runs.display import READING, Display, Listener, follow, listening
 from tlx.runs.folder import RunFolder, new_folder, resumed_folder
-from tlx.runs.interrupt import interruptible
+from tlx.runs.interrupt import AFTER_STEP, NEVER, Stop, interruptible, standing
 from tlx.runs.result import Result, history_entry
 from tlx.runs.resume import begin, check_epochs, finish, history_line
 from tlx.runs.resume import load as load_state
@@ -70,7 +70,7 @@ def run(
 
     Raises:
         TlxError: something in the input, the data or the environment is wrong; one line says how to mend it.
-        KeyboardInterrupt: Ctrl-C or SIGTERM stopped the run; it was saved, and the text says how to resume it.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP stopped the run; the text says what is saved, and how to go on.
     """
     if resume is not None and not isinstance(resume, (str, Path)):
         raise RecipeError(f"resume is {shown(resume)}; expected the folder of a run")
@@ -94,8 +94,12 @@ def start(
         return execute(recipe_to_run(recipe, fields), display, None, on_event)
     if recipe is not None:
         raise RecipeError("resume continues with the recipe of the run's folder; leave the other recipe out")
-    with resumed_folder(Path(resume)) as folder:  # held before anything is looked at: another run may be finishing it
-        return execute(_resumed_recipe(folder, fields), display, folder, on_event)
+    with interruptible() as stop:
+        begun = stop.text
+        stop.at(begun, NEVER)
+        with resumed_folder(Path(resume)) as folder:  # held before it is looked at: another run may be finishing it
+            stop.at(begun)
+            return execute(_resumed_recipe(folder, fields), display, folder, on_event)
 
 
 def recipe_to_run(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
@@ -127,6 +131,15 @@ def execute(
     on_event: Callable[[Event], object] | None = None,
 ) -> Result:
     """Run a recipe, or continue the run in the folder `resumed`, showing its progress on a display."""
+    with interruptible() as stop:
+        saved = "nothing was saved. Start again" if resumed is None else f"{resumed.path} is as it was. Go on"
+        stop.at(f"stopped before the training began; {saved} with: {stop.command}")
+        return _execute(stop, recipe, display, resumed, on_event)
+
+
+def _execute(
+    stop: Stop, recipe: Recipe, display: Display, resumed: RunFolder | None, on_event: Callable[[Event], object] | None
+) -> Result:
     listeners = [display.event, *([listening(on_event)] if on_event else [])]
     started = time.perf_counter()
     backend = registry.load(recipe.backend)
@@ -159,7 +172,8 @@ def execute(
 
     data.take_fingerprint(display.counted(READING))
 
-    with nullcontext(resumed) if resumed else new_folder(recipe) as folder, interruptible() as signalled:
+    stop.at(stop.text, NEVER)
+    with nullcontext(resumed) if resumed else new_folder(recipe) as folder:
         recipe, run_dir = replace(recipe, out=None), folder.path
         state = State()
         if not fresh:
@@ -168,14 +182,16 @@ def execute(
         text = recipe.to_toml().encode(errors="surrogateescape")  # a path keeps its bytes
         display.notes(begin(training, state, folder, data.fingerprint, text))
         with display.live(recipe):
-            _train(training, state, folder, data.fingerprint, recipe.save_seconds, listeners, signalled)
-            save_state(training, state, folder, data.fingerprint)  # epochs may be added later
+            _train(training, state, folder, data.fingerprint, recipe, listeners, stop)
+            with stop.held():
+                save_state(training, state, folder, data.fingerprint)  # epochs may be added later
+                trained = stop.text = f"stopped after the last epoch; {standing(recipe, run_dir, '')}"
             backend.load_arrays(model, state.best)
             test, evaluated = None, training.val or training.loader
             if data.test is not None:
                 evaluated = make_loader(recipe, data.test)
                 events = evaluate(backend, model, held_out(training, state, evaluated), "test")
-                test = follow(events, [*listeners, lambda event: _stop_if(signalled(), run_dir, "during the test")])
+                test = follow(events, [*listeners, lambda event: stop.check(trained)])
         last = list(advice.after(data, state.history, state.step, test))
         display.notes(last)
         result = Result(
@@ -197,7 +213,9 @@ def execute(
             model=model.module,
         )
         described = card(recipe, data, arch.head, digest(state.best), evaluated)
+        stop.at(stop.text, NEVER)
         finish(folder, state.best, described, result.to_dict())
+    stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
     return result
 
 
@@ -215,12 +233,14 @@ def _train(
     state: State,
     folder: RunFolder,
     fingerprint: str,
-    save_seconds: float,
+    recipe: Recipe,
     listeners: Sequence[Listener],
-    signalled: Callable[[], int],
+    stop: Stop,
 ) -> None:
     """Train to the end; save every `save_seconds`, earlier at an epoch's end, and when a signal says stop."""
-    saved = time.monotonic()
+    saved, save_seconds = time.monotonic(), recipe.save_seconds
+    before = f" as it stood after step {state.step}" if folder.state else None
+    stop.at(f"stopped at once; {standing(recipe, folder.path, before)}", AFTER_STEP)
 
     def after(event: Event) -> None:
         nonlocal saved
@@ -228,21 +248,17 @@ def _train(
             folder.append(history_line(event))
         elif not isinstance(event, Stepped):
             return
-        stop = signalled()
         patience = min(save_seconds, EPOCH_SECONDS) if isinstance(event, EpochEnded) else save_seconds
-        if stop or time.monotonic() - saved >= patience:
-            save_state(training, state, folder, fingerprint)
+        if stop.signum or time.monotonic() - saved >= patience:
+            with stop.held():
+                save_state(training, state, folder, fingerprint)
+                where = f" as it stood after step {state.step}"
+                stop.text = f"stopped at once; {standing(recipe, folder.path, where)}"
             saved = time.monotonic()
-        _stop_if(
-            stop, folder.path, f"after step {state.step} of {training.plan.schedule.epochs * training.loader.steps}"
-        )
+            total = training.plan.schedule.epochs * training.loader.steps
+            stop.check(f"stopped after step {state.step} of {total}; {standing(recipe, folder.path, '')}")
 
     follow(train(training, state), [*listeners, after])
-
-
-def _stop_if(signum: int, run_dir: Path, where: str) -> None:
-    if signum:
-        raise Interrupted(f"stopped {where}; the run is saved. Go on with: tlx run --resume {run_dir}", signum)
 
 
 def card(recipe: Recipe, data: Data, head: str, weights_digest: str, evaluated: Loader) -> dict[str, Any]:

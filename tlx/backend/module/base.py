@@ -130,7 +130,7 @@ class ModuleBackend:
     # Models and their values.
 
     def build(self, spec: ModelSpec, device: str, precision: Precision) -> Net:
-        with own.undisturbed(self, device) if spec.own else nullcontext():
+        with own.undisturbed(self, device):  # a zoo draws initial values, which are replaced
             return self._build(spec, device, precision)
 
     def _build(self, spec: ModelSpec, device: str, precision: Precision) -> Net:
