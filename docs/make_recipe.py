@@ -37,7 +37,8 @@ Recipe(strategy='partial', stages=('layer3', 'layer4'), image_size=96)
 A default of *none* means the strategy's customary value, or what the description says. The last column says what a
 field affects: the *result*; the *speed* alone; or the *place*: where, and in which arithmetic, the run computes and
 keeps its files. Fields of speed and place, all but `out`, can be changed when a run is resumed. A value out of range,
-or one that contradicts another, is an error before anything trains.
+or one that contradicts another, is an error before anything trains. A recipe file is UTF-8 text of at most 1 MB; it
+names data, weights and a folder, and no code: no field of it imports or executes anything.
 """
 
 

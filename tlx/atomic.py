@@ -16,8 +16,13 @@ from tlx.files import check_regular
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as indented JSON, atomically. NaN and infinities are refused: they are no JSON."""
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as indented JSON. NaN and infinities are refused: they are no JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(path, text.encode(errors="backslashreplace"))  # bytes of a path that are no UTF-8, as JSON has them
+    return text.encode(errors="backslashreplace")  # bytes of a path that are no UTF-8, as JSON has them
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -47,9 +52,21 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except TlxError:  # of the block; some are OSErrors too
         raise
     except OSError as error:
         raise TlxError(f"Cannot write {path}: {error.strerror or error}. Its previous content is untouched.") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, so that a power cut does not undo a rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems cannot
+    finally:
+        os.close(descriptor)

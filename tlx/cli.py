@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json as jsonlib
 import os
-import signal
+import shlex
 import sys
 from dataclasses import fields
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, Group, Parameter
 
-from tlx.errors import Interrupted, TlxError, printable
+from tlx.errors import printable
 from tlx.recipe import Recipe
 from tlx.recipe_fields import FIELD_GROUPS
+from tlx.runs.ending import exit_code, print_outcome
 
 app = App(
     name="tlx",
@@ -63,15 +65,13 @@ def run(
 ) -> None:
     """Train, keep the best epoch, evaluate once on the test part. Without arguments: the CIFAR-10 tutorial's job."""
     from tlx.runs.display import Display, summary
-    from tlx.runs.job import execute, recipe_to_run
+    from tlx.runs.job import start
 
     display = Display()
-    result = execute(recipe_to_run(recipe, resume, overrides or {}), display, resume)
+    result = start(recipe, resume, overrides or {}, display)
     if json:
         display.result(result)
-        _print_json(result.to_dict())
-    else:
-        print(printable(summary(result)))
+    print_outcome(_as_json(result.to_dict()) if json else printable(summary(result)), result.run_dir)
 
 
 @app.command(group=TRAIN, sort_key=2)
@@ -235,7 +235,7 @@ def capture(
     if json:
         _print_json({"capture": str(folder)})
     else:
-        print(folder)
+        print(printable(str(folder)))
 
 
 @parity.command(name="compare")
@@ -373,25 +373,18 @@ def doctor(*, json: Json = False) -> int:
 
 def _print_json(value: Any) -> None:
     """Print one object on one line, as the last line of stdout."""
-    print(jsonlib.dumps(value, allow_nan=False))
+    print(_as_json(value))
+
+
+def _as_json(value: Any) -> str:
+    return jsonlib.dumps(value, allow_nan=False)
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 a check failed, 2 a mistake in the input, 130 stopped by Ctrl-C."""
+    """Run the command line and exit: 0 done, 1 a check failed, 2 a mistake in the input, 128 and more for a signal."""
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character, or a path that is no UTF-8
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        code = app(sys.argv[1:], exit_on_error=False, print_error=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except TlxError as error:
-        print(f"tlx: {printable(str(error))}", file=sys.stderr)
-    except CycloptsError as error:
-        print(f"tlx: {printable(' '.join(str(error).split()))} See `tlx --help`.", file=sys.stderr)
-    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except KeyboardInterrupt as stop:
-        print(f"tlx: {printable(str(stop)) or 'interrupted'}", file=sys.stderr)
-        sys.exit(128 + (stop.signum if isinstance(stop, Interrupted) else signal.SIGINT))
-    sys.exit(2)
+    arguments = sys.argv[1:]
+    command = partial(app, arguments, exit_on_error=False, print_error=False)
+    sys.exit(exit_code(command, again=shlex.join(["tlx", *arguments])))

@@ -5,9 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from html import escape
+from typing import Any
 
 # Control characters, line separators, and lone surrogates, which stand in Python for bytes that are not UTF-8.
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = "\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
+# Characters that show nothing, but reorder the text around them or make two names look alike.
+_INVISIBLE = "\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
+CONTROL = re.compile(f"[{_CONTROL}]")  # no name of a class or a data set has any
+UNPRINTABLE = re.compile(f"[{_CONTROL}{_INVISIBLE}]")  # what is never printed as it is
+SHOWN = 200  # characters of a value that an error shows
 
 
 class TlxError(Exception):
@@ -54,6 +61,10 @@ class RunNotFound(TlxError, FileNotFoundError):
     """The folder holds no run, or none that has finished."""
 
 
+class RunDamaged(TlxError, ValueError):
+    """A file of a run's folder is missing, or does not hold what the run wrote; the text says what is whole."""
+
+
 class BackendError(TlxError):
     """A backend is unknown, broken, or cannot do what was asked."""
 
@@ -78,8 +89,25 @@ class Interrupted(KeyboardInterrupt):
 
 
 def printable(text: str) -> str:
-    """Escape what would break a line or steer a terminal: control characters, and bytes of names that are not UTF-8."""
+    """Escape what would break a line, steer a terminal or show nothing, and bytes of names that are not UTF-8."""
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def as_html(value: Any) -> str:
+    """Write a value into a page: no tag, and no character that is not `printable`."""
+    return escape(printable(str(value)))
+
+
+def shown(value: Any) -> str:
+    """Write any value as Python for an error: shortened, and by its kind alone where it refuses to be written.
+
+    Whole numbers of thousands of digits do, lists nested too deeply, and objects whose `__repr__` is broken.
+    """
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ def open_regular(path: str | Path) -> BinaryIO:
         OSError: there is none, or it is a folder, a pipe, a socket or a device. `strerror` says so, and `filename`.
     """
     check_regular(path)
-    file = open(path, "rb", opener=_without_waiting)
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 (the caller closes it)
     try:
         _check(path, os.fstat(file.fileno()))  # it may have been put in the place of a file
     except OSError:
@@ -59,7 +59,8 @@ def _check(path: str | Path, status: os.stat_result) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        raise OSError(errno.EINVAL, f"it is {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}, not a file", str(path))
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))
 
 
 def _without_waiting(path: str, flags: int) -> int:

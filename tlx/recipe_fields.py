@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from tlx.backend.protocol import FLOAT32_MAX
 from tlx.data.load import describe_sources
-from tlx.errors import RecipeError, closest
+from tlx.errors import RecipeError, closest, shown
 from tlx.strategy.built_in import named
 from tlx.strategy.plan import Strategy
 
 # What a field affects: the result; how fast it comes; or where, and in which arithmetic, it is computed and kept.
 Affects = Literal["result", "speed", "place"]
+LAYER = 2**30  # numbers of one layer of the head: 4 GB in float32
+LARGEST = 2**63 - 1  # whole number that every reader of TOML takes
 FIELD_GROUPS = ("Strategy", "Data", "Model", "Training", "Augmentation and labels", "Machine and files")
 
 PrecisionName = Literal["auto", "float32", "bfloat16", "float64"]
@@ -60,18 +64,20 @@ def text(default: str | None, help: str, *, group: str, affects: Affects = "resu
 
     def check(name: str, value: Any) -> str:
         if not isinstance(value, (str, Path)) or not str(value):
-            raise RecipeError(f"{name} is {value!r}; expected text: {help}")
+            raise RecipeError(f"{name} is {shown(value)}; expected text: {help}")
         return _encodable(name, str(value))
 
     return field(default, help, check, group=group, affects=affects)
 
 
 def _encodable(name: str, value: str) -> str:
-    """Return a text that a recipe file can hold."""
+    """Return a text that a recipe file, and a path, can hold."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise RecipeError(f"{name} is {value!a}: its bytes are not UTF-8; rename the file or folder") from error
+        raise RecipeError(f"{name} is {shown(value)}: its bytes are not UTF-8; rename the file or folder") from error
+    if "\0" in value:
+        raise RecipeError(f"{name} is {shown(value)}, which holds a NUL character; leave it out")
     return value
 
 
@@ -81,9 +87,9 @@ def choice(default: str, help: str, literal: Any, *, group: str, affects: Affect
 
     def check(name: str, value: Any) -> str:
         if not isinstance(value, str) or not value:
-            raise RecipeError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+            raise RecipeError(f"{name} is {shown(value)}; expected one of {', '.join(choices)}")
         if value not in choices:
-            raise RecipeError(f"Unknown {name} {value!r}.{closest(value, choices)}")
+            raise RecipeError(f"Unknown {name} {shown(value)}.{closest(value, choices)}")
         return value
 
     return field(default, help, check, group=group, choices=choices, affects=affects)
@@ -100,18 +106,32 @@ def number(
     affects: Affects = "result",
 ) -> Any:
     """Declare a number between bounds, both inclusive."""
+    top = min(high, LARGEST if whole else FLOAT32_MAX)
 
     def check(name: str, value: Any) -> int | float:
-        if isinstance(value, bool) or not hasattr(value, "__index__" if whole else "__float__"):
-            raise RecipeError(f"{name} is {value!r}; expected {'a whole number' if whole else 'a number'}")
-        number: int | float = int(value) if whole else float(value)
-        if not math.isfinite(number) or not low <= number <= high or (not whole and number > FLOAT32_MAX):
-            bounds = f"at least {low}" + (f" and at most {high}" if high < math.inf else "")
+        number = _number(value, whole)
+        if number is None:
+            raise RecipeError(f"{name} is {shown(value)}; expected {'a whole number' if whole else 'a number'}")
+        if not low <= number <= top:
+            said = top if high < math.inf or (whole and number > top) else math.inf
+            bounds = f"at least {low}" + (f" and at most {said}" if said < math.inf else "")
             kind = "a number that float32 can hold" if FLOAT32_MAX < number < math.inf else "a finite number"
-            raise RecipeError(f"{name} is {value}; expected {kind}, {bounds}")
+            raise RecipeError(f"{name} is {shown(value)}; expected {kind}, {bounds}")
         return number
 
     return field(default, help, check, group=group, option=int if whole else float, affects=affects)
+
+
+def _number(value: Any, whole: bool) -> int | float | None:
+    """Return what is a number as one, and of anything else None."""
+    if isinstance(value, (bool, str, bytes)):
+        return None
+    try:
+        return operator.index(value) if whole else float(value)
+    except OverflowError:  # a whole number beyond every float
+        return math.inf if value > 0 else -math.inf
+    except Exception:  # an object may raise anything
+        return None
 
 
 def names(help: str, *, group: str, example: str, least: int) -> Any:
@@ -120,11 +140,11 @@ def names(help: str, *, group: str, example: str, least: int) -> Any:
     def check(name: str, value: Any) -> tuple[str, ...]:
         names = value.split(",") if isinstance(value, str) else value
         if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) and n.strip() for n in names):
-            raise RecipeError(f"{name} is {value!r}; expected a list of names, such as {example}")
+            raise RecipeError(f"{name} is {shown(value)}; expected a list of names, such as {example}")
         names = tuple(n.strip() for n in names)
         if len(names) < least or len(set(names)) != len(names):
-            raise RecipeError(f"{name} is {value!r}; expected at least {least} names, all different")
-        return names
+            raise RecipeError(f"{name} is {shown(value)}; expected at least {least} names, all different")
+        return tuple(_encodable(name, n) for n in names)
 
     return field(None, help, check, group=group)
 
@@ -135,14 +155,18 @@ def widths(help: str, *, group: str) -> Any:
     def check(name: str, value: Any) -> tuple[int, ...]:
         numbers = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
         try:
-            widths = tuple(int(n) if isinstance(n, str) else n.__index__() for n in numbers if not isinstance(n, bool))
-        except (AttributeError, ValueError):
-            widths = ()
-        if not widths or len(widths) != len(numbers) or not all(1 <= width <= 2**20 for width in widths):
+            whole = [int(n) if isinstance(n, str) else operator.index(n) for n in numbers if not isinstance(n, bool)]
+        except Exception:  # an object may raise anything
+            whole = []
+        if not whole or len(whole) != len(numbers) or not all(1 <= width <= 2**20 for width in whole):
             raise RecipeError(
-                f"{name} is {value!r}; expected one or more widths of at least 1, such as 256 or [512, 256]"
+                f"{name} is {shown(value)}; expected one or more widths of at least 1, such as 256 or [512, 256]"
             )
-        return widths
+        for first, second in pairwise(whole):
+            if first * second > LAYER:
+                problem = f"{name} has a layer of {first} times {second} numbers; expected at most {LAYER} in one"
+                raise RecipeError(problem, fix="use smaller widths")
+        return tuple(whole)
 
     return field(None, help, check, group=group)
 
@@ -154,14 +178,14 @@ def check_strategy(name: str, value: Any) -> str | Strategy:
     if isinstance(value, Strategy):
         return value
     if not isinstance(value, str) or not value:
-        raise RecipeError(f"{name} is {value!r}; expected a name, a tlx.Strategy or a table of one")
+        raise RecipeError(f"{name} is {shown(value)}; expected a name, a tlx.Strategy or a table of one")
     return named(value).name
 
 
 def check_data(name: str, value: Any) -> Any:
     """Return a path as text, and anything else that is there as it is: only `load_data` can judge it."""
     if value is None or (isinstance(value, str) and not value):
-        raise RecipeError(f"{name} is {value!r}; expected {describe_sources()}")
+        raise RecipeError(f"{name} is {shown(value)}; expected {describe_sources()}")
     return _encodable(name, str(value)) if isinstance(value, (str, Path)) else value
 
 
@@ -170,16 +194,18 @@ def check_head(name: str, value: Any) -> Any:
     if isinstance(value, Mapping) and len(value) == 1:
         ((path, module),) = value.items()
         if isinstance(path, str) and path and hasattr(module, "named_parameters"):
-            return {path: module}
-    elif (isinstance(value, str) and value) or hasattr(value, "named_parameters"):
+            return {_encodable(name, path): module}
+    elif isinstance(value, str) and value:
+        return _encodable(name, value)
+    elif hasattr(value, "named_parameters"):
         return value
-    raise RecipeError(f"{name} is {value!r}; expected a layer's path such as 'fc', a module, or {{'fc': module}}")
+    raise RecipeError(f"{name} is {shown(value)}; expected a layer's path such as 'fc', a module, or {{'fc': module}}")
 
 
 def check_model(name: str, value: Any) -> Any:
     """Return a name, or a module of a framework, as it is."""
     if isinstance(value, str) and value:
-        return value
+        return _encodable(name, value)
     if not hasattr(value, "named_parameters"):
-        raise RecipeError(f"{name} is {value!r}; expected a name of `tlx models`, or a module of the framework")
+        raise RecipeError(f"{name} is {shown(value)}; expected a name of `tlx models`, or a module of the framework")
     return value

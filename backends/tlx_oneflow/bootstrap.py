@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tlx.streams import flushed
 from tlx_oneflow import blas
 
 
@@ -26,8 +27,13 @@ def cuda_driver() -> bool:
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
     """Send what the C++ side prints while loading ("libibverbs not available") to nowhere."""
-    sys.stderr.flush()
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    flushed(sys.stderr)
+    try:
+        stderr = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         yield

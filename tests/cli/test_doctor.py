@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import tlx_oneflow.doctor
 import tlx_torch.doctor
-from rich.console import Console
 
 from support.backends import FRAMEWORKS, OWN, each_backend
 from tlx.backend import doctor, registry
 from tlx.backend.registry import Check, Entry
+from tlx.console import Console
 from tlx.errors import one_line
 
 GOOD = {"oneflow": "0.9.0", "flowvision": "0.2.1", "numpy": "1.26.4", "protobuf": "3.20.3"}

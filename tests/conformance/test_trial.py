@@ -15,6 +15,7 @@ from support.training import FIELDS, training_of
 from tlx.backend import registry
 from tlx.errors import BackendError, RecipeError
 from tlx.models.weights import digest
+from tlx.training import trial
 from tlx.training.trial import check_small_batches, find_unrepeatable
 
 # ResNet-18's layer4 begins with 1x1 maps here.
@@ -71,8 +72,13 @@ def test_what_a_trial_told_is_remembered_for_the_same_network(tmp_path: Path, mo
     training = training_of(**SMALL_MAPS, precision="bfloat16")
     found = find_unrepeatable(training, {"model": "resnet18"})
     (record,) = (tmp_path / "trials").iterdir()
-    assert record.read_text() == found != ""
-    record.write_text("conv1.weight")
-    assert find_unrepeatable(training, {"model": "resnet18"}) == "conv1.weight"
+    kept = record.read_text()
+    assert kept.endswith(f" {found}") and found
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "_unrepeatable", lambda training, sizes: "computed anew")
+        assert find_unrepeatable(training, {"model": "resnet18"}) == found
+        for damaged in (kept[:-1], kept[: -len(found)], kept.replace("w", "v"), found, ""):
+            record.write_text(damaged)
+            assert find_unrepeatable(training, {"model": "resnet18"}) == "computed anew"
     assert find_unrepeatable(training, {"model": "another"}) == found
     assert find_unrepeatable(training) == found

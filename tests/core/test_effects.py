@@ -133,6 +133,6 @@ def test_a_file_of_0_1_0_may_hold_fields_without_effect(tmp_path: Path) -> None:
     values = {name: value for name, value in FIELDS.items() if name != "quiet"}
     file.write_text(tomli_w.dumps({"recipe_version": 1, **values, "optimizer": "adam", "momentum": 0.5}))
     assert tlx.run(file, out=str(tmp_path / "run"), quiet=True).recipe.momentum == 0.9
-    assert list(idle_fields(recipe_to_run(file, None, {}))) == []
+    assert list(idle_fields(recipe_to_run(file, {}))) == []
     with pytest.raises(RecipeError, match=r"gamma is 0\.5, but schedule constant has no drops"):
         tlx.run(file, out=str(tmp_path / "other"), quiet=True, gamma=0.5)

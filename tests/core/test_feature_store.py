@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import pytest
 import tlx
 from support.features import FIELDS, outcome
 from tlx.training import feature_store
-from tlx.training.feature_store import FeatureStore, hashes, open_store
+from tlx.training.feature_store import FeatureStore, open_store, seals
 
 IMAGES = 72 * 4 + 18 + 40  # train in 4 variants, val and test; of equal pixels there are a few
 
@@ -90,11 +93,16 @@ def test_nothing_is_left_where_this_run_alone_shall_keep(cache: Path, tmp_path: 
     assert not cache.exists()
 
 
-def test_a_cache_that_cannot_be_written_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_stops_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     expected = run(tmp_path / "off", feature_cache="off")
     (tmp_path / "file").touch()
     monkeypatch.setenv("TLX_CACHE", str(tmp_path / "file"))
-    assert run(tmp_path / "on") == expected
+    tlx.run({**FIELDS, "epochs": 8}, out=str(tmp_path / "on"))
+    said = capsys.readouterr().err
+    assert re.search(r"not kept for later runs: the cache .* cannot be written: Not a directory; TLX_CACHE may", said)
+    assert run(tmp_path / "again") == expected
 
 
 def test_the_screen_says_what_was_found(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,12 +127,33 @@ def lies(folder: Path) -> None:
     count = len(store_of(folder))
     rows = np.fromfile(folder / "rows", np.float32).reshape(-1, 32) + np.float32(1e-6)
     entries = np.fromfile(folder / "keys", feature_store.ENTRY)
-    entries["row"] = hashes(rows)
+    entries["seal"] = seals(folder.name, entries["image"], rows)
     rows.tofile(folder / "rows")
     entries.tofile(folder / "keys")
     assert count
 
 
+def rearranged(path: Path, width: int, change: Callable[[Any], Any]) -> None:
+    """Write the records of a file again, [n, width] bytes, after a change."""
+    content = np.fromfile(path, np.uint8)
+    np.ascontiguousarray(change(content.reshape(-1, width))).tofile(path)
+
+
+def of_other_images(records: Any) -> Any:
+    """Keys in their places, each with another image's hash and its own row's seal."""
+    return np.concatenate([np.roll(records[:, :16], 1, axis=0), records[:, 16:]], axis=1)
+
+
+def swap_stores(folder: Path) -> None:
+    """Put the files of another network's store, of the same images, into this one's place."""
+    run(folder.parent.parent / "other", seed=5)
+    (other,) = (path for path in folder.parent.iterdir() if path != folder)
+    for name in ("rows", "keys"):
+        os.replace(other / name, folder / name)
+    shutil.rmtree(other)
+
+
+ROW, KEY = 128, 32
 DAMAGE = {
     "bytes of rows": lambda folder: flip(folder / "rows", 1000),
     "bytes of keys": lambda folder: flip(folder / "keys", 100),
@@ -132,6 +161,12 @@ DAMAGE = {
     "half a key": lambda folder: os.truncate(folder / "keys", 1000),
     "no rows": lambda folder: (folder / "rows").unlink(),
     "no keys": lambda folder: (folder / "keys").unlink(),
+    "rows that changed places": lambda folder: rearranged(folder / "rows", ROW, lambda rows: np.roll(rows, 1, axis=0)),
+    "keys that changed places": lambda folder: rearranged(folder / "keys", KEY, lambda keys: keys[::-1]),
+    "keys of other images": lambda folder: rearranged(folder / "keys", KEY, of_other_images),
+    "the files of another store": swap_stores,
+    "a row that is missing": lambda folder: rearranged(folder / "rows", ROW, lambda rows: rows[1:]),
+    "rows of zeros": lambda folder: rearranged(folder / "rows", ROW, np.zeros_like),
     "other numbers": lies,
 }
 
@@ -148,6 +183,79 @@ def test_what_is_damaged_or_wrong_is_computed_anew(
     seen["features"].clear()
     assert run(tmp_path / "third") == expected
     assert sum(seen["features"]) <= 6 * feature_store.CHECKED
+
+
+@pytest.mark.parametrize("name", ["rows", "keys"])
+def test_what_is_appended_is_not_found(name: str, cache: Path, tmp_path: Path, seen: dict[str, list[int]]) -> None:
+    """Garbage, or the file once more. What was there before it is found all the same."""
+    expected = run(tmp_path / "first")
+    content = (one(cache) / name).read_bytes()
+    for number, garbage in enumerate((b"garbage" * 1000, content)):
+        with (one(cache) / name).open("ab") as file:
+            file.write(garbage)
+        seen["features"].clear()
+        assert run(tmp_path / f"run{number}", lr=0.05 + number) == (expected if number == 0 else run_off(tmp_path))
+        assert sum(seen["features"]) <= 6 * feature_store.CHECKED
+
+
+def run_off(tmp_path: Path) -> tuple[Any, ...]:
+    return run(tmp_path / "off", lr=1.05, feature_cache="off")
+
+
+def test_no_bit_of_a_store_can_be_flipped_unseen(cache: Path) -> None:
+    """Bits of a few rows and of their keys: the row that is found is the one that was computed, or none is."""
+    images, rows = stored(0)
+    opened().add(images[:2], rows[:2])
+    for name in ("rows", "keys"):
+        whole = (one(cache) / name).read_bytes()
+        other = (one(cache) / {"rows": "keys", "keys": "rows"}[name]).read_bytes()
+        for bit in range(0, 8 * len(whole), 13):  # each place of a byte comes up
+            content = bytearray(whole)
+            content[bit // 8] ^= 1 << bit % 8
+            (one(cache) / name).write_bytes(content)
+            known, found_rows = opened().find(images[:2])
+            assert known.sum() == 1 and np.array_equal(found_rows, rows[:2][known]), (name, bit)
+            (one(cache) / name).write_bytes(whole)
+            (one(cache) / {"rows": "keys", "keys": "rows"}[name]).write_bytes(other)  # they were forgotten
+
+
+def test_a_store_that_is_cut_or_removed_while_it_is_read_ends_no_process(cache: Path) -> None:
+    for number in range(64):
+        opened().add(*stored(number))
+    store = opened()
+    os.truncate(store.folder / "rows", 0)
+    known, found_rows = store.find(stored(5)[0])
+    assert not known.any() and found_rows.shape == (0, 64)
+    store.add(*stored(5))
+    shutil.rmtree(cache)
+    store.add(*stored(6))
+    assert not store.find(stored(6)[0])[0].any()
+
+
+def test_an_image_that_several_processes_compute_is_kept_once(cache: Path) -> None:
+    stores = [opened() for _ in range(3)]
+    for number in (0, 1):
+        for store in stores:
+            store.add(*stored(number))
+    assert len(opened()) == 2 * 16
+
+
+def test_room_is_made_while_others_remove_and_write(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders that vanish while they are listed end nothing, and what is left of a removed store is no store."""
+    monkeypatch.setattr(feature_store, "LIMIT", 4096)
+    limit, network = "feature_store.LIMIT = 9000\n", 'open_store({"of": number % 7}, np.dtype(np.float32), (64,))'
+    script = WRITES.replace("for number", f"from tlx.training import feature_store\n{limit}for number")
+    script = script.replace(
+        "    store.add",
+        f"    try: store = {network}\n    except FileNotFoundError: continue  # removed at once\n    store.add",
+    )
+    command = [sys.executable, "-c", script, "0", "150"]
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(3)]
+    for process in processes:
+        assert process.communicate()[1] == b"" and process.returncode == 0
+    opened()
+    assert sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) <= 2 * 9000
+    assert not [folder for folder in cache.iterdir() if folder.name.endswith(".tmp")]
 
 
 WRITES = """

@@ -14,17 +14,20 @@ import tlx
 CORE = Path(tlx.__file__).parent
 # From the bottom up. Files and folders of one line are siblings, which do not import each other.
 LAYERS = (
-    ("errors", "files", "rng"),
-    ("atomic", "download"),
+    ("errors", "files", "rng", "signals", "streams"),
+    ("atomic", "console"),
+    ("download", "manifest"),
     ("backend",),
     ("data", "models", "conformance"),
     ("strategy",),
     ("recipe_fields",),
+    ("recipe_schema",),
     ("recipe",),
     ("training",),
     ("runs",),
     ("proof",),
     ("cli",),
+    ("__main__",),
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
 # These two only re-export what others import from them: the public names, and an import path of third parties.

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 
 import tlx
 from tlx.backend import Array, ParamSpec
-from tlx.errors import TlxError, WeightsError
+from tlx.errors import RunDamaged, TlxError, WeightsError
 from tlx.models.initial_values import initial_values
 from tlx.models.matching import match_backbone
 from tlx.models.weights import read_checkpoint, read_weights, write_safetensors
@@ -338,5 +338,5 @@ def test_a_file_names_no_classes_so_its_head_is_left_aside(train: Train, tmp_pat
 def test_a_card_that_is_damaged_is_one_line(train: Train) -> None:
     first = train("first", weights="none", classes=("3", "5"))
     (first.run_dir / "card.json").write_text("{")
-    with pytest.raises(WeightsError, match=r"card\.json cannot be read"):
+    with pytest.raises(RunDamaged, match=r"card\.json is damaged"):
         train("second", weights=str(first.run_dir), classes=("3", "5"))

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 import tlx
 from tlx.backend import Array, ModelSpec, registry
 from tlx.errors import FrozenMovedError, TlxError, WeightsError
-from tlx.models.initial_values import initial_arrays
+from tlx.models.initial_values import initial_values
 from tlx.models.weights import write_safetensors
 from tlx.models.zoo import architecture
 from tlx.strategy.schedule import drops
@@ -67,6 +67,7 @@ def test_a_run_learns_and_leaves_everything_behind(run: Any) -> None:
         "card.json",
         "history.jsonl",
         "last",
+        "manifest.json",
         "model.safetensors",
         "recipe.toml",
         "result.json",
@@ -148,7 +149,7 @@ def test_clipping_bounds_a_step(run: Any) -> None:
 def initial(model: str, seed: int) -> dict[str, Array]:
     backend, arch = registry.load("loopback"), architecture(model)
     built = backend.build(ModelSpec(model, 10, arch.head), "cpu", "float32")
-    return initial_arrays(backend.param_specs(built), arch, "none", seed)
+    return initial_values(backend.param_specs(built), arch, "none", seed)[0]
 
 
 def test_the_moving_average_is_what_is_judged_and_kept(run: Any) -> None:
@@ -325,12 +326,12 @@ def test_evaluate_repeats_the_recorded_accuracy_and_refuses_what_is_damaged(run:
     found = tlx.evaluate(result.run_dir, quiet=True)
     assert found["test_accuracy"] == found["recorded_accuracy"] == result.test_accuracy and found["images"] == 100
     for name, content, said in (
-        ("card.json", None, "holds no finished run"),
-        ("card.json", b"{", "card.json cannot be read"),
+        ("card.json", None, "card.json is missing"),
+        ("card.json", b"{", "card.json is damaged"),
         ("model.safetensors", b"junk", "damaged"),
-        ("recipe.toml", b"epochs=", "not valid TOML"),
+        ("recipe.toml", b"epochs=", "recipe.toml is damaged"),
     ):
-        copy = Path(shutil.copytree(result.run_dir, tmp_path / f"{name}-{said[:6]}"))
+        copy = Path(shutil.copytree(result.run_dir, tmp_path / f"{name}-{content is None}"))
         (copy / name).unlink() if content is None else (copy / name).write_bytes(content)
         with pytest.raises(TlxError, match=said):
             tlx.evaluate(copy, quiet=True)

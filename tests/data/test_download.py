@@ -149,5 +149,5 @@ def test_what_cannot_be_had_is_one_line(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="only http and https"):
         fetch(f"file://{__file__}", tmp_path / "f", progress=False)
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="cannot be saved as"):
+    with pytest.raises(DataError, match=r"cannot be written: .* Fix: set TLX_CACHE"):
         get(server, tmp_path / "file" / "f")

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
 import tlx
+from support.run_files import change
 from tlx.data import KINDS, OPS, ArrayImages, Augment, FileImages, Kind, Op, Source, augment, load
 from tlx.data.geometry import crop
 from tlx.errors import DataError, RecipeError
@@ -151,7 +152,8 @@ def test_a_published_data_set_from_outside_is_trained_on_and_predicted(tmp_path:
     card = json.loads((tmp_path / "run" / "card.json").read_text())
     assert card["images"] == "fixed"
     as_photos = {**card["pixels"], "resize": "centre", "enlarged_on": "host"}
-    (tmp_path / "run" / "card.json").write_text(json.dumps({**card, "pixels": as_photos, "crop_fraction": 0.875}))
+    changed = json.dumps({**card, "pixels": as_photos, "crop_fraction": 0.875})
+    change(tmp_path / "run", "card.json", lambda _: changed)
     assert tlx.predict(tmp_path / "run", pixels) != predictions  # as photos they are cropped
     with pytest.raises(DataError, match="Did you mean 'stripes'"):
         tlx.load_data("stripe")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 import tlx
 from support.finished_runs import FIELDS
 from support.hostile import outcomes, snapshot
+from tlx.backend import registry
+from tlx.errors import TlxError
 
 HEAD = """\
 # Hostile input
@@ -26,6 +29,14 @@ test in tests/fuzz.
 | target | inputs | exit code 0 | exit code 2 |
 |---|--:|--:|--:|
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frameworks() -> None:
+    """Import what is installed before anything is timed: that takes seconds, and PyTorch calls ldconfig as it loads."""
+    for entry in registry.available():
+        with contextlib.suppress(TlxError):
+            registry.load(entry.name)
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import io
 import lzma
 import os
 import tarfile
-import zipfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,67 @@ from support.hostile_data import COMMANDS, RUN, mutated, png, use, workplace
 from support.server import Server, serving
 
 NAMES = (
-    *("../evil", "a/../../evil", "/evil", "//evil", "C:/evil", "..\\evil", "a\\b", ".", "", "./", "a//b", "p/0", "p/0/0.png"),
-    *("P/0/0.PNG", "p/0/0.png/x", "é.png", "e\u0301.png", "\x1b[31m.png", "a\nb.png", "\udcff.png", "x" * 255, "x" * 256),
-    *("x" * 5000, "/".join("d" * 90), "/".join("d" * 2000), "~/x", "-x", "aux", "p/.hidden.png", "__MACOSX/._0.png", "x.csv"),
+    *(
+        "../evil",
+        "a/../../evil",
+        "/evil",
+        "//evil",
+        "C:/evil",
+        "..\\evil",
+        "a\\b",
+        ".",
+        "",
+        "./",
+        "a//b",
+        "p/0",
+        "p/0/0.png",
+    ),
+    *(
+        "P/0/0.PNG",
+        "p/0/0.png/x",
+        "é.png",
+        "e\u0301.png",
+        "\x1b[31m.png",
+        "a\nb.png",
+        "\udcff.png",
+        "x" * 255,
+        "x" * 256,
+    ),
+    *(
+        "x" * 5000,
+        "/".join("d" * 90),
+        "/".join("d" * 2000),
+        "~/x",
+        "-x",
+        "aux",
+        "p/.hidden.png",
+        "__MACOSX/._0.png",
+        "x.csv",
+    ),
     *("x.npz", "x.tar", "train/0/0.png", "test/0/0.png", "link/0.png", "\u202e.png"),
 )
 TARGETS = ("/etc/passwd", "../x", "..", ".", "p/0/0.png", "0.png", "link", "x" * 5000, "", "/dev/zero", "/", "\udcff")
-TYPES = (b"0", b"\0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"S", b"L", b"K", b"x", b"g", b"X", b"Z", b"D", b"M", b"V")
+TYPES = (
+    b"0",
+    b"\0",
+    b"1",
+    b"2",
+    b"3",
+    b"4",
+    b"5",
+    b"6",
+    b"7",
+    b"S",
+    b"L",
+    b"K",
+    b"x",
+    b"g",
+    b"X",
+    b"Z",
+    b"D",
+    b"M",
+    b"V",
+)
 PACKED: dict[str, Callable[[bytes], bytes]] = {
     ".tar": bytes,
     ".tar.gz": gzip.compress,
@@ -40,7 +94,8 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
 RECORDS = (
     {"size": "-1024"}, {"size": "9" * 30}, {"path": "../evil"}, {"linkpath": "/etc/passwd"}, {"path": "x" * 90_000},
     {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9" * 18}, {"hdrcharset": "BINARY"},
-    {"GNU.sparse.map": "0,9999999999", "GNU.sparse.size": "9" * 15}, {"mtime": "nan"}, {"uid": "-1"}, {"a": "1" * 60_000},
+    {"GNU.sparse.map": "0,9999999999", "GNU.sparse.size": "9" * 15}, {"mtime": "nan"}, {"uid": "-1"},
+    {"a": "1" * 60_000},
 )  # fmt: skip
 
 
@@ -83,9 +138,14 @@ def zips(draw: st.DrawFn) -> bytes:
             if draw(st.integers(0, 5)):
                 continue
             member = zipfile.ZipInfo(draw(st.sampled_from(NAMES)).encode(errors="replace").decode())
-            member.external_attr = draw(st.sampled_from((0, 0o100644, 0o120777, 0o040755, 0o020666, 0o010666, 0o140666))) << 16
+            member.external_attr = (
+                draw(st.sampled_from((0, 0o100644, 0o120777, 0o040755, 0o020666, 0o010666, 0o140666))) << 16
+            )
             member.compress_type = draw(st.sampled_from((0, 8, 12, 14)))
-            archive.writestr(member, draw(st.sampled_from((content, b"", bytes(2**16), *(t.encode(errors="replace") for t in TARGETS)))))
+            archive.writestr(
+                member,
+                draw(st.sampled_from((content, b"", bytes(2**16), *(t.encode(errors="replace") for t in TARGETS)))),
+            )
     whole = bytearray(file.getvalue())
     if draw(st.integers(0, 3)) == 0:  # lie about an entry, in the directory: flags, packing, sizes, offset
         places = [at for at in range(len(whole)) if whole[at : at + 4] == b"PK\1\2"]
@@ -96,7 +156,12 @@ def zips(draw: st.DrawFn) -> bytes:
 
 
 @hostile_inputs
-@given(content=tars() | tars().flatmap(mutated), suffix=st.sampled_from(sorted(PACKED)), command=st.sampled_from(COMMANDS), data=st.data())
+@given(
+    content=tars() | tars().flatmap(mutated),
+    suffix=st.sampled_from(sorted(PACKED)),
+    command=st.sampled_from(COMMANDS),
+    data=st.data(),
+)
 def test_a_tar(content: bytes, suffix: str, command: str, data: st.DataObject, tmp_path: Path, run_dir: Path) -> None:
     packed = PACKED[suffix](content)
     if data.draw(st.integers(0, 4)) == 0:
@@ -126,10 +191,27 @@ NOTHING: dict[str, Any] = {}
 ANSWERS = (
     *({"status": status} for status in (200, 204, 206, 301, 304, 401, 404, 416, 500, 999)),
     *({"length": length} for length in ("0", "-1", "999999999999999999999", "x", "1", "1, 2", "")),
-    *({"location": to, "status": 302} for to in ("x", "file:///etc/passwd", "ftp://localhost/x", "http://[", "", "data:,x", "\x1b")),
-    *({"encoding": "gzip"}, {"range": "bytes 5-9/10"}, {"range": "rubbish", "status": 206}, {"range": "bytes */0", "status": 416}),
+    *(
+        {"location": to, "status": 302}
+        for to in ("x", "file:///etc/passwd", "ftp://localhost/x", "http://[", "", "data:,x", "\x1b")
+    ),
+    *(
+        {"encoding": "gzip"},
+        {"range": "bytes 5-9/10"},
+        {"range": "rubbish", "status": 206},
+        {"range": "bytes */0", "status": 416},
+    ),
     {"etag": "\x1b[31m" + "x" * 999},
-    *({"raw": raw} for raw in (b"", b"\0", b"HTTP/1.1 200 OK\r\n", b"HTTP/9.9 x\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 999)),
+    *(
+        {"raw": raw}
+        for raw in (
+            b"",
+            b"\0",
+            b"HTTP/1.1 200 OK\r\n",
+            b"HTTP/9.9 x\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 999,
+        )
+    ),
     {"raw": b"HTTP/1.1 200 OK\r\na: " + b"x" * 99_999 + b"\r\n\r\n"},
     {"raw": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffff\r\nx"},
     {"raw": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nrubbish\r\n"},
@@ -139,12 +221,18 @@ ANSWERS = (
 
 @hostile_inputs
 @given(
-    content=zips() | tars() | st.sampled_from((b"", b"x", b"<!doctype html>", b"path,label\n", b"PK", b"\x1f\x8b", b"PAR1", png())),
+    content=zips()
+    | tars()
+    | st.sampled_from((b"", b"x", b"<!doctype html>", b"path,label\n", b"PK", b"\x1f\x8b", b"PAR1", png())),
     answer=st.sampled_from((NOTHING,) * 9 + ANSWERS),
-    name=st.sampled_from(("x.zip", "x.tar", "x", "x.csv", "", "..", "%2e%2e%2f%2e%2e%2fevil", "%00", "%1b[31m", "x" * 300 + ".zip")),
+    name=st.sampled_from(
+        ("x.zip", "x.tar", "x", "x.csv", "", "..", "%2e%2e%2f%2e%2e%2fevil", "%00", "%1b[31m", "x" * 300 + ".zip")
+    ),
     number=st.integers(),
 )
-def test_an_address(content: bytes, answer: dict[str, Any], name: str, number: int, server: Server, tmp_path: Path) -> None:
+def test_an_address(
+    content: bytes, answer: dict[str, Any], name: str, number: int, server: Server, tmp_path: Path
+) -> None:
     server.respond = lambda path: {"content": content, **answer}
     with workplace(tmp_path) as folder:
         check("address", "run", "--data", f"{server.url(name)}?{number}", *RUN, folder=folder)

@@ -24,14 +24,29 @@ THERE = (
     *(f"folder{suffix}" for suffix in SUFFIXES),
     *(f"circle{suffix}" for suffix in SUFFIXES),
     *(f"file{suffix}" for suffix in SUFFIXES),
-    *("p", "p/0", "many", "deep", "circles", "circles/a", "p/../p", "./p", "p/", "p/0/0.png", "p/0/0.png/", "up", "up/up"),
+    *(
+        "p",
+        "p/0",
+        "many",
+        "deep",
+        "circles",
+        "circles/a",
+        "p/../p",
+        "./p",
+        "p/",
+        "p/0/0.png",
+        "p/0/0.png/",
+        "up",
+        "up/up",
+    ),
     *(f"t/{name}" for name in TRAPS),
     "t",
 )
 # fmt: off
 ABSENT = (
     "", " ", ".", "..", "/", "//", "~", "~nobody", "~nobody/x", "~/x", "-", "--", "-x", "--help", "-x.csv", "none",
-    "x" * 255, "x" * 256, "x" * 5000, "x/" * 2100, "../" * 500, "/".join("x" * 99), "é" * 127 + ".csv", "file/x", "file/",
+    "x" * 255, "x" * 256, "x" * 5000, "x/" * 2100, "../" * 500, "/".join("x" * 99), "é" * 127 + ".csv",
+    "file/x", "file/",
     "/dev/null", "/dev/zero", "/dev/full", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0", "/proc/self/mem",
     "/proc/self/pagemap", "/proc/self/fd", "/proc/self/root/none", "/proc/none/x", "/proc/kmsg", "/proc/kcore",
     "/sys/none", "/sys/kernel/none/x",
@@ -40,7 +55,8 @@ ABSENT = (
     "http://127.0.0.1:99999/x", "http://127.0.0.1:x/x", "http://\udcff/", "https://user:password@/x", "x://y#sha256=",
     "http://127.0.0.1:1/x#sha256=", "http://127.0.0.1:1/x#md5=" + "0" * 32, "http://" + "a" * 300 + "/x",
     "{0..999999999}.tar", "{a,{b,c}}.tar", "{" * 99 + "}" * 99 + ".tar", "{0..3}{0..3}.tar", "{,}" * 30 + ".tar",
-    "{0..999}" * 9 + ".tar", "x{9..1}.tar", "*", "?", "[x]", "$HOME", "`touch executed`", "$(touch executed)", "; touch x",
+    "{0..999}" * 9 + ".tar", "x{9..1}.tar", "*", "?", "[x]", "$HOME", "`touch executed`", "$(touch executed)",
+    "; touch x",
     "cifar1O", "digits ", "CIFAR10", "arrays", "folder", "csv",
 )
 # fmt: on
@@ -94,7 +110,15 @@ def furnish(folder: Path) -> None:
     (folder / "deep" / "/".join("d" * 60)).mkdir(parents=True)
     odd = folder / "odd"
     odd.mkdir()
-    for name in (b"\xff.png", b"a\nb.png", b"-x.png", b"\x1b[31m.png", b"x" * 251 + b".png", b".png", "\u202e.png".encode()):
+    for name in (
+        b"\xff.png",
+        b"a\nb.png",
+        b"-x.png",
+        b"\x1b[31m.png",
+        b"x" * 251 + b".png",
+        b".png",
+        "\u202e.png".encode(),
+    ):
         with open(os.path.join(os.fsencode(odd), name), "wb") as file:
             file.write(png())
 
@@ -128,7 +152,9 @@ def test_a_path_of_a_run(path: str, tmp_path: Path) -> None:
         check("path of a run", "predict", path, "p", folder=folder)
 
 
-INSIDE = tuple(path for path in (*THERE, *ABSENT) if not path.startswith(("/dev/fd", "/proc/self/fd")) and "up" not in path)
+INSIDE = tuple(
+    path for path in (*THERE, *ABSENT) if not path.startswith(("/dev/fd", "/proc/self/fd")) and "up" not in path
+)
 outputs = st.sampled_from(INSIDE).filter(lambda path: not path.startswith("../"))
 
 

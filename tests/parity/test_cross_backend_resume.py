@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import tlx
 from support.backends import FRAMEWORKS
+from support.run_files import saved_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs(*FRAMEWORKS)]
 
@@ -48,20 +48,12 @@ def killed(out: Path, steps: int, **fields: Any) -> None:
     code = CHILD.format(fields={**FIELDS, **fields, "out": str(out)})
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while saved_steps(out) < steps:
+    while saved_step(out) < steps:
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()[1]
         time.sleep(0.001)
     child.kill()
     child.communicate()
     assert child.returncode == -signal.SIGKILL and not (out / "result.json").exists()
-
-
-def saved_steps(out: Path) -> int:
-    state = out / "last" / "state.safetensors"
-    if not state.exists():
-        return 0
-    with safe_open(state, "np") as file:
-        return int(json.loads(file.metadata()["tlx"])["step"])
 
 
 def apart(reference: Path, candidate: Path) -> dict[str, float]:
@@ -95,7 +87,7 @@ def test_a_killed_run_continues_on_the_other_backend(
 ) -> None:
     second = next(backend for backend in FRAMEWORKS if backend != first)
     killed(tmp_path / "run", steps, backend=first, optimizer=optimizer)
-    assert saved_steps(tmp_path / "run") < 2 * STEPS
+    assert saved_step(tmp_path / "run") < 2 * STEPS
     result = tlx.run(resume=tmp_path / "run", backend=second, quiet=True)
     assert result.backend == second and result.epochs_run == 2
     distances = apart(whole[first, optimizer], result.run_dir)

@@ -54,6 +54,16 @@ def test_the_screen_fits_and_the_page_has_each_module(parity: Command, pair: tup
     assert "fc1" in page and "step 39" in page and "http" not in page
 
 
+def test_a_capture_that_knows_its_data_as_tlx_0_1_0_did_is_compared(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    old = shutil.copytree(pair[0], tmp_path / "old")
+    manifest = json.loads((old / "manifest.json").read_text())
+    for first, same in ((manifest.pop("first_data"), True), ("0" * 64, False)):
+        manifest["must"]["data"] = first
+        (old / "manifest.json").write_text(json.dumps(manifest))
+        for captures in ((old, pair[1]), (pair[1], old)):
+            assert stage_of(compare(*captures), "P0").passed is same
+
+
 def test_captures_of_different_recipes_are_not_comparable(
     parity: Command, pair: tuple[Path, Path], options: list[str], tmp_path: Path
 ) -> None:

@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from rich.console import Console
 
+from tlx.console import Console
 from tlx.proof import words
 from tlx.proof.plot import plot
 from tlx.proof.report import Report, show, to_html, to_json

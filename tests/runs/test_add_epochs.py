@@ -17,24 +17,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import tlx
+from support.finished_runs import ON_DIGITS
+from support.run_files import state_file
 from tlx.backend import registry
 from tlx.errors import Interrupted, TlxError
 
-FIELDS: dict[str, Any] = {
-    "backend": "loopback",
-    "model": "tiny-mlp-dropout",
-    "strategy": "full",
-    "weights": "none",
-    "data": "digits",
-    "image_size": 8,
-    "limit_train": 90,
-    "limit_test": 40,
-    "val_fraction": 0.2,
-    "batch_size": 16,
-    "epochs": 3,
-    "lr": 0.05,
-    "quiet": True,
-}
+FIELDS: dict[str, Any] = {**ON_DIGITS, "strategy": "full", "quiet": True}
 JOBS: dict[str, dict[str, Any]] = {
     "constant": {},
     "adam with a warm-up": {"optimizer": "adam", "lr": 0.002, "warmup": 1.5},
@@ -54,7 +42,7 @@ def outcome(run_dir: Path) -> tuple[Any, ...]:
     kept = {name: result[name] for name in ("test_accuracy", "val_accuracy", "best_epoch", "epochs_run")}
     values = {name: (a.dtype.str, a.tobytes()) for name, a in load_file(run_dir / "model.safetensors").items()}
     recipe = (run_dir / "recipe.toml").read_text()
-    state = {name: a.tobytes() for name, a in load_file(run_dir / "last" / "state.safetensors").items()}
+    state = {name: a.tobytes() for name, a in load_file(state_file(run_dir) or "no state").items()}
     return [{k: v for k, v in entry.items() if k != "seconds"} for entry in history], kept, values, recipe, state
 
 
@@ -104,9 +92,9 @@ def test_a_schedule_that_spans_the_run_goes_on_as_that_of_the_new_total(
 
 def test_a_finished_run_keeps_its_last_state_and_the_best_values_once(tmp_path: Path) -> None:
     run = train(tmp_path / "run")
-    assert [path.name for path in (run / "last").iterdir()] == ["state.safetensors"]
+    assert list((run / "last").iterdir()) == [state_file(run)]
     tlx.run(resume=run, epochs=4, quiet=True)
-    assert [path.name for path in (run / "last").iterdir()] == ["state.safetensors"]
+    assert list((run / "last").iterdir()) == [state_file(run)]
 
 
 def test_a_total_that_adds_nothing_is_one_line(tmp_path: Path) -> None:
@@ -133,7 +121,7 @@ def test_a_run_that_ended_early_takes_no_epochs(tmp_path: Path) -> None:
 def test_a_run_without_its_last_state_says_what_to_do_instead(tmp_path: Path) -> None:
     run = train(tmp_path / "run")
     shutil.rmtree(run / "last")
-    with pytest.raises(TlxError, match=r"holds no last/state\.safetensors.* start a run with weights="):
+    with pytest.raises(TlxError, match=r"holds no last/state-\d+\.safetensors.* start a run with weights="):
         tlx.run(resume=run, epochs=6, quiet=True)
 
 
@@ -181,10 +169,10 @@ CHILD = "import sys, tlx\ntlx.run(resume=sys.argv[1], epochs=40, save_seconds=0,
 def test_a_run_killed_while_epochs_are_added_ends_as_the_whole_one(tmp_path: Path) -> None:
     expected = outcome(train(tmp_path / "whole", epochs=40))
     run = train(tmp_path / "run")
-    state, first = run / "last" / "state.safetensors", (run / "last" / "state.safetensors").read_bytes()
+    first = state_file(run)
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(run)])
     deadline = time.monotonic() + 60
-    while state.read_bytes() == first:
+    while state_file(run) == first:
         assert child.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)
     child.kill()

@@ -77,7 +77,9 @@ def test_a_run_saved_by_0_1_0_is_read_by_the_name_of_its_data(
         card = json.loads((old / "card.json").read_text())
         assert card.pop("images") == kind and card.pop("pixels")
         card["crop_fraction"] = None
-        (old / "card.json").write_text(json.dumps(card))
+        (old / "card.json").write_text(json.dumps({**card, "format": 1}))
+        (old / "manifest.json").unlink()
+        shutil.rmtree(old / "last")
         assert tlx.predict(old, images) == tlx.predict(result.run_dir, images)
 
 

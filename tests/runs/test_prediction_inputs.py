@@ -21,6 +21,7 @@ from PIL import Image
 
 import tlx
 from support.finished_runs import CLASSES, FIELDS, accuracy
+from support.run_files import change, reseal
 from tlx.backend import Preprocess
 from tlx.data import load
 from tlx.data.augment import OPS
@@ -76,7 +77,6 @@ KINDS_OF_INPUT: dict[str, Callable[[ArrayImages, Path], Any]] = {
         train=images.select(np.arange(12), images.labels[:12]),
         val=None,
         test=images.select(np.arange(12, 20), images.labels[12:20]),
-        fingerprint="",
         notes=(),
     ),
     "an npz file": save_npz,
@@ -125,7 +125,7 @@ def test_what_only_training_needs_may_be_gone(of_arrays: tlx.Result, tmp_path: P
     assert 'strategy = "full"' in text and 'augment = "flips"' in text and "gone" not in load.KINDS | OPS
     for name, value in (("strategy", "full"), ("augment", "flips"), ("data", "digits")):
         text = text.replace(f'{name} = "{value}"', f'{name} = "gone"')
-    (tmp_path / "run" / "recipe.toml").write_text(text)
+    change(tmp_path / "run", "recipe.toml", lambda _: text)
     image = np.zeros((8, 8), np.uint8)
     assert tlx.predict(tmp_path / "run", image) == tlx.predict(of_arrays.run_dir, image)
     assert tlx.load_model(tmp_path / "run").classes == tuple(CLASSES)
@@ -135,7 +135,7 @@ def changed_card(run: tlx.Result, folder: Path, **changes: Any) -> Path:
     shutil.copytree(run.run_dir, folder)
     card = json.loads((folder / "card.json").read_text())
     pixels = {**card["pixels"], **changes.pop("pixels", {})}
-    (folder / "card.json").write_text(json.dumps({**card, "pixels": pixels, **changes}))
+    change(folder, "card.json", lambda _: json.dumps({**card, "pixels": pixels, **changes}))
     return folder
 
 
@@ -152,8 +152,7 @@ def test_prediction_follows_the_card_and_never_the_recipe(of_photos: tlx.Result,
     folder = photos / "test" / "3"
     expected = tlx.predict(of_photos.run_dir, folder)
     renamed = changed_card(of_photos, tmp_path / "renamed")
-    text = (renamed / "recipe.toml").read_text()
-    (renamed / "recipe.toml").write_text(text.replace(f'"{photos}"', '"digits"') + "crop_fraction = 0.3\n")
+    change(renamed, "recipe.toml", lambda text: text.replace(f'"{photos}"', '"digits"') + "crop_fraction = 0.3\n")
     assert tlx.predict(renamed, folder) == expected
     cards: dict[str, dict[str, Any]] = {
         "crop": {"crop_fraction": 0.5},
@@ -190,7 +189,8 @@ def test_a_card_without_what_prediction_needs_is_refused(of_photos: tlx.Result, 
     card = json.loads((tmp_path / "run" / "card.json").read_text())
     damages: list[dict[str, Any]] = [{"pixels": {}}, {"pixels": 1}, {"preprocess": {"mean": 1}}, {"preprocess": 1}]
     for damaged in ({"classes": []}, *({**card, **damage} for damage in damages)):
-        (tmp_path / "run" / "card.json").write_text(json.dumps(damaged))
+        text = json.dumps(damaged)
+        change(tmp_path / "run", "card.json", lambda _, text=text: text)  # type: ignore[misc]
         with pytest.raises(TlxError, match=r"card.json is damaged: "):
             tlx.predict(tmp_path / "run", "x.png")
 
@@ -219,6 +219,7 @@ def test_an_image_gets_the_same_prediction_in_every_batch_and_from_any_number_of
         shutil.copytree(run.run_dir, other)
         text = (other / "recipe.toml").read_text().replace("workers = 2", f"workers = {workers}")
         (other / "recipe.toml").write_text(text.replace("batch_size = 16", f"batch_size = {batch_size}"))
+        reseal(other)
         found = tlx.predict(other, photos / "test")
         assert [entry["path"] for entry in found] == [entry["path"] for entry in expected]
         assert [entry["class"] for entry in found] == [entry["class"] for entry in expected]

@@ -17,26 +17,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import tlx
+from support.finished_runs import ON_DIGITS
+from support.hostile import snapshot
+from support.run_files import reseal, saved_step, state_file
 from tlx.backend import registry
 from tlx.errors import Interrupted, TlxError
 from tlx.strategy.plan import Group, Phase, Strategy
 
-FIELDS: dict[str, Any] = {
-    "backend": "loopback",
-    "model": "tiny-mlp-dropout",
-    "strategy": "head_then_full",
-    "weights": "none",
-    "data": "digits",
-    "image_size": 8,
-    "augment": "flips",
-    "limit_train": 90,
-    "limit_test": 40,
-    "val_fraction": 0.2,
-    "batch_size": 16,
-    "epochs": 3,
-    "lr": 0.05,
-    "quiet": True,
-}
+FIELDS: dict[str, Any] = {**ON_DIGITS, "strategy": "head_then_full", "augment": "flips", "quiet": True}
 STEPS = 5  # in an epoch: 72 images
 MINE = Strategy(
     "mine",
@@ -126,21 +114,13 @@ def killed(out: Path, steps: int, number: int) -> int:
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD.format(fields=FIELDS), str(out)], stderr=subprocess.PIPE, text=True
     )
-    state = out / "last" / "state.safetensors"
     deadline = time.monotonic() + 60
-    while not (state.exists() and saved_step(state) >= steps):
+    while saved_step(out) < steps:
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()[1]
         time.sleep(0.001)
     child.send_signal(number)
     child.communicate(timeout=60)
     return child.returncode
-
-
-def saved_step(state: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(state, "np") as file:
-        return int(json.loads(file.metadata()["tlx"])["step"])
 
 
 @pytest.mark.parametrize("steps", [1, STEPS, STEPS + 2, 2 * STEPS + 1])
@@ -153,8 +133,8 @@ def test_a_killed_run_ends_as_the_whole_one(steps: int, tmp_path: Path) -> None:
 def test_a_run_killed_before_its_first_save_starts_again(tmp_path: Path) -> None:
     expected = whole({}, tmp_path / "whole")
     killed(tmp_path / "run", 1, signal.SIGKILL)
+    (tmp_path / "run" / "manifest.json").unlink()
     shutil.rmtree(tmp_path / "run" / "last")
-    (tmp_path / "run" / "history.jsonl").unlink(missing_ok=True)
     assert outcome(tlx.run(resume=tmp_path / "run", quiet=True).run_dir) == expected
 
 
@@ -178,14 +158,17 @@ def test_a_change_of_what_a_result_depends_on_is_refused(halted: Path) -> None:
 def change_state(run: Path, **facts: Any) -> None:
     from safetensors import safe_open
 
-    state = run / "last" / "state.safetensors"
+    state = state_file(run)
+    assert state is not None
     with safe_open(state, "np") as file:
         known = json.loads(file.metadata()["tlx"])
     save_file(load_file(state), state, {"tlx": json.dumps({**known, **facts})})
+    reseal(run)
 
 
 def damage(run: Path, fault: str) -> None:
-    state = run / "last" / "state.safetensors"
+    state = state_file(run)
+    assert state is not None
     data = state.read_bytes()
     if fault == "cut":
         state.write_bytes(data[: len(data) // 2])
@@ -208,14 +191,14 @@ def damage(run: Path, fault: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("cut", "state.safetensors is damaged"),
-        ("flipped", "state.safetensors is damaged: its values are not those that were saved"),
-        ("foreign", "state.safetensors is damaged"),
+        ("cut", r"state-1.safetensors is damaged: it has \d+ bytes, and \d+ were written"),
+        ("flipped", "state-1.safetensors is damaged: its bytes are not those that were written"),
+        ("foreign", "state-1.safetensors is damaged"),
         ("newer", "was written by a newer tlx; upgrade tlx"),
         ("other data", "was trained on other data"),
         ("moved while it lay", "1 frozen arrays changed during training, first 'fc1.weight'"),
-        ("no best", r"best-1.safetensors: no such file"),
-        ("no recipe", "holds no run: recipe.toml is missing"),
+        ("no best", "best-1.safetensors is missing"),
+        ("no recipe", r"recipe\.toml is missing\. Whole: .*history"),
     ],
 )
 def test_a_damaged_folder_is_one_line_and_stays_as_it_is(halted: Path, fault: str, said: str) -> None:
@@ -237,7 +220,7 @@ def test_two_runs_do_not_share_a_folder(halted: Path) -> None:
 
 def test_a_disk_that_is_full_loses_nothing(halted: Path) -> None:
     """A limit on the size of files stands for the full disk: the system refuses to write the same way."""
-    before = (halted / "last" / "state.safetensors").read_bytes()
+    before = snapshot(halted)
     code = (
         "import resource, sys, tlx\n"
         "sys.dont_write_bytecode = True  # a compiled module that is cut off would break every later test\n"
@@ -249,5 +232,5 @@ def test_a_disk_that_is_full_loses_nothing(halted: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and "Cannot write" in last and "previous content is untouched" in last
-    assert (halted / "last" / "state.safetensors").read_bytes() == before
+    assert {**snapshot(halted), "history.jsonl": before["history.jsonl"]} == before
     assert tlx.run(resume=halted, quiet=True).epochs_run == 3

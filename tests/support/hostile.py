@@ -12,7 +12,7 @@ import stat
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from unittest import mock
 from hypothesis import HealthCheck, settings
 
 from tlx import cli
-from tlx.errors import UNPRINTABLE
+from tlx.errors import UNPRINTABLE, TlxError
 
 INPUTS = int(os.environ.get("TLX_FUZZ", "20"))  # of each target; `make fuzz` asks for more
 SECONDS = 20  # more is a hang; most calls take milliseconds
@@ -60,22 +60,54 @@ class Outcome:
     err: str
 
 
-def call(*argv: str, folder: Path) -> Outcome:
-    """Call `tlx` with these arguments in `folder`; an exception that leaves it is shown in `err`, with exit code 1."""
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Raise Hang where the block takes too long, and note what it executes."""
     global _watching
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
 
     def too_long(signum: int, frame: Any) -> None:
         raise Hang
 
-    before, here = signal.signal(signal.SIGALRM, too_long), os.getcwd()
+    before = signal.signal(signal.SIGALRM, too_long)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # for a hang that no signal ends
-    code: Any = 1
+    _executed.clear()
     _watching = True
     try:
+        yield
+    finally:
+        _watching = False
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def mistake_or_none(target: str, action: Callable[[], object]) -> None:
+    """Call what uses tlx in Python, and assert that it ends in time, well or with a TlxError of one printable line."""
+    with bounded():
+        try:
+            action()
+            code = 0
+        except TlxError as error:
+            code, line = 2, str(error)
+            assert line and not UNPRINTABLE.search(line), ascii(line)
+    outcomes[target, code] += 1
+    assert not _executed, f"executed: {_executed}"
+
+
+def call(*argv: str, folder: Path) -> Outcome:
+    """Call `tlx` with these arguments in `folder`; an exception that leaves it is shown in `err`, with exit code 1."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    code: Any = 1
+    here = os.getcwd()
+    try:
         os.chdir(folder)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch("sys.argv", ["tlx", *argv]):
+        with (
+            bounded(),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch("sys.argv", ["tlx", *argv]),
+        ):
             try:
                 cli.main()
             except SystemExit as stop:
@@ -83,11 +115,7 @@ def call(*argv: str, folder: Path) -> Outcome:
             except Exception:
                 traceback.print_exc()
     finally:
-        _watching = False
         os.chdir(here)
-        faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     texts = []
     for stream in (out, err):
         stream.flush()
@@ -102,13 +130,12 @@ def check(target: str, *argv: str, folder: Path, writes: tuple[str, ...] = ("run
     nothing; and with exit code 2 nothing in `folder` has changed. Otherwise only what lies below `writes` may have.
     """
     before = snapshot(folder)
-    _executed.clear()
     outcome = call(*argv, folder=folder)
     outcomes[target, outcome.code] += 1
     shown = f"tlx {argv!r} exited with {outcome.code}:\n{outcome.out}{outcome.err}"
     assert outcome.code in (0, 2), shown
     assert not _executed, f"{shown}\nexecuted: {_executed}"
-    for line in (outcome.out + outcome.err).splitlines():
+    for line in (outcome.out + outcome.err).split("\n"):
         assert not UNPRINTABLE.search(line), f"{line!a} would steer a terminal"
     if outcome.code == 2:
         last = outcome.err.splitlines()[-1:]

@@ -79,7 +79,9 @@ def mutated(draw: st.DrawFn, content: bytes, most: int = 6) -> bytes:
         if kind == "change":
             content = content[:at] + draw(st.binary(min_size=1, max_size=4)) + content[at + length :]
         elif kind == "number":  # the largest and the smallest of each size
-            number = draw(st.sampled_from((b"\xff", b"\x7f", b"\x80", b"\0"))) + draw(st.sampled_from((b"", b"\xff" * 3)))
+            number = draw(st.sampled_from((b"\xff", b"\x7f", b"\x80", b"\0"))) + draw(
+                st.sampled_from((b"", b"\xff" * 3))
+            )
             content = content[:at] + number + content[at + len(number) :]
         elif kind == "remove":
             content = content[:at] + content[at + length :]

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from tlx.backend import registry
 from tlx.backend.registry import Check, Entry
 from tlx.errors import TlxError, one_line
+from tlx.streams import stderr
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from tlx.console import Console
 
 # An import takes seconds on a warm disk; a minute or more from a cold network disk.
 TIMEOUT = 180.0
@@ -104,33 +105,32 @@ def _failed(entry: Entry, problem: str, state: str = "failed", fix: str = "") ->
 
 def print_report(console: Console, reports: list[Report]) -> None:
     """Print the reports, each fix alone on its line so that it can be copied."""
+    from tlx.console import styled
+
     console.print(
         f"tlx {metadata.version('tlx')}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}, {sys.executable}",
-        highlight=False,
         soft_wrap=True,
     )
     colours = {"works": "green", "broken": "red", "not installed": "yellow"}
     for report in reports:
         versions = ", ".join(f"{name} {version}" for name, version in report.entry.versions.items())
-        state = f"[{colours[report.state]}]{report.state}[/]"
-        console.print(f"\n[bold]{report.entry.name}[/] {state}  {versions}", highlight=False)
+        console.print()
+        console.print(styled(report.entry.name, "bold"), styled(report.state, colours[report.state]), f" {versions}")
         for check in (*report.entry.checks, *([report.trial] if report.trial else [])):
             if not check.problem:
-                console.print(f"  ok    {check.what}: {check.found}", highlight=False, markup=False, soft_wrap=True)
+                console.print(f"  ok    {check.what}: {check.found}", soft_wrap=True)
                 continue
-            console.print(
-                f"  wrong {check.problem}", style=colours[report.state], highlight=False, markup=False, soft_wrap=True
-            )
-            console.print(f"        fix: {check.fix}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  wrong {check.problem}", style=colours[report.state], soft_wrap=True)
+            console.print(f"        fix: {check.fix}", soft_wrap=True)
 
 
 def main(*, json: bool = False) -> int:
     """Print the report, or one line of JSON. Returns 0 if every installed backend works and there is one, else 1."""
-    from rich.console import Console
+    from tlx.console import Console
 
     console = Console()
-    with Console(stderr=True).status("Trying each backend in a process of its own"):
+    with Console(file=stderr()).status("Trying each backend in a process of its own"):
         reports = doctor()
     works = any(report.state == "works" for report in reports)
     if json:
@@ -138,5 +138,6 @@ def main(*, json: bool = False) -> int:
     else:
         print_report(console, reports)
         if not works:
-            console.print("\nNo framework works here: fix one of the above.", highlight=False)
+            console.print()
+            console.print("No framework works here: fix one of the above.")
     return int(not works or any(report.state == "broken" for report in reports))

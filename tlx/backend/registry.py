@@ -28,11 +28,14 @@ from typing import TYPE_CHECKING, Any
 
 from tlx.backend.threads import settle_threads
 from tlx.errors import BackendError, BackendUnavailable, TlxError, closest, one_line
+from tlx.signals import deferred
 
 if TYPE_CHECKING:
     from tlx.backend import Backend
 
 GROUP = "tlx.backends"
+_computes_here: set[str] = set()  # backends whose framework has threads in this process
+_computed_before_fork: set[str] = set()  # and in a process of which this one is a copy, without the threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ def load(name: str) -> Backend:
 
     Raises:
         BackendUnavailable: it is not installed, or does not import.
-        BackendError: it is unknown, or does not have the protocol's methods.
+        BackendError: it is unknown, does not have the protocol's methods, or was loaded before this process was forked.
     """
     modules = _modules()
     if not modules:
@@ -99,18 +102,32 @@ def load(name: str) -> Backend:
     entry = _describe(name, modules[name])
     if entry.problem:
         raise BackendUnavailable(f"Backend {name!r}: {entry.problem.problem}", fix=entry.problem.fix)
+    if name in _computed_before_fork:
+        problem = f"this process was forked after backend {name!r} had begun to compute, and would wait for its threads"
+        raise BackendError(problem, fix="start it by multiprocessing.get_context('spawn')")
     settle_threads()
     try:
-        backend: Backend = import_module(entry.module).create()
+        with deferred():
+            backend: Backend = import_module(entry.module).create()
     except TlxError:
         raise
     except Exception as error:
         cause = one_line(f"{type(error).__name__}: {error}")
         raise BackendUnavailable(f"Backend {name!r} does not load: {cause}", fix=reinstall(entry)) from error
+    if entry.versions.keys() - {"numpy"}:  # which survives a fork
+        _computes_here.add(name)
     if differing := differences(backend):
         cause = f"does not follow tlx.backend.Backend: {'; '.join(differing)}"
         raise BackendError(f"Backend {name!r} {cause}", fix=f"upgrade the package that offers {entry.module}")
     return backend
+
+
+def _after_fork() -> None:
+    _computed_before_fork.update(_computes_here)
+    load.cache_clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def differences(backend: object) -> list[str]:

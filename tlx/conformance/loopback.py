@@ -45,6 +45,8 @@ HIDDEN = True  # only tests use it, and who writes a backend: listings leave it 
 DROPOUT = {"tiny-mlp": 0.0, "tiny-mlp-dropout": 0.5}
 GRID, UNITS = 8, 32
 BOUNDARIES = ("bn1", "dropout", "fc")  # modules, in order of execution, at which a batch may begin
+# The core looks for numbers that are not finite, and says more of them than NumPy would.
+DIVERGES: np.errstate[Any] = np.errstate(over="ignore", invalid="ignore")
 
 
 def check() -> list[Check]:
@@ -198,6 +200,7 @@ class Loopback:
         pixels = pooled.reshape(len(images), -1).astype(model.dtype)
         return DeviceBatch(pixels, labels, batch.key, batch.targets, "")
 
+    @DIVERGES
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         p = model.module.arrays
         run = self._forward(model, batch, train=True)
@@ -215,6 +218,7 @@ class Loopback:
             model.grads[name] = model.grads[name] + grads[name] if name in model.grads else grads[name]
         return np.array(mean * len(batch.labels)), _correct(run.logits, batch.labels)
 
+    @DIVERGES
     def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
         spec, arrays = optimizer.spec, model.module.arrays
         grads = model.grads if max_norm is None else reference.clip_by_norm(model.grads, max_norm)
@@ -227,6 +231,7 @@ class Loopback:
                     optimizer.state[name] = slots
         model.grads = {}
 
+    @DIVERGES
     def average(self, shadow: Net, model: Net, weight: float) -> None:
         check_alike(shadow.specs, model.specs)
         for name, value in model.module.arrays.items():
@@ -236,11 +241,13 @@ class Loopback:
 
     # Evaluation.
 
+    @DIVERGES
     def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
         logits = self._forward(model, batch).logits
         mean, _ = reference.cross_entropy(logits, batch.labels, batch.targets)
         return np.array(mean * len(batch.labels)), _correct(logits, batch.labels)
 
+    @DIVERGES
     def logits(self, model: Net, batch: DeviceBatch) -> Lazy:
         return self._forward(model, batch).logits
 
@@ -251,6 +258,7 @@ class Loopback:
         first = next((module for module in ("fc1", *BOUNDARIES) if module in active), "fc1")
         return () if first == "fc1" else (first,)
 
+    @DIVERGES
     def features(self, model: Net, batch: DeviceBatch, boundary: str = "") -> Lazy:
         _known("boundary", boundary or "fc", BOUNDARIES)
         run = self._forward(model, batch)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -159,6 +160,6 @@ class Augment:
 def _strength(text: str, op: Op, value: str) -> int:
     if op.strength is None:
         raise RecipeError(f"augment={text!r}: {op.name} takes no strength", fix=f"write {op.name!r}")
-    if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= op.strongest:
+    if not re.fullmatch("0*[0-9]{1,9}", value) or not 1 <= int(value[-9:]) <= op.strongest:
         raise RecipeError(f"augment={text!r}: the strength of {op.name} must be a whole number in 1 .. {op.strongest}.")
-    return int(value)
+    return int(value[-9:])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -78,7 +79,7 @@ class Images(Protocol):
         """The samples at `indices`, in that order, under new labels."""
 
     def digest(self) -> bytes:
-        """SHA-256 of what decides the pixels, for the fingerprint of a data set."""
+        """SHA-256 of what decides the pixels, for the fingerprint of a data set. See `tlx.data.fingerprint`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +117,11 @@ class ArrayImages:
         digest = hashlib.sha256(repr(self.array.shape).encode())
         digest.update(np.ascontiguousarray(self.array).data)
         return digest.digest()
+
+    def hashes(self) -> NDArray[np.bytes_]:
+        """A hash of each image's pixels, S16 [N]."""
+        digests = (hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest() for image in self.array)
+        return np.frombuffer(b"".join(digest[:16] for digest in digests), dtype="S16")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,15 +172,21 @@ class FileImages:
             problems = dict(zip(self.names, pool.map(problem, range(len(self))), strict=True))
         return {name: problem for name, problem in problems.items() if problem}
 
-    def file_size(self, index: int) -> int:
-        """Bytes of a photo as it is stored. Raises DataError where it cannot be read."""
-        return _size(self.root / self.names[index])
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each photo as it is stored, int64 [N]. Raises DataError where one is not there."""
+        return np.fromiter((_size(path) for path, _, _ in self.spans(range(len(self)))), np.int64, len(self))
+
+    def spans(self, indices: Iterable[int]) -> list[tuple[str, int, int]]:
+        """Where photos are stored: the path of the file, the first byte in it and how many; 0, -1: all of it."""
+        root = os.path.abspath(self.root)
+        names = (self.names[i] for i in indices)
+        return [(name if name.startswith("/") else f"{root}/{name}", 0, -1) for name in names]
 
     def content(self, index: int, end: int | None = None) -> bytes:
         """A photo as it is stored, or its last `end` bytes. Raises OSError where it cannot be read."""
         with open_regular(self.root / self.names[index]) as file:
             if end is not None:
-                file.seek(max(0, self.file_size(index) - end))
+                file.seek(max(0, os.fstat(file.fileno()).st_size - end))
             return file.read()
 
     def _read(self, index: int, view: View | None = None) -> Image:
@@ -189,14 +201,14 @@ class FileImages:
         return replace(self, labels=labels, names=[self.names[i] for i in indices])
 
     def digest(self) -> bytes:
-        """Covers names and sizes of the files: reading every photo would take as long as an epoch."""
-        lines = [f"{name}\0{self.file_size(index)}\n" for index, name in enumerate(self.names)]
+        """Covers names and sizes of the files, as tlx 0.1.0 knew them again."""
+        lines = [f"{name}\0{size}\n" for name, size in zip(self.names, self.sizes().tolist(), strict=True)]
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).digest()
 
 
-def _size(path: Path) -> int:
+def _size(path: str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", fix="replace or remove it") from error
 
@@ -218,9 +230,7 @@ def read_photo(path: Path, view: View | None = None, max_pixels: int = MAX_PIXEL
         return decode(file, view, where=path, max_pixels=max_pixels)
 
 
-def decode(
-    file: BinaryIO | bytes, view: View | None = None, *, where: object, max_pixels: int = MAX_PIXELS
-) -> Image:
+def decode(file: BinaryIO | bytes, view: View | None = None, *, where: object, max_pixels: int = MAX_PIXELS) -> Image:
     """Decode a photo, or a view of it, into mode RGB, turned upright by its EXIF orientation.
 
     Where a view shrinks a JPEG, it is decoded at 1/2, 1/4 or 1/8, which its format makes cheap, as long as that is

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from html import escape
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tlx.data.file_hashes import Advance, FileHashes
+from tlx.data.fingerprint import fingerprint, first_fingerprint
 from tlx.data.images import MAX_PIXELS, FileImages, Images
 from tlx.data.repeated import repeated
 from tlx.data.sources.address import ADDRESS, ARCHIVE
@@ -27,7 +26,7 @@ from tlx.data.sources.sequence import SequenceImages
 from tlx.data.sources.source import Contents, DataLike, Kind, Source
 from tlx.data.sources.webdataset import WEBDATASET
 from tlx.data.split import hold_out, limit, pick_classes
-from tlx.errors import UNPRINTABLE, DataError, DataNotFound, closest
+from tlx.errors import CONTROL, DataError, DataNotFound, as_html, closest, printable
 
 # The last that recognises a source reads it, so that a folder of shards is not taken for one of photos.
 KINDS: dict[str, Kind] = {
@@ -64,9 +63,10 @@ class Data:
     train: Images
     val: Images | None
     test: Images | None
-    fingerprint: str  # SHA-256 of names, classes, labels, and pixels (of files: names and sizes)
     notes: tuple[str, ...]  # facts to show, such as files that were left out
     drawn: frozenset[str] = frozenset()  # parts, val or test, that were held out by a fraction
+    hashes: FileHashes = field(default_factory=FileHashes)
+    _fingerprint: list[str] = field(default_factory=list)  # once it was taken
 
     @property
     def parts(self) -> dict[str, Images]:
@@ -75,21 +75,36 @@ class Data:
         return {name: images for name, images in parts.items() if images is not None}
 
     @property
+    def fingerprint(self) -> str:
+        """A text that tells these data from others by classes, names, labels and contents; it reads every photo."""
+        return self.take_fingerprint()
+
+    def take_fingerprint(self, advance: Advance | None = None) -> str:
+        """Return the fingerprint; `advance` is told how many images of how many are known."""
+        if not self._fingerprint:
+            self._fingerprint.append(fingerprint(self.classes, self.parts, self.hashes, advance))
+        return self._fingerprint[0]
+
+    def first_fingerprint(self) -> str:
+        """Return the fingerprint that tlx 0.1.0 would have made, which saw names and sizes of photos."""
+        return first_fingerprint(self.name, self.classes, self.parts)
+
+    @property
     def of_photos(self) -> bool:
         """Whether evaluation sees photos of many sizes, each cropped and resized, or images of one size as they are."""
         return (self.train if self.test is None else self.test).size is None
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{len(images):,} {name}" for name, images in self.parts.items())
-        return f"<Data {self.name}: {len(self.classes)} classes; images: {counts}>"
+        return printable(f"<Data {self.name}: {len(self.classes)} classes; images: {counts}>")
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th>{name}</th><td>{len(images):,}</td><td>{escape(self.class_counts(images))}</td></tr>"
+            f"<tr><th>{name}</th><td>{len(images):,}</td><td>{as_html(self.class_counts(images))}</td></tr>"
             for name, images in self.parts.items()
         )
         head = "<tr><th>part</th><th>images</th><th>of each class</th></tr>"
-        return f"<table><caption>{escape(self.name)}: {len(self.classes)} classes</caption>{head}{rows}</table>"
+        return f"<table><caption>{as_html(self.name)}: {len(self.classes)} classes</caption>{head}{rows}</table>"
 
     def class_counts(self, images: Images) -> str:
         """List the classes and how many images each has; of many classes the first, and the smallest and largest."""
@@ -199,9 +214,9 @@ def load_data(
     if test is None:
         notes.append("there is no test part")
     used = {"train": train, "val": val, "test": test}
-    notes += repeated({part: images for part, images in used.items() if images is not None})
-    fingerprint = _fingerprint(origin.name, names, train, val, test)
-    return Data(origin.name, names, train, val, test, fingerprint, tuple(notes), frozenset(drawn))
+    hashes = FileHashes()
+    notes += repeated({part: images for part, images in used.items() if images is not None}, hashes)
+    return Data(origin.name, names, train, val, test, tuple(notes), frozenset(drawn), hashes)
 
 
 def open_source(
@@ -230,7 +245,7 @@ def open_source(
 
 def _check_name(what: str, name: str) -> None:
     """Refuse a name that a recipe and a model card cannot hold, or that would forge lines of what is printed."""
-    if UNPRINTABLE.search(name):
+    if CONTROL.search(name):
         raise DataError(f"{what} {name!a} has control characters, or bytes that are not UTF-8", fix="rename it")
 
 
@@ -256,16 +271,6 @@ def _usable(images: Images, part: str, known: Mapping[int, str], notes: list[str
     if not photos:
         notes.append(f"the first of them: {next(iter(bad.values()))}")
     return images.select(good, images.labels[good])
-
-
-def _fingerprint(name: str, classes: Sequence[str], *parts: Images | None) -> str:
-    digest = hashlib.sha256(json.dumps([name, list(classes)]).encode())
-    for images in parts:
-        if images is None:
-            digest.update(b"absent")
-        else:
-            digest.update(images.labels.astype("<i8").tobytes() + images.digest())
-    return digest.hexdigest()
 
 
 def _open(source: Any, root: Path | None, columns: Mapping[str, str | None], on_bad_image: str) -> Source:

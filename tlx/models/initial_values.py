@@ -6,30 +6,18 @@ import json
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tlx import rng
 from tlx.backend import Array, Arrays, ParamSpec
 from tlx.download import cache_folder, fetch
-from tlx.errors import DataError, WeightsError
+from tlx.errors import DataError, TlxError, WeightsError
+from tlx.manifest import CARD, read_files, read_manifest
 from tlx.models.matching import match_backbone, match_head
-from tlx.models.weights import read_checkpoint, read_weights
+from tlx.models.weights import RUN_WEIGHTS, check_digest, read_checkpoint, read_weights
 from tlx.models.zoo import IMAGENET_URL, Architecture
-
-CARD = "card.json"  # of a run's folder, beside its weights
-
-
-def initial_arrays(
-    specs: Sequence[ParamSpec],
-    arch: Architecture,
-    weights: str,
-    seed: int,
-    progress: bool = False,
-    own: Arrays | None = None,
-) -> dict[str, Array]:
-    """Return every parameter and buffer of a model, with a fresh head: see `initial_values`."""
-    return initial_values(specs, arch, weights, seed, progress, own)[0]
 
 
 def initial_values(
@@ -58,9 +46,11 @@ def initial_values(
     elif weights != "none":
         checkpoint = read_checkpoint(weights)
         arrays, changes = match_backbone(checkpoint.arrays, specs, arch)
-        card = Path(weights) / CARD
-        if classes and card.is_file():
-            head, kept = match_head(checkpoint.arrays, specs, arch, _classes(card), classes)
+        card = _card(Path(weights))
+        if card is not None:
+            check_digest(checkpoint.arrays, card, Path(weights) / RUN_WEIGHTS)
+        if classes and card is not None:
+            head, kept = match_head(checkpoint.arrays, specs, arch, _classes(card, Path(weights)), classes)
             arrays, changes = {**arrays, **head}, [kept] if head else [*changes, kept]
         notes = [*checkpoint.notes, *(f"{Path(weights).name}: {change}" for change in changes)]
     if own is not None:
@@ -70,12 +60,25 @@ def initial_values(
     return {s.name: arrays[s.name] if s.name in arrays else _draw(s, specs, arch, seed) for s in specs}, notes
 
 
-def _classes(card: Path) -> list[str]:
+def _card(folder: Path) -> Any:
+    """Return the card of a run's folder, verified; None where there is none."""
+    path = folder / CARD
+    try:
+        if folder.is_dir() and read_manifest(folder) is not None:
+            return json.loads(read_files(folder, (CARD,))[CARD])
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        if isinstance(error, TlxError):
+            raise
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+
+
+def _classes(card: Any, folder: Path) -> list[str]:
     """Return the class names of a run, from its card."""
     try:
-        return [str(name) for name in json.loads(card.read_text(encoding="utf-8"))["classes"]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise WeightsError(f"{card} cannot be read: {error}") from error
+        return [str(name) for name in card["classes"]]
+    except (LookupError, TypeError) as error:
+        raise WeightsError(f"{folder / CARD} cannot be read: {error}") from error
 
 
 def _has_customary_start(spec: ParamSpec, layers: Collection[str]) -> bool:
@@ -95,7 +98,7 @@ def imagenet_file(arch: Architecture, progress: bool) -> Path:
         return fetch(IMAGENET_URL + arch.imagenet, dest, sha256_prefix=digits, progress=progress)
     except DataError as error:
         raise WeightsError(
-            f"{error} Pass weights as a file instead (--weights FILE, .safetensors or .pth), "
+            f"{str(error).rstrip('.')}. Pass weights as a file instead (--weights FILE, .safetensors or .pth), "
             f"copy {arch.imagenet} into {dest.parent}, or train from random weights (--weights none)."
         ) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from tlx.atomic import write_atomic
 from tlx.backend import Array, Arrays
 from tlx.errors import WeightsError, WeightsNotFound
+from tlx.manifest import Manifest, owner_of, read_files, read_manifest
 from tlx.models.formats import Checkpoint, FileKind, kind_of, shards
 
 RUN_WEIGHTS = "model.safetensors"
@@ -32,10 +34,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         WeightsError: the file is missing, damaged, hostile, empty, or of another kind.
+        RunDamaged: a file of a run is not what the run wrote.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # False too of a name that is too long
+        if (manifest := read_manifest(path)) is not None:
+            return _of_run(path, RUN_WEIGHTS, manifest)
         path = _in_folder(path)
+    elif os.path.isfile(path) and (owner := owner_of(path)) is not None:
+        return _of_run(*owner)
     kind = _kind(path)
     if kind != "index":
         checkpoint = _read(path, kind)
@@ -60,14 +67,37 @@ def _kind(path: Path) -> FileKind:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def _of_run(folder: Path, name: str, manifest: Manifest | None = None) -> Checkpoint:
+    """Return the weights of a run, which must be those that it wrote."""
+    if manifest is not None and name not in manifest.files:
+        raise WeightsError(f"{folder}: the run has not finished", fix=f"finish it with: tlx run --resume {folder}")
+    return Checkpoint(parse_safetensors(read_files(folder, (name,))[name], folder / name))
+
+
+def check_digest(arrays: Arrays, card: object, path: Path) -> None:
+    """Raise WeightsError where a run's weights are not those that its card names; a card that names none is no proof.
+
+    This is for runs of tlx 0.1.0, which have no manifest.
+    """
+    if isinstance(card, dict) and card.get("sha256") not in (None, digest(arrays)):
+        raise WeightsError(f"{path} is damaged: its values are not those that were saved", fix="train again")
+
+
 def _read(path: Path, kind: FileKind) -> Checkpoint:
     if kind == "safetensors":
-        return Checkpoint(_read_safetensors(path))
+        return Checkpoint(parse_safetensors(_content(path), path))
     if kind == "torch":
         from tlx.models.pth import read_pth
 
         return read_pth(path)
     raise WeightsError(f"{path}: an index of weights where weights are expected")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _in_folder(folder: Path) -> Path:
@@ -85,35 +115,42 @@ _DTYPES = {
 }
 
 
-def _read_safetensors(path: Path) -> dict[str, Array]:
+def parse_safetensors(content: bytes, path: Path) -> dict[str, Array]:
+    """Return the arrays that a `.safetensors` file's content holds; `path` is named where that is damaged.
+
+    Raises WeightsError.
+    """
     from safetensors import SafetensorError, deserialize
 
     from tlx.models.pth import widen_bfloat16
 
     try:
         arrays: dict[str, Array] = {}
-        for name, entry in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
+        for name, entry in deserialize(content):  # type: ignore[no-untyped-call]
             if (dtype := _DTYPES.get(entry["dtype"])) is None:
                 raise WeightsError(f"{path}: {name!r} is of dtype {entry['dtype']}; expected one of {list(_DTYPES)}")
             flat: Array = np.frombuffer(entry["data"], dtype)
             arrays[name] = (widen_bfloat16(flat) if entry["dtype"] == "BF16" else flat).reshape(entry["shape"])
         return arrays
-    except FileNotFoundError as error:
-        raise WeightsNotFound(f"{path}: no such file") from error
     except WeightsError:
         raise
-    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+    except (SafetensorError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"{path}: damaged or not a .safetensors file ({reason})") from error
 
 
 def write_safetensors(path: str | Path, arrays: Arrays, metadata: Mapping[str, str] | None = None) -> None:
     """Write arrays of any layout to a `.safetensors` file, atomically; 0-d arrays stay 0-d."""
+    write_atomic(path, safetensors_bytes(arrays, metadata))
+
+
+def safetensors_bytes(arrays: Arrays, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return arrays of any layout as the content of a `.safetensors` file; 0-d arrays stay 0-d."""
     from safetensors.numpy import save
 
     # safetensors writes the memory of an array as it lies, so other layouts would come back scrambled.
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    write_atomic(path, save(ordered, dict(metadata) if metadata else None))
+    return save(ordered, dict(metadata) if metadata else None)
 
 
 def first_not_finite(arrays: Arrays) -> str | None:

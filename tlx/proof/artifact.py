@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tlx.atomic import write_atomic
 from tlx.backend import Array, Arrays
 from tlx.errors import TlxError
 from tlx.recipe import RENAMED, Recipe, fields_affecting
@@ -94,26 +96,35 @@ class Writer:
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise TlxError(f"{folder} is not empty, and tlx overwrites nothing; choose another folder")
-            self._trace = (folder / "trace.jsonl").open("w", encoding="utf-8")
+            self._trace = (folder / "trace.jsonl").open("wb", 0)  # what stays in a buffer fails once more at the end
         except OSError as error:
             raise TlxError(f"Cannot write to {folder}: {error.strerror}. Choose another folder.") from error
         self.folder, self.count = folder, 0
 
     def add(self, key: str, facts: Mapping[str, Any] | None = None, arrays: Arrays | None = None) -> None:
-        """Write one record: a line of JSON, and a file for each array."""
+        """Write one record: a line of JSON, and a file for each array. Raises TlxError where the disk is full."""
         files = {}
-        for name, array in (arrays or {}).items():
-            files[name] = f"{self.count:06d}.npy"
-            np.save(self.folder / files[name], np.array(array, order="C"), allow_pickle=False)
-            self.count += 1
-        line = {"key": key, "facts": facts or {}, "files": files}
-        self._trace.write(json.dumps(line) + "\n")
+        with self._writing():
+            for name, array in (arrays or {}).items():
+                files[name] = f"{self.count:06d}.npy"
+                np.save(self.folder / files[name], np.array(array, order="C"), allow_pickle=False)
+                self.count += 1
+            line = json.dumps({"key": key, "facts": facts or {}, "files": files}).encode() + b"\n"
+            if self._trace.write(line) != len(line):
+                raise OSError("the disk is full")
 
     def close(self, manifest: Mapping[str, Any]) -> None:
-        """Finish the capture."""
+        """Finish the capture; raises TlxError where the disk is full."""
         self._trace.close()
-        text = json.dumps({"format": FORMAT, **manifest}, indent=1)
-        (self.folder / "manifest.json").write_text(text, encoding="utf-8")
+        write_atomic(self.folder / "manifest.json", json.dumps({"format": FORMAT, **manifest}, indent=1).encode())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            problem = f"Cannot write to {self.folder}: {error.strerror or error}; the capture is not whole"
+            raise TlxError(problem, fix="capture anew, into another folder with room") from error
 
 
 class Capture:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tlx import rng
 from tlx.backend import Backend, registry
-from tlx.errors import RecipeError, TlxError, closest
+from tlx.errors import Interrupted, RecipeError, TlxError, closest
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
 from tlx.proof.rename import Renamed, partners
@@ -150,7 +150,10 @@ def final_accuracy(recipe: Recipe) -> float:
 
     precision = "float32" if recipe.precision == "auto" else recipe.precision
     with TemporaryDirectory(prefix="tlx-parity-") as scratch:
-        result = execute(replace(recipe, precision=precision, out=f"{scratch}/run"), Display(quiet=True))
+        try:
+            result = execute(replace(recipe, precision=precision, out=f"{scratch}/run"), Display(quiet=True))
+        except Interrupted as stop:  # which names a folder that goes away here
+            raise Interrupted("stopped; nothing was kept of the comparison", stop.signum) from None
     if result.test_accuracy is None:
         raise TlxError("seeds compares test accuracies, but the data has no test part")
     return result.test_accuracy

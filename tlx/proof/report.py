@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from tlx.console import Console, styled
+from tlx.errors import printable
 from tlx.proof import words
 from tlx.proof.plot import plot
 from tlx.proof.result import Difference, Stage, Verdict
@@ -120,10 +120,10 @@ def _finite(value: Any) -> Any:
 
 def show(report: Report, console: Console) -> None:
     """Print a report on one screen of 80 columns and fewer than 40 lines."""
-    verdict = f"[bold {COLOURS[report.verdict]}]{_verdict(report)}[/]"
-    console.print(f"{verdict}: {words.VERDICTS[report.verdict]} ({report.seconds:.0f} s)", highlight=False)
-    console.print(f"{report.candidate} against {report.reference}", markup=False, highlight=False)
-    console.print(report.subject, markup=False, highlight=False)
+    verdict = styled(_verdict(report), f"bold {COLOURS[report.verdict]}")
+    console.print(verdict, f": {words.VERDICTS[report.verdict]} ({report.seconds:.0f} s)", sep="")
+    console.print(f"{report.candidate} against {report.reference}")
+    console.print(report.subject)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("stage", "compared", "measure", "figure", "limit", "result"):
         table.add_column(name, justify="right" if name in ("figure", "limit") else "left", no_wrap=name != "compared")
@@ -136,36 +136,42 @@ def show(report: Report, console: Console) -> None:
             words.figure(stage.figure),
             words.limit(stage),
         )
-        table.add_row(*map(escape, cells), f"[{STYLES[outcome]}]{outcome}[/]")
+        table.add_row(*cells, styled(outcome, STYLES[outcome]))
     console.print(table)
     if report.first:
-        _line(console, f"[bold]First difference:[/] {escape(report.first)}", "fold")
+        console.print(styled("First difference:", "bold"), report.first, overflow="fold")
     for stage in report.stages:
         outcome = words.outcome(stage)
         if outcome in ("underpowered", "not run") or (outcome == "FAIL" and stage.id in EXPLAINED):
-            _line(console, f"{stage.id} {outcome}: {escape(words.summary(stage))}")
+            _line(console, f"{stage.id} {outcome}: {words.summary(stage)}")
     if report.declared:
-        console.print("[bold]Declared differences of the backends[/]")
+        console.print("Declared differences of the backends", style="bold")
         for known in report.declared[:DECLARED_LINES]:
-            _line(console, f"  - {escape(known)}")
+            _line(console, f"  - {known}")
         if len(report.declared) > DECLARED_LINES:
-            console.print(f"  and {len(report.declared) - DECLARED_LINES} more: --json has all", highlight=False)
+            console.print(f"  and {len(report.declared) - DECLARED_LINES} more: --json has all")
 
 
-def _line(console: Console, text: str, overflow: str = "ellipsis") -> None:
-    console.print(text, overflow=overflow, no_wrap=overflow == "ellipsis", highlight=False)  # type: ignore[arg-type]
+def _line(console: Console, text: str) -> None:
+    console.print(text, overflow="ellipsis", no_wrap=True)
 
 
 def to_json(report: Report) -> str:
     """Return a report as one JSON object on one line: see `Report.to_dict`."""
-    return json.dumps(report.to_dict(), ensure_ascii=False, allow_nan=False)
+    return json.dumps(report.to_dict(), allow_nan=False)
 
 
 def to_html(report: Report) -> str:
     """Return a report as one HTML page that needs nothing else: no script, no font, no picture from elsewhere."""
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment = Environment(
+        autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,  # else: it is HTML, or no text
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
     environment.globals.update(words=words, plot=plot)
     template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
     return template.render(report=report, verdict=_verdict(report), meaning=words.VERDICTS[report.verdict])

@@ -70,14 +70,15 @@ def selftest(backend: Backend) -> Iterator[Finding]:
 def show(backend: Backend, *, json: bool = False) -> int:
     """Print the table of `selftest`, or one JSON object; return 1 where a fault was missed or a clean pair blamed."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
+
+    from tlx.console import Console, styled
 
     findings = []
     table = Table("planted fault", "result", "stage", "message", box=SIMPLE_HEAD)
     for finding in selftest(backend):
         findings.append(finding)
-        result = "right" if finding.right else "[bold red]WRONG[/]"
+        result = "right" if finding.right else styled("WRONG", "bold red")
         table.add_row(finding.name or "none", result, finding.stage, finding.report.first or "equal")
     wrong = [finding for finding in findings if not finding.right]
     if json:

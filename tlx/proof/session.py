@@ -15,7 +15,6 @@ from tlx import rng
 from tlx.backend import Array, Backend, Batch, Model, Precision, Probe
 from tlx.data.images import ArrayImages
 from tlx.data.load import Data
-from tlx.models.initial_values import initial_arrays
 from tlx.models.zoo import Architecture
 from tlx.proof.artifact import MODULE, MUST_AGREE, Capture, Writer, hexed
 from tlx.proof.measure import sha256
@@ -58,8 +57,8 @@ class Session:
             return self.reference.records["P1"].arrays()
         if self.recipe.weights == "own":  # with the head, which a run would draw anew
             return self.backend.dump_arrays(self.model)
-        specs = self.backend.param_specs(self.model)
-        return initial_arrays(specs, self.arch, self.recipe.weights or "none", self.recipe.seed)
+        recipe = replace(self.recipe, weights=self.recipe.weights or "none")
+        return build.start_of(recipe, self.backend, self.model, self.arch, self.classes)[0]
 
     @cached_property
     def _built(self) -> tuple[Model, Architecture]:
@@ -118,7 +117,7 @@ class Session:
         count = sum(len(record.facts["labels"]) for record in self.reference.stage("P2/train/0000"))
         size = self.recipe.image_size
         images = ArrayImages(np.zeros((count, 3, size, size), np.uint8), np.zeros(count, np.int64), ["0"] * count)
-        return Data("reference", self.classes, images, None, None, "", ())
+        return Data("reference", self.classes, images, None, None, ())
 
     def held_out(self) -> Any:
         """Return batches without augmentation: of the test part, or of the training part where there is no other."""
@@ -143,6 +142,7 @@ class Session:
         capabilities = self.backend.capabilities()
         return {
             "must": {**self._must_agree(recipe), "stages": list(stages)},
+            "first_data": self._first_data(),
             "recipe": {name: value for name, value in recipe.items() if value is not None},
             "backend": self.backend.name,
             "versions": dict(capabilities.versions),
@@ -156,6 +156,13 @@ class Session:
             "replayed": self.reference.manifest["inputs"] if self.reference is not None else None,
             "inputs": sha256(np.array([sha256(a) for a in self.initial.values()])),
         }
+
+    def _first_data(self) -> str | None:
+        """The fingerprint as tlx 0.1.0 made it, for a comparison with a capture of that time."""
+        if self.data is None:
+            assert self.reference is not None
+            return self.reference.manifest.get("first_data")
+        return self.data.first_fingerprint()
 
     def _must_agree(self, recipe: dict[str, Any]) -> dict[str, Any]:
         if self.data is None:

@@ -6,17 +6,17 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from html import escape as html_escape
+from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress
 from rich.table import Table
 
 from tlx.backend.threads import Others
+from tlx.console import Console, bar_text, styled
 from tlx.errors import one_line, printable
+from tlx.streams import stderr
 from tlx.training.metrics import EpochEnded, Event, FeaturesKept, FeaturesNotKept, PhaseStarted
 from tlx.training.metrics import Progress as Step
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Listener = Callable[[Event], object]
 LINE_SECONDS = 10.0  # between two plain progress lines
+SLOW_SECONDS = 1.5  # after which a count is worth a line
+READING = "reading the images, to know them again"
 TABLE_ROWS = 20  # classes that an evaluation prints
 CROWDED = 0.2  # the part of the cores' time that others may take before a run says so
 
@@ -39,7 +41,7 @@ class Display:
     """Shows a run's table, progress, epochs and result; with `quiet`, nothing."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = Console(file=stderr(), quiet=quiet, soft_wrap=True)
         self.shown = not quiet
         self._bar: Progress | None = None
         self._cell: NotebookBar | None = None
@@ -49,7 +51,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Say something in one line, whatever names stand in it."""
-        self.console.print(printable(text), markup=False)
+        self.console.print(text)
 
     def data(self, data: Data) -> None:
         """Say what is trained on."""
@@ -58,7 +60,7 @@ class Display:
             for name, part in (("train", data.train), ("validation", data.val), ("test", data.test))
             if part is not None
         )
-        self.console.print(f"[bold]{escape(data.name)}[/]: {len(data.classes)} classes; images: {parts}")
+        self.console.print(styled(data.name, "bold"), f": {len(data.classes)} classes; images: {parts}", sep="")
         self.say(f"  training images of each class: {data.class_counts(data.train)}")
 
     def notes(self, notes: Sequence[str]) -> None:
@@ -66,11 +68,27 @@ class Display:
         for note in notes:
             self.say(f"  note: {note}")
 
+    def counted(self, what: str) -> Callable[[int, int], None]:
+        """Return what says how far something has come, if it takes longer than a moment."""
+        started = time.perf_counter()
+        said = started + SLOW_SECONDS - LINE_SECONDS
+
+        def advance(done: int, total: int) -> None:
+            nonlocal said
+            if (now := time.perf_counter()) - said > LINE_SECONDS:
+                said = now
+                left = _clock((now - started) / done * (total - done))
+                self.say(f"{what}: {done:,} of {total:,}  {done / (now - started):,.0f}/s  {left} left")
+
+        return advance
+
     def plan(self, plan: Plan, recipe: Recipe, notes: Sequence[str] = ()) -> None:
         """Print the group table before anything trains, with what is to be said of the model."""
         self.console.print(
-            f"[bold]{recipe.model_name}[/] on {recipe.backend} ({recipe.device}, {recipe.precision}), "
-            f"weights {escape(printable(str(recipe.weights)))}, {recipe.optimizer}, schedule {recipe.schedule}"
+            styled(recipe.model_name, "bold"),
+            f" on {recipe.backend} ({recipe.device}, {recipe.precision}), weights {recipe.weights}, "
+            f"{recipe.optimizer}, schedule {recipe.schedule}",
+            sep="",
         )
         self.notes(notes)
         self.console.print(group_table(plan.strategy.name, plan.table()))
@@ -96,7 +114,7 @@ class Display:
         if not (self.shown and self.console.is_terminal):
             yield
             return
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[figures]}"))
+        columns = (bar_text("description"), BarColumn(bar_width=30), bar_text("fields[figures]"))
         with Progress(*columns, console=self.console, transient=True) as self._bar:
             self._bar.add_task("starting", total=None, figures="")
             yield
@@ -109,7 +127,7 @@ class Display:
         elif isinstance(event, EpochEnded):
             self._epoch(event)
         elif isinstance(event, (FeaturesKept, FeaturesNotKept)):
-            self.console.print(str(event), markup=False)
+            self.console.print(str(event))
         elif isinstance(event, PhaseStarted) and event.epoch > 0:
             self.console.print(f"phase {event.phase} begins with epoch {event.epoch + 1}")
 
@@ -157,7 +175,7 @@ class NotebookBar:
     def show(self, where: str, step: int, steps: int, figures: str) -> None:
         """Show how far a pass has come."""
         bar = f'<progress value="{step}" max="{steps}"></progress>'
-        html = f"<pre>{html_escape(where)} {bar} {html_escape(figures)}</pre>"
+        html = f"<pre>{escape(where)} {bar} {escape(figures)}</pre>"
         self._handle.update({"text/html": html, "text/plain": f"{where} {figures}"}, raw=True)
 
     def close(self) -> None:
@@ -200,15 +218,17 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]], right: Coll
     """Print a table to stdout; the columns whose numbers stand in `right` are aligned to the right."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(names):
-        table.add_column(name, justify="right" if place in right else "left", no_wrap=place < len(names) - 1)
+        # A long name or text is wrapped before a number loses digits.
+        whole = place in right or 0 < place < len(names) - 1
+        table.add_column(name, justify="right" if place in right else "left", no_wrap=whole, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(printable(cell)) for cell in row))
+        table.add_row(*row)
     Console().print(table)
 
 
 def group_table(title: str, rows: Sequence[Row]) -> Table:
     """Draw a strategy's groups: what trains in which phase, at which rate, and how BatchNorm behaves."""
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     phases = len({row.phase for row in rows}) > 1
     columns = ["group", "tensors", "parameters", "lr", "decay", "statistics"]
     for name in ["phase", *columns] if phases else columns:
@@ -217,7 +237,7 @@ def group_table(title: str, rows: Sequence[Row]) -> Table:
         lr = "frozen" if row.lr is None else f"{row.lr:g}"
         decay = "-" if row.lr is None else f"{row.weight_decay:g}"
         cells = [row.group, str(row.tensors), f"{row.parameters:,}", lr, decay, row.norm]
-        table.add_row(*map(escape, [f"{row.phase} from {row.epoch + 1}", *cells] if phases else cells))
+        table.add_row(*([f"{row.phase} from {row.epoch + 1}", *cells] if phases else cells))
     return table
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from os.path import isfile
@@ -16,10 +16,11 @@ from tlx.data.framing import RESIZES, Framing, Resize
 from tlx.data.geometry import from_planes
 from tlx.data.images import seen
 from tlx.errors import DataError, RunNotFound, TlxError
+from tlx.manifest import CARD, RECIPE, read_files, read_manifest
 from tlx.models.matching import match
-from tlx.models.weights import read_weights
+from tlx.models.weights import RUN_WEIGHTS, check_digest, parse_safetensors
 from tlx.recipe import DATA_OBJECT, Recipe, read_toml
-from tlx.runs.folder import read_json
+from tlx.runs.folder import RESULT, parse_json
 from tlx.training.build import build_model, resolve_placement
 
 # What a model needs of its run's recipe.
@@ -28,13 +29,20 @@ NEEDED = (
     *("precision", "device", "workers", "max_pixels"),
 )
 
+FILES = (RECIPE, RESULT, CARD, RUN_WEIGHTS)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finished:
-    """A run's model with its weights, placed on a backend; `recipe` says where and in which precision."""
+    """A run's model with its weights, placed on a backend; `recipe` says where and in which precision.
+
+    `recipe_file` is all of recipe.toml, of which `recipe` reads what the model needs.
+    """
 
     run_dir: Path
     card: dict[str, Any]
+    result: dict[str, Any]
+    recipe_file: bytes
     recipe: Recipe
     backend: Backend
     model: Model
@@ -42,31 +50,31 @@ class Finished:
     framing: Framing
 
 
-def read_run(run_dir: Path, used: Collection[str], **objects: Any) -> tuple[dict[str, Any], Recipe]:
-    """Return the card of a finished run, and its recipe as far as it is used.
-
-    Args:
-        run_dir: a folder that `tlx run` wrote.
-        used: the fields of the recipe that are read, so that the others may name what is not there now, such as data
-            in Python or a strategy of one's own.
-        **objects: stand for Python objects that the recipe names.
+def read_run(run_dir: Path) -> dict[str, bytes]:
+    """Return what the files of a finished run hold: its recipe, result, card and weights, all of one moment.
 
     Raises:
         RunNotFound: there is no run in the folder, or it has not finished.
+        RunDamaged: one of them is missing or is not what the run wrote.
     """
-    if isfile(run_dir / "recipe.toml") and not isfile(run_dir / "result.json"):
+    manifest = read_manifest(run_dir)
+    finished = RESULT in manifest.files if manifest else isfile(run_dir / RESULT)
+    if not finished and (manifest or isfile(run_dir / RECIPE)):
         raise RunNotFound(f"{run_dir} is not finished; finish it with: tlx run --resume {run_dir}")
-    for name in ("recipe.toml", "result.json", "card.json"):
+    if manifest:
+        return read_files(run_dir, FILES)
+    for name in FILES:
         if not isfile(run_dir / name):
             raise RunNotFound(
                 f"{run_dir} holds no finished run: {name} is missing. Pass a folder that `tlx run` wrote."
             )
-    overrides = {name: value for name, value in objects.items() if value is not None}
-    card = read_json(run_dir / "card.json")
-    for name in ("classes", "preprocess", "crop_fraction", "data"):
-        if name not in card:
-            raise TlxError(f"{run_dir}/card.json is damaged: it has no {name!r}", fix="train again")
-    return card, Recipe.from_toml(run_dir / "recipe.toml", overrides, used)
+    try:
+        contents = {name: (run_dir / name).read_bytes() for name in FILES}
+    except OSError as error:
+        raise TlxError(f"{run_dir} cannot be read: {error.strerror}") from error
+    arrays = parse_safetensors(contents[RUN_WEIGHTS], run_dir / RUN_WEIGHTS)
+    check_digest(arrays, parse_json(contents[CARD], run_dir / CARD), run_dir / RUN_WEIGHTS)
+    return contents
 
 
 def restore(run_dir: str | Path, backend: str | None = None, **objects: Any) -> Finished:
@@ -79,14 +87,22 @@ def restore(run_dir: str | Path, backend: str | None = None, **objects: Any) -> 
         **objects: `model` and `head`, where the recipe's were Python objects.
     """
     run_dir = Path(run_dir)
-    card, recipe = read_run(run_dir, NEEDED, **objects)
+    contents = read_run(run_dir)
+    card, result = (parse_json(contents[name], run_dir / name) for name in (CARD, RESULT))
+    for name in ("classes", "preprocess", "crop_fraction", "data"):
+        if name not in card:
+            raise TlxError(f"{run_dir}/card.json is damaged: it has no {name!r}", fix="train again")
+    overrides = {name: value for name, value in objects.items() if value is not None}
+    recipe = Recipe.from_toml(run_dir / RECIPE, overrides, NEEDED, contents[RECIPE])
     target = registry.load(backend or recipe.backend)
     recipe = resolve_placement(recipe, target) if backend is None else _moved(recipe, target)
     built, arch = build_model(recipe, target, len(card["classes"]))
     specs = target.param_specs(built)
-    weights = match(read_weights(run_dir), specs, head=arch.head, model_name=arch.name, take_head=True)
+    arrays = parse_safetensors(contents[RUN_WEIGHTS], run_dir / RUN_WEIGHTS)
+    weights = match(arrays, specs, head=arch.head, model_name=arch.name, take_head=True)
     target.load_arrays(built, weights)
-    return Finished(run_dir, card, recipe, target, built, *read_pixels(card, run_dir))
+    pixels = read_pixels(card, run_dir)
+    return Finished(run_dir, card, result, contents[RECIPE], recipe, target, built, *pixels)
 
 
 def read_pixels(card: Mapping[str, Any], run_dir: Path) -> tuple[Preprocess, Framing]:
@@ -151,7 +167,8 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
     Raises:
         RunNotFound: there is no finished run in the folder.
         BackendUnavailable: the backend is not installed.
-        WeightsError: the weights are damaged or do not fit.
+        RunDamaged: a file of the run is missing or is not what the run wrote.
+        WeightsError: the weights do not fit.
     """
     finished = restore(run_dir, backend, model=model, head=head)
     module = finished.model.module

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlx.atomic import write_atomic, write_json
 from tlx.backend import Backend, registry
 from tlx.data import Data, Loader
-from tlx.errors import BackendError, Interrupted, RecipeError, RunNotFound, printable
-from tlx.models.weights import digest, write_safetensors
+from tlx.download import clear_leftovers
+from tlx.errors import BackendError, RecipeError, printable, shown
+from tlx.manifest import RECIPE
+from tlx.models.weights import digest
 from tlx.models.zoo import Architecture
 from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
 from tlx.runs import advice
-from tlx.runs.display import Display, Listener, follow, listening
-from tlx.runs.folder import run_folder
-from tlx.runs.interrupt import interruptible
+from tlx.runs.display import READING, Display, Listener, follow, listening
+from tlx.runs.folder import RunFolder, new_folder, resumed_folder
+from tlx.runs.interrupt import AFTER_STEP, NEVER, Stop, interruptible, standing
 from tlx.runs.result import Result, history_entry
-from tlx.runs.resume import STATE, add_epochs, check_epochs, drop_best
+from tlx.runs.resume import begin, check_epochs, finish, history_line
 from tlx.runs.resume import load as load_state
 from tlx.runs.resume import save as save_state
 from tlx.training.build import (
@@ -69,52 +70,76 @@ def run(
 
     Raises:
         TlxError: something in the input, the data or the environment is wrong; one line says how to mend it.
-        KeyboardInterrupt: Ctrl-C or SIGTERM stopped the run; it was saved, and the text says how to resume it.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or SIGHUP stopped the run; the text says what is saved, and how to go on.
     """
+    if resume is not None and not isinstance(resume, (str, Path)):
+        raise RecipeError(f"resume is {shown(resume)}; expected the folder of a run")
+    if on_event is not None and not callable(on_event):
+        raise RecipeError(f"on_event is {shown(on_event)}; expected a function of one event")
     display = Display(quiet)
-    result = execute(recipe_to_run(recipe, resume, fields), display, resume, on_event)
+    result = start(recipe, resume, fields, display, on_event)
     display.result(result)
     return result
 
 
-def recipe_to_run(
-    recipe: Recipe | Mapping[str, Any] | str | Path | None, resume: str | Path | None, fields: Mapping[str, Any]
-) -> Recipe:
-    """Return the recipe that a call of `run` asks for: a new one, or that of the run that is resumed."""
+def start(
+    recipe: Recipe | Mapping[str, Any] | str | Path | None,
+    resume: str | Path | None,
+    fields: Mapping[str, Any],
+    display: Display,
+    on_event: Callable[[Event], object] | None = None,
+) -> Result:
+    """Run what a call of `run` asks for: a new recipe, or that of the run in the folder `resume`."""
     if resume is None:
-        asked = as_recipe(recipe, fields)
-        # tlx 0.1.0 took fields without effect, and what it wrote must run again.
-        old = isinstance(recipe, (str, Path)) and read_toml(Path(recipe)).get("recipe_version") == 1
-        return without_idle_fields(asked, keep=fields) if old else asked
+        return execute(recipe_to_run(recipe, fields), display, None, on_event)
     if recipe is not None:
         raise RecipeError("resume continues with the recipe of the run's folder; leave the other recipe out")
-    return _resumed_recipe(Path(resume), fields)
+    with interruptible() as stop:
+        begun = stop.text
+        stop.at(begun, NEVER)
+        with resumed_folder(Path(resume)) as folder:  # held before it is looked at: another run may be finishing it
+            stop.at(begun)
+            return execute(_resumed_recipe(folder, fields), display, folder, on_event)
 
 
-def _resumed_recipe(run_dir: Path, fields: Mapping[str, Any]) -> Recipe:
+def recipe_to_run(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a new run."""
+    asked = as_recipe(recipe, fields)
+    # tlx 0.1.0 took fields without effect, and what it wrote must run again.
+    old = isinstance(recipe, (str, Path)) and read_toml(Path(recipe)).get("recipe_version") == 1
+    return without_idle_fields(asked, keep=fields) if old else asked
+
+
+def _resumed_recipe(folder: RunFolder, fields: Mapping[str, Any]) -> Recipe:
     # Where and how fast a run goes on may change; data and model are checked to be the same.
     free = {*fields_affecting("speed", "place"), "data", "model", "head"} - {"out"}
     for name in fields:
         if name not in free and name != "epochs":
-            able = ", ".join(f for f in Recipe.__slots__ if f in free)
+            able = ", ".join(f for f in Recipe.__dataclass_fields__ if f in free)
             raise RecipeError(f"resume: {name} cannot change in the middle of a run; what can: {able}")
-    if not (run_dir / "recipe.toml").is_file():
-        raise RunNotFound(f"{run_dir} holds no run: recipe.toml is missing. Pass a folder that `tlx run` wrote.")
     others = {name: value for name, value in fields.items() if name != "epochs"}
-    recorded = Recipe.from_toml(run_dir / "recipe.toml", others)
+    recorded = Recipe.from_toml(folder.path / RECIPE, others, content=folder.read(RECIPE))
     recipe = replace(recorded, epochs=fields.get("epochs", recorded.epochs))
-    check_epochs(run_dir, recorded.epochs, recipe.epochs)
+    check_epochs(folder, recorded.epochs, recipe.epochs)
     return recipe
 
 
 def execute(
     recipe: Recipe,
     display: Display,
-    resumed: str | Path | None = None,
+    resumed: RunFolder | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> Result:
     """Run a recipe, or continue the run in the folder `resumed`, showing its progress on a display."""
-    resumed = None if resumed is None else Path(resumed)
+    with interruptible() as stop:
+        saved = "nothing was saved. Start again" if resumed is None else f"{resumed.path} is as it was. Go on"
+        stop.at(f"stopped before the training began; {saved} with: {stop.command}")
+        return _execute(stop, recipe, display, resumed, on_event)
+
+
+def _execute(
+    stop: Stop, recipe: Recipe, display: Display, resumed: RunFolder | None, on_event: Callable[[Event], object] | None
+) -> Result:
     listeners = [display.event, *([listening(on_event)] if on_event else [])]
     started = time.perf_counter()
     backend = registry.load(recipe.backend)
@@ -122,9 +147,10 @@ def execute(
     recipe = resolve_placement(recipe.resolved(), backend)
     if resumed is None:
         check_effects(recipe)
+    clear_leftovers()
     data = open_data(recipe)
     check_fit(recipe, data)
-    fresh = resumed is None or not (resumed / STATE).exists()  # the latter was stopped before its first save
+    fresh = resumed is None or resumed.state is None  # the latter was stopped before its first save
     training, arch, read = _prepared(recipe, backend, data, fresh, display.shown)
     if resumed is None:
         check_effects(recipe, data, training.plan)
@@ -144,26 +170,28 @@ def execute(
     display.notes(notes)
     display.plan(training.plan, recipe, [*getattr(model, "notes", ()), *read])
 
-    with run_folder(recipe, resumed) as run_dir, interruptible() as signalled:
-        recipe = replace(recipe, out=None)
+    data.take_fingerprint(display.counted(READING))
+
+    stop.at(stop.text, NEVER)
+    with nullcontext(resumed) if resumed else new_folder(recipe) as folder:
+        recipe, run_dir = replace(recipe, out=None), folder.path
         state = State()
-        if resumed is None:
-            write_atomic(
-                run_dir / "recipe.toml", recipe.to_toml().encode(errors="surrogateescape")
-            )  # a path keeps its bytes
-        elif (run_dir / STATE).exists():
-            state = load_state(training, run_dir, data.fingerprint)
+        if not fresh:
+            state = load_state(training, folder, data)
             display.resumed(state, training)
-            display.notes(add_epochs(training, state, run_dir))
+        text = recipe.to_toml().encode(errors="surrogateescape")  # a path keeps its bytes
+        display.notes(begin(training, state, folder, data.fingerprint, text))
         with display.live(recipe):
-            _train(training, state, run_dir, data.fingerprint, recipe.save_seconds, listeners, signalled)
-            save_state(training, state, run_dir, data.fingerprint)  # epochs may be added later
+            _train(training, state, folder, data.fingerprint, recipe, listeners, stop)
+            with stop.held():
+                save_state(training, state, folder, data.fingerprint)  # epochs may be added later
+                trained = stop.text = f"stopped after the last epoch; {standing(recipe, run_dir, '')}"
             backend.load_arrays(model, state.best)
             test, evaluated = None, training.val or training.loader
             if data.test is not None:
                 evaluated = make_loader(recipe, data.test)
                 events = evaluate(backend, model, held_out(training, state, evaluated), "test")
-                test = follow(events, [*listeners, lambda event: _stop_if(signalled(), run_dir, "during the test")])
+                test = follow(events, [*listeners, lambda event: stop.check(trained)])
         last = list(advice.after(data, state.history, state.step, test))
         display.notes(last)
         result = Result(
@@ -184,10 +212,10 @@ def execute(
             run_dir=run_dir,
             model=model.module,
         )
-        write_safetensors(run_dir / "model.safetensors", state.best)
-        write_json(run_dir / "card.json", card(recipe, data, arch.head, digest(state.best), evaluated))
-        write_json(run_dir / "result.json", result.to_dict())
-        drop_best(run_dir)
+        described = card(recipe, data, arch.head, digest(state.best), evaluated)
+        stop.at(stop.text, NEVER)
+        finish(folder, state.best, described, result.to_dict())
+    stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
     return result
 
 
@@ -203,42 +231,41 @@ def _prepared(
 def _train(
     training: Training,
     state: State,
-    run_dir: Path,
+    folder: RunFolder,
     fingerprint: str,
-    save_seconds: float,
+    recipe: Recipe,
     listeners: Sequence[Listener],
-    signalled: Callable[[], int],
+    stop: Stop,
 ) -> None:
     """Train to the end; save every `save_seconds`, earlier at an epoch's end, and when a signal says stop."""
-    saved = time.monotonic()
+    saved, save_seconds = time.monotonic(), recipe.save_seconds
+    before = f" as it stood after step {state.step}" if folder.state else None
+    stop.at(f"stopped at once; {standing(recipe, folder.path, before)}", AFTER_STEP)
 
     def after(event: Event) -> None:
         nonlocal saved
         if isinstance(event, EpochEnded):
-            lines = "".join(json.dumps(history_entry(epoch)) + "\n" for epoch in state.history)
-            write_atomic(run_dir / "history.jsonl", lines.encode())
+            folder.append(history_line(event))
         elif not isinstance(event, Stepped):
             return
-        stop = signalled()
         patience = min(save_seconds, EPOCH_SECONDS) if isinstance(event, EpochEnded) else save_seconds
-        if stop or time.monotonic() - saved >= patience:
-            save_state(training, state, run_dir, fingerprint)
+        if stop.signum or time.monotonic() - saved >= patience:
+            with stop.held():
+                save_state(training, state, folder, fingerprint)
+                where = f" as it stood after step {state.step}"
+                stop.text = f"stopped at once; {standing(recipe, folder.path, where)}"
             saved = time.monotonic()
-        _stop_if(stop, run_dir, f"after step {state.step} of {training.plan.schedule.epochs * training.loader.steps}")
+            total = training.plan.schedule.epochs * training.loader.steps
+            stop.check(f"stopped after step {state.step} of {total}; {standing(recipe, folder.path, '')}")
 
     follow(train(training, state), [*listeners, after])
-
-
-def _stop_if(signum: int, run_dir: Path, where: str) -> None:
-    if signum:
-        raise Interrupted(f"stopped {where}; the run is saved. Go on with: tlx run --resume {run_dir}", signum)
 
 
 def card(recipe: Recipe, data: Data, head: str, weights_digest: str, evaluated: Loader) -> dict[str, Any]:
     """Describe what is needed to use the model again, and all that was done to the pixels that it was evaluated on."""
     framing, size = evaluated.framing, evaluated.images.size
     return {
-        "format": 1,
+        "format": 2,  # since the folder has a manifest
         "model": recipe.model_name,
         "head": head,
         "classes": list(data.classes),

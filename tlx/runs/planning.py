@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx.backend import ParamSpec, registry
+from tlx.errors import as_html, printable
 from tlx.models.zoo import Architecture
 from tlx.recipe import Recipe, RecipeFields, as_recipe, takes_fields
 from tlx.strategy.built_in import named
@@ -33,14 +33,13 @@ class GroupTable:
     rows: tuple[Row, ...]
 
     def __repr__(self) -> str:
-        from rich.console import Console
-
+        from tlx.console import Console
         from tlx.runs.display import group_table
 
         console = Console(width=100)
         with console.capture() as captured:
             console.print(group_table(self.strategy, self.rows))
-        return f"{captured.get().rstrip()}\n{self.summary}; weights {self.weights}"
+        return f"{captured.get().rstrip()}\n{printable(f'{self.summary}; weights {self.weights}')}"
 
     def _repr_html_(self) -> str:
         names = ("phase", "from epoch", "group", "tensors", "parameters", "lr", "weight decay", "statistics")
@@ -49,8 +48,8 @@ class GroupTable:
         for row in self.rows:
             rates = ("frozen", "-") if row.lr is None else (f"{row.lr:g}", f"{row.weight_decay:g}")
             cells = (row.phase, row.epoch + 1, row.group, row.tensors, f"{row.parameters:,}", *rates, row.norm)
-            body += "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
-        caption = escape(f"{self.strategy} on {self.model}: {self.summary}; weights {self.weights}")
+            body += "<tr>" + "".join(f"<td>{as_html(cell)}</td>" for cell in cells) + "</tr>"
+        caption = as_html(f"{self.strategy} on {self.model}: {self.summary}; weights {self.weights}")
         return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
 
     def to_dict(self) -> dict[str, Any]:

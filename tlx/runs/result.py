@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any, TypedDict
 
+from tlx.errors import as_html, printable
 from tlx.recipe import Recipe
-from tlx.training.metrics import EpochEnded
+from tlx.training.metrics import EpochEnded, Metrics
 
 
 class HistoryEntry(TypedDict):
@@ -18,8 +19,10 @@ class HistoryEntry(TypedDict):
     phase: str
     train_loss: float
     train_accuracy: float
+    train_images: int
     val_loss: float | None
     val_accuracy: float | None
+    val_images: int | None
     lr: list[float]  # of each group, at the epoch's last step
     seconds: float  # of training alone
     best: bool  # whether these are the best values so far
@@ -32,12 +35,34 @@ def history_entry(event: EpochEnded) -> HistoryEntry:
         "phase": event.phase,
         "train_loss": event.train.loss,
         "train_accuracy": event.train.accuracy,
+        "train_images": event.train.images,
         "val_loss": event.val.loss if event.val else None,
         "val_accuracy": event.val.accuracy if event.val else None,
+        "val_images": event.val.images if event.val else None,
         "lr": list(event.lr),
         "seconds": event.seconds,
         "best": event.best,
     }
+
+
+def history_event(entry: Mapping[str, Any]) -> EpochEnded:
+    """Return the epoch that a line of history.jsonl tells of."""
+    train, val = (
+        None
+        if entry[f"{part}_loss"] is None
+        else Metrics(*(entry[f"{part}_{v}"] for v in ("loss", "accuracy", "images")))
+        for part in ("train", "val")
+    )
+    assert train is not None
+    return EpochEnded(
+        epoch=entry["epoch"] - 1,
+        phase=entry["phase"],
+        train=train,
+        val=val,
+        lr=tuple(entry["lr"]),
+        seconds=entry["seconds"],
+        best=entry["best"],
+    )
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -73,7 +98,8 @@ class Result:
 
     def __repr__(self) -> str:
         accuracy = "no test part" if self.test_accuracy is None else f"test accuracy {self.test_accuracy:.4f}"
-        return f"<Result {self.recipe.model_name} {self.strategy} on {self.backend}: {accuracy}, {self.run_dir}>"
+        name = f"{self.recipe.model_name} {self.strategy} on {self.backend}"
+        return printable(f"<Result {name}: {accuracy}, {self.run_dir}>")
 
     def _repr_html_(self) -> str:
         facts = {
@@ -84,6 +110,6 @@ class Result:
             "seconds": f"{self.wall_seconds:.1f}",
             "saved in": str(self.run_dir),
         }
-        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in facts.items())
+        rows = "".join(f"<tr><th>{name}</th><td>{as_html(text)}</td></tr>" for name, text in facts.items())
         title = f"{self.recipe.model_name}, strategy {self.strategy}, on {self.backend}"
-        return f"<table><caption>{escape(title)}</caption>{rows}</table>"
+        return f"<table><caption>{as_html(title)}</caption>{rows}</table>"

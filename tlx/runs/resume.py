@@ -1,8 +1,8 @@
-"""The folder last/ of a run: all that resuming needs, written so that a kill at any moment leaves it whole.
+"""What resuming needs, saved in a run's folder so that a kill at any moment leaves the last save or the new one.
 
-``state.safetensors`` holds the values, the optimizer's state and, as metadata, the counters; it is replaced at once.
-``best-N.safetensors`` holds the values of the best epoch N; it is written before the state that counts on it, and
-deleted once the run has finished, whose ``model.safetensors`` holds them then.
+``last/state-N.safetensors`` holds the values, the optimizer's state and, as metadata, the counters; N counts the saves.
+``last/best-N.safetensors`` holds the values of the best epoch N, until the run has finished, whose
+``model.safetensors`` holds them then. ``history.jsonl`` holds the epochs. They count once the manifest names them.
 
 A finished run keeps its state, so that epochs can be added. Its result stays as it is until theirs is written, so a
 kill meanwhile loses neither: ``recipe.toml`` already names the new total, and the next resume goes on towards it.
@@ -11,27 +11,30 @@ kill meanwhile loses neither: ``recipe.toml`` already names the new total, and t
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from tlx.atomic import write_atomic
+from tlx.atomic import json_bytes
 from tlx.backend import Array, Arrays
+from tlx.data import Data
+from tlx.data.fingerprint import difference
 from tlx.errors import RecipeError, TlxError
-from tlx.models.weights import RUN_WEIGHTS, digest, read_weights, write_safetensors
+from tlx.manifest import BEST, CARD, HISTORY, RECIPE
+from tlx.models.weights import RUN_WEIGHTS, check_digest, digest, parse_safetensors, safetensors_bytes
 from tlx.recipe import read_toml
-from tlx.runs.folder import read_json
+from tlx.runs.folder import LAST, RESULT, RunFolder, parse_json, writing
+from tlx.runs.result import history_entry, history_event
 from tlx.training.loop import State, Training, stalled, val_losses
 from tlx.training.metrics import EpochEnded, Meter, Metrics, check_finite
 
-FOLDER, STATE = "last", "last/state.safetensors"
-RECIPE, RESULT = "recipe.toml", "result.json"
-VERSION = 1
+VERSION = 2  # 1, of tlx 0.1.0, held the history, and a digest of the arrays, and a fingerprint that saw no contents
 
 
-def save(training: Training, state: State, run_dir: Path, fingerprint: str) -> None:
+def save(training: Training, state: State, folder: RunFolder, fingerprint: str) -> None:
     """Write where the run stands; between two steps only. `fingerprint` is that of the data.
 
     Raises TlxError, and leaves the last state as it is, if a value is not finite.
@@ -45,61 +48,108 @@ def save(training: Training, state: State, run_dir: Path, fingerprint: str) -> N
     if training.shadow is not None:
         arrays |= _prefixed("ema", training.backend.dump_arrays(training.shadow))
     check_finite(arrays, f"by step {state.step}")
-    (run_dir / FOLDER).mkdir(exist_ok=True)
-    best = _best_file(run_dir, state.best_epoch)
-    if state.best_epoch != state.best_saved:
-        write_safetensors(best, state.best)
-        state.best_saved = state.best_epoch
     facts = {
         "version": VERSION,
         "step": state.step,
-        "history": [asdict(epoch) for epoch in state.history],
         "meter": None if state.meter is None else _meter_facts(state.meter),
         "frozen": state.frozen,
         "data": fingerprint,
-        "sha256": digest(arrays),
     }
-    write_safetensors(run_dir / STATE, arrays, {"tlx": json.dumps(facts, allow_nan=False)})
-    for old in (run_dir / FOLDER).glob("best-*.safetensors"):
-        if old != best:
-            old.unlink()
+    with writing(folder.path):
+        (folder.path / LAST).mkdir(exist_ok=True)
+    best, before = _best_file(state.best_epoch), folder.state
+    if state.best_epoch != state.best_saved:
+        folder.put(best, safetensors_bytes(state.best))
+    number = 1 + int(before.rpartition("-")[2].partition(".")[0]) if before and not folder.old else 1
+    metadata = {"tlx": json.dumps(facts, allow_nan=False)}
+    folder.put(f"{LAST}/state-{number}.safetensors", safetensors_bytes(arrays, metadata))
+    drop = [name for name in folder.files if name == before or (BEST.fullmatch(name) and name != best)]
+    folder.commit(drop)
+    state.best_saved = state.best_epoch
 
 
-def load(training: Training, run_dir: Path, fingerprint: str) -> State:
+def load(training: Training, folder: RunFolder, data: Data) -> State:
     """Return the saved state, and put its values into the training's model and optimizer.
 
-    Raises TlxError where the folder is damaged, or where it was written for other data or another model.
+    Raises TlxError where any file of the run is damaged, or where it was written for other data or another model.
     """
-    path = run_dir / STATE
-    facts, arrays = _metadata(path), read_weights(path)
-    if digest(arrays) != facts["sha256"]:
+    name = folder.state
+    assert name is not None
+    for other in folder.files:
+        if other != name:
+            folder.read(other)
+    path, content = folder.path / name, folder.read(name)
+    facts, arrays = _facts(content, path), parse_safetensors(content, path)
+    if "sha256" in facts and digest(arrays) != facts["sha256"]:
         raise TlxError(f"{path} is damaged: its values are not those that were saved. Start the run again.")
-    if facts["data"] != fingerprint:
-        raise TlxError(f"{run_dir} was trained on other data than there is now; a run resumes on the same data only")
+    if what := difference(facts["data"], data):
+        raise TlxError(
+            f"{folder.path} was trained on other data than there is now: {what}",
+            fix="restore the data, or give a copy of them as `data`; a run resumes on the same data only",
+        )
     training.backend.load_arrays(training.model, _part("model", arrays))
     training.backend.load_optimizer(training.optimizer, _part("optimizer", arrays))
     if training.shadow is not None:
         training.backend.load_arrays(training.shadow, _part("ema", arrays))
-    state = State([_epoch(epoch) for epoch in facts["history"]], facts["step"], frozen=facts["frozen"])
+    history = [_epoch(epoch) for epoch in facts["history"]] if "history" in facts else _history(folder)
+    state = State(history, facts["step"], frozen=facts["frozen"])
     if state.best_epoch >= 0:
-        state.best, state.best_saved = _best(run_dir, state.best_epoch), state.best_epoch
+        state.best, state.best_saved = _best(folder, state.best_epoch), state.best_epoch
     if facts["meter"] is not None:
         state.meter = Meter(training.backend, training.model, "train", len(state.history), training.loader.steps)
-        for name, value in facts["meter"].items():
-            setattr(state.meter, name, value)
+        for field, value in facts["meter"].items():
+            setattr(state.meter, field, value)
     return state
 
 
-def check_epochs(run_dir: Path, asked: int, epochs: int) -> None:
+def begin(training: Training, state: State, folder: RunFolder, fingerprint: str, recipe: bytes) -> list[str]:
+    """Make the folder ready for a run that starts or goes on from `state`; return what to say of epochs that are added.
+
+    Nothing is written where it raises TlxError: where epochs are added to a run that ended early, which would end
+    again at once.
+    """
+    longer, notes = _added_epochs(training, state, folder) if folder.has(RESULT) else (None, [])
+    saved = folder.state is not None
+    if folder.old:
+        history = b"".join(history_line(epoch) for epoch in state.history)
+    else:
+        history = folder.read(HISTORY) if state.history else b""
+    folder.begin(history)
+    if folder.old:  # new, or of an earlier tlx; from here on it is as this one writes it
+        if folder.has(RECIPE):
+            folder.adopt((RECIPE, CARD, RESULT, RUN_WEIGHTS))
+        else:
+            folder.put(RECIPE, recipe)
+        if saved:
+            state.best_saved = -1
+            save(training, state, folder, fingerprint)
+        else:
+            folder.commit()
+    if longer is not None:
+        folder.put(RECIPE, longer)
+        folder.commit()
+    return notes
+
+
+def finish(folder: RunFolder, best: Arrays, card: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Write what a finished run leaves, all in one step; the best epoch's values in last/ are its model then."""
+    folder.put(RUN_WEIGHTS, safetensors_bytes(best))
+    folder.put(CARD, json_bytes(card))
+    folder.put(RESULT, json_bytes(result))
+    folder.commit([name for name in folder.files if BEST.fullmatch(name)])
+
+
+def check_epochs(folder: RunFolder, asked: int, epochs: int) -> None:
     """Raise TlxError where a run cannot go on to `epochs`: one under way keeps those asked for, others need more."""
-    if not (run_dir / RESULT).exists():
+    run_dir = folder.path
+    if not folder.has(RESULT):
         if epochs != asked:
             raise RecipeError(
                 f"resume: epochs cannot change in the middle of a run; {run_dir} runs to {asked}",
                 fix=f"finish it first, with: tlx run --resume {run_dir}; then add epochs",
             )
         return
-    total, done = _finished_at(run_dir)
+    total, done = _finished_at(folder)
     elsewhere = f"start a run with weights={str(run_dir)!r}, to train on from its weights"
     if epochs <= total:
         raise RecipeError(
@@ -111,31 +161,31 @@ def check_epochs(run_dir: Path, asked: int, epochs: int) -> None:
             f"resume: {run_dir} is on its way to {asked} epochs, and epochs is {epochs}",
             fix=f"finish that first, with: tlx run --resume {run_dir}",
         )
-    if not (run_dir / STATE).is_file():
+    if folder.state is None or not (run_dir / folder.state).exists():
         raise TlxError(
-            f"{run_dir} holds no {STATE}, without which no epochs can be added: it was deleted, or an earlier tlx "
-            "finished the run",
+            f"{run_dir} holds no {folder.state or 'state in last/'}, without which no epochs can be added: it was "
+            "deleted, or an earlier tlx finished the run",
             fix=elsewhere,
         )
 
 
-def add_epochs(training: Training, state: State, run_dir: Path) -> list[str]:
-    """Note in the recipe of a finished run that it goes on; return what to say of it. Nothing for any other run.
+def _added_epochs(training: Training, state: State, folder: RunFolder) -> tuple[bytes | None, list[str]]:
+    """Return the recipe of a finished run that goes on, and what to say of it; None where it is on its way already.
 
     Raises TlxError where the run ended early, for it would end again at once.
     """
-    if not (run_dir / RESULT).exists() or len(state.history) > _finished_at(run_dir)[1]:
-        return []
+    total, done = _finished_at(folder)
+    if len(state.history) > done:
+        return None, []
     schedule, losses = training.plan.schedule, val_losses(state.history)
-    before = replace(schedule, epochs=_finished_at(run_dir)[0])
+    before = replace(schedule, epochs=total)
     if stalled(state.history, training.patience):
         raise TlxError(
-            f"{run_dir} ended early after {len(state.history)} of {before.epochs} epochs, as {training.patience} of "
-            "them brought no better validation accuracy; more epochs would end as early",
-            fix=f"start a run with weights={str(run_dir)!r}",
+            f"{folder.path} ended early after {len(state.history)} of {before.epochs} epochs, as {training.patience} "
+            "of them brought no better validation accuracy; more epochs would end as early",
+            fix=f"start a run with weights={str(folder.path)!r}",
         )
-    values = {**read_toml(run_dir / RECIPE), "epochs": schedule.epochs}
-    write_atomic(run_dir / RECIPE, tomli_w.dumps(values).encode())
+    values = {**read_toml(folder.path / RECIPE, folder.read(RECIPE)), "epochs": schedule.epochs}
     notes = [f"epochs {before.epochs + 1} to {schedule.epochs} are added to the {before.epochs} that are done"]
     end = before.epochs * schedule.steps_per_epoch
     if before.factor(end - 1, losses) != schedule.factor(end - 1, losses):
@@ -144,50 +194,64 @@ def add_epochs(training: Training, state: State, run_dir: Path) -> list[str]:
             f"{before.factor(end - 1, losses):.3g} of the full ones, and goes on as in a run of {schedule.epochs} "
             f"epochs, at {schedule.factor(end, losses):.3g}"
         )
-    return notes
+    return tomli_w.dumps(values).encode(errors="surrogateescape"), notes
 
 
-def _finished_at(run_dir: Path) -> tuple[int, int]:
+def _finished_at(folder: RunFolder) -> tuple[int, int]:
     """Return the epochs that a finished run's result was to have, and has."""
-    result = read_json(run_dir / RESULT)
+    result = parse_json(folder.read(RESULT), folder.path / RESULT)
     try:
         return int(result["recipe"]["epochs"]), int(result["epochs_run"])
     except (KeyError, TypeError, ValueError) as error:
-        raise TlxError(f"{run_dir / RESULT} is damaged: it does not say how many epochs were run") from error
+        raise TlxError(f"{folder.path / RESULT} is damaged: it does not say how many epochs were run") from error
 
 
-def drop_best(run_dir: Path) -> None:
-    """Delete the best epoch's values in last/: the finished run holds them beside its result."""
-    for file in (run_dir / FOLDER).glob("best-*.safetensors"):
-        file.unlink(missing_ok=True)
+def history_line(epoch: EpochEnded) -> bytes:
+    """Return an epoch as a line of history.jsonl."""
+    return json.dumps(history_entry(epoch)).encode() + b"\n"
 
 
-def _best(run_dir: Path, epoch: int) -> dict[str, Array]:
+def _history(folder: RunFolder) -> list[EpochEnded]:
+    if not folder.has(HISTORY):
+        return []
+    try:
+        return [history_event(json.loads(line)) for line in folder.read(HISTORY).splitlines()]
+    except (LookupError, TypeError, ValueError) as error:
+        if isinstance(error, TlxError):
+            raise
+        raise TlxError(f"{folder.path / HISTORY} is damaged: a line is no epoch ({error})") from error
+
+
+def _best(folder: RunFolder, epoch: int) -> dict[str, Array]:
     """Return the best epoch's values; those of a finished run are its model."""
-    if _best_file(run_dir, epoch).exists() or not (run_dir / RESULT).exists():
-        return read_weights(_best_file(run_dir, epoch))
-    best = read_weights(run_dir)
-    if digest(best) != read_json(run_dir / "card.json").get("sha256"):
-        raise TlxError(f"{run_dir / RUN_WEIGHTS} is damaged: its values are not those that were saved")
+    name = _best_file(epoch)
+    if not folder.has(name) and folder.has(RESULT):
+        name = RUN_WEIGHTS
+    best = parse_safetensors(folder.read(name), folder.path / name)
+    if name == RUN_WEIGHTS and folder.old:
+        check_digest(best, parse_json(folder.read(CARD), folder.path / CARD), folder.path / name)
     return best
 
 
-def _metadata(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
+def _facts(content: bytes, path: Path) -> dict[str, Any]:
+    """Return the counters of a saved state, which its file's header holds: 8 bytes of its length, then JSON."""
     try:
-        with safe_open(path, "np") as file:
-            facts = json.loads((file.metadata() or {})["tlx"])
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        facts = json.loads(header["__metadata__"]["tlx"])
         if facts["version"] > VERSION:
             raise TlxError(f"{path} was written by a newer tlx; upgrade tlx to resume it")
+        if missing := {"step", "meter", "frozen", "data"} - facts.keys():
+            raise ValueError(f"it has no {sorted(missing)[0]!r}")
         return dict(facts)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, TlxError):
+            raise
         reason = " ".join(str(error).split())
         raise TlxError(f"{path} is damaged ({reason}); start the run again.") from error
 
 
-def _best_file(run_dir: Path, epoch: int) -> Path:
-    return run_dir / FOLDER / f"best-{epoch + 1}.safetensors"
+def _best_file(epoch: int) -> str:
+    return f"{LAST}/best-{epoch + 1}.safetensors"
 
 
 def _prefixed(kind: str, arrays: Arrays) -> dict[str, Any]:

@@ -7,13 +7,14 @@ without a rate is frozen. Bound to a model and a schedule it becomes a `Plan`, w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tlx.backend import Hyper, ParamSpec, float32_exact
 from tlx.backend.protocol import FLOAT32_MAX
-from tlx.errors import RecipeError, closest
+from tlx.errors import RecipeError, closest, shown
 from tlx.models.zoo import Architecture
 from tlx.strategy.filters import partition
 from tlx.strategy.schedule import Schedule
@@ -51,16 +52,16 @@ class Strategy:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Strategy:
         """Build a strategy from plain values, as TOML gives them; RecipeError names what is wrong."""
-        where = f"Strategy {values.get('name', '')!r}"
+        where = f"Strategy {shown(values.get('name', ''))}"
         _only(values, ("name", "groups", "phases"), where)
-        try:
-            groups = tuple(_made(Group, g, f"{where}, groups") for g in values["groups"])
-            phases = tuple(_made(Phase, p, f"{where}, phases") for p in values["phases"])
-            return Strategy(str(values["name"]), groups, phases)
-        except KeyError as error:
-            raise RecipeError(f"{where}: {error.args[0]!r} is missing; a strategy has name, groups, phases") from None
-        except TypeError as error:
-            raise RecipeError(f"{where}: {error}; groups and phases are lists of tables") from None
+        for name in ("name", "groups", "phases"):
+            if name not in values:
+                raise RecipeError(f"{where}: {name!r} is missing; a strategy has name, groups, phases")
+            if name != "name" and not isinstance(values[name], (list, tuple)):
+                raise RecipeError(f"{where}: {name} is {shown(values[name])}; groups and phases are lists of tables")
+        groups = tuple(_made(Group, g, f"{where}, groups") for g in values["groups"])
+        phases = tuple(_made(Phase, p, f"{where}, phases") for p in values["phases"])
+        return Strategy(values["name"], groups, phases)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that TOML can hold; a weight decay of None is left out."""
@@ -69,22 +70,25 @@ class Strategy:
         return {"name": self.name, "groups": groups, "phases": phases}
 
     def __post_init__(self) -> None:
-        names = [group.name for group in self.groups]
-        starts = [phase.start for phase in self.phases]
-        if len(set(names)) != len(names):
-            raise RecipeError(f"Strategy {self.name!r}: group names repeat: {', '.join(names)}")
-        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-            raise RecipeError(f"Strategy {self.name!r}: phases must start at epoch 0 and rise; they start at {starts}")
+        _text(self.name, "Strategy: the name")
+        where = f"Strategy {shown(self.name)}"
+        for kind, parts in ((Group, self.groups), (Phase, self.phases)):
+            if not isinstance(parts, (list, tuple)) or not all(isinstance(part, kind) for part in parts):
+                what = f"{kind.__name__.lower()}s is {shown(parts)}"
+                raise RecipeError(f"{where}: {what}; expected a tuple of tlx.{kind.__name__}")
+            for part in parts:
+                _text(part.name, f"{where}: the name of a {kind.__name__.lower()}")
         for group in self.groups:
-            _rate(group.weight_decay, f"Strategy {self.name!r}, group {group.name!r}: weight_decay")
+            _text(group.match, f"{where}, group {shown(group.name)}: match")
+            _rate(group.weight_decay, f"{where}, group {shown(group.name)}: weight_decay", or_none=True)
+        names = [group.name for group in self.groups]
+        if len(set(names)) != len(names):
+            raise RecipeError(f"{where}: group names repeat: {', '.join(names)}")
         for phase in self.phases:
-            where = f"Strategy {self.name!r}, phase {phase.name!r}"
-            if not phase.lr:
-                raise RecipeError(f"{where}: no group trains")
-            for name, lr in phase.lr.items():
-                if name not in names:
-                    raise RecipeError(f"{where}: no group {name!r}.{closest(name, names)}")
-                _rate(lr, f"{where}: lr of {name!r}")
+            _check_phase(phase, names, f"{where}, phase {shown(phase.name)}")
+        starts = [phase.start for phase in self.phases]
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
+            raise RecipeError(f"{where}: phases must start at epoch 0 and rise; they start at {shown(starts)}")
 
     def bind(
         self,
@@ -161,18 +165,18 @@ class Plan:
         epoch = step // self.schedule.steps_per_epoch
         return next(phase for phase in reversed(self.strategy.phases) if phase.start <= epoch)
 
-    def state_at(self, step: int, losses: Sequence[float] = ()) -> StepState:
+    def state_at(self, step: int, drops: int = 0) -> StepState:
         """Return what trains at a step, and every group's scalars, float32-exact.
 
-        `losses` are the validation losses of the epochs before, which the schedule plateau follows.
+        `drops` is how often the schedule plateau has dropped before.
         """
         phase = self.phase_at(step)
-        return StepState(phase.name, self._trainable(phase), self._batch_norm(phase), self.hyper_at(step, losses))
+        return StepState(phase.name, self._trainable(phase), self._batch_norm(phase), self.hyper_at(step, drops))
 
-    def hyper_at(self, step: int, losses: Sequence[float] = ()) -> tuple[Hyper, ...]:
+    def hyper_at(self, step: int, drops: int = 0) -> tuple[Hyper, ...]:
         """Return every group's scalars alone, which is what most steps change."""
         phase = self.phase_at(step)
-        factor = self.schedule.factor(step, losses)
+        factor = self.schedule.factor_after(drops, step)
         return tuple(
             Hyper(float32_exact(phase.lr.get(g.name, 0.0) * factor), float32_exact(g.weight_decay)) for g in self.groups
         )
@@ -199,13 +203,12 @@ class Plan:
         if self.frozen_norm == "adapt":
             return frozenset(with_statistics)
         trainable = self._trainable(phase)
-        owners = {s.module for s in self.specs if s.role != "statistic"}
-        trained = {s.module for s in self.specs if s.name in trainable}
+        with_parameters = _around(s.module for s in self.specs if s.role != "statistic")
+        trained = _around(s.module for s in self.specs if s.name in trainable)
 
         def trains(module: str) -> bool:
             # One without parameters, such as BatchNorm without affine, acts as the module around it.
-            path = module if any(_within(owner, module) for owner in owners) else module.rpartition(".")[0]
-            return any(_within(owner, path) for owner in trained)
+            return (module if module in with_parameters else module.rpartition(".")[0]) in trained
 
         return frozenset(filter(trains, with_statistics))
 
@@ -234,20 +237,39 @@ class Plan:
         return sum(math.prod(s.shape) for s in self.specs if s.role != "statistic")
 
 
-def _within(module: str, path: str) -> bool:
-    return not path or module == path or module.startswith(path + ".")
+def _around(modules: Iterable[str]) -> set[str]:
+    """Return the paths of these modules and of all around them, the model's own "" too."""
+    paths: set[str] = set()
+    for path in modules:
+        while path not in paths:
+            paths.add(path)
+            path = path.rpartition(".")[0]
+    return paths
+
+
+def _check_phase(phase: Phase, groups: Sequence[str], where: str) -> None:
+    if isinstance(phase.start, bool) or not isinstance(phase.start, int):
+        raise RecipeError(f"{where}: start is {shown(phase.start)}; expected an epoch, a whole number from 0 on")
+    if not isinstance(phase.lr, Mapping):
+        raise RecipeError(f"{where}: lr is {shown(phase.lr)}; expected a table of groups and their rates")
+    if not phase.lr:
+        raise RecipeError(f"{where}: no group trains")
+    for name, lr in phase.lr.items():
+        if name not in groups:
+            raise RecipeError(f"{where}: no group {shown(name)}.{closest(str(name), groups)}")
+        _rate(lr, f"{where}: lr of {name!r}")
 
 
 def _only(values: Any, known: Sequence[str], where: str) -> None:
     for key in values:
         if key not in known:
-            raise RecipeError(f"{where}: unknown entry {key!r}.{closest(str(key), known)}")
+            raise RecipeError(f"{where}: unknown entry {shown(key)}.{closest(str(key), known)}")
 
 
 def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     """Build a Group or a Phase from a table."""
     if not isinstance(values, Mapping):
-        raise RecipeError(f"{where}: {values!r} is not a table")
+        raise RecipeError(f"{where}: {shown(values)} is not a table")
     _only(values, list(kind.__dataclass_fields__), where)
     try:
         return kind(**values)
@@ -255,8 +277,15 @@ def _made(kind: Any, values: Mapping[str, Any], where: str) -> Any:
         raise RecipeError(f"{where}: {str(error).partition('__init__() ')[2] or error}") from None
 
 
-def _rate(value: Any, what: str) -> None:
-    if value is None:
+def _text(value: Any, what: str) -> None:
+    if not isinstance(value, str) or not value:
+        raise RecipeError(f"{what} is {shown(value)}; expected a text")
+    if not value.isascii() and re.search("[\ud800-\udfff]", value):
+        raise RecipeError(f"{what} is {shown(value)}, whose bytes are not UTF-8; write it in UTF-8")
+
+
+def _rate(value: Any, what: str, *, or_none: bool = False) -> None:
+    if value is None and or_none:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= FLOAT32_MAX:
-        raise RecipeError(f"{what} is {value!r}; expected a finite number of float32, at least 0")
+        raise RecipeError(f"{what} is {shown(value)}; expected a finite number of float32, at least 0")

@@ -16,7 +16,7 @@ import numpy as np
 from tlx.backend import Array, Backend, Batch, Handle, Model
 from tlx.data.loader import Loader
 from tlx.errors import one_line
-from tlx.training.feature_store import CHECKED, FeatureStore, open_store
+from tlx.training.feature_store import CHECKED, FeatureStore, open_store, unwritable
 
 
 class Boundary:
@@ -33,6 +33,7 @@ class Boundary:
     def __init__(self, backend: Backend, model: Model, loader: Loader, module: str, sample: Array) -> None:
         self.backend, self.model, self.loader, self.module, self.sample = backend, model, loader, module, sample
         self.store: FeatureStore | None = None  # features of earlier runs
+        self.problem = ""  # why there is no store, where there should be one
         self.rows = CHECKED
         self.expected = self._computed(sample[: self.rows])
         self._exact: dict[int, bool] = {}
@@ -124,7 +125,10 @@ def find_boundary(
             return None, f"{backend.name} rounds what enters {module} otherwise in another place of a batch"
         if network is not None:
             facts = {**network, "boundary": module, "preprocess": asdict(loader.preprocess), "rows": boundary.rows}
-            boundary.store = open_store(facts, boundary.dtype, boundary.shape)
+            try:
+                boundary.store = open_store(facts, boundary.dtype, boundary.shape)
+            except OSError as error:
+                boundary.problem = unwritable(error)
         return boundary, ""
     return None, "; ".join(why)
 

@@ -12,9 +12,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -23,9 +24,11 @@ from tlx.backend.protocol import divided
 from tlx.data.loader import Epoch, Loader
 from tlx.download import cache_folder
 from tlx.training.boundary import Boundary, find_boundary, unpacked
+from tlx.training.feature_store import unwritable
 from tlx.training.metrics import FeaturesKept, FeaturesNotKept
 
-MEMORY_PART = 1 / 4  # of the machine's memory; what is larger goes to a file
+MEMORY_PART = 1 / 4  # of the memory that the process may take; what is larger goes to a file
+BLOCK = 1 << 24  # bytes of zeros that are written at once where a file cannot be allocated
 DISK_PART = 1 / 2  # of the free disk space; what is larger is not cached
 
 
@@ -97,6 +100,13 @@ class Feed:
     val: Batches | None
     boundary: Boundary | None = None  # where the features are taken; None: nothing is cached
 
+    def problems(self) -> Generator[FeaturesNotKept, None, None]:
+        """Say, once, why nothing more is kept for later runs."""
+        for holder in (self.boundary, self.boundary and self.boundary.store):
+            if holder is not None and holder.problem:
+                yield FeaturesNotKept(holder.problem, later=True)
+                holder.problem = ""
+
 
 def choose_feed(
     backend: Backend,
@@ -148,19 +158,47 @@ def cache_features(
     steps = sum(not otherwise[size] for size in batches)  # all but the last are of one size
     shape = (count * variants, *boundary.shape)
     size = math.prod(shape) * boundary.dtype.itemsize
-    cache, where = reserve(shape, boundary.dtype, size)
+    try:
+        cache, where = reserve(shape, boundary.dtype, size)
+    except OSError as error:
+        gigabytes = f"{count} {part} images take {size / 1e9:.2g} GB, more than there is memory for, and"
+        return None, FeaturesNotKept(f"{gigabytes} {unwritable(error)}")
     earlier = 0 if boundary.store is None else len(boundary.store)
     event = FeaturesKept(part, boundary.module, count, variants, size, where, earlier)
     return (None if cache is None else Features(loader, boundary, cache, steps)), event
 
 
 def reserve(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> tuple[Array | None, str]:
-    """Return room for features, and where it is: "memory", "disk" (a file that vanishes with the process), or ""."""
-    if size <= MEMORY_PART * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        return np.zeros(shape, dtype), "memory"
+    """Return room for features, and where it is: "memory", "disk" (a file that vanishes with the process), or "".
+
+    Raises OSError where the file cannot be written.
+    """
+    if size <= MEMORY_PART * memory():
+        with suppress(MemoryError):
+            return np.zeros(shape, dtype), "memory"
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     if size > DISK_PART * shutil.disk_usage(folder).free:
         return None, ""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, dtype, "w+", shape=shape), "disk"
+    with tempfile.TemporaryFile(dir=folder, prefix=".features-", suffix=".tmp") as file:
+        _allocate(file, size)
+        return np.memmap(file, dtype, "r+", shape=shape), "disk"
+
+
+def memory() -> int:
+    """Bytes that this process may take: what the machine has, or less where a container grants less."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # there is no such file, or it says "max"
+            sizes.append(int(Path(file).read_text(encoding="ascii")))
+    return min(sizes)
+
+
+def _allocate(file: IO[bytes], size: int) -> None:
+    """Take the room on the disk. To write to a mapped file that finds none later ends the process with SIGBUS."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(0, size, BLOCK):  # macOS
+        file.write(bytes(min(BLOCK, size - start)))
+    file.flush()

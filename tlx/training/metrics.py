@@ -89,9 +89,10 @@ class FeaturesNotKept:
     """The output of the frozen part is not cached, though it could be where images come again."""
 
     why: str
+    later: bool = False  # it is cached for this run, and not kept for later ones
 
     def __str__(self) -> str:
-        return f"features are not cached: {self.why}"
+        return f"features are not {'kept for later runs' if self.later else 'cached'}: {self.why}"
 
 
 Event = PhaseStarted | FeaturesKept | FeaturesNotKept | Progress | Stepped | EpochEnded

@@ -92,21 +92,27 @@ def find_unrepeatable(training: Training, network: Mapping[str, Any] | None = No
     sizes = sorted(part_sizes(len(loader.images), loader.batch_size, training.micro_batch), reverse=True)
     if network is None:
         return _unrepeatable(training, sizes)
-    record = _record(training, network, sizes)
-    if record.is_file():
-        return record.read_text(encoding="utf-8") or None
+    trains = [sorted(names) for names in _trains(training)]
+    facts = json.dumps([dict(network), training.loader.preprocess.size, sizes, trains], sort_keys=True)
+    with suppress(OSError, ValueError):  # there is no record, or a damaged one
+        seal, _, told = _record(facts).read_text(encoding="utf-8").partition(" ")
+        if seal == _seal(facts, told):
+            return told or None
     name = _unrepeatable(training, sizes)
     with suppress(OSError, TlxError):  # a cache that cannot be written costs time alone
+        record = _record(facts)
         record.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(record, (name or "").encode())
+        write_atomic(record, f"{_seal(facts, name or '')} {name or ''}".encode())
     return name
 
 
-def _record(training: Training, network: Mapping[str, Any], sizes: list[int]) -> Path:
-    """The file of the cache that holds what a trial told: a parameter's name, or nothing."""
-    trains = [sorted(names) for names in _trains(training)]
-    facts = json.dumps([dict(network), training.loader.preprocess.size, sizes, trains], sort_keys=True)
-    return cache_folder() / "trials" / hashlib.sha256(facts.encode()).hexdigest()[:32]
+def _record(facts: str) -> Path:
+    """The file of the cache that holds what a trial told: a hash, a space and a parameter's name, or nothing."""
+    return cache_folder() / "trials" / _seal(facts, "")[:32]
+
+
+def _seal(facts: str, told: str) -> str:
+    return hashlib.sha256(f"{facts} {told}".encode()).hexdigest()
 
 
 def _unrepeatable(training: Training, sizes: list[int]) -> str | None:

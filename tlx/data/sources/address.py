@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tlx.data.sources.folder import is_litter
-from tlx.data.sources.kept import RECORD, Record, filled, home_of, safe
+from tlx.data.sources.kept import RECORD, Record, facts_of, filled, home_of, safe
 from tlx.data.sources.source import Contents, Kind
 from tlx.data.sources.unpack import SUFFIXES, first_bytes, unpack
 from tlx.download import HASHES, fetch, hash_file
@@ -47,8 +47,7 @@ def from_address(address: str, root: Path | None = None) -> Contents:
 
 def from_archive(file: Path, root: Path | None = None) -> Contents:
     """What an archive on this machine holds, unpacked once into the cache; again where the archive has changed."""
-    facts = file.stat()
-    version = [facts.st_size, facts.st_mtime_ns]
+    version = facts_of(file)
     home = home_of(_stem(file.name), str(file.resolve()))
 
     def fill() -> Record:
@@ -88,7 +87,7 @@ def _parse(address: str) -> tuple[str, str, str]:
     url, _, fragment = address.partition("#")
     try:
         host = urlsplit(url).hostname
-    except ValueError:  # such as half of a bracket
+    except ValueError:  # such as of a bracket that nothing closes
         host = None
     if not host:
         raise DataError(f"data={address!r} names no server", fix="pass an address such as https://host/photos.zip")

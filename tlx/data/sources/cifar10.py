@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tlx.data.images import ArrayImages
 from tlx.data.sources.source import Kind, Source
 from tlx.data.split import check_labels
-from tlx.download import cache_folder, fetch
+from tlx.download import ANOTHER_CACHE, cache_folder, fetch, locked, unwritable
 from tlx.errors import DataError, DataNotFound
 from tlx.files import read_regular
 
@@ -55,18 +55,28 @@ def find(root: Path | None, notes: list[str]) -> Path:
     A `root` without it is an error, because whoever names a folder does not want another one. A download is noted, with
     the address that served it.
     """
-    cache = cache_folder() / "data"
     environment = os.environ.get("TLX_DATA_ROOT")
     places = [root] if root is not None else [Path(environment).expanduser()] if environment else []
-    for place in places if root is not None else [*places, cache]:
-        for folder in (place, place / FOLDER):
-            if all((folder / name).is_file() for name in FILES):
-                return folder
+    if (found := _found(places)) is not None:
+        return found
     if root is not None:
         raise DataNotFound(
             f"no CIFAR-10 in {root}: expected {FOLDER}/ with {', '.join(FILES)}",
             fix="pass the folder that holds it, or leave data_root out to download it",
         )
+    cache = cache_folder() / "data"
+    if (found := _found([cache])) is not None:
+        return found
+    with locked(cache / f".{FOLDER}.lock"):  # the others wait until one process has it
+        return _found([cache]) or _download(cache, notes)
+
+
+def _found(places: list[Path]) -> Path | None:
+    folders = [folder for place in places for folder in (place, place / FOLDER)]
+    return next((folder for folder in folders if all((folder / name).is_file() for name in FILES)), None)
+
+
+def _download(cache: Path, notes: list[str]) -> Path:
     archive = cache / Path(URLS[0]).name
     failures = []
     for url in URLS:
@@ -74,6 +84,8 @@ def find(root: Path | None, notes: list[str]) -> Path:
             fetch(url, archive, sha256=SHA256)  # what another address began is continued
             break
         except DataError as error:
+            if error.fix == ANOTHER_CACHE:  # no other address would help
+                raise
             failures.append(error)
     else:
         raise DataError(
@@ -106,7 +118,7 @@ def unpack(archive: Path, folder: Path) -> None:
     if folder.exists():
         raise DataError(f"{folder} exists but lacks some of {', '.join(FILES)}", fix="remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-", suffix=".tmp"))
     try:
         with gzip.open(archive) as plain, tarfile.open(fileobj=_Bounded(plain, MAX_ARCHIVE), mode="r|") as tar:
             for member in tar:
@@ -125,6 +137,8 @@ def unpack(archive: Path, folder: Path) -> None:
             raise DataError(f"it lacks {', '.join(missing)}")
         os.replace(work, folder)
     except (DataError, tarfile.TarError, OSError, EOFError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the system, such as a full disk; damage has no number
+            raise unwritable(folder.parent, error) from error
         raise DataError(f"{archive} is not the CIFAR-10 archive: {error}.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -43,7 +43,8 @@ def is_litter(name: str) -> bool:
 
 def is_photo(name: str) -> bool:
     """Whether a file's name is that of a photo."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and os.path.basename(name).lower() != PLACEHOLDER
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in EXTENSIONS and not (suffix == ".gif" and os.path.basename(name).lower() == PLACEHOLDER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from typing import Any
 from filelock import FileLock
 
 from tlx.atomic import write_json
-from tlx.download import cache_folder
-from tlx.errors import DataError
+from tlx.download import ANOTHER_CACHE, cache_folder, unwritable
+from tlx.errors import DataError, TlxError
 
 RECORD = "record.json"
+SEAL = "digest"  # of all else in a record: labels are in it, of which a damaged one would go unseen
 Record = dict[str, Any]  # what a folder of the cache holds, under "content", and where that came from
 
 
@@ -28,6 +29,12 @@ def safe(name: str) -> str:
 def home_of(name: str, key: str) -> Path:
     """Return the folder in the cache that belongs to an address or a path."""
     return cache_folder() / "data" / f"{safe(name)}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}"
+
+
+def facts_of(file: Path) -> list[int]:
+    """Return what changes when a file does, even where someone restores the time of its last change."""
+    facts = file.stat()
+    return [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
 
 
 def filled(home: Path, wanted: Callable[[Record], bool], fill: Callable[[], Record]) -> Record:
@@ -42,21 +49,25 @@ def filled(home: Path, wanted: Callable[[Record], bool], fill: Callable[[], Reco
         with FileLock(home / ".lock"):
             if not (record := _read_record(home)) or not wanted(record):
                 record = fill()
-                write_json(home / RECORD, record)
+                write_json(home / RECORD, {**record, SEAL: _digest(record)})
             return record
     except DataError:
         raise
     except OSError as error:
-        raise DataError(
-            f"the cache {home} cannot be written: {error.strerror or error}",
-            fix="set TLX_CACHE to a folder that can be written, with enough room",
-        ) from error
+        raise unwritable(home, error) from error
+    except TlxError as error:  # of the record
+        raise DataError(error.problem.rstrip("."), fix=ANOTHER_CACHE) from error
 
 
 def _read_record(home: Path) -> Record:
     """Return what was written down when the folder was filled; nothing where it was not, or not to the end."""
     try:
         record: Record = json.loads((home / RECORD).read_text(encoding="utf-8"))
-        return record if (home / record["content"]).exists() else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        seal = record.pop(SEAL, None)  # tlx 0.1 wrote none
+        return record if seal in (None, _digest(record)) and (home / record["content"]).exists() else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _digest(record: Record) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

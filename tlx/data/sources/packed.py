@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,9 +29,14 @@ class PackedImages(FileImages):
     files: tuple[Path, ...]
     places: NDArray[np.int64]
 
-    def file_size(self, index: int) -> int:
-        """Bytes of a photo as it is stored."""
-        return int(self.places[index, 2])
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each photo as it is stored, int64 [N]."""
+        return self.places[:, 2]
+
+    def spans(self, indices: Iterable[int]) -> list[tuple[str, int, int]]:
+        """Where photos are stored: the path of the file, the first byte in it and how many."""
+        files = [os.path.abspath(file) for file in self.files]
+        return [(files[number], first, size) for number, first, size in self.places[list(indices)].tolist()]
 
     def content(self, index: int, end: int | None = None) -> bytes:
         """A photo as it is stored, or its last `end` bytes. Raises OSError where it cannot be read."""

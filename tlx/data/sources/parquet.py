@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tlx.data.images import FileImages, Images
-from tlx.data.sources.kept import RECORD, Record, filled, home_of
+from tlx.data.sources.kept import RECORD, Record, facts_of, filled, home_of
 from tlx.data.sources.packed import PackedImages
 from tlx.data.sources.parts import files_in, files_of_parts, with_test
 from tlx.data.sources.source import Kind, Source
@@ -209,17 +209,21 @@ def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
 
 def _rows(file: Path, columns: _Columns) -> _Rows:
     """Return the rows of a file, its photos copied into the cache unless they are there."""
-    facts = file.stat()
-    version = [facts.st_size, facts.st_mtime_ns, columns.image, columns.label]
+    version = [*facts_of(file), columns.image, columns.label]
     home = home_of(file.stem, str(file.resolve()))
 
     def fill() -> Record:
-        for old in home.glob("photos-*"):
+        for old in (*home.glob("photos-*"), *home.glob(".photos-*.tmp")):
             old.unlink()
         (home / RECORD).unlink(missing_ok=True)
         # Another name each time, so that a run which goes on never reads the photos of a changed file.
         content = f"photos-{secrets.token_hex(4)}"
-        labels, sizes, paths = _copy(file, columns, home / content)
+        work = home / f".{content}.tmp"
+        try:
+            labels, sizes, paths = _copy(file, columns, work)
+            os.replace(work, home / content)
+        finally:
+            work.unlink(missing_ok=True)
         return {"version": version, "content": content, "labels": labels, "sizes": sizes, "paths": paths}
 
     record = filled(home, lambda record: record.get("version") == version, fill)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tlx.data.file_hashes import HASH, Advance, FileHashes, Hashes, hash_of
 from tlx.data.images import MAX_PIXELS, ArrayImages, Images, View, read_photo, seen
 from tlx.data.sources.items import PAIR, Form, find_form
 from tlx.data.sources.labels import Labels, read_labels
 from tlx.data.sources.pixels import SystematicError, as_image, as_numpy, is_path
-from tlx.data.sources.wrappers import Leaf, class_names, returned_labels, stored_labels, unfold
+from tlx.data.sources.wrappers import Leaf, class_names, returned_labels, stored_images, stored_labels, unfold
 from tlx.errors import DataError, one_line
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class SequenceImages:
     root: Path = Path()  # paths of images are relative to it
     decoded: bool = False  # whether every image was decoded once already
     max_pixels: int = MAX_PIXELS  # of a photo that an item names by its path
+    known: Hashes | None = None  # of the whole sequence: hashes of the images that were read, b"" of the others
 
     @property
     def names(self) -> Sequence[str]:
@@ -84,8 +87,36 @@ class SequenceImages:
         """The images at `indices`, in that order, under new labels."""
         return replace(self, indices=self.indices[indices], labels=labels)
 
+    def hashes(self, files: FileHashes, advance: Advance | None = None) -> Hashes:
+        """A hash of each image: of its pixels, or of the file that it is read from, or of what a data set holds.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        hashes = np.zeros(len(self.source), HASH) if self.known is None else self.known.copy()
+        paths: dict[int, str] = {}
+        for leaf in unfold(self.source)[0]:
+            stored = stored_images(leaf)
+            for place, index in zip(leaf.places.tolist(), leaf.indices.tolist(), strict=True):
+                if isinstance(stored, list):
+                    paths[place] = stored[index]
+                elif stored is not None and not hashes[place]:
+                    hashes[place] = hash_of(np.ascontiguousarray(stored[index]).tobytes())
+        for index in np.flatnonzero(hashes[self.indices] == b"").tolist():
+            place = int(self.indices[index])
+            if place not in paths:
+                image, _ = self.form.split(self.source[place], f"data: item {place} of {_kind(self.source)}")
+                if is_path(image):
+                    paths[place] = str(self.root / image)
+                else:
+                    hashes[place] = _hash_of_pixels(self.pixels(index))
+        unread = [place for place in self.indices.tolist() if place in paths and not hashes[place]]
+        spans = [(os.path.abspath(paths[place]), 0, -1) for place in unread]
+        hashes[unread] = files.of(self.root, spans, advance)
+        return hashes[self.indices]
+
     def digest(self) -> bytes:
-        """Covers the kind, the places, and the pixels of a few images: reading all may take as long as an epoch."""
+        """Covers the kind, the places, and the pixels of a few images, which show what transforms do."""
         digest = hashlib.sha256(f"{_kind(self.source)} {len(self.source)}".encode())
         digest.update(self.indices.astype("<i8").tobytes())
         for index in np.unique(np.linspace(0, len(self) - 1, SAMPLED).astype(int)):
@@ -154,6 +185,7 @@ class _Reading:
     notes: list[str]
     pixels: list[NDArray[np.uint8] | None] | None  # of each place, if all images are arrays of one size
     has_paths: bool
+    hashes: Hashes  # of each place, b"" where nothing was read
 
 
 def _length(source: Any, part: str) -> int:
@@ -172,7 +204,8 @@ def _read(source: Any, part: str, root: Path, places: NDArray[np.int64]) -> _Rea
     notes: list[str] = []
     remarks: Counter[str] = Counter()
     shape: tuple[int, ...] | None = None
-    reading = _Reading(PAIR, {}, {}, notes, [] if isinstance(source, (list, tuple)) else None, False)
+    hashes = np.zeros(len(source), HASH)
+    reading = _Reading(PAIR, {}, {}, notes, [] if isinstance(source, (list, tuple)) else None, False, hashes)
     for i in places.tolist():
         where, pixels = f"{part}: item {i}", None
         try:
@@ -185,6 +218,7 @@ def _read(source: Any, part: str, root: Path, places: NDArray[np.int64]) -> _Rea
                     raise DataError(f"{where}: no such file: {root / image}")
             else:
                 pixels = np.asarray(as_image(image, f"{part}: image {i} of {_kind(source)}", remarks))
+                hashes[i] = _hash_of_pixels(pixels)
                 if as_numpy(image) is None:
                     reading.pixels = None
             reading.labels[i] = label
@@ -221,7 +255,8 @@ def _images(source: Any, part: str, root: Path, reading: _Reading, complete: boo
                 planes[i] = pixels.transpose(2, 0, 1)
         return ArrayImages(planes, none, [f"{part}/{i}" for i in range(count)])
     indices = np.arange(count, dtype=np.int64)
-    images = SequenceImages(source, indices, none, reading.form, root, complete and not reading.has_paths)
+    decoded = complete and not reading.has_paths
+    images = SequenceImages(source, indices, none, reading.form, root, decoded, known=reading.hashes)
     usable = np.array(sorted(reading.labels), dtype=np.int64)
     for i in [] if reading.has_paths else usable[np.unique(np.linspace(0, len(usable) - 1, COMPARED).astype(int))]:
         if not np.array_equal(images.pixels(int(i)), images.pixels(int(i))):
@@ -318,6 +353,10 @@ def _follow(
     listed = ", ".join(f"{number} {name}" for number, name in sorted(followed.items())[:5])
     notes.append(f"{part}: labels are returned otherwise than they are stored: {listed}")
     return followed
+
+
+def _hash_of_pixels(pixels: NDArray[np.uint8]) -> bytes:
+    return hash_of(repr(pixels.shape).encode(), pixels.tobytes())
 
 
 def _is_number(label: Any) -> bool:

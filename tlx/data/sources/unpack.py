@@ -16,6 +16,7 @@ from typing import IO, BinaryIO
 
 from tlx.data.sources.folder import listed
 from tlx.data.sources.strict_tar import StrictMember
+from tlx.download import ANOTHER_CACHE
 from tlx.errors import DataError, printable
 from tlx.files import open_regular
 
@@ -60,8 +61,10 @@ def unpack(archive: Path, folder: Path) -> list[str]:
     except DataError as error:
         raise DataError(f"{archive} is refused as an archive of data: {error}.") from error
     except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{archive} cannot be unpacked into {folder.parent}: {reason}.") from error
+        fix = ANOTHER_CACHE if error.errno else "download or pack it again"  # damage has no number
+        raise DataError(
+            f"{archive} cannot be unpacked into {folder.parent}: {str(error.strerror or error).rstrip('.')}", fix=fix
+        ) from error
     except Exception as error:  # tarfile, zipfile and the decompressors raise a dozen kinds on damaged archives
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DataError(f"{archive} cannot be unpacked: {reason}", fix="download or pack it again") from error
@@ -87,7 +90,9 @@ class _Writer:
         if raw.startswith("/") or ".." in steps or "\0" in raw or (raw[1:2] == ":" and raw[:1].isalpha()):
             raise DataError(f"{raw!r} would be written outside the folder")
         if len(raw.encode(errors="surrogatepass")) > LONGEST or len(steps) > DEPTH:
-            raise DataError(f"the path {raw[:40]!r} ... has {len(raw)} letters and {len(steps)} steps, suspiciously many")
+            raise DataError(
+                f"the path {raw[:40]!r} ... has {len(raw)} letters and {len(steps)} steps, suspiciously many"
+            )
         return "/".join(step for step in steps if step not in ("", "."))
 
     def make_folder(self, name: str) -> None:
@@ -130,7 +135,9 @@ class _Writer:
                 lost.append(name)
         if not self._files:
             raise DataError("it holds no file")
-        return [printable(f"left out of the archive because they lead to no file in it: {listed(lost)}")] if lost else []
+        return (
+            [printable(f"left out of the archive because they lead to no file in it: {listed(lost)}")] if lost else []
+        )
 
     def _end(self, name: str) -> str:
         """Follow links to what is none, or in a circle to "". All of the way then lead there: many take linear time."""

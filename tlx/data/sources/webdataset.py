@@ -17,6 +17,7 @@ import numpy as np
 from tlx.atomic import write_json
 from tlx.data.images import EXTENSIONS, Images
 from tlx.data.sources.folder import count, listed
+from tlx.data.sources.kept import facts_of
 from tlx.data.sources.packed import PackedImages
 from tlx.data.sources.parts import files_in, files_of_parts, with_test
 from tlx.data.sources.source import Kind, Source
@@ -30,7 +31,7 @@ NAMES = ("classes.txt", "classnames.txt", "classes.json", "class_to_idx.json")
 SMALL = 2**20  # bytes of a member that is no photo; a label has a few
 PEEKED = 16  # members that tell a shard from another tar
 SHARDS = 250_000  # of a pattern; LAION-5B has 232,000. One digit too many would count for ever
-FORMAT = 1  # of an index in the cache
+FORMAT = 2  # of an index in the cache
 
 # A sample of a shard: its key, its photo's offset and size, and the texts of its labels by their extension.
 Sample = tuple[str, int, int, dict[str, str]]
@@ -159,13 +160,12 @@ def _samples(shards: list[Path], names: dict[Path, str], notes: list[str]) -> It
 
 def _index(shard: Path) -> dict[str, Any]:
     """Return the index of a shard, from the cache where the shard has not changed since."""
-    facts = shard.stat()
-    version = [FORMAT, facts.st_size, facts.st_mtime_ns]
+    version = [FORMAT, *facts_of(shard)]
     key = hashlib.sha256(os.fsencode(shard.resolve())).hexdigest()[:32]
-    kept = cache_folder() / "shards" / f"{key}.json"
     try:
+        kept = cache_folder() / "shards" / f"{key}.json"
         index: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-        if index["version"] == version:
+        if index["version"] == version and index.pop("digest") == _digest(index):
             return index
     except (OSError, ValueError, KeyError, TypeError):
         pass  # there is none, or none that can be read, so it is built
@@ -174,11 +174,16 @@ def _index(shard: Path) -> dict[str, Any]:
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise DataError(f"{shard} cannot be read as a tar shard: {error}", fix="download or write it again") from error
     try:
+        kept = cache_folder() / "shards" / f"{key}.json"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(kept, index)
+        write_json(kept, {**index, "digest": _digest(index)})
     except (OSError, TlxError, UnicodeEncodeError):
         pass  # the next run scans the shard again
     return index
+
+
+def _digest(index: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
 
 def _scan(shard: Path) -> dict[str, Any]:

@@ -119,6 +119,14 @@ def stored_labels(leaf: Leaf) -> NDArray[np.int64] | None:
     return None
 
 
+def stored_images(leaf: Leaf) -> Any:
+    """What the images of a data set are known to be made of, by index: paths in a list, an array, or None."""
+    attribute = STORED.get(_method(leaf.source))
+    if attribute == "samples":
+        return [str(path) for path, _ in leaf.source.samples]
+    return None if attribute is None else as_numpy(getattr(leaf.source, "data", None))
+
+
 def _numbers(values: Any, leaf: Leaf) -> NDArray[np.int64] | None:
     array = as_numpy(values)
     try:
