@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.hostile import check, hostile_inputs
-from support.hostile_data import COMMANDS, RUN, mutated, png, use, workplace
+from support.hostile_data import COMMANDS, RUN, fewer_inputs, mutated, png, use, workplace
 from support.server import Server, serving
 
 NAMES = (
@@ -219,7 +219,7 @@ ANSWERS = (
 )
 
 
-@hostile_inputs
+@fewer_inputs
 @given(
     content=zips()
     | tars()

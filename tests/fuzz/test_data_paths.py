@@ -12,8 +12,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.hostile import check, hostile_inputs, snapshot
-from support.hostile_data import RUN, TRAPS, png, traps, use
+from support.hostile import check, snapshot
+from support.hostile_data import RUN, TRAPS, fewer_inputs, png, traps, use
 
 SUFFIXES = ("", ".csv", ".npz", ".tar", ".zip", ".tar.gz", ".parquet", ".png", ".toml")
 # In a workplace that `furnished` made.
@@ -110,7 +110,7 @@ def furnish(folder: Path) -> None:
     (folder / "deep" / "/".join("d" * 60)).mkdir(parents=True)
     odd = folder / "odd"
     odd.mkdir()
-    for name in (
+    for raw in (
         b"\xff.png",
         b"a\nb.png",
         b"-x.png",
@@ -119,25 +119,25 @@ def furnish(folder: Path) -> None:
         b".png",
         "\u202e.png".encode(),
     ):
-        with open(os.path.join(os.fsencode(odd), name), "wb") as file:
+        with open(os.path.join(os.fsencode(odd), raw), "wb") as file:
             file.write(png())
 
 
-@hostile_inputs
+@fewer_inputs
 @given(path=paths, root=st.none() | paths)
 def test_a_path_of_data(path: str, root: str | None, tmp_path: Path, run_dir: Path) -> None:
     with furnished(tmp_path) as folder:
         use("path of data", "run", run_dir, path, folder, *(() if root is None else ("--data-root", root)))
 
 
-@hostile_inputs
+@fewer_inputs
 @given(path=paths)
 def test_a_path_to_evaluate(path: str, tmp_path: Path, run_dir: Path) -> None:
     with furnished(tmp_path) as folder:
         use("path to evaluate", "evaluate", run_dir, path, folder)
 
 
-@hostile_inputs
+@fewer_inputs
 @given(chosen=st.lists(paths | st.just("odd"), min_size=1, max_size=3), dashes=st.booleans())
 def test_paths_to_predict(chosen: list[str], dashes: bool, tmp_path: Path, run_dir: Path) -> None:
     with furnished(tmp_path) as folder:
@@ -145,7 +145,7 @@ def test_paths_to_predict(chosen: list[str], dashes: bool, tmp_path: Path, run_d
         check("paths to predict", "predict", str(run_dir), *given, folder=folder)
 
 
-@hostile_inputs
+@fewer_inputs
 @given(path=paths)
 def test_a_path_of_a_run(path: str, tmp_path: Path) -> None:
     with furnished(tmp_path) as folder:
@@ -158,7 +158,7 @@ INSIDE = tuple(
 outputs = st.sampled_from(INSIDE).filter(lambda path: not path.startswith("../"))
 
 
-@hostile_inputs
+@fewer_inputs
 @given(path=outputs)
 def test_a_path_of_a_table_to_write(path: str, tmp_path: Path, run_dir: Path) -> None:
     with furnished(tmp_path) as folder:
@@ -166,7 +166,7 @@ def test_a_path_of_a_table_to_write(path: str, tmp_path: Path, run_dir: Path) ->
         check("path of a table", "predict", str(run_dir), "p", "--csv", path, folder=folder, writes=written)
 
 
-@hostile_inputs
+@fewer_inputs
 @given(path=outputs)
 def test_a_path_of_a_run_to_write(path: str, tmp_path: Path) -> None:
     with furnished(tmp_path) as folder:

@@ -19,12 +19,14 @@ from tlx.data.sources.kept import RECORD, Record, facts_of, filled, home_of
 from tlx.data.sources.packed import PackedImages
 from tlx.data.sources.parts import files_in, files_of_parts, with_test
 from tlx.data.sources.source import Kind, Source
+from tlx.data.sources.unpack import RATIO, SUSPECT
 from tlx.errors import DataError, DataNotFound, closest
 from tlx.files import check_regular
 
 IMAGES = ("image", "img", "images", "photo", "picture", "jpg", "jpeg", "png", "webp", "path", "file_name", "filename")
 LABELS = ("label", "labels", "class", "fine_label", "category", "target", "cls", "y")
-BATCH = 64  # rows in memory at once while the photos are copied; with 100 KB each, 6 MB
+BATCH = 16  # rows in memory at once while the photos are copied; with 100 KB each, 2 MB
+LONGEST = 10_000  # letters of a label; a file may hold one text once, and name it in a million rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +124,8 @@ def _classes(labels: Collection[int | str | None], columns: _Columns) -> tuple[t
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """Open a Parquet file; what goes wrong with it is one line."""
+def _opened(file: Path, texts: Sequence[str] = ()) -> Iterator[Any]:
+    """Open a Parquet file; what goes wrong with it is one line. A text of the columns `texts` is held once."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -134,7 +136,7 @@ def _opened(file: Path) -> Iterator[Any]:
         ) from error
     try:
         check_regular(file)
-        with parquet.ParquetFile(file, memory_map=True) as opened:
+        with parquet.ParquetFile(file, memory_map=True, read_dictionary=texts) as opened:
             yield opened
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None):  # of the system, such as a full disk; damage has no number
@@ -235,18 +237,27 @@ def _copy(file: Path, columns: _Columns, target: Path) -> tuple[list[int | str |
     labels: list[int | str | None] = []
     sizes: list[int] = []
     paths: list[str] = []
-    with _opened(file) as opened, target.open("wb") as photos:
+    limit = max(SUSPECT, RATIO * file.stat().st_size)
+    known: dict[Any, Any] = {}  # one long text may be the label of a million rows
+    with _opened(file, [columns.label]) as opened, target.open("wb") as photos:
         missing = [name for name in (columns.image, columns.label) if name not in opened.schema_arrow.names]
         if missing:
             raise DataError(f"{file} has no column {missing[0]!r}, which the files beside it have.")
+        groups = (opened.metadata.row_group(i) for i in range(opened.metadata.num_row_groups))
+        if sum(group.total_byte_size for group in groups) > limit:
+            raise DataError(f"{file} unpacks to more than {limit} bytes, suspiciously many.")
         for batch in opened.iter_batches(BATCH, columns=[columns.image, columns.label]):
-            labels += [_label(value.as_py(), file, columns.label) for value in batch.column(columns.label)]
+            for value in batch.column(columns.label):
+                label = _label(value.as_py(), file, columns.label)
+                labels.append(known.setdefault(label, label))
             for value in batch.column(columns.image):
                 photo = value.as_py()
                 content, path = (photo.get("bytes"), photo.get("path")) if isinstance(photo, dict) else (photo, photo)
                 if isinstance(content, bytes):
                     photos.write(content)
                     sizes.append(len(content))
+                    if photos.tell() > limit:
+                        raise DataError(f"{file} unpacks to more than {limit} bytes, suspiciously many.")
                 elif isinstance(path, str) and path and "\0" not in path:
                     paths.append(path)
                 else:
@@ -267,6 +278,10 @@ def _label(value: Any, file: Path, column: str) -> int | str | None:
         raise DataError(f"{file}: column {column!r} holds {value!r}; expected a number or a name.")
     if isinstance(value, int):
         return value if value >= 0 else None
+    if len(value) > LONGEST:
+        raise DataError(
+            f"{file}: column {column!r} holds a text of {len(value)} letters; expected the name of a class."
+        )
     return value.strip()
 
 

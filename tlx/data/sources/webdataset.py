@@ -76,7 +76,7 @@ def is_shard(file: Path) -> bool:
     try:
         with open_regular(file) as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=StrictMember) as tar:
             members = [_key(member.name) for member in itertools.islice(tar, PEEKED) if member.isfile()]
-    except (OSError, tarfile.TarError, ValueError):
+    except Exception:  # tarfile raises a dozen kinds on damaged ones, such as OverflowError
         return False
     photos = {key for key, extension in members if f".{extension}" in EXTENSIONS}
     return any(key in photos for key, extension in members if extension in ("cls", "json"))
@@ -171,7 +171,9 @@ def _index(shard: Path) -> dict[str, Any]:
         pass  # there is none, or none that can be read, so it is built
     try:
         index = {"version": version, **_scan(shard)}
-    except (tarfile.TarError, ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # tarfile raises a dozen kinds on damaged ones, such as OverflowError
         raise DataError(f"{shard} cannot be read as a tar shard: {error}", fix="download or write it again") from error
     try:
         kept = cache_folder() / "shards" / f"{key}.json"
@@ -234,7 +236,7 @@ def _label(shard: Path, sample: Sample, label_column: str | None) -> str:
     where = f"{shard}: {key}.json"
     try:
         facts = json.loads(texts["json"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no JSON: {error}.") from error
     if isinstance(facts, dict):
         name = label_column or next((name for name in LABELS if name in facts), "")
@@ -281,9 +283,9 @@ def _named_classes(folder: Path) -> list[str]:
             if isinstance(value, dict) and all(isinstance(i, int) for i in value.values()):
                 value = {str(i): name for name, i in value.items()}  # from names to numbers
             names = [value[str(i)] for i in range(len(value))] if isinstance(value, dict) else list(value)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{file} cannot be read as class names: {error}.") from error
-    if len(set(names)) != len(names) or not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise DataError(f"{file}: the class names are not texts that are all different.")
     return names
 
