@@ -127,8 +127,8 @@ def check(target: str, *argv: str, folder: Path, writes: tuple[str, ...] = ("run
     """Call `tlx`, and assert all that is promised of any input.
 
     It ends in time, with exit code 0, or with 2 and one line on stderr, which no name can forge or colour; it executes
-    nothing; and with exit code 2 nothing in `folder` has changed, unless a run was saved that can go on once its data are
-    mended. Otherwise only what lies below `writes` may have.
+    nothing; and with exit code 2 nothing in `folder` has changed, unless a run was saved, which can go on once its data
+    are mended. Otherwise only what lies below `writes` may have.
     """
     before = snapshot(folder)
     outcome = call(*argv, folder=folder)
