@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import tlx
+import tlx.download as downloading
 from support.archives import ARCHIVES, PHOTOS, PLAIN, png, tarred, zipped
 from support.server import Server, serving
 from tlx.data import load_data
@@ -188,6 +189,32 @@ def test_a_zip_of_windows_and_of_macos(tmp_path: Path) -> None:
     data = load(tmp_path / "w.zip")
     assert len(data.train) == 16
     assert any("left behind by other programs (2): .DS_Store, train/ants/._0.png" in note for note in data.notes)
+
+
+ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
+    "for ever": ({"content": bytes(2**16), "pause": 0}, "has more than 1048576 bytes, and does not say how many"),
+    "drop by drop": ({"content": b"x", "pause": 0.01}, r"sends less than 1000 bytes a second\. Fix: run again later"),
+    "more than fits": ({"length": str(2**60)}, r"more fit on the disk\. Fix: set TLX_CACHE"),
+    "in a circle": ({"status": 302, "location": "/x.zip"}, r"redirect.* infinite loop"),
+    "with a file of this machine": ({"status": 302, "location": "file:///etc/passwd"}, "is not allowed"),
+    "with a part": ({"status": 206, "range": "bytes 5-9/10"}, "sends a part that was not asked for"),
+    "with another protocol": ({"status": 302, "location": "ftp://127.0.0.1:9/x"}, "cannot be reached"),
+    "in no protocol": ({"raw": b"x" * 99}, "cannot be reached"),
+}
+
+
+@pytest.mark.parametrize("how", ANSWERS)
+def test_a_server_that_answers_in_bad_faith_is_left(
+    how: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, message = ANSWERS[how]
+    monkeypatch.setattr(downloading, "UNANNOUNCED", 2**20)
+    monkeypatch.setattr(downloading, "SLOW", 0.2)
+    monkeypatch.setattr(downloading, "SLOWEST", 1000)
+    server.respond = lambda path: answer
+    with pytest.raises(DataError, match=message) as error:
+        load(server.url("x.zip"))
+    assert "\n" not in str(error.value)
 
 
 def test_a_changed_archive_is_unpacked_again(tmp_path: Path) -> None:
