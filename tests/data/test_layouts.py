@@ -287,3 +287,12 @@ def test_an_image_in_two_parts_is_counted_in_arrays_too() -> None:
     (warning,) = data.notes
     assert "2 of 10 images of the test part are in the train part too" in warning
     assert warning.endswith("test/3 = train/1, test/5 = train/1")
+
+
+def test_folders_in_folders_without_end_are_one_line(tmp_path: Path) -> None:
+    """Whatever walks through thousands of them would call itself too often."""
+    tree(tmp_path, "top/a/", "top/b", "top/a/" + "d/" * 150)
+    tree(tmp_path, "parts/train/a", "parts/train/b", "parts/val/a", "parts/unused", "parts/unused/" + "d/" * 150)
+    for folder in ("top", "top/a", "parts"):
+        with pytest.raises(DataError, match=r"holds more than 100 folders in folders\. Fix: move the photos up"):
+            load_data(tmp_path / folder)

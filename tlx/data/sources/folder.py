@@ -15,6 +15,7 @@ from tlx.data.sources.source import Kind, Source
 from tlx.errors import DataError
 
 SHOWN = 5  # names of left-out files in a note
+DEPTH = 100  # folders in folders of a data set; what walks through them or removes them calls itself for each
 
 PARTS = {
     "train": ("train", "training"),
@@ -75,6 +76,7 @@ class Tree:
 
         top = self.root / place
         for folder, folders, files in os.walk(top, onerror=fail, followlinks=True):
+            _check_depth(folder, top)
             real = os.path.realpath(folder)
             if real in seen:
                 raise DataError(f"{folder} is a link to {real}, which is read already", fix="remove the link")
@@ -149,6 +151,7 @@ def _enter(folder: Path) -> tuple[Tree, list[str]]:
     """Step into folders that only wrap the data: folders without photos, and the only ones where they are."""
     tree, entered, seen = Tree(folder), "", set()
     while os.path.realpath(tree.root) not in seen:
+        _check_depth(tree.root, folder)
         seen.add(os.path.realpath(tree.root))
         folders, photos = tree.inside()
         if len(folders) != 1 or photos or part_of(folders[0]):
@@ -213,8 +216,16 @@ def _roles(
 
 
 def _counted(tree: Tree, name: str) -> str:
-    photos = sum(is_photo(file) for _, _, files in os.walk(tree.root / name) for file in files)
+    photos = 0
+    for folder, _, files in os.walk(tree.root / name):
+        _check_depth(folder, tree.root)
+        photos += sum(map(is_photo, files))
     return f"{name}/ with {count(photos, 'photo')}"
+
+
+def _check_depth(folder: str | Path, top: Path) -> None:
+    if str(folder).count(os.sep) - str(top).count(os.sep) > DEPTH:
+        raise DataError(f"{top} holds more than {DEPTH} folders in folders", fix="move the photos up")
 
 
 def _with_photos(tree: Tree, found: Mapping[str, list[str]], place: str, notes: list[str]) -> dict[str, list[str]]:

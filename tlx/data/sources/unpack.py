@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from tlx.data.sources.folder import listed
+from tlx.data.sources.folder import DEPTH, listed
 from tlx.data.sources.strict_tar import StrictMember
 from tlx.download import ANOTHER_CACHE
 from tlx.errors import DataError, printable
@@ -24,7 +24,6 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".
 ENTRIES = 5_000_000  # ImageNet has 1.3 million photos; a bomb of empty files exhausts the inodes of a file system
 RATIO, SUSPECT = 100, 2**28  # photos never shrink to a hundredth; from SUSPECT bytes on, that is taken for a bomb
 LONGEST = 4096  # bytes of a path, as Linux has it; longer ones would only fill the memory
-DEPTH = 100  # folders in folders; what removes an unpacked folder enters each of them
 CHUNK = 2**20
 
 
