@@ -311,6 +311,16 @@ def test_nothing_is_overwritten(run: Any, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+def test_a_link_to_nothing_in_the_place_of_runs_is_one_line(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each number would be taken for that of another run, for ever."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to("nowhere")
+    with pytest.raises(TlxError, match=r"Cannot create runs/.*-1\. Choose another folder with out"):
+        run(out=None, epochs=1)
+
+
 def test_arrays_in_python(run: Any) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(80) % 2

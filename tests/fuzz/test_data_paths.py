@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from support.hostile import check, snapshot
@@ -125,6 +125,9 @@ def furnish(folder: Path) -> None:
 
 @fewer_inputs
 @given(path=paths, root=st.none() | paths)
+@example(path="http://[", root=None)
+@example(path="{0..999}" * 9 + ".tar", root=None)
+@example(path="{,}" * 30 + ".tar", root=None)
 def test_a_path_of_data(path: str, root: str | None, tmp_path: Path, run_dir: Path) -> None:
     with furnished(tmp_path) as folder:
         use("path of data", "run", run_dir, path, folder, *(() if root is None else ("--data-root", root)))
@@ -139,6 +142,7 @@ def test_a_path_to_evaluate(path: str, tmp_path: Path, run_dir: Path) -> None:
 
 @fewer_inputs
 @given(chosen=st.lists(paths | st.just("odd"), min_size=1, max_size=3), dashes=st.booleans())
+@example(chosen=["many"], dashes=False)
 def test_paths_to_predict(chosen: list[str], dashes: bool, tmp_path: Path, run_dir: Path) -> None:
     with furnished(tmp_path) as folder:
         given = [*(("--",) if dashes else ()), *(f"./{name}" if name in ("", "/") else name for name in chosen)]
@@ -147,6 +151,7 @@ def test_paths_to_predict(chosen: list[str], dashes: bool, tmp_path: Path, run_d
 
 @fewer_inputs
 @given(path=paths)
+@example(path="x" * 256)
 def test_a_path_of_a_run(path: str, tmp_path: Path) -> None:
     with furnished(tmp_path) as folder:
         check("path of a run", "predict", path, "p", folder=folder)
