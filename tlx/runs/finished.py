@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from tlx.backend import Array, Backend, Model, Preprocess, registry
-from tlx.data.framing import RESIZES, Framing, Resize
+from tlx.data.framing import Framing
 from tlx.data.geometry import from_planes
 from tlx.data.images import seen
 from tlx.errors import DataError, RunNotFound, TlxError
 from tlx.models.matching import match
 from tlx.models.weights import read_weights
-from tlx.recipe import DATA_OBJECT, Recipe, read_toml
-from tlx.runs.folder import read_json
+from tlx.recipe import Recipe
+from tlx.runs.card import Card, read_card, read_pixels
 from tlx.training.build import build_model, resolve_placement
 
 # What a model needs of its run's recipe.
@@ -33,7 +33,7 @@ class Finished:
     """A run's model with its weights, placed on a backend; `recipe` says where and in which precision."""
 
     run_dir: Path
-    card: dict[str, Any]
+    card: Card
     recipe: Recipe
     backend: Backend
     model: Model
@@ -41,7 +41,7 @@ class Finished:
     framing: Framing
 
 
-def read_run(run_dir: Path, used: Collection[str], **objects: Any) -> tuple[dict[str, Any], Recipe]:
+def read_run(run_dir: Path, used: Collection[str], **objects: Any) -> tuple[Card, Recipe]:
     """Return the card of a finished run, and its recipe as far as it is used.
 
     Args:
@@ -52,6 +52,7 @@ def read_run(run_dir: Path, used: Collection[str], **objects: Any) -> tuple[dict
 
     Raises:
         RunNotFound: there is no run in the folder, or it has not finished.
+        TlxError: what it says of itself is damaged.
     """
     if (run_dir / "recipe.toml").is_file() and not (run_dir / "result.json").is_file():
         raise RunNotFound(f"{run_dir} is not finished; finish it with: tlx run --resume {run_dir}")
@@ -61,11 +62,7 @@ def read_run(run_dir: Path, used: Collection[str], **objects: Any) -> tuple[dict
                 f"{run_dir} holds no finished run: {name} is missing. Pass a folder that `tlx run` wrote."
             )
     overrides = {name: value for name, value in objects.items() if value is not None}
-    card = read_json(run_dir / "card.json")
-    for name in ("classes", "preprocess", "crop_fraction", "data"):
-        if name not in card:
-            raise TlxError(f"{run_dir}/card.json is damaged: it has no {name!r}", fix="train again")
-    return card, Recipe.from_toml(run_dir / "recipe.toml", overrides, used)
+    return read_card(run_dir), Recipe.from_toml(run_dir / "recipe.toml", overrides, used)
 
 
 def restore(run_dir: str | Path, backend: str | None = None, **objects: Any) -> Finished:
@@ -81,44 +78,14 @@ def restore(run_dir: str | Path, backend: str | None = None, **objects: Any) -> 
     card, recipe = read_run(run_dir, NEEDED, **objects)
     target = registry.load(backend or recipe.backend)
     recipe = resolve_placement(recipe, target) if backend is None else _moved(recipe, target)
-    built, arch = build_model(recipe, target, len(card["classes"]))
+    if card.preprocess.size != recipe.image_size:
+        problem = f"its recipe has image_size {recipe.image_size}, and its card {card.preprocess.size}"
+        raise TlxError(f"{run_dir} is damaged: {problem}", fix="train again")
+    built, arch = build_model(recipe, target, len(card.classes))
     specs = target.param_specs(built)
     weights = match(read_weights(run_dir), specs, head=arch.head, model_name=arch.name, take_head=True)
     target.load_arrays(built, weights)
-    return Finished(run_dir, card, recipe, target, built, *read_pixels(card, run_dir))
-
-
-def read_pixels(card: Mapping[str, Any], run_dir: Path) -> tuple[Preprocess, Framing]:
-    """Return what a run did to the pixels that it was evaluated on, as its card says.
-
-    Raises TlxError where the card says something that this tlx does not do, or is damaged.
-    """
-    try:
-        preprocess, fraction, pixels = Preprocess(**card["preprocess"]), card["crop_fraction"], card.get("pixels")
-        if pixels is None:  # of an earlier tlx
-            photos = _of_photos(card, run_dir)
-            default = 0.875 if photos else 1.0
-            resize: Resize = "centre" if photos else "shrink"
-            return preprocess, Framing(preprocess.size, default if fraction is None else fraction, resize)
-        resize = pixels["resize"] if pixels["resize"] in RESIZES else "centre"
-        framing = Framing(preprocess.size, float(fraction), resize)
-        different = [(name, pixels[name], value) for name, value in framing.facts().items() if pixels[name] != value]
-    except (KeyError, TypeError, ValueError) as error:
-        raise TlxError(f"{run_dir}/card.json is damaged: {error}", fix="train again") from error
-    for name, value, known in different:
-        raise TlxError(
-            f"{run_dir}/card.json: {name} of the pixels is {value!r}; this tlx knows {known!r}",
-            fix="use the tlx that wrote the run, or a later one",
-        )
-    return preprocess, framing
-
-
-def _of_photos(card: Mapping[str, Any], run_dir: Path) -> bool:
-    """Whether a run of an earlier tlx evaluated photos, or images of one size as they are."""
-    if "images" in card:
-        return bool(card["images"] == "photos")
-    data = read_toml(run_dir / "recipe.toml")["data"]  # cards of 0.1.0 do not say it; all but these were photos
-    return data not in ("cifar10", "digits", DATA_OBJECT) and not data.endswith(".npz")
+    return Finished(run_dir, card, recipe, target, built, card.preprocess, read_pixels(card, run_dir))
 
 
 def _moved(recipe: Recipe, backend: Backend) -> Recipe:
@@ -154,7 +121,7 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
     """
     finished = restore(run_dir, backend, model=model, head=head)
     module = finished.model.module
-    module.classes = tuple(finished.card["classes"])
+    module.classes = tuple(finished.card.classes)
     dtype = np.float64 if finished.recipe.precision == "float64" else np.float32
     module.preprocess = partial(framed, framing=finished.framing, preprocess=finished.preprocess, dtype=dtype)
     return module

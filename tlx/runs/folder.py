@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from tlx.errors import RecipeError, TlxError
 from tlx.recipe import Recipe
+from tlx.runs.facts import parse_object
 
 LOCK = ".lock"
 
@@ -69,9 +69,7 @@ def _free_folder(recipe: Recipe) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a run folder."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise TlxError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise TlxError(f"{path} is not a JSON object")
-    return value
+    return parse_object(text, str(path))

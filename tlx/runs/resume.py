@@ -19,16 +19,17 @@ import tomli_w
 
 from tlx.atomic import write_atomic
 from tlx.backend import Array, Arrays
+from tlx.backend.checks import check_arrays
 from tlx.errors import RecipeError, TlxError
 from tlx.models.weights import RUN_WEIGHTS, digest, read_weights, write_safetensors
 from tlx.recipe import read_toml
-from tlx.runs.folder import read_json
+from tlx.runs.card import epochs_of, read_card
+from tlx.runs.saved import VERSION, Saved, parse
 from tlx.training.loop import State, Training, stalled, val_losses
-from tlx.training.metrics import EpochEnded, Meter, Metrics, check_finite
+from tlx.training.metrics import Meter, check_finite
 
 FOLDER, STATE = "last", "last/state.safetensors"
 RECIPE, RESULT = "recipe.toml", "result.json"
-VERSION = 1
 
 
 def save(training: Training, state: State, run_dir: Path, fingerprint: str) -> None:
@@ -71,22 +72,24 @@ def load(training: Training, run_dir: Path, fingerprint: str) -> State:
     Raises TlxError where the folder is damaged, or where it was written for other data or another model.
     """
     path = run_dir / STATE
-    facts, arrays = _metadata(path), read_weights(path)
-    if digest(arrays) != facts["sha256"]:
+    saved, arrays = _read_saved(path), read_weights(path)
+    if digest(arrays) != saved.sha256:
         raise TlxError(f"{path} is damaged: its values are not those that were saved. Start the run again.")
-    if facts["data"] != fingerprint:
+    if saved.data != fingerprint:
         raise TlxError(f"{run_dir} was trained on other data than there is now; a run resumes on the same data only")
+    saved.check(training)
+    check_finite(arrays, f"in {path}")
     training.backend.load_arrays(training.model, _part("model", arrays))
     training.backend.load_optimizer(training.optimizer, _part("optimizer", arrays))
     if training.shadow is not None:
         training.backend.load_arrays(training.shadow, _part("ema", arrays))
-    state = State([_epoch(epoch) for epoch in facts["history"]], facts["step"], frozen=facts["frozen"])
+    state = State(saved.history, saved.step, frozen=saved.frozen)
     if state.best_epoch >= 0:
         state.best, state.best_saved = _best(run_dir, state.best_epoch), state.best_epoch
-    if facts["meter"] is not None:
-        state.meter = Meter(training.backend, training.model, "train", len(state.history), training.loader.steps)
-        for name, value in facts["meter"].items():
-            setattr(state.meter, name, value)
+        check_arrays(training.backend.param_specs(training.model), state.best)
+    if saved.meter is not None:
+        meter = Meter(training.backend, training.model, "train", len(state.history), training.loader.steps)
+        state.meter = saved.meter.put_into(meter)
     return state
 
 
@@ -99,7 +102,7 @@ def check_epochs(run_dir: Path, asked: int, epochs: int) -> None:
                 fix=f"finish it first, with: tlx run --resume {run_dir}; then add epochs",
             )
         return
-    total, done = _finished_at(run_dir)
+    total, done = epochs_of(run_dir)
     elsewhere = f"start a run with weights={str(run_dir)!r}, to train on from its weights"
     if epochs <= total:
         raise RecipeError(
@@ -124,10 +127,10 @@ def add_epochs(training: Training, state: State, run_dir: Path) -> list[str]:
 
     Raises TlxError where the run ended early, for it would end again at once.
     """
-    if not (run_dir / RESULT).exists() or len(state.history) > _finished_at(run_dir)[1]:
+    if not (run_dir / RESULT).exists() or len(state.history) > epochs_of(run_dir)[1]:
         return []
     schedule, losses = training.plan.schedule, val_losses(state.history)
-    before = replace(schedule, epochs=_finished_at(run_dir)[0])
+    before = replace(schedule, epochs=epochs_of(run_dir)[0])
     if stalled(state.history, training.patience):
         raise TlxError(
             f"{run_dir} ended early after {len(state.history)} of {before.epochs} epochs, as {training.patience} of "
@@ -147,15 +150,6 @@ def add_epochs(training: Training, state: State, run_dir: Path) -> list[str]:
     return notes
 
 
-def _finished_at(run_dir: Path) -> tuple[int, int]:
-    """Return the epochs that a finished run's result was to have, and has."""
-    result = read_json(run_dir / RESULT)
-    try:
-        return int(result["recipe"]["epochs"]), int(result["epochs_run"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise TlxError(f"{run_dir / RESULT} is damaged: it does not say how many epochs were run") from error
-
-
 def drop_best(run_dir: Path) -> None:
     """Delete the best epoch's values in last/: the finished run holds them beside its result."""
     for file in (run_dir / FOLDER).glob("best-*.safetensors"):
@@ -167,23 +161,21 @@ def _best(run_dir: Path, epoch: int) -> dict[str, Array]:
     if _best_file(run_dir, epoch).exists() or not (run_dir / RESULT).exists():
         return read_weights(_best_file(run_dir, epoch))
     best = read_weights(run_dir)
-    if digest(best) != read_json(run_dir / "card.json").get("sha256"):
+    if digest(best) != read_card(run_dir).sha256:
         raise TlxError(f"{run_dir / RUN_WEIGHTS} is damaged: its values are not those that were saved")
     return best
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def _read_saved(path: Path) -> Saved:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "np") as file:
-            facts = json.loads((file.metadata() or {})["tlx"])
-        if facts["version"] > VERSION:
-            raise TlxError(f"{path} was written by a newer tlx; upgrade tlx to resume it")
-        return dict(facts)
+            text = (file.metadata() or {})["tlx"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise TlxError(f"{path} is damaged ({reason}); start the run again.") from error
+    return parse(text, path)
 
 
 def _best_file(run_dir: Path, epoch: int) -> Path:
@@ -203,8 +195,3 @@ def _meter_facts(meter: Meter) -> dict[str, Any]:
         **{name: getattr(meter, name) for name in ("loss", "correct", "images", "step")},
         "earlier": meter.seconds,
     }
-
-
-def _epoch(values: dict[str, Any]) -> EpochEnded:
-    metrics = {part: None if values[part] is None else Metrics(**values[part]) for part in ("train", "val")}
-    return EpochEnded(**{**values, **metrics, "lr": tuple(values["lr"])})
