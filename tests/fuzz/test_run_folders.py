@@ -18,7 +18,7 @@ from PIL import Image
 import tlx
 from support.altered import DEEP, alterations, mutated, of_many, to_json, workplace
 from support.finished_runs import FIELDS
-from support.hostile import check, hostile_inputs
+from support.hostile import Outcome, check, hostile_inputs
 from tlx.errors import Interrupted
 from tlx.models.weights import digest, read_weights, write_safetensors
 from tlx.recipe import read_toml
@@ -46,7 +46,20 @@ COMMANDS = {
     "add epochs": ("run", "--resume", "runs/r", "--epochs", "4"),
     "weights": (
         *("run", "--weights", "runs/r", "--backend", "loopback", "--model", "tiny-mlp", "--data", "digits"),
-        *("--image-size", "8", "--limit-train", "40", "--limit-test", "20", "--epochs", "1", "--workers", "0"),
+        *(
+            "--image-size",
+            "8",
+            "--limit-train",
+            "40",
+            "--limit-test",
+            "20",
+            "--epochs",
+            "1",
+            "--workers",
+            "0",
+            "--val-fraction",
+            "0",
+        ),
     ),
 }
 commands = st.sampled_from(sorted(COMMANDS))
@@ -81,11 +94,11 @@ def resign(run_dir: Path) -> None:
     """Make whatever the run says of its own files agree with them, as a stranger would."""
 
 
-def use(target: str, run: Path, command: str, folder: Path, signed: bool) -> None:
+def use(target: str, run: Path, command: str, folder: Path, signed: bool) -> Outcome:
     if signed:
         resign(run)
     Image.new("RGB", (9, 8), (60, 99, 7)).save(folder / "photo.png")
-    check(f"run folder: {target}", *COMMANDS[command], folder=folder)
+    return check(f"run folder: {target}", *COMMANDS[command], folder=folder)
 
 
 def copied(run: Path, folder: Path) -> Path:
@@ -104,6 +117,13 @@ def write_state(run: Path, facts: Any, arrays: dict[str, Any]) -> None:
     if isinstance(facts, dict) and isinstance(facts.get("sha256"), str):
         facts = {**facts, "sha256": digest(arrays)}
     write_safetensors(run / STATE, arrays, {"tlx": json.dumps(facts)})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_run_that_nobody_touched_is_used(command: str, finished: Path, unfinished: Path, tmp_path: Path) -> None:
+    run = copied(unfinished if command == "resume" else finished, tmp_path)
+    write_state(run, facts_of(run), read_weights(run / STATE))
+    assert use("untouched", run, command, tmp_path, signed=True).code == 0
 
 
 @hostile_inputs

@@ -115,7 +115,7 @@ def arrays(draw: st.DrawFn, array: NDArray[Any], dtypes: tuple[str, ...] = DTYPE
         return np.concatenate([array, array]) if array.ndim else np.stack([array, array])
     changed = np.array(array)
     if changed.size and changed.dtype.kind == "f":
-        changed.flat[0] = draw(st.sampled_from((np.nan, np.inf, 1e300, -1.0)))
+        changed.flat[0] = draw(st.sampled_from((np.nan, np.inf, float(np.finfo(changed.dtype).max), -1.0)))
     elif changed.size and changed.dtype.kind in "iu":
         changed.flat[0] = draw(st.sampled_from((0, 1, np.iinfo(changed.dtype).max)))
     return changed

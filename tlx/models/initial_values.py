@@ -73,9 +73,12 @@ def initial_values(
 def _classes(card: Path) -> list[str]:
     """Return the class names of a run, from its card."""
     try:
-        return [str(name) for name in json.loads(card.read_text(encoding="utf-8"))["classes"]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        classes = json.loads(card.read_text(encoding="utf-8"))["classes"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise WeightsError(f"{card} cannot be read: {error}") from error
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise WeightsError(f"{card} is damaged: classes is no list of names")
+    return classes
 
 
 def _has_customary_start(spec: ParamSpec, layers: Collection[str]) -> bool:
