@@ -11,6 +11,7 @@ from typing import Any
 from tlx.errors import TlxError
 
 COUNT = 2**53  # above any count of steps, images or epochs, and exact as a float
+_LARGEST = 1e300  # of a number: a few of them have a sum
 _SHOWN = 60  # characters of a wrong value that an error shows
 
 
@@ -39,8 +40,9 @@ class Facts:
 
     def real(self, name: str, low: float = -math.inf, high: float = math.inf) -> float:
         """Return a finite number from `low` to `high`."""
-        value = self.values.get(name)
-        if type(value) in (int, float) and low <= value <= high and abs(value) <= 1e300 and math.isfinite(value):
+        value: Any = self.values.get(name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and low <= value <= high and abs(value) <= _LARGEST:  # so it is no NaN either
             return float(value)
         raise self.wrong(name, "a finite number" + (f" from {low:g} to {high:g}" if math.isfinite(low) else ""))
 
