@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.altered import DEEP, alterations, arrays, mutated, to_json, workplace
-from support.hostile import Outcome, call, check, hostile_inputs
+from support.altered import DEEP, alterations, arrays, fewer_inputs, mutated, to_json, workplace
+from support.hostile import Outcome, call, check
 
 RECIPE = (
     *("--backend", "loopback", "--model", "tiny-mlp", "--data", "digits", "--weights", "none", "--image-size", "8"),
@@ -65,7 +65,7 @@ def test_captures_that_nobody_touched_are_used(command: str, pair: Path, tmp_pat
     assert use("untouched", tmp_path, command).code == 0
 
 
-@hostile_inputs
+@fewer_inputs
 @given(data=st.data())
 def test_values_of_the_manifest(pair: Path, tmp_path: Path, data: st.DataObject) -> None:
     with workplace(tmp_path) as folder:
@@ -74,7 +74,7 @@ def test_values_of_the_manifest(pair: Path, tmp_path: Path, data: st.DataObject)
         use("manifest", folder, data.draw(commands))
 
 
-@hostile_inputs
+@fewer_inputs
 @given(data=st.data())
 def test_values_of_the_trace(pair: Path, tmp_path: Path, data: st.DataObject) -> None:
     with workplace(tmp_path) as folder:
@@ -88,7 +88,7 @@ def test_values_of_the_trace(pair: Path, tmp_path: Path, data: st.DataObject) ->
         use("trace", folder, data.draw(commands))
 
 
-@hostile_inputs
+@fewer_inputs
 @given(data=st.data())
 def test_arrays_of_a_capture(pair: Path, tmp_path: Path, data: st.DataObject) -> None:
     with workplace(tmp_path) as folder:
@@ -104,7 +104,7 @@ def test_arrays_of_a_capture(pair: Path, tmp_path: Path, data: st.DataObject) ->
         use("arrays", folder, data.draw(commands))
 
 
-@hostile_inputs
+@fewer_inputs
 @given(data=st.data())
 def test_files_of_a_capture(pair: Path, tmp_path: Path, data: st.DataObject) -> None:
     with workplace(tmp_path) as folder:

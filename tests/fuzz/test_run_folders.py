@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tlx
-from support.altered import DEEP, alterations, mutated, of_many, to_json, workplace
+from support.altered import DEEP, alterations, fewer_inputs, mutated, of_many, to_json, workplace
 from support.finished_runs import FIELDS
-from support.hostile import Outcome, check, hostile_inputs
+from support.hostile import Outcome, check
 from tlx.errors import Interrupted
 from tlx.models.weights import digest, read_weights, write_safetensors
 from tlx.recipe import read_toml
@@ -126,7 +126,7 @@ def test_a_run_that_nobody_touched_is_used(command: str, finished: Path, unfinis
     assert use("untouched", run, command, tmp_path, signed=True).code == 0
 
 
-@hostile_inputs
+@fewer_inputs
 @given(st.data())
 def test_values_of_the_card_and_of_the_result(finished: Path, tmp_path: Path, data: st.DataObject) -> None:
     with workplace(tmp_path) as folder:
@@ -136,7 +136,7 @@ def test_values_of_the_card_and_of_the_result(finished: Path, tmp_path: Path, da
         use("card and result", run, data.draw(commands), folder, data.draw(st.booleans()))
 
 
-@hostile_inputs
+@fewer_inputs
 @given(st.data())
 def test_values_of_the_recipe(finished: Path, unfinished: Path, tmp_path: Path, data: st.DataObject) -> None:
     with workplace(tmp_path) as folder:
@@ -152,7 +152,7 @@ def test_values_of_the_recipe(finished: Path, unfinished: Path, tmp_path: Path, 
         use("recipe", run, data.draw(commands), folder, data.draw(st.booleans()))
 
 
-@hostile_inputs
+@fewer_inputs
 @given(st.data())
 def test_values_of_the_state(finished: Path, unfinished: Path, tmp_path: Path, data: st.DataObject) -> None:
     with workplace(tmp_path) as folder:
@@ -163,7 +163,7 @@ def test_values_of_the_state(finished: Path, unfinished: Path, tmp_path: Path, d
         use("saved state", run, command, folder, data.draw(st.booleans()))
 
 
-@hostile_inputs
+@fewer_inputs
 @given(st.data())
 def test_arrays_of_the_state_and_of_the_model(
     finished: Path, unfinished: Path, tmp_path: Path, data: st.DataObject
@@ -182,7 +182,7 @@ def test_arrays_of_the_state_and_of_the_model(
         use("arrays", run, data.draw(commands), folder, data.draw(st.booleans()))
 
 
-@hostile_inputs
+@fewer_inputs
 @given(st.data())
 def test_files_that_are_cut_missing_or_of_another_kind(
     finished: Path, unfinished: Path, tmp_path: Path, data: st.DataObject

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 import tlx
-from support.altered import DEEP, MISSING, alterations, mutated, of_many, values, workplace
+from support.altered import DEEP, MISSING, alterations, fewer_inputs, mutated, of_many, values, workplace
 from support.finished_runs import FIELDS
-from support.hostile import check, hostile_inputs
+from support.hostile import check
 from support.pickles import BOMBS, DATA, EXECUTING, legacy, programs, state, tensor, tensors, zipped
 from tlx.models.weights import read_weights
 
@@ -59,7 +59,7 @@ def with_header(header: bytes, data: bytes, size: int | None = None) -> bytes:
     return struct.pack("<Q", len(header) if size is None else size) + header + data
 
 
-@hostile_inputs
+@fewer_inputs
 @given(data=st.data())
 def test_headers_of_safetensors(arrays: dict[str, Any], tmp_path: Path, data: st.DataObject) -> None:
     header, content = header_of(save(arrays))
@@ -91,28 +91,28 @@ def test_a_header_of_safetensors_that_lies_is_refused(header: bytes, tmp_path: P
     assert check("weights: safetensors header", *RUN, "--weights", "w.safetensors", folder=tmp_path).code == 2
 
 
-@hostile_inputs
+@fewer_inputs
 @given(data=st.data())
 def test_arrays_of_safetensors(arrays: dict[str, Any], tmp_path: Path, data: st.DataObject) -> None:
     with workplace(tmp_path) as folder:
         use("arrays", save(data.draw(of_many(arrays))), ".safetensors", folder)
 
 
-@hostile_inputs
+@fewer_inputs
 @given(program=programs, form=st.sampled_from((zipped, legacy)), suffix=st.sampled_from(SUFFIXES))
 def test_programs_of_pickle(program: bytes, form: Any, suffix: str, tmp_path: Path) -> None:
     with workplace(tmp_path) as folder:
         use("pickle", form(program, {"0": DATA}), suffix, folder)
 
 
-@hostile_inputs
+@fewer_inputs
 @given(named=st.dictionaries(names, tensors(), max_size=3), form=st.sampled_from((zipped, legacy)))
 def test_tensors_of_any_size(named: dict[str, bytes], form: Any, tmp_path: Path) -> None:
     with workplace(tmp_path) as folder:
         use("tensors", form(state(named), {"0": DATA}), ".pth", folder)
 
 
-@hostile_inputs
+@fewer_inputs
 @given(data=st.data())
 def test_bytes_of_weights(arrays: dict[str, Any], tmp_path: Path, data: st.DataObject) -> None:
     good = {name: tensor() for name in arrays}
@@ -125,7 +125,7 @@ def test_bytes_of_weights(arrays: dict[str, Any], tmp_path: Path, data: st.DataO
         use("bytes", data.draw(mutated(whole)), data.draw(st.sampled_from(SUFFIXES)), folder)
 
 
-@hostile_inputs
+@fewer_inputs
 @given(index=values, listed=values, data=st.data())
 def test_indexes_of_weights(index: Any, listed: Any, data: st.DataObject, tmp_path: Path) -> None:
     content = data.draw(

@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from support.hostile import INPUTS, hostile_inputs
+
+fewer_inputs = settings(hostile_inputs, max_examples=INPUTS * 2 // 5)  # of each of fifteen targets that run whole jobs
 
 Place = tuple[str | int, ...]
 DEEP = "[" * 100_000 + "]" * 100_000
