@@ -16,14 +16,14 @@ from support.resnet import ARCH, SPECS
 from tlx.backend import ParamSpec, Role
 from tlx.errors import WeightsError
 from tlx.models import initial_values as initial
-from tlx.models.initial_values import initial_arrays
+from tlx.models.initial_values import initial_values
 from tlx.models.weights import write_safetensors
 from tlx.models.zoo import Architecture
 
 
 def test_draws_depend_on_the_seed_and_not_on_the_dtype() -> None:
-    first, again, other = (initial_arrays(SPECS, ARCH, "none", seed) for seed in (0, 0, 1))
-    double = initial_arrays([replace(spec, dtype="float64") for spec in SPECS], ARCH, "none", 0)
+    first, again, other = (initial_values(SPECS, ARCH, "none", seed)[0] for seed in (0, 0, 1))
+    double = initial_values([replace(spec, dtype="float64") for spec in SPECS], ARCH, "none", 0)[0]
     assert list(first) == [spec.name for spec in SPECS]
     for name, array in first.items():
         assert array.dtype == np.float32 and np.array_equal(array, again[name])
@@ -46,12 +46,12 @@ def test_what_has_no_customary_start_keeps_the_value_that_an_own_module_brought(
     specs = [*kept, *drawn]
     arch = Architecture("own", "fc", tuple((s.module or "root", (s.module,)) for s in specs), "")
     own = {spec.name: np.full(spec.shape, 7, np.float32) for spec in specs}
-    arrays = initial_arrays(specs, arch, "none", 0, own=own)
+    arrays = initial_values(specs, arch, "none", 0, own=own)[0]
     assert {name for name, array in arrays.items() if np.all(array == 7)} == {spec.name for spec in kept}
 
 
 def test_draws_have_the_customary_bounds() -> None:
-    arrays = initial_arrays(SPECS, ARCH, "none", 0)
+    arrays = initial_values(SPECS, ARCH, "none", 0)[0]
     assert np.all(arrays["bn1.weight"] == 1) and np.all(arrays["bn1.running_var"] == 1)
     assert not arrays["bn1.bias"].any() and not arrays["bn1.running_mean"].any()
     he, linear = np.sqrt(6 / (4 * 9)), 1 / np.sqrt(4)
@@ -61,10 +61,10 @@ def test_draws_have_the_customary_bounds() -> None:
 
 
 def test_a_checkpoint_fills_the_backbone_and_never_the_head(tmp_path: Path) -> None:
-    source = initial_arrays(SPECS, ARCH, "none", 5)
+    source = initial_values(SPECS, ARCH, "none", 5)[0]
     write_safetensors(tmp_path / "w.safetensors", source)
-    arrays = initial_arrays(SPECS, ARCH, str(tmp_path / "w.safetensors"), 0)
-    fresh = initial_arrays(SPECS, ARCH, "none", 0)
+    arrays = initial_values(SPECS, ARCH, str(tmp_path / "w.safetensors"), 0)[0]
+    fresh = initial_values(SPECS, ARCH, "none", 0)[0]
     for name, array in arrays.items():
         assert np.array_equal(array, (fresh if name.startswith("fc.") else source)[name])
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_fills_the_backbone_and_never_the_head(tmp_path: Path) -> N
 def test_imagenet_weights_come_from_a_server_with_their_hash_checked(
     right: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_safetensors(tmp_path / "w.safetensors", initial_arrays(SPECS, ARCH, "none", 5))
+    write_safetensors(tmp_path / "w.safetensors", initial_values(SPECS, ARCH, "none", 5)[0])
     content = (tmp_path / "w.safetensors").read_bytes()
     digits = hashlib.sha256(content).hexdigest()[:8] if right else "0" * 8
     (tmp_path / f"mini-{digits}.pth").write_bytes(content)
@@ -99,8 +99,8 @@ def test_weights_that_cannot_be_had_say_what_to_pass(tmp_path: Path, monkeypatch
     monkeypatch.setattr(initial, "IMAGENET_URL", "http://127.0.0.1:9/")
     monkeypatch.setenv("TLX_CACHE", str(tmp_path))
     with pytest.raises(WeightsError) as error:
-        initial_arrays(SPECS, ARCH, "imagenet", 0)
+        initial_values(SPECS, ARCH, "imagenet", 0)
     said = str(error.value)
     assert "resnet18-f37072fd.pth cannot be reached" in said and "--weights FILE" in said and "\n" not in said
     with pytest.raises(WeightsError, match="tiny has no published ImageNet weights"):
-        initial_arrays(SPECS, replace(ARCH, name="tiny", imagenet=""), "imagenet", 0)
+        initial_values(SPECS, replace(ARCH, name="tiny", imagenet=""), "imagenet", 0)

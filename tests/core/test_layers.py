@@ -20,6 +20,7 @@ LAYERS = (
     ("data", "models", "conformance"),
     ("strategy",),
     ("recipe_fields",),
+    ("recipe_schema",),
     ("recipe",),
     ("training",),
     ("runs",),

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 import tlx
 from tlx.backend import Array, ModelSpec, registry
 from tlx.errors import FrozenMovedError, TlxError, WeightsError
-from tlx.models.initial_values import initial_arrays
+from tlx.models.initial_values import initial_values
 from tlx.models.weights import write_safetensors
 from tlx.models.zoo import architecture
 from tlx.strategy.schedule import drops
@@ -148,7 +148,7 @@ def test_clipping_bounds_a_step(run: Any) -> None:
 def initial(model: str, seed: int) -> dict[str, Array]:
     backend, arch = registry.load("loopback"), architecture(model)
     built = backend.build(ModelSpec(model, 10, arch.head), "cpu", "float32")
-    return initial_arrays(backend.param_specs(built), arch, "none", seed)
+    return initial_values(backend.param_specs(built), arch, "none", seed)[0]
 
 
 def test_the_moving_average_is_what_is_judged_and_kept(run: Any) -> None:

@@ -36,7 +36,7 @@ def test_a_call_shows_every_recipe_field_with_its_default(function: Any) -> None
 
 
 def test_the_keywords_that_an_editor_completes_are_the_recipes_fields() -> None:
-    expected = {name: hint for name, hint in get_type_hints(Recipe).items() if name in Recipe.__slots__}
+    expected = {name: hint for name, hint in get_type_hints(Recipe).items() if name in Recipe.__dataclass_fields__}
     assert get_type_hints(RecipeFields) == expected
 
 
@@ -48,7 +48,7 @@ def test_the_names_that_an_editor_completes_are_those_that_exist() -> None:
 def test_every_field_says_what_it_is_and_what_it_affects() -> None:
     for name, field in Recipe.__dataclass_fields__.items():
         assert field.metadata["help"] and field.metadata["group"] in FIELD_GROUPS, name
-    assert {*fields_affecting("result", "speed", "place")} == {*Recipe.__slots__}
+    assert {*fields_affecting("result", "speed", "place")} == {*Recipe.__dataclass_fields__}
     assert fields_affecting("speed") == ("workers", "feature_cache", "save_seconds")
 
 

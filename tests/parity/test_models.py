@@ -11,7 +11,7 @@ import pytest
 from support.backends import FRAMEWORKS
 from support.distance import relative_distance
 from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess, registry
-from tlx.models.initial_values import initial_arrays
+from tlx.models.initial_values import initial_values
 from tlx.models.zoo import ARCHITECTURES, Architecture, architecture
 from tlx.proof.zoo_table import measured
 
@@ -38,7 +38,7 @@ def built(name: str, arch: Architecture, precision: Any) -> tuple[Any, Any, Any]
 def computed(name: str, arch: Architecture) -> tuple[Any, ...]:
     """Descriptions, eval logits, features, loss, and the gradients: what one step of plain SGD at rate 1 takes away."""
     backend, model, specs = built(name, arch, "float64")
-    start = initial_arrays(specs, arch, "none", 0)
+    start = initial_values(specs, arch, "none", 0)[0]
     backend.load_arrays(model, start)
     size = max(48, arch.min_size)
     rng = np.random.default_rng(0)

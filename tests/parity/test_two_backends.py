@@ -15,7 +15,7 @@ import tlx
 from support.backends import FRAMEWORKS
 from support.distance import relative_distance
 from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess, registry
-from tlx.models.initial_values import initial_arrays
+from tlx.models.initial_values import initial_values
 from tlx.models.zoo import architecture
 from tlx.strategy.schedule import float32_exact
 
@@ -136,7 +136,7 @@ def test_a_run_continues_on_the_other_backend(optimizer: str) -> None:
         model = backend.build(ModelSpec("resnet18", 10, arch.head), "cpu", "float64")
         names = tuple(s.name for s in backend.param_specs(model) if s.role != "statistic")
         norms = frozenset(s.module for s in backend.param_specs(model) if s.role == "statistic")
-        backend.load_arrays(model, initial_arrays(backend.param_specs(model), arch, "none", 0))
+        backend.load_arrays(model, initial_values(backend.param_specs(model), arch, "none", 0)[0])
         handle = backend.optimizer(model, spec, [names])
         backend.set_phase(model, frozenset(names), norms)
         return backend, model, handle

@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+import tlx
 from support.golden import FOLDER
+from support.training import training_of
 from tlx.errors import TlxError
 from tlx.proof.artifact import Capture, hexed, readable
 from tlx.proof.capture import capture
@@ -73,6 +77,18 @@ def test_an_array_that_is_a_link_is_not_followed(pair: tuple[Path, Path], tmp_pa
     (tmp_path / "B" / "000000.npy").symlink_to(secret)
     with pytest.raises(TlxError, match="a link"):
         compare(pair[0], tmp_path / "B")
+
+
+def test_a_capture_starts_from_the_head_of_a_run_with_the_same_classes_as_a_run_does(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"backend": "loopback", "model": "tiny-mlp", "data": "digits", "image_size": 8}
+    small |= {"limit_train": 100, "val_fraction": 0}
+    first = tlx.run(small, weights="none", epochs=1, out=str(tmp_path / "run"), quiet=True)
+    recipe = Recipe(**small, weights=str(first.run_dir))
+    captured = Capture(capture(recipe, "loopback", tmp_path / "A", stages=("P1",))).records["P1"].arrays()
+    started = training_of(**small, weights=str(first.run_dir), precision="float64")
+    values = started.backend.dump_arrays(started.model)
+    assert {name: array.tobytes() for name, array in captured.items()} == {n: a.tobytes() for n, a in values.items()}
+    assert np.array_equal(captured["fc.weight"], load_file(first.run_dir / "model.safetensors")["fc.weight"])
 
 
 @pytest.fixture(scope="module")

@@ -17,24 +17,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import tlx
+from support.finished_runs import ON_DIGITS
 from tlx.backend import registry
 from tlx.errors import Interrupted, TlxError
 
-FIELDS: dict[str, Any] = {
-    "backend": "loopback",
-    "model": "tiny-mlp-dropout",
-    "strategy": "full",
-    "weights": "none",
-    "data": "digits",
-    "image_size": 8,
-    "limit_train": 90,
-    "limit_test": 40,
-    "val_fraction": 0.2,
-    "batch_size": 16,
-    "epochs": 3,
-    "lr": 0.05,
-    "quiet": True,
-}
+FIELDS: dict[str, Any] = {**ON_DIGITS, "strategy": "full", "quiet": True}
 JOBS: dict[str, dict[str, Any]] = {
     "constant": {},
     "adam with a warm-up": {"optimizer": "adam", "lr": 0.002, "warmup": 1.5},

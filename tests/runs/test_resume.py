@@ -17,26 +17,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import tlx
+from support.finished_runs import ON_DIGITS
 from tlx.backend import registry
 from tlx.errors import Interrupted, TlxError
 from tlx.strategy.plan import Group, Phase, Strategy
 
-FIELDS: dict[str, Any] = {
-    "backend": "loopback",
-    "model": "tiny-mlp-dropout",
-    "strategy": "head_then_full",
-    "weights": "none",
-    "data": "digits",
-    "image_size": 8,
-    "augment": "flips",
-    "limit_train": 90,
-    "limit_test": 40,
-    "val_fraction": 0.2,
-    "batch_size": 16,
-    "epochs": 3,
-    "lr": 0.05,
-    "quiet": True,
-}
+FIELDS: dict[str, Any] = {**ON_DIGITS, "strategy": "head_then_full", "augment": "flips", "quiet": True}
 STEPS = 5  # in an epoch: 72 images
 MINE = Strategy(
     "mine",

@@ -6,22 +6,14 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
+from support.finished_runs import ON_DIGITS
 from tlx.runs.result import Result
 
 FIELDS: dict[str, Any] = {
-    "backend": "loopback",
-    "model": "tiny-mlp-dropout",
+    **ON_DIGITS,
     "strategy": "feature_extract",
-    "weights": "none",
-    "data": "digits",
-    "image_size": 8,
     "augment": "flips",
-    "limit_train": 90,
-    "limit_test": 40,
-    "val_fraction": 0.2,
-    "batch_size": 16,
     "epochs": 5,
-    "lr": 0.05,
     "optimizer": "adam",
 }
 

@@ -42,7 +42,10 @@ class Targets:
         """
         if not (self.mixes or self.label_smoothing or self.class_weights):
             return None
-        target = np.eye(self.classes)[labels]
+        target = np.zeros(
+            (len(labels), self.classes)
+        )  # not taken from an identity matrix: 10,000 classes make it 800 MB
+        target[np.arange(len(labels)), labels] = 1
         if self.mixes:
             share = self._mix(images, seed, epoch, step)
             target = share * target + (1 - share) * target[::-1]
@@ -106,9 +109,8 @@ def balanced_order(labels: NDArray[np.int64], classes: int, seed: int, epoch: in
     A class with too few images shows all of them before any comes again; one with too many leaves some out, others in
     each epoch. Exact counts vary less than draws with replacement, and see more images.
     """
-    by_class = []
-    for label in range(classes):
-        own = np.flatnonzero(labels == label)
+    by_class, ends = [], np.cumsum(np.bincount(labels, minlength=classes))
+    for label, own in enumerate(np.split(np.argsort(labels, kind="stable"), ends[:-1])):
         count = (len(labels) + (label - epoch) % classes) // classes
         rounds = -(-count // len(own))
         words = rng.words(seed, f"balance/{label}", epoch, rounds * len(own), 1).reshape(rounds, len(own))

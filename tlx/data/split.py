@@ -30,12 +30,14 @@ def check_labels(labels: Any, classes: int | None, where: str) -> NDArray[np.int
 
 def pick_classes(images: Images, known: Sequence[str], wanted: Sequence[str]) -> Images:
     """Return the samples of the wanted classes; their labels become positions in `wanted`."""
+    there, places = set(known), dict[str, int]()
     for name in wanted:
-        if name not in known:
+        if name not in there:
             raise DataError(f"classes: the data has no class {name!r}.{closest(name, known)}")
-        if list(wanted).count(name) > 1:
+        if name in places:
             raise DataError(f"classes: {name!r} is given twice", fix="name each class once")
-    table = np.array([wanted.index(name) if name in wanted else -1 for name in known], dtype=np.int64)
+        places[name] = len(places)
+    table = np.array([places.get(name, -1) for name in known], dtype=np.int64)
     labels = table[images.labels]
     indices = np.flatnonzero(labels >= 0)
     return images.select(indices, labels[indices])

@@ -20,18 +20,6 @@ from tlx.models.zoo import IMAGENET_URL, Architecture
 CARD = "card.json"  # of a run's folder, beside its weights
 
 
-def initial_arrays(
-    specs: Sequence[ParamSpec],
-    arch: Architecture,
-    weights: str,
-    seed: int,
-    progress: bool = False,
-    own: Arrays | None = None,
-) -> dict[str, Array]:
-    """Return every parameter and buffer of a model, with a fresh head: see `initial_values`."""
-    return initial_values(specs, arch, weights, seed, progress, own)[0]
-
-
 def initial_values(
     specs: Sequence[ParamSpec],
     arch: Architecture,

@@ -170,7 +170,8 @@ def match_head(
         return {}, f"its classes are others ({some(known)}), so the head is drawn anew"
     if not all(s.name in arrays and arrays[s.name].shape == s.shape and _castable(arrays[s.name], s) for s in wanted):
         return {}, "its head is of another form, so the head is drawn anew"
-    order = [list(known).index(name) for name in classes]
+    places = {name: place for place, name in enumerate(known)}
+    order = [places[name] for name in classes]
     moves = order != sorted(order)
     last = {spec.name for spec in wanted if spec.module == wanted[-1].module}  # hidden layers have no row for a class
     if moves and any(arrays[name].shape[:1] != (len(known),) for name in last):

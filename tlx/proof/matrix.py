@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 
 from tlx.backend import Arrays, ParamSpec, registry
 from tlx.errors import one_line
-from tlx.models.initial_values import initial_arrays
+from tlx.models.initial_values import initial_values
 from tlx.models.zoo import ARCHITECTURES, Architecture
 from tlx.recipe import Recipe
 from tlx.recipe_fields import PrecisionName
@@ -172,7 +172,7 @@ def beginning(
     recipe = Recipe(backend=backend, model=model, precision=precision, weights=weights, device="cpu")
     built, arch = build_model(recipe, framework, CLASSES)
     specs = framework.param_specs(built)
-    return arch, specs, initial_arrays(specs, arch, weights, recipe.seed)
+    return arch, specs, initial_values(specs, arch, weights, recipe.seed)[0]
 
 
 def examine_each(row: Row, backend: str, strategies: Sequence[str], file: Path) -> None:

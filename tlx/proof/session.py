@@ -16,7 +16,6 @@ from tlx.backend import Array, Backend, Batch, Model, Precision, Probe
 from tlx.data.images import ArrayImages
 from tlx.data.load import Data
 from tlx.errors import TlxError
-from tlx.models.initial_values import initial_arrays
 from tlx.models.zoo import Architecture
 from tlx.proof.artifact import MODULE, MUST_AGREE, Capture, Writer, hexed
 from tlx.proof.measure import sha256
@@ -59,8 +58,8 @@ class Session:
             return self.reference.records["P1"].arrays()
         if self.recipe.weights == "own":  # with the head, which a run would draw anew
             return self.backend.dump_arrays(self.model)
-        specs = self.backend.param_specs(self.model)
-        return initial_arrays(specs, self.arch, self.recipe.weights or "none", self.recipe.seed)
+        recipe = replace(self.recipe, weights=self.recipe.weights or "none")
+        return build.start_of(recipe, self.backend, self.model, self.arch, self.classes)[0]
 
     @cached_property
     def _built(self) -> tuple[Model, Architecture]:

@@ -200,7 +200,9 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]], right: Coll
     """Print a table to stdout; the columns whose numbers stand in `right` are aligned to the right."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(names):
-        table.add_column(name, justify="right" if place in right else "left", no_wrap=place < len(names) - 1)
+        # A long name or text is wrapped before a number loses digits.
+        whole = place in right or 0 < place < len(names) - 1
+        table.add_column(name, justify="right" if place in right else "left", no_wrap=whole, overflow="fold")
     for row in rows:
         table.add_row(*(escape(printable(cell)) for cell in row))
     Console().print(table)

@@ -145,9 +145,10 @@ class Tally:
 
     def add(self, logits: NDArray[np.float64], label: int, k: int | None) -> None:
         """Count an image by its logits [classes]."""
-        best = np.argsort(-logits, kind="stable")
-        self.confusion[label, best[0]] += 1
-        self.hits += label in best[:k]
+        # Of equal logits the first counts as higher. Sorting all would cost a millisecond an image with 10,000 classes.
+        higher = np.count_nonzero(logits > logits[label]) + np.count_nonzero(logits[:label] == logits[label])
+        self.confusion[label, logits.argmax()] += 1
+        self.hits += k is None or bool(higher < k)
         self.loss += float(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[label])
 
     @property
@@ -207,8 +208,8 @@ def _other_images(run: Finished, data: Any, root: Any, display: Display) -> tupl
     if "test" not in parts and len(parts) > 1:
         raise DataError(f"{source.name} has no test part, only {' and '.join(parts)}", fix="pass the one to evaluate")
     images = parts["test"] if "test" in parts else next(iter(parts.values()))
-    present = [source.classes[label] for label in np.unique(images.labels)]
-    unknown = [name for name in present if name not in classes]
+    present, known = [source.classes[label] for label in np.unique(images.labels)], set(classes)
+    unknown = [name for name in present if name not in known]
     if unknown:
         raise DataError(
             f"{source.name} has classes that {run.run_dir} was not trained on: {', '.join(unknown)}. "

@@ -96,7 +96,7 @@ def _resumed_recipe(run_dir: Path, fields: Mapping[str, Any]) -> Recipe:
     free = {*fields_affecting("speed", "place"), "data", "model", "head"} - {"out"}
     for name in fields:
         if name not in free and name != "epochs":
-            able = ", ".join(f for f in Recipe.__slots__ if f in free)
+            able = ", ".join(f for f in Recipe.__dataclass_fields__ if f in free)
             raise RecipeError(f"resume: {name} cannot change in the middle of a run; what can: {able}")
     if not (run_dir / "recipe.toml").is_file():
         raise RunNotFound(f"{run_dir} holds no run: recipe.toml is missing. Pass a folder that `tlx run` wrote.")

@@ -7,7 +7,7 @@ without a rate is frozen. Bound to a model and a schedule it becomes a `Plan`, w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -161,18 +161,18 @@ class Plan:
         epoch = step // self.schedule.steps_per_epoch
         return next(phase for phase in reversed(self.strategy.phases) if phase.start <= epoch)
 
-    def state_at(self, step: int, losses: Sequence[float] = ()) -> StepState:
+    def state_at(self, step: int, drops: int = 0) -> StepState:
         """Return what trains at a step, and every group's scalars, float32-exact.
 
-        `losses` are the validation losses of the epochs before, which the schedule plateau follows.
+        `drops` is how often the schedule plateau has dropped before.
         """
         phase = self.phase_at(step)
-        return StepState(phase.name, self._trainable(phase), self._batch_norm(phase), self.hyper_at(step, losses))
+        return StepState(phase.name, self._trainable(phase), self._batch_norm(phase), self.hyper_at(step, drops))
 
-    def hyper_at(self, step: int, losses: Sequence[float] = ()) -> tuple[Hyper, ...]:
+    def hyper_at(self, step: int, drops: int = 0) -> tuple[Hyper, ...]:
         """Return every group's scalars alone, which is what most steps change."""
         phase = self.phase_at(step)
-        factor = self.schedule.factor(step, losses)
+        factor = self.schedule.factor_after(drops, step)
         return tuple(
             Hyper(float32_exact(phase.lr.get(g.name, 0.0) * factor), float32_exact(g.weight_decay)) for g in self.groups
         )
@@ -199,13 +199,12 @@ class Plan:
         if self.frozen_norm == "adapt":
             return frozenset(with_statistics)
         trainable = self._trainable(phase)
-        owners = {s.module for s in self.specs if s.role != "statistic"}
-        trained = {s.module for s in self.specs if s.name in trainable}
+        with_parameters = _around(s.module for s in self.specs if s.role != "statistic")
+        trained = _around(s.module for s in self.specs if s.name in trainable)
 
         def trains(module: str) -> bool:
             # One without parameters, such as BatchNorm without affine, acts as the module around it.
-            path = module if any(_within(owner, module) for owner in owners) else module.rpartition(".")[0]
-            return any(_within(owner, path) for owner in trained)
+            return (module if module in with_parameters else module.rpartition(".")[0]) in trained
 
         return frozenset(filter(trains, with_statistics))
 
@@ -234,8 +233,14 @@ class Plan:
         return sum(math.prod(s.shape) for s in self.specs if s.role != "statistic")
 
 
-def _within(module: str, path: str) -> bool:
-    return not path or module == path or module.startswith(path + ".")
+def _around(modules: Iterable[str]) -> set[str]:
+    """Return the paths of these modules and of all around them, the model's own "" too."""
+    paths: set[str] = set()
+    for path in modules:
+        while path not in paths:
+            paths.add(path)
+            path = path.rpartition(".")[0]
+    return paths
 
 
 def _only(values: Any, known: Sequence[str], where: str) -> None:

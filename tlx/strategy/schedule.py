@@ -32,29 +32,44 @@ class Schedule:
         Warm-up rises linearly and reaches 1 after `warmup` epochs; the schedule itself begins there. `losses` are the
         validation losses of all epochs before this one.
         """
+        return self.factor_after(drops(losses, self.step_size), step)
+
+    def factor_after(self, drops: int, step: int) -> float:
+        """Return the factor of a step before which `plateau` has dropped so often: see `Plateau`."""
         warm = round(self.warmup * self.steps_per_epoch)
         if step < warm:
             return (step + 1) / warm
         if self.name == "plateau":
-            return self.gamma ** drops(losses, self.step_size)
+            return self.gamma**drops
         return SCHEDULES[self.name](self, step - warm, self.epochs * self.steps_per_epoch - warm)
 
 
-def drops(losses: Sequence[float], patience: int) -> int:
-    """Count how often `patience` epochs in a row had no loss below the lowest so far; each count starts anew.
+class Plateau:
+    """Counts how often `patience` epochs in a row had no loss below the lowest so far; each count starts anew.
 
     Below means by a ten-thousandth of it. Source: torch.optim.lr_scheduler.ReduceLROnPlateau, whose patience is one
     less: it drops at the first epoch *beyond* its patience.
     """
-    lowest, waited, count = math.inf, 0, 0
-    for loss in losses:
-        if loss < lowest * (1 - 1e-4):
-            lowest, waited = loss, 0
+
+    def __init__(self, patience: int) -> None:
+        self.patience, self.lowest, self.waited, self.drops = patience, math.inf, 0, 0
+
+    def add(self, loss: float) -> None:
+        """Take the validation loss of the next epoch."""
+        if loss < self.lowest * (1 - 1e-4):
+            self.lowest, self.waited = loss, 0
         else:
-            waited += 1
-        if waited == patience:
-            waited, count = 0, count + 1
-    return count
+            self.waited += 1
+        if self.waited == self.patience:
+            self.waited, self.drops = 0, self.drops + 1
+
+
+def drops(losses: Sequence[float], patience: int) -> int:
+    """Return how often a plateau drops over all these losses."""
+    plateau = Plateau(patience)
+    for loss in losses:
+        plateau.add(loss)
+    return plateau.drops
 
 
 def _constant(schedule: Schedule, step: int, total: int) -> float:
@@ -88,5 +103,5 @@ SCHEDULES: dict[str, Callable[[Schedule, int, int], float]] = {
     "step": _step,
     "cosine": _cosine,
     "one_cycle": _one_cycle,
-    "plateau": _constant,  # and drops with the losses: see `factor`
+    "plateau": _constant,  # and drops with the losses: see `factor_after`
 }

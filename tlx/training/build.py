@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tlx.backend import Backend, Model, ModelSpec, OptimizerSpec, Precision, Preprocess, float32_exact
+from tlx.backend import Array, Backend, Model, ModelSpec, OptimizerSpec, Precision, Preprocess, float32_exact
 from tlx.backend.threads import processor
 from tlx.data import Augment, Data, Loader, load_data
 from tlx.data.mixing import Targets, balanced_weights
@@ -87,14 +87,26 @@ def build_model(recipe: Recipe, backend: Backend, classes: int, *, tried: bool =
     return model, own_architecture(recipe.model_name, recipe.head_path, backend.param_specs(model))
 
 
+def start_of(
+    recipe: Recipe,
+    backend: Backend,
+    model: Model,
+    arch: Architecture,
+    classes: Sequence[str],
+    progress: bool = False,
+) -> tuple[dict[str, Array], list[str]]:
+    """Return the values that the recipe starts from, and notes on how they were read."""
+    assert recipe.weights is not None
+    own = None if isinstance(recipe.model, str) and recipe.head_module is None else backend.dump_arrays(model)
+    specs = backend.param_specs(model)
+    return initial_values(specs, arch, recipe.weights, recipe.seed, progress, own, classes)
+
+
 def load_initial(
     recipe: Recipe, backend: Backend, model: Model, arch: Architecture, classes: Sequence[str], progress: bool
 ) -> list[str]:
     """Give a model the values that the recipe starts from; return notes on how they were read."""
-    assert recipe.weights is not None
-    own = None if isinstance(recipe.model, str) and recipe.head_module is None else backend.dump_arrays(model)
-    specs = backend.param_specs(model)
-    arrays, notes = initial_values(specs, arch, recipe.weights, recipe.seed, progress, own, classes)
+    arrays, notes = start_of(recipe, backend, model, arch, classes, progress)
     if (name := first_not_finite(arrays)) is not None:
         problem = f"{name!r} of the {recipe.model_name} holds numbers that are not finite"
         raise WeightsError(problem, fix="start from other weights")

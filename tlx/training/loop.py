@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from tlx.backend import Arrays, Backend, Handle, Lazy, Model, float32_exact
@@ -12,6 +13,7 @@ from tlx.data.loader import Loader
 from tlx.errors import FrozenMovedError
 from tlx.models.weights import digests
 from tlx.strategy.plan import Plan
+from tlx.strategy.schedule import Plateau
 from tlx.training.features import Batches, Feed, cache_features, choose_feed
 from tlx.training.metrics import EpochEnded, Event, Meter, Metrics, PhaseStarted, Stepped, check_finite
 
@@ -51,12 +53,11 @@ class State:
     frozen: dict[str, str] = field(default_factory=dict)  # hashes of what the present phase froze
     phase: str = ""  # which the backend is set to
     feed: Feed | None = None  # of the present phase
+    best_epoch: int = field(init=False)  # by `better`, the first of equals; without validation the last; -1: none
     best_saved: int = -1  # the epoch whose values are on disk
 
-    @property
-    def best_epoch(self) -> int:
-        """The best by `better`, the first of equals; the last if there is no validation part; -1: none."""
-        return max((epoch.epoch for epoch in self.history if epoch.best), default=-1)
+    def __post_init__(self) -> None:
+        self.best_epoch = max((epoch.epoch for epoch in self.history if epoch.best), default=-1)
 
 
 def train(training: Training, state: State) -> Generator[Event, None, None]:
@@ -66,7 +67,9 @@ def train(training: Training, state: State) -> Generator[Event, None, None]:
         FrozenMovedError: something changed that a phase had frozen.
         TlxError: a loss, or a weight at an epoch's end, is not finite.
     """
-    guard = FrozenGuard(training, state)
+    guard, plateau = FrozenGuard(training, state), Plateau(training.plan.schedule.step_size)
+    for loss in val_losses(state.history):
+        plateau.add(loss)
     while not finished(training, state):
         if phase_changed(training, state):
             guard.check()  # what the last phase froze did not move
@@ -74,13 +77,16 @@ def train(training: Training, state: State) -> Generator[Event, None, None]:
             guard.watch(training.plan.frozen_at(state.step))
             state.feed = yield from feed_of_phase(training, state)
         assert state.feed is not None
-        yield from train_epoch(training, state, state.feed.train)
+        yield from train_epoch(training, state, state.feed.train, plateau.drops)
         validation = None
         if state.feed.val is not None:
             validation = yield from evaluate(
                 training.backend, training.judged, state.feed.val, "val", len(state.history)
             )
-        yield end_epoch(training, state, validation)
+        epoch = end_epoch(training, state, validation, plateau.drops)
+        if validation is not None:
+            plateau.add(validation.loss)
+        yield epoch
     guard.check()
 
 
@@ -94,8 +100,11 @@ def stalled(history: Sequence[EpochEnded], patience: int | None) -> bool:
     """Whether the last `patience` epochs brought no better validation accuracy."""
     if patience is None or len(history) <= patience:
         return False
-    accuracies = [epoch.val.accuracy for epoch in history if epoch.val is not None]
-    return bool(accuracies) and max(accuracies[-patience:]) <= max(accuracies[:-patience])
+    # The last best epoch before these has the highest accuracy of all before them.
+    before = next((epoch.val for epoch in islice(reversed(history), patience, None) if epoch.best), None)
+    if before is None:
+        return False
+    return all(epoch.val is None or epoch.val.accuracy <= before.accuracy for epoch in history[-patience:])
 
 
 def phase_changed(training: Training, state: State) -> bool:
@@ -125,15 +134,14 @@ def feed_of_phase(training: Training, state: State) -> Generator[Event, None, Fe
     return feed if val is not None else replace(feed, val=training.val)
 
 
-def train_epoch(training: Training, state: State, batches: Batches) -> Generator[Event, None, None]:
-    """Take the steps of an epoch that are left, and measure them."""
+def train_epoch(training: Training, state: State, batches: Batches, drops: int) -> Generator[Event, None, None]:
+    """Take the steps of an epoch that are left, and measure them; the schedule plateau has had so many drops."""
     backend, model, epoch = training.backend, training.model, len(state.history)
-    losses = val_losses(state.history)
     if state.meter is None:
         state.meter = Meter(backend, model, "train", epoch, batches.steps)
     meter = state.meter
     for batch in batches.epoch(epoch, state.step - epoch * batches.steps):
-        backend.set_hyper(training.optimizer, training.plan.hyper_at(state.step, losses))
+        backend.set_hyper(training.optimizer, training.plan.hyper_at(state.step, drops))
         results: list[tuple[Lazy, Lazy]] = []
         for part in batch.parts(training.micro_batch):
             results.append(backend.backward(model, backend.put(model, part), len(part) / len(batch)))
@@ -158,7 +166,7 @@ def evaluate(
     return meter.metrics()
 
 
-def end_epoch(training: Training, state: State, validation: Metrics | None) -> EpochEnded:
+def end_epoch(training: Training, state: State, validation: Metrics | None, drops: int) -> EpochEnded:
     """Append the epoch to the history, and keep its values if they are the best so far.
 
     Raises TlxError if a value is not finite.
@@ -166,10 +174,12 @@ def end_epoch(training: Training, state: State, validation: Metrics | None) -> E
     assert state.meter is not None
     values = training.backend.dump_arrays(training.model)
     check_finite(values, f"in epoch {len(state.history) + 1}")
-    best = validation is None or all(e.val is None or better(validation, e.val) for e in state.history)
+    before = state.history[state.best_epoch].val if state.best_epoch >= 0 else None
+    best = validation is None or before is None or better(validation, before)
     if best:
+        state.best_epoch = len(state.history)
         state.best = values if training.shadow is None else training.backend.dump_arrays(training.shadow)
-    last_step = training.plan.state_at(state.step - 1, val_losses(state.history))
+    last_step = training.plan.state_at(state.step - 1, drops)
     epoch = EpochEnded(
         epoch=len(state.history),
         phase=last_step.phase,

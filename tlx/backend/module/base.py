@@ -37,9 +37,9 @@ from tlx.backend.module.boundary import (
     Entered,
     Reached,
     candidates,
+    outputs_from,
     proxy_class,
     replaced,
-    resumed,
     stand_ins,
     stop_class,
 )
@@ -300,7 +300,7 @@ class ModuleBackend:
 
     def _run(self, model: Net, batch: DeviceBatch) -> Any:
         try:
-            output = self._from_boundary(model, batch) if batch.boundary else self.outputs(model, batch)
+            output = outputs_from(self, model, batch) if batch.boundary else self.outputs(model, batch)
         except RuntimeError as error:
             raise BackendError(self.failure(model, batch, error)) from error
         except ValueError as error:
@@ -328,49 +328,10 @@ class ModuleBackend:
         with self.autocast(model):
             return model.module(batch.images)
 
-    def _from_boundary(self, model: Net, batch: DeviceBatch) -> Any:
-        """Return what the model makes of features, by the first stand-in for its pixels that comes to the boundary."""
-        tensors = self.stand_ins(batch.images, model.entering[batch.boundary].pixels)
-        if batch.boundary in model.stand_ins:
-            return self._resumed(model, batch, tensors[model.stand_ins[batch.boundary]])
-        failures = []
-        for number, tensor in enumerate(tensors):
-            try:
-                output = self._resumed(model, batch, tensor)
-            except Exception as error:  # whatever a model's own code raises where it is given something else
-                failures.append(error)
-            else:
-                model.stand_ins[batch.boundary] = number
-                return output
-        cause = one_line(f"{type(failures[0]).__name__}: {failures[0]}")
-        raise BackendError(f"{self.name} cannot begin at {batch.boundary!r}: {cause}") from failures[0]
-
-    def _resumed(self, model: Net, batch: DeviceBatch, stand_in: Any) -> Any:
-        resuming = resumed(model.module, batch.boundary, batch.images, self._active(model), self.proxy)
-        with self.autocast(model), resuming:
-            return model.module(stand_in)
-
     def boundaries(self, model: Net) -> tuple[str, ...]:
-        if model.own and not own.same_in_training(self, model, self._changing(model)):
+        if model.own and not own.same_in_training(self, model, model.changing):
             return ()
-        return candidates(model.module, self._active(model))
-
-    def _changing(self, model: Net) -> set[Any]:
-        """Return the modules that act otherwise in training, whether anything in them trains or not."""
-        statistics = {s.module for s in model.specs if s.role == "statistic"}
-        norms = {module for path, module in model.module.named_modules() if path in statistics}
-        return norms.union(model.dropouts)
-
-    def _active(self, model: Net) -> Callable[[Any], bool]:
-        """Return what tells whether a module itself, without its children, trains, adapts or drops."""
-        changing = self._changing(model)
-
-        def active(module: Any) -> bool:
-            if any(param.requires_grad for param in module.parameters(recurse=False)):
-                return True
-            return module in changing and model.training[module]
-
-        return active
+        return candidates(model.module, model.active())
 
     def _correct(self, logits: Any, labels: Any) -> Any:
         with self.fw.no_grad():

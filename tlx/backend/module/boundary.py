@@ -13,6 +13,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tlx.errors import BackendError, one_line
+
 
 class Reached(Exception):
     """Ends a forward pass at the boundary; `value` is what entered it."""
@@ -119,6 +121,30 @@ def resumed(
     with ExitStack() as put_back:
         put_back.enter_context(replaced(changes))
         yield
+
+
+def outputs_from(backend: Any, model: Any, batch: Any) -> Any:
+    """Return what a model makes of features, by the first stand-in for its pixels that comes to the boundary."""
+    tensors = backend.stand_ins(batch.images, model.entering[batch.boundary].pixels)
+
+    def output(stand_in: Any) -> Any:
+        resuming = resumed(model.module, batch.boundary, batch.images, model.active(), backend.proxy)
+        with backend.autocast(model), resuming:
+            return model.module(stand_in)
+
+    if batch.boundary in model.stand_ins:
+        return output(tensors[model.stand_ins[batch.boundary]])
+    failures = []
+    for number, tensor in enumerate(tensors):
+        try:
+            value = output(tensor)
+        except Exception as error:  # whatever a model's own code raises where it is given something else
+            failures.append(error)
+        else:
+            model.stand_ins[batch.boundary] = number
+            return value
+    cause = one_line(f"{type(failures[0]).__name__}: {failures[0]}")
+    raise BackendError(f"{backend.name} cannot begin at {batch.boundary!r}: {cause}") from failures[0]
 
 
 def stand_ins(features: Any, pixels: tuple[int, ...]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,24 @@ class Net:
     notes: list[str] = field(default_factory=list)
     entering: dict[str, Entered] = field(default_factory=dict)  # by boundary
     stand_ins: dict[str, int] = field(default_factory=dict)  # boundary -> number of the one that comes to it
+
+    @property
+    def changing(self) -> set[Any]:
+        """The modules that act otherwise in training, whether anything in them trains or not."""
+        statistics = {s.module for s in self.specs if s.role == "statistic"}
+        norms = {module for path, module in self.module.named_modules() if path in statistics}
+        return norms.union(self.dropouts)
+
+    def active(self) -> Callable[[Any], bool]:
+        """Return what tells whether a module itself, without its children, trains, adapts or drops."""
+        changing = self.changing
+
+        def active(module: Any) -> bool:
+            if any(param.requires_grad for param in module.parameters(recurse=False)):
+                return True
+            return module in changing and self.training[module]
+
+        return active
 
 
 @dataclass(slots=True, eq=False)
