@@ -167,7 +167,7 @@ class Loopback:
     def dump_arrays(self, model: Net) -> dict[str, Array]:
         return {name: array.copy() for name, array in model.module.arrays.items()}
 
-    # Training.
+    # Training. As in the frameworks, a number that is too large becomes infinite without a warning; the core checks.
 
     def set_phase(self, model: Net, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
         check_known(trainable, _shapes(model), "parameter")
@@ -198,6 +198,7 @@ class Loopback:
         pixels = pooled.reshape(len(images), -1).astype(model.dtype)
         return DeviceBatch(pixels, labels, batch.key, batch.targets, "")
 
+    @np.errstate(all="ignore")
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         p = model.module.arrays
         run = self._forward(model, batch, train=True)
@@ -215,6 +216,7 @@ class Loopback:
             model.grads[name] = model.grads[name] + grads[name] if name in model.grads else grads[name]
         return np.array(mean * len(batch.labels)), _correct(run.logits, batch.labels)
 
+    @np.errstate(all="ignore")
     def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
         spec, arrays = optimizer.spec, model.module.arrays
         grads = model.grads if max_norm is None else reference.clip_by_norm(model.grads, max_norm)
@@ -227,6 +229,7 @@ class Loopback:
                     optimizer.state[name] = slots
         model.grads = {}
 
+    @np.errstate(all="ignore")
     def average(self, shadow: Net, model: Net, weight: float) -> None:
         check_alike(shadow.specs, model.specs)
         for name, value in model.module.arrays.items():
@@ -236,11 +239,13 @@ class Loopback:
 
     # Evaluation.
 
+    @np.errstate(all="ignore")
     def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
         logits = self._forward(model, batch).logits
         mean, _ = reference.cross_entropy(logits, batch.labels, batch.targets)
         return np.array(mean * len(batch.labels)), _correct(logits, batch.labels)
 
+    @np.errstate(all="ignore")
     def logits(self, model: Net, batch: DeviceBatch) -> Lazy:
         return self._forward(model, batch).logits
 
@@ -251,6 +256,7 @@ class Loopback:
         first = next((module for module in ("fc1", *BOUNDARIES) if module in active), "fc1")
         return () if first == "fc1" else (first,)
 
+    @np.errstate(all="ignore")
     def features(self, model: Net, batch: DeviceBatch, boundary: str = "") -> Lazy:
         _known("boundary", boundary or "fc", BOUNDARIES)
         run = self._forward(model, batch)
