@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -11,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -288,14 +286,3 @@ def _free_folder(recipe: Recipe) -> Path:
         except OSError as error:
             raise TlxError(f"Cannot create {path}: {error.strerror}. Choose another folder with out.") from error
     raise AssertionError("unreachable")
-
-
-def parse_json(content: bytes, path: Path) -> dict[str, Any]:
-    """Return the JSON object that a file of a run's folder holds; `path` is named where it is none."""
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise TlxError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise TlxError(f"{path} is not a JSON object")
-    return value
