@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tlx.errors import TlxError
+from tlx.files import check_regular
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -38,7 +39,12 @@ def write_atomic(path: str | Path, data: bytes) -> None:
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
     """Give a file to write to, which takes the place of `path` once the block ends without an error."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        if path.exists():
+            check_regular(path)  # a file in the place of /dev/null would be missed by all other programs
+    except OSError as error:
+        raise TlxError(f"Cannot write {path}: {error.strerror}.") from error
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.tmp")  # a name has 255 bytes at most
     try:
         try:
             with temporary.open("xb") as file:

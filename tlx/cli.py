@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import shlex
 import sys
 from dataclasses import fields
@@ -277,7 +278,7 @@ def _report(report: Any, shown: Shown | None) -> int:
     if "html" in options:
         from tlx.atomic import write_atomic
 
-        write_atomic(options["html"], to_html(report).encode(errors="backslashreplace"))
+        write_atomic(os.path.realpath(options["html"]), to_html(report).encode(errors="backslashreplace"))
     print(to_json(report) if options.get("json") else report)
     return int(report.verdict)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
@@ -72,7 +73,7 @@ def read_manifest(folder: Path) -> Manifest | None:
             raise _lost(folder, "is missing") from None
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        if not any((folder / name).exists() for name in (RECIPE, CARD)):
+        if not any(os.path.exists(folder / name) for name in (RECIPE, CARD)):
             return None  # the folder of a model of others, say, who have a manifest too
         raise _lost(folder, f"is damaged ({' '.join(str(error).split())})") from error
     if body["format"] > FORMAT:

@@ -14,7 +14,7 @@ import tlx
 CORE = Path(tlx.__file__).parent
 # From the bottom up. Files and folders of one line are siblings, which do not import each other.
 LAYERS = (
-    ("errors", "rng", "signals", "streams"),
+    ("errors", "files", "rng", "signals", "streams"),
     ("atomic", "console"),
     ("download", "manifest"),
     ("backend",),

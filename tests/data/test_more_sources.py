@@ -368,7 +368,7 @@ def test_an_npz_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
     np.savez_compressed(
         tmp_path / "flat.npz", images=np.zeros((2**17, 32, 32, 3), np.uint8), labels=np.zeros(2**17, int)
     )
-    with pytest.raises(DataError, match=r"images.npy unpacks to 402653312 bytes, suspiciously many"):
+    with pytest.raises(DataError, match=r"it unpacks to \d{9} bytes, suspiciously many"):
         load_data(tmp_path / "flat.npz")
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from support.hostile import outcomes
+import tlx
+from support.finished_runs import FIELDS
+from support.hostile import outcomes, snapshot
 from tlx.backend import registry
 from tlx.errors import TlxError
 
@@ -52,3 +55,13 @@ def pytest_sessionfinish(exitstatus: int) -> None:
     counts.append(("all", sum(row[1] for row in counts), sum(row[2] for row in counts)))
     rows = [f"| {target} | {good + bad:,} | {good:,} | {bad:,} |\n" for target, good, bad in counts]
     Path(path).write_text(HEAD + "".join(rows))
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A finished run, which no command that reads it changes."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    tlx.run(data="digits", limit_train=100, out=str(run_dir), **FIELDS)
+    before = snapshot(run_dir)
+    yield run_dir
+    assert snapshot(run_dir) == before

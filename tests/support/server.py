@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+HEADERS = {
+    "length": "Content-Length",
+    "location": "Location",
+    "encoding": "Content-Encoding",
+    "range": "Content-Range",
+    "etag": "ETag",
+}
+
 
 class Server:
-    """Serves `files` by their paths. `asked` keeps path and range; `cut` ends each transfer after so many bytes."""
+    """Serves `files` by their paths. `asked` keeps path and range; `cut` ends each transfer after so many bytes.
+
+    Where `respond` is set, it says instead how each path is answered: the arguments of `answer`.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.asked: list[tuple[str, str | None]] = []
         self.cut: int | None = None
         self.etags = False
+        self.respond: Callable[[str], dict[str, Any]] | None = None
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 path, wanted = self.path.partition("?")[0].lstrip("/"), self.headers.get("Range")
                 outer.asked.append((path, wanted))
+                if outer.respond is not None:
+                    self.answer(**outer.respond(path))
+                    return
                 if path not in outer.files:
                     self.send_error(404)
                     return
@@ -40,6 +55,18 @@ class Server:
                 self.end_headers()
                 self.wfile.write(content[start:][: outer.cut])
                 self.close_connection = True
+
+            def answer(self, content: bytes = b"", status: int = 200, raw: bytes | None = None, **headers: str) -> None:
+                """Answer with anything: headers by their names in `HEADERS`, or bytes that are no answer at all."""
+                self.close_connection = True
+                if raw is not None:
+                    self.wfile.write(raw)
+                    return
+                self.send_response(status)
+                for name, value in {"length": str(len(content)), **headers}.items():
+                    self.send_header(HEADERS[name], value)
+                self.end_headers()
+                self.wfile.write(content)
 
             def log_message(self, *args: Any) -> None:
                 pass

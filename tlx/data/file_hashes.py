@@ -20,6 +20,7 @@ from tlx.atomic import write_atomic
 from tlx.data.loader import ahead
 from tlx.download import cache_folder
 from tlx.errors import DataError, TlxError
+from tlx.files import open_regular
 
 HASH = "S16"  # SHA-256, of which 16 bytes are kept: processors compute it faster than what else hashlib has
 ROW = np.dtype([("key", HASH), ("hash", HASH)])
@@ -155,7 +156,7 @@ def _read(span: Span) -> tuple[bytes, bytes, bool]:
     digest = hashlib.sha256()
     _facts(path)
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             facts = os.fstat(file.fileno())
             lasting = max(facts.st_mtime, facts.st_ctime) < time.time() - YOUNG
             file.seek(start)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tlx.data.geometry import Box, resize
 from tlx.errors import DataError
+from tlx.files import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -183,7 +184,7 @@ class FileImages:
 
     def content(self, index: int, end: int | None = None) -> bytes:
         """A photo as it is stored, or its last `end` bytes. Raises OSError where it cannot be read."""
-        with (self.root / self.names[index]).open("rb") as file:
+        with open_regular(self.root / self.names[index]) as file:
             if end is not None:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - end))
             return file.read()
@@ -218,19 +219,18 @@ def seen(image: Image, view: View | None) -> Image:
 
 
 def read_photo(path: Path, view: View | None = None, max_pixels: int = MAX_PIXELS) -> Image:
-    """Decode a photo from a file, which must be one: opening a pipe would wait for ever. See `decode`."""
+    """Decode a photo from a file. See `decode`."""
     try:
-        regular = path.is_file()
-    except OSError as error:  # such as a folder above it that may not be entered
+        file = open_regular(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is not a file, or a link to nothing", fix="remove it") from error
+    except OSError as error:  # such as a pipe, or a folder above it that may not be entered
         raise DataError(f"{path} cannot be read: {error.strerror}", fix="remove it") from error
-    if not regular:
-        raise DataError(f"{path} is not a file, or a link to nothing", fix="remove it")
-    return decode(path, view, where=path, max_pixels=max_pixels)
+    with file:
+        return decode(file, view, where=path, max_pixels=max_pixels)
 
 
-def decode(
-    file: Path | BinaryIO | bytes, view: View | None = None, *, where: object, max_pixels: int = MAX_PIXELS
-) -> Image:
+def decode(file: BinaryIO | bytes, view: View | None = None, *, where: object, max_pixels: int = MAX_PIXELS) -> Image:
     """Decode a photo, or a view of it, into mode RGB, turned upright by its EXIF orientation.
 
     Where a view shrinks a JPEG, it is decoded at 1/2, 1/4 or 1/8, which its format makes cheap, as long as that is
@@ -240,7 +240,7 @@ def decode(
     installed. `to_rgb` says what becomes of other modes. Only the first frame of an animation is used.
 
     Args:
-        file: a path, an open file or the file's content.
+        file: an open file, or its content.
         view: what to return of it; None: the whole.
         where: names the photo in errors.
         max_pixels: a photo of more pixels is refused before it is decoded.
@@ -311,14 +311,10 @@ def _register_heif() -> bool:
     return True
 
 
-def _is_heic(source: Path | BinaryIO) -> bool:
+def _is_heic(source: BinaryIO) -> bool:
     """Whether a file's first bytes are those of HEIC, whatever its name says."""
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            head = file.read(12)
-    else:
-        source.seek(0)
-        head = source.read(12)
+    source.seek(0)
+    head = source.read(12)
     return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,13 @@ def read_run(run_dir: Path) -> dict[str, bytes]:
         RunDamaged: one of them is missing or is not what the run wrote.
     """
     manifest = read_manifest(run_dir)
-    finished = RESULT in manifest.files if manifest else (run_dir / RESULT).is_file()
-    if not finished and (manifest or (run_dir / RECIPE).is_file()):
+    finished = RESULT in manifest.files if manifest else isfile(run_dir / RESULT)
+    if not finished and (manifest or isfile(run_dir / RECIPE)):
         raise RunNotFound(f"{run_dir} is not finished; finish it with: tlx run --resume {run_dir}")
     if manifest:
         return read_files(run_dir, FILES)
     for name in FILES:
-        if not (run_dir / name).is_file():
+        if not isfile(run_dir / name):
             raise RunNotFound(
                 f"{run_dir} holds no finished run: {name} is missing. Pass a folder that `tlx run` wrote."
             )

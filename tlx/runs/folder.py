@@ -281,8 +281,9 @@ def _free_folder(recipe: Recipe) -> Path:
         try:
             path.mkdir(parents=True)
             return path
-        except FileExistsError:
-            continue
+        except FileExistsError as error:
+            if not path.parent.is_dir():  # "runs" is a link to nothing
+                raise TlxError(f"Cannot create {path}. Choose another folder with out.") from error
         except OSError as error:
             raise TlxError(f"Cannot create {path}: {error.strerror}. Choose another folder with out.") from error
     raise AssertionError("unreachable")

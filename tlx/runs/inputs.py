@@ -148,11 +148,21 @@ def _of_items(images: Iterable[Any], notes: Notes, max_pixels: int) -> Iterator[
 
 
 def _of_path(path: Path, notes: Notes, max_pixels: int) -> Iterator[Input]:
+    try:
+        return _of_kind(path, notes, max_pixels)
+    except OSError as error:  # such as a name that is too long
+        if isinstance(error, DataError):
+            raise
+        problem = DataError(f"{path} cannot be read: {error.strerror}")
+        return iter([Input(str(path), partial(_fail, problem))])
+
+
+def _of_kind(path: Path, notes: Notes, max_pixels: int) -> Iterator[Input]:
     for kind in reversed(KINDS.values()):
         if kind.matches(path) and kind.name != "folder":  # a folder to classify needs no classes
             return _of_source(path, notes, max_pixels)
     if path.is_dir():
-        return _below(str(path), notes, max_pixels, ())
+        return _below(str(path), notes, max_pixels)
     if str(path) in KINDS and KINDS[str(path)].named and not path.exists():
         return _of_source(str(path), notes, max_pixels)
     return iter([Input(str(path), partial(_open_file, path, max_pixels))])
@@ -165,33 +175,41 @@ def _of_source(source: Path | str, notes: Notes, max_pixels: int) -> Iterator[In
 
 
 def _open_file(path: Path, max_pixels: int, view: View | None) -> Image:
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataNotFound(f"{path} does not exist")
     return read_photo(path, view, max_pixels)
 
 
-def _below(folder: str, notes: Notes, max_pixels: int, above: tuple[tuple[int, int], ...]) -> Iterator[Input]:
-    """All photos below a folder by their sorted paths; other visible files are noted."""
-    try:
-        status = os.stat(folder)
-        with os.scandir(folder) as entries:  # as paths sort: a folder by its name and a slash
-            names = sorted(e.name + "/" * e.is_dir() for e in entries if not e.name.startswith("."))
-    except OSError as error:
-        problem = DataError(f"{folder} cannot be read: {error.strerror}")
-        yield Input(folder, partial(_fail, problem))
-        return
-    place = (status.st_dev, status.st_ino)
-    if place in above:  # a link to a folder that holds it
-        notes.skip(folder)
-        return
-    for name in names:
-        path = os.path.join(folder, name)
-        if name.endswith("/"):
-            yield from _below(path[:-1], notes, max_pixels, (*above, place))
-        elif is_photo(name):
-            yield Input(path, partial(_open_file, Path(path), max_pixels))
-        else:
-            notes.skip(path)
+def _below(top: str, notes: Notes, max_pixels: int) -> Iterator[Input]:
+    """All photos below a folder by their sorted paths; other visible files are noted.
+
+    A folder to which links lead too is read once: thirty folders that each lead twice to the next have 2^30 paths.
+    """
+    seen: set[tuple[int, int]] = set()
+    waiting = [f"{top}/"]  # the next one last; no recursion, because folders in folders may be thousands
+    while waiting:
+        path = waiting.pop()
+        if not path.endswith("/"):
+            if is_photo(path):
+                yield Input(path, partial(_open_file, Path(path), max_pixels))
+            else:
+                notes.skip(path)
+            continue
+        folder = path[:-1] or path
+        try:
+            status = os.stat(folder)
+            place = (status.st_dev, status.st_ino)
+            if place in seen:
+                notes.skip(folder)
+                continue
+            seen.add(place)
+            with os.scandir(folder) as entries:  # as paths sort: a folder by its name and a slash
+                names = sorted(e.name + "/" * e.is_dir() for e in entries if not e.name.startswith("."))
+        except OSError as error:
+            problem = DataError(f"{folder} cannot be read: {error.strerror}")
+            yield Input(folder, partial(_fail, problem))
+            continue
+        waiting += [os.path.join(folder, name) for name in reversed(names)]
 
 
 def _fail(problem: DataError, view: View | None) -> Image:

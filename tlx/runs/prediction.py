@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -164,7 +165,7 @@ def write_csv(file: str | Path, rows: Iterable[Prediction]) -> tuple[int, int]:
     top = max((len(row["top"]) for row in first), default=1)
     ranks = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("prediction", "probability")]
     counts = [0, 0]
-    with replacing(file) as binary:
+    with replacing(os.path.realpath(file)) as binary:  # a link, such as /dev/stdout, stays one
         text = io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape", newline="")
         writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
         writer.writerow(["path", "prediction", "probability", *ranks, "error"])

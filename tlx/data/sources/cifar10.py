@@ -20,6 +20,7 @@ from tlx.data.sources.source import Kind, Source
 from tlx.data.split import check_labels
 from tlx.download import ANOTHER_CACHE, cache_folder, fetch, locked, unwritable
 from tlx.errors import DataError, DataNotFound
+from tlx.files import read_regular
 
 # The author's own, then mirrors of the same file: the hash decides, so it does not matter who serves it.
 URLS = (
@@ -208,7 +209,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_FILE:
         raise DataError(f"{path} has {path.stat().st_size} bytes; no file of CIFAR-10 has more than {MAX_FILE}.")
     try:
-        loaded = _Restricted(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        loaded = _Restricted(io.BytesIO(read_regular(path, MAX_FILE)), encoding="bytes").load()
         if not isinstance(loaded, dict):
             raise pickle.UnpicklingError(f"it holds a {type(loaded).__name__}, not a dictionary")
         return {_text(key): value for key, value in loaded.items()}

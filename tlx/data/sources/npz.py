@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from dataclasses import replace
 from math import prod
@@ -14,10 +15,13 @@ from numpy.typing import NDArray
 from tlx.data.sources.arrays import from_arrays
 from tlx.data.sources.source import Kind, Source
 from tlx.errors import DataError, closest
+from tlx.files import open_regular
 
 NAMES = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test", "images", "labels", "classes")
 LIMIT = 32 * 2**30  # bytes of all arrays together; more does not belong in memory
-RATIO, SUSPECT = 100, 2**28  # photos never shrink to a hundredth; from SUSPECT bytes on, that is taken for a bomb
+# Photos never shrink to a hundredth; from SUSPECT bytes on, that is taken for a bomb. Conversions to 8-bit RGB take
+# several times as many.
+RATIO, SUSPECT = 100, 2**26
 
 
 def read_npz(file: Path) -> dict[str, Any]:
@@ -30,9 +34,6 @@ def read_npz(file: Path) -> dict[str, Any]:
         DataError: the file is damaged, hostile or does not hold these arrays.
     """
     arrays = _arrays(file)
-    for name in arrays:
-        if name not in NAMES:
-            raise DataError(f"{file}: unknown array {name!r}.{closest(name, NAMES)}")
     pairs = {"all": ("images", "labels"), **{part: (f"x_{part}", f"y_{part}") for part in ("train", "val", "test")}}
     parts: dict[str, Any] = {}
     for part, (x, y) in pairs.items():
@@ -58,14 +59,22 @@ def from_npz(file: Path, root: Path | None = None) -> Source:
 
 def _arrays(file: Path) -> dict[str, NDArray[Any]]:
     try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > LIMIT:
+        with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
+            entries: dict[str, zipfile.ZipInfo] = {}
+            for entry in archive.infolist():
+                name = entry.filename.removesuffix(".npy")
+                if name not in NAMES:
+                    raise DataError(f"{file}: unknown array {name!r}.{closest(name, NAMES)}")
+                if name in entries:
+                    raise DataError(f"{file}: the array {name!r} is in it twice.")
+                entries[name] = entry
+            size = sum(entry.file_size for entry in entries.values())
+            if size > LIMIT:
                 raise DataError(f"{file}: its arrays take more than {LIMIT // 2**30} GiB", fix="use a folder of photos")
-            for entry in entries:
-                if entry.file_size > max(SUSPECT, RATIO * entry.compress_size):
-                    raise DataError(f"{file}: {entry.filename} unpacks to {entry.file_size} bytes, suspiciously many.")
-            return {entry.filename.removesuffix(".npy"): _array(archive, entry, file) for entry in entries}
+            # Of the whole file: entries may share their bytes.
+            if size > max(SUSPECT, RATIO * os.fstat(stream.fileno()).st_size):
+                raise DataError(f"{file}: it unpacks to {size} bytes, suspiciously many.")
+            return {name: _array(archive, entry, file) for name, entry in entries.items()}
     except DataError:
         raise
     except Exception as error:  # zipfile and zlib raise a dozen kinds on damaged files
@@ -82,7 +91,7 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: Path) -> NDAr
             raise DataError(
                 f"{file}: {entry.filename} holds Python objects, which are not read", fix="save it as plain numbers"
             )
-        if prod(shape) * dtype.itemsize > entry.file_size:
+        if prod(shape) * max(1, dtype.itemsize) > entry.file_size:
             raise DataError(f"{file}: {entry.filename} declares {list(shape)} {dtype}, more than it holds.")
     with archive.open(entry) as stream:
         array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)  # type: ignore[no-untyped-call]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tlx.data.images import FileImages, View, decode
 from tlx.errors import DataError
+from tlx.files import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +42,7 @@ class PackedImages(FileImages):
         """A photo as it is stored, or its last `end` bytes. Raises OSError where it cannot be read."""
         number, offset, size = (int(value) for value in self.places[index])
         wanted = size if end is None else min(size, end)
-        with self.files[number].open("rb") as file:
+        with open_regular(self.files[number]) as file:
             file.seek(offset + size - wanted)
             return file.read(wanted)
 

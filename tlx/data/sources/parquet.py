@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ from tlx.data.sources.kept import RECORD, Record, facts_of, filled, home_of
 from tlx.data.sources.packed import PackedImages
 from tlx.data.sources.parts import files_in, files_of_parts, with_test
 from tlx.data.sources.source import Kind, Source
+from tlx.data.sources.unpack import RATIO, SUSPECT
 from tlx.errors import DataError, DataNotFound, closest
+from tlx.files import check_regular
 
 IMAGES = ("image", "img", "images", "photo", "picture", "jpg", "jpeg", "png", "webp", "path", "file_name", "filename")
 LABELS = ("label", "labels", "class", "fine_label", "category", "target", "cls", "y")
-BATCH = 64  # rows in memory at once while the photos are copied; with 100 KB each, 6 MB
+BATCH = 16  # rows in memory at once while the photos are copied; with 100 KB each, 2 MB
+LONGEST = 10_000  # letters of a label; a file may hold one text once, and name it in a million rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +124,8 @@ def _classes(labels: Collection[int | str | None], columns: _Columns) -> tuple[t
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """Open a Parquet file; what goes wrong with it is one line."""
+def _opened(file: Path, texts: Sequence[str] = ()) -> Iterator[Any]:
+    """Open a Parquet file; what goes wrong with it is one line. A text of the columns `texts` is held once."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -131,7 +135,8 @@ def _opened(file: Path) -> Iterator[Any]:
             fix='pip install "tlx[parquet]"',
         ) from error
     try:
-        with parquet.ParquetFile(file, memory_map=True) as opened:
+        check_regular(file)
+        with parquet.ParquetFile(file, memory_map=True, read_dictionary=texts) as opened:
             yield opened
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None):  # of the system, such as a full disk; damage has no number
@@ -147,6 +152,10 @@ def _columns(file: Path, path_column: str | None, label_column: str | None) -> _
     from pyarrow import types
 
     features = _features(schema.metadata or {})
+
+    twice = next((name for name, times in Counter(schema.names).items() if times > 1), None)
+    if twice is not None:
+        raise DataError(f"{file}: two columns are called {twice!r}", fix="give one of them another name")
 
     def is_image(name: str) -> bool:
         kind = schema.field(name).type
@@ -196,7 +205,7 @@ def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -228,18 +237,27 @@ def _copy(file: Path, columns: _Columns, target: Path) -> tuple[list[int | str |
     labels: list[int | str | None] = []
     sizes: list[int] = []
     paths: list[str] = []
-    with _opened(file) as opened, target.open("wb") as photos:
+    limit = max(SUSPECT, RATIO * file.stat().st_size)
+    known: dict[Any, Any] = {}  # one long text may be the label of a million rows
+    with _opened(file, [columns.label]) as opened, target.open("wb") as photos:
         missing = [name for name in (columns.image, columns.label) if name not in opened.schema_arrow.names]
         if missing:
             raise DataError(f"{file} has no column {missing[0]!r}, which the files beside it have.")
+        groups = (opened.metadata.row_group(i) for i in range(opened.metadata.num_row_groups))
+        if sum(group.total_byte_size for group in groups) > limit:
+            raise DataError(f"{file} unpacks to more than {limit} bytes, suspiciously many.")
         for batch in opened.iter_batches(BATCH, columns=[columns.image, columns.label]):
-            labels += [_label(value.as_py(), file, columns.label) for value in batch.column(columns.label)]
+            for value in batch.column(columns.label):
+                label = _label(value.as_py(), file, columns.label)
+                labels.append(known.setdefault(label, label))
             for value in batch.column(columns.image):
                 photo = value.as_py()
                 content, path = (photo.get("bytes"), photo.get("path")) if isinstance(photo, dict) else (photo, photo)
                 if isinstance(content, bytes):
                     photos.write(content)
                     sizes.append(len(content))
+                    if photos.tell() > limit:
+                        raise DataError(f"{file} unpacks to more than {limit} bytes, suspiciously many.")
                 elif isinstance(path, str) and path and "\0" not in path:
                     paths.append(path)
                 else:
@@ -260,6 +278,10 @@ def _label(value: Any, file: Path, column: str) -> int | str | None:
         raise DataError(f"{file}: column {column!r} holds {value!r}; expected a number or a name.")
     if isinstance(value, int):
         return value if value >= 0 else None
+    if len(value) > LONGEST:
+        raise DataError(
+            f"{file}: column {column!r} holds a text of {len(value)} letters; expected the name of a class."
+        )
     return value.strip()
 
 

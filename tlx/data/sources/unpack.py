@@ -12,42 +12,20 @@ import tarfile
 import zipfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, BinaryIO
 
 from tlx.data.sources.folder import listed
+from tlx.data.sources.strict_tar import StrictMember
 from tlx.download import ANOTHER_CACHE
 from tlx.errors import DataError, printable
+from tlx.files import open_regular
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz", ".tbz2")
 ENTRIES = 5_000_000  # ImageNet has 1.3 million photos; a bomb of empty files exhausts the inodes of a file system
 RATIO, SUSPECT = 100, 2**28  # photos never shrink to a hundredth; from SUSPECT bytes on, that is taken for a bomb
-HEADER = 2**20  # bytes of a long name or of a tar's own records, which are read into memory; a path has 4,096 at most
+LONGEST = 4096  # bytes of a path, as Linux has it; longer ones would only fill the memory
+DEPTH = 100  # folders in folders; what removes an unpacked folder enters each of them
 CHUNK = 2**20
-
-_EXTENDED = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
-
-
-class StrictMember(tarfile.TarInfo):
-    """A member of a tar whose damage is an error. `tarfile` takes a damaged header for the end of the archive."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> StrictMember:
-        """Read a header block."""
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except (tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError(f"it is damaged or cut off ({error})") from error
-
-    def _proc_member(self, archive: tarfile.TarFile) -> Any:
-        if self.type in _EXTENDED and self.size > HEADER:
-            raise tarfile.ReadError(f"a header has {self.size} bytes, suspiciously many")
-        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def unpack(archive: Path, folder: Path) -> list[str]:
@@ -68,11 +46,14 @@ def unpack(archive: Path, folder: Path) -> list[str]:
     try:
         work.mkdir(parents=True)
         with ExitStack() as stack:
-            writer = _Writer(work, max(SUSPECT, RATIO * archive.stat().st_size))
-            if archive.name.lower().endswith(".zip") or first_bytes(archive).startswith(b"PK"):
-                _unpack_zip(stack.enter_context(zipfile.ZipFile(archive)), writer)
+            file = stack.enter_context(open_regular(archive))
+            writer = _Writer(work, max(SUSPECT, RATIO * os.fstat(file.fileno()).st_size))
+            start = file.read(8)
+            file.seek(0)
+            if archive.name.lower().endswith(".zip") or start.startswith(b"PK"):
+                _unpack_zip(stack.enter_context(zipfile.ZipFile(file)), writer)
             else:
-                _unpack_tar(stack.enter_context(_stream(archive)), writer)
+                _unpack_tar(stack.enter_context(_plain(file, start)), writer)
         notes = writer.finish()
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(work, folder)
@@ -108,6 +89,10 @@ class _Writer:
         steps = raw.split("/")
         if raw.startswith("/") or ".." in steps or "\0" in raw or (raw[1:2] == ":" and raw[:1].isalpha()):
             raise DataError(f"{raw!r} would be written outside the folder")
+        if len(raw.encode(errors="surrogatepass")) > LONGEST or len(steps) > DEPTH:
+            raise DataError(
+                f"the path {raw[:40]!r} ... has {len(raw)} letters and {len(steps)} steps, suspiciously many"
+            )
         return "/".join(step for step in steps if step not in ("", "."))
 
     def make_folder(self, name: str) -> None:
@@ -120,14 +105,20 @@ class _Writer:
         self._files.add(name)
         with self._place(name).open("xb") as file:
             while chunk := content.read(min(CHUNK, self._left + 1)):
-                self._left -= len(chunk)
-                if self._left < 0:
-                    raise DataError(f"it unpacks to more than {self._limit} bytes, suspiciously many")
+                self.count(len(chunk))
                 file.write(chunk)
+
+    def count(self, size: int) -> None:
+        """Count bytes that were unpacked."""
+        self._left -= size
+        if self._left < 0:
+            raise DataError(f"it unpacks to more than {self._limit} bytes, suspiciously many")
 
     def link(self, name: str, target: str) -> None:
         """Remember a link to a path below the folder: the file that it names may come later."""
         self._check_new(name)
+        if len(target) > LONGEST:
+            raise DataError(f"the link {name!r} leads to a path of {len(target)} letters, suspiciously many")
         target = os.path.normpath(target)
         if target.startswith(("/", "../")) or target == "..":
             raise DataError(f"{name!r} is a link to {target!r}, outside the folder")
@@ -135,16 +126,28 @@ class _Writer:
 
     def finish(self) -> list[str]:
         """Make the links to files, and say what was left out."""
-        # A link may lead to another one, which comes later.
-        while ready := {name: target for name, target in self._links.items() if target in self._files}:
-            for name, target in ready.items():
+        lost = []
+        for name in list(self._links):
+            target = self._end(name)
+            if target in self._files:
                 os.link(self._folder / target, self._place(name))
-                self._files.add(name)
-                del self._links[name]
+            else:
+                lost.append(name)
         if not self._files:
             raise DataError("it holds no file")
-        links = "left out of the archive because they lead to no file in it: "
-        return [printable(links + listed(self._links))] if self._links else []
+        return (
+            [printable(f"left out of the archive because they lead to no file in it: {listed(lost)}")] if lost else []
+        )
+
+    def _end(self, name: str) -> str:
+        """Follow links to what is none, or in a circle to "". All of the way then lead there: many take linear time."""
+        way: dict[str, None] = {}
+        while name in self._links and name not in way:
+            way[name] = None
+            name = self._links[name]
+        end = "" if name in way else name
+        self._links.update(dict.fromkeys(way, end))
+        return end
 
     def _check_new(self, name: str) -> None:
         if not name or name in self._files or name in self._links:
@@ -156,9 +159,9 @@ class _Writer:
         return path
 
 
-def first_bytes(file: Path, count: int = 8) -> bytes:
+def first_bytes(file: Path, count: int) -> bytes:
     """Return the beginning of a file, which tells what it is."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return stream.read(count)
 
 
@@ -170,7 +173,7 @@ def _unpack_zip(archive: zipfile.ZipFile, writer: _Writer) -> None:
         if entry.filename.endswith(("/", "\\")) or kind == stat.S_IFDIR:
             writer.make_folder(name)
         elif kind == stat.S_IFLNK:
-            if entry.file_size > HEADER:
+            if entry.file_size > LONGEST:
                 raise DataError(f"the link {name!r} has {entry.file_size} bytes, suspiciously many")
             writer.link(name, os.path.join(os.path.dirname(name), archive.read(entry).decode("utf-8", "replace")))
         elif kind in (0, stat.S_IFREG):
@@ -197,17 +200,16 @@ def _unpack_tar(stream: IO[bytes], writer: _Writer) -> None:
                 writer.write(name, content)
             else:
                 raise DataError(f"{name!r} is a device or a pipe")
-    while stream.read(CHUNK):  # the checksum of the whole stands at its end
-        pass
+    while chunk := stream.read(CHUNK):  # the checksum of the whole stands at its end
+        writer.count(len(chunk))
 
 
-def _stream(archive: Path) -> IO[bytes]:
-    """Open a tar for reading, decompressed according to its first bytes."""
-    start = first_bytes(archive)
+def _plain(archive: BinaryIO, start: bytes) -> IO[bytes]:
+    """Return the bytes of a tar, decompressed according to the first ones of its file."""
     if start.startswith(b"\x1f\x8b"):
         return gzip.open(archive)  # type: ignore[return-value]
     if start.startswith(b"BZh"):
         return bz2.open(archive)
     if start.startswith(b"\xfd7zXZ\0"):
         return lzma.open(archive)
-    return archive.open("rb")
+    return archive

@@ -21,15 +21,16 @@ from tlx.data.sources.kept import facts_of
 from tlx.data.sources.packed import PackedImages
 from tlx.data.sources.parts import files_in, files_of_parts, with_test
 from tlx.data.sources.source import Kind, Source
-from tlx.data.sources.unpack import StrictMember
+from tlx.data.sources.strict_tar import StrictMember
 from tlx.download import cache_folder
 from tlx.errors import DataError, DataNotFound, TlxError, closest
+from tlx.files import open_regular, read_regular
 
 LABELS = ("label", "cls", "class", "class_id", "class_name", "label_name", "category", "target")  # in a .json
 NAMES = ("classes.txt", "classnames.txt", "classes.json", "class_to_idx.json")
 SMALL = 2**20  # bytes of a member that is no photo; a label has a few
 PEEKED = 16  # members that tell a shard from another tar
-SHARDS = 1_000_000  # of a pattern; one digit too many would count for ever
+SHARDS = 250_000  # of a pattern; LAION-5B has 232,000. One digit too many would count for ever
 FORMAT = 2  # of an index in the cache
 
 # A sample of a shard: its key, its photo's offset and size, and the texts of its labels by their extension.
@@ -73,9 +74,9 @@ def from_shards(source: Path, root: Path | None = None, label_column: str | None
 def is_shard(file: Path) -> bool:
     """Whether a tar holds samples: near its beginning a photo, and beside it a label or a .json of the same key."""
     try:
-        with file.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=StrictMember) as tar:
+        with open_regular(file) as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=StrictMember) as tar:
             members = [_key(member.name) for member in itertools.islice(tar, PEEKED) if member.isfile()]
-    except (OSError, tarfile.TarError, ValueError):
+    except Exception:  # tarfile raises a dozen kinds on damaged ones, such as OverflowError
         return False
     photos = {key for key, extension in members if f".{extension}" in EXTENSIONS}
     return any(key in photos for key, extension in members if extension in ("cls", "json"))
@@ -117,6 +118,13 @@ def _shards(source: Path) -> list[Path]:
 
 def _expanded(pattern: str) -> Iterator[str]:
     """Expand braces as a shell does: ``{000..003}`` counts, keeping the zeros, and ``{a,b}`` lists."""
+    for number, text in enumerate(_choices(pattern)):
+        if number == SHARDS:
+            raise DataError(f"data={pattern!r} is more than {SHARDS} shards", fix="write it as {000000..000009}")
+        yield text
+
+
+def _choices(pattern: str) -> Iterator[str]:
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
         yield pattern
@@ -129,7 +137,7 @@ def _expanded(pattern: str) -> Iterator[str]:
             raise DataError(f"data={pattern!r}: {match[0]} {what}", fix="write it as {000000..000009}")
         choices = (f"{i:0{len(bounds[1])}}" for i in range(first, last + 1))
     for choice in choices:
-        yield from _expanded(pattern[: match.start()] + choice + pattern[match.end() :])
+        yield from _choices(pattern[: match.start()] + choice + pattern[match.end() :])
 
 
 def _samples(shards: list[Path], names: dict[Path, str], notes: list[str]) -> Iterator[tuple[Path, Sample]]:
@@ -163,7 +171,9 @@ def _index(shard: Path) -> dict[str, Any]:
         pass  # there is none, or none that can be read, so it is built
     try:
         index = {"version": version, **_scan(shard)}
-    except (tarfile.TarError, ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # tarfile raises a dozen kinds on damaged ones, such as OverflowError
         raise DataError(f"{shard} cannot be read as a tar shard: {error}", fix="download or write it again") from error
     try:
         kept = cache_folder() / "shards" / f"{key}.json"
@@ -181,7 +191,7 @@ def _digest(index: dict[str, Any]) -> str:
 def _scan(shard: Path) -> dict[str, Any]:
     """Read the headers of a shard, and the members that hold labels."""
     samples: dict[str, dict[str, Any]] = {}
-    with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=StrictMember) as tar:
+    with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=StrictMember) as tar:
         length = os.fstat(file.fileno()).st_size
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # they would fill the memory
@@ -226,7 +236,7 @@ def _label(shard: Path, sample: Sample, label_column: str | None) -> str:
     where = f"{shard}: {key}.json"
     try:
         facts = json.loads(texts["json"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no JSON: {error}.") from error
     if isinstance(facts, dict):
         name = label_column or next((name for name in LABELS if name in facts), "")
@@ -265,7 +275,7 @@ def _named_classes(folder: Path) -> list[str]:
     if file is None:
         return []
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_regular(file, SMALL).decode("utf-8-sig")
         if file.suffix == ".txt":
             names = [line.strip() for line in text.splitlines() if line.strip()]
         else:
@@ -273,9 +283,9 @@ def _named_classes(folder: Path) -> list[str]:
             if isinstance(value, dict) and all(isinstance(i, int) for i in value.values()):
                 value = {str(i): name for name, i in value.items()}  # from names to numbers
             names = [value[str(i)] for i in range(len(value))] if isinstance(value, dict) else list(value)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{file} cannot be read as class names: {error}.") from error
-    if len(set(names)) != len(names) or not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, str) for name in names) or len(set(names)) != len(names):
         raise DataError(f"{file}: the class names are not texts that are all different.")
     return names
 
