@@ -19,6 +19,8 @@ from tlx.streams import stderr
 
 CHUNK = 1 << 18
 TIMEOUT = 30  # seconds without a byte
+SLOWEST, SLOW = 100, 120  # bytes a second, on average over so many seconds: a server that drips on holds us for ever
+UNANNOUNCED = 2**33  # bytes from a server that does not say how many they are: it may send for ever
 DAY = 24 * 60 * 60  # seconds
 ANOTHER_CACHE = "set TLX_CACHE to a folder that can be written, with enough room"
 HASHES = {"sha256": "SHA-256", "sha1": "SHA-1", "md5": "MD5"}  # by which a download may be checked
@@ -216,7 +218,11 @@ def _transfer(url: str, part: Path, version: Path | None, advance: Advance) -> b
         return _transfer(url, part, version, advance)
     with response:
         continued = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+        if not response.url.startswith(("https://", "http://")):
+            raise ValueError(f"it leads to {response.url}; only http and https are downloaded")
         if response.status == 206 and not continued:
+            if not done:
+                raise ValueError("the server sends a part that was not asked for")
             part.unlink()
             return _transfer(url, part, version, advance)
         done = done if continued else 0
@@ -224,12 +230,21 @@ def _transfer(url: str, part: Path, version: Path | None, advance: Advance) -> b
             _keep_version(version, response.headers.get("ETag") or response.headers.get("Last-Modified") or "")
         length = response.headers.get("Content-Length")
         total = None if length is None else done + int(length)
+        if total is not None and total - done > (free := shutil.disk_usage(part.parent).free):
+            raise DataError(f"{url} has {total} bytes, of which {free} more fit on the disk", fix=ANOTHER_CACHE)
         with part.open("ab" if continued else "wb") as file:
             advance(done, total)
+            since, before = time.monotonic(), done
             try:
-                while chunk := response.read(CHUNK):
+                while chunk := response.read1(CHUNK):  # what is there: `read` waits for all
                     file.write(chunk)
                     advance(done := done + len(chunk), total)
+                    if total is None and done > UNANNOUNCED:
+                        raise DataError(f"{url} has more than {UNANNOUNCED} bytes, and does not say how many")
+                    if (now := time.monotonic()) - since > SLOW:
+                        if done - before < SLOWEST * SLOW:
+                            raise DataError(f"{url} sends less than {SLOWEST} bytes a second", fix="run again later")
+                        since, before = now, done
             except http.client.IncompleteRead as error:
                 file.write(error.partial)
                 return False

@@ -2,88 +2,27 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
 import io
-import lzma
 import os
-import stat
 import subprocess
 import sys
-import tarfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
 import tlx
+import tlx.download as downloading
+from support.archives import ARCHIVES, PHOTOS, PLAIN, png, tarred, zipped
 from support.server import Server, serving
 from tlx.data import load_data
-from tlx.data.sources import unpack as unpacking
-from tlx.data.sources.unpack import unpack
 from tlx.download import cache_folder
 from tlx.errors import DataError
 
-
-def png(grey: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (12, 8), (grey, 255 - grey, 7)).save(file, "PNG")
-    return file.getvalue()
-
-
-PHOTOS = {
-    f"insects/{part}/{name}/{i}.png": png(i + 60 * (name == "bees") + 30 * (part == "val"))
-    for part, count in (("train", 8), ("val", 3))
-    for name in ("ants", "bees")
-    for i in range(count)
-}
-
 ROLES = ("train/ is the training part; val/ is the test part, because there is no other",)
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return buffer.getvalue()
-
-
-def tarred(files: dict[str, bytes]) -> bytes:
-    return tar_of(*((member(name, size=len(content)), content) for name, content in files.items()))
-
-
-def tar_of(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for info, content in members:
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def member(name: str, **facts: Any) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    for key, value in facts.items():
-        setattr(info, key, value)
-    return info
-
-
-ARCHIVES = {
-    "photos.zip": zipped(PHOTOS),
-    "photos.tar": tarred(PHOTOS),
-    "photos.tar.gz": gzip.compress(tarred(PHOTOS)),
-    "photos.tgz": gzip.compress(tarred(PHOTOS)),
-    "photos.tar.xz": lzma.compress(tarred(PHOTOS)),
-    "photos.tar.bz2": bz2.compress(tarred(PHOTOS)),
-}
-PLAIN = ARCHIVES["photos.tar"]
 
 
 @pytest.fixture
@@ -243,97 +182,6 @@ def test_an_archive_may_hold_arrays_or_a_list_of_its_photos(tmp_path: Path) -> N
     assert data.classes == ("cat", "dog") and data.name == "b" and len(data.train) == 8
 
 
-def test_a_changed_archive_is_unpacked_again(tmp_path: Path) -> None:
-    path = tmp_path / "photos.zip"
-    path.write_bytes(ARCHIVES["photos.zip"])
-    first = load(path)
-    path.write_bytes(zipped({name: content for name, content in PHOTOS.items() if not name.endswith("/5.png")}))
-    assert len(load(path).train) == len(first.train) - 2
-
-
-HOSTILE = {
-    "traversal": ((member("../evil", size=1), b"x"), "would be written outside"),
-    "traversal within": ((member("a/../../evil", size=1), b"x"), "would be written outside"),
-    "absolute": ((member("/tmp/evil-of-tlx", size=1), b"x"), "would be written outside"),
-    "drive": ((member("C:/evil", size=1), b"x"), "would be written outside"),
-    "symlink out": ((member("a", type=tarfile.SYMTYPE, linkname="/etc/passwd"), b""), "outside the folder"),
-    "symlink up": ((member("d/a", type=tarfile.SYMTYPE, linkname="../../x"), b""), "outside the folder"),
-    "hard link out": ((member("a", type=tarfile.LNKTYPE, linkname="../../etc/passwd"), b""), "outside the folder"),
-    "device": ((member("a", type=tarfile.CHRTYPE), b""), "is a device or a pipe"),
-    "pipe": ((member("a", type=tarfile.FIFOTYPE), b""), "is a device or a pipe"),
-    "twice": ((member("good.png", size=1), b"x"), "'good.png' is in it twice"),
-    "twice, spelled otherwise": ((member("./good.png", size=1), b"x"), "'good.png' is in it twice"),
-    "file as folder": ((member("good.png/x", size=1), b"x"), "cannot be unpacked into"),
-    "long name": ((member("n" * 2_000_000, size=1), b"x"), "a header has 2000014 bytes"),
-}
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_tar_is_refused_and_leaves_nothing(kind: str, tmp_path: Path) -> None:
-    (info, content), message = HOSTILE[kind]
-    (tmp_path / "x.tar").write_bytes(tar_of((member("good.png", size=4), b"good"), (info, content)))
-    with pytest.raises(DataError, match=message) as error:
-        unpack(tmp_path / "x.tar", tmp_path / "in" / "out")
-    assert "\n" not in str(error.value) and "x.tar" in str(error.value)
-    assert not list((tmp_path / "in").iterdir()) and not (tmp_path / "evil").exists()
-    assert not Path("/tmp/evil-of-tlx").exists()
-
-
-def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
-    """A link that is made first would carry the next member elsewhere."""
-    link = member("d", type=tarfile.SYMTYPE, linkname=".")
-    (tmp_path / "x.tar").write_bytes(tar_of((link, b""), (member("d/evil", size=1), b"x")))
-    notes = unpack(tmp_path / "x.tar", tmp_path / "out")
-    assert (tmp_path / "out" / "d" / "evil").is_file() and not (tmp_path / "out" / "d").is_symlink()
-    assert notes == ["left out of the archive because they lead to no file in it: d"]
-
-
-def test_links_to_files_of_the_archive_become_these_files(tmp_path: Path) -> None:
-    content = (
-        (member("d/second", type=tarfile.SYMTYPE, linkname="first"), b""),
-        (member("d/first", type=tarfile.SYMTYPE, linkname="../a.png"), b""),
-        (member("a.png", size=1), b"x"),
-        (member("b.png", type=tarfile.LNKTYPE, linkname="a.png"), b""),
-        (member("gone", type=tarfile.SYMTYPE, linkname="nowhere"), b""),
-    )
-    (tmp_path / "x.tar").write_bytes(tar_of(*content))
-    assert unpack(tmp_path / "x.tar", tmp_path / "out") == [
-        "left out of the archive because they lead to no file in it: gone"
-    ]
-    files = {
-        p.relative_to(tmp_path / "out").as_posix(): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()
-    }
-    assert files == dict.fromkeys(("a.png", "b.png", "d/first", "d/second"), b"x")
-    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
-
-
-def zip_entry(name: str, mode: int) -> zipfile.ZipInfo:
-    info = zipfile.ZipInfo(name)
-    info.external_attr = mode << 16
-    return info
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ("../evil", "would be written outside"),
-        ("/evil", "would be written outside"),
-        ("..\\evil", "would be written outside"),
-        (zip_entry("link", stat.S_IFLNK | 0o777), "is a link to '../etc/passwd', outside"),
-        (zip_entry("device", stat.S_IFCHR | 0o666), "is a device or a pipe"),
-        ("good.png", "'good.png' is in it twice"),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_hostile_zip_is_refused_and_leaves_nothing(entry: Any, message: str, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr("good.png", b"good")
-        archive.writestr(entry, b"../etc/passwd")
-    with pytest.raises(DataError, match=message):
-        unpack(tmp_path / "x.zip", tmp_path / "in" / "out")
-    assert not list((tmp_path / "in").iterdir()) and not (tmp_path / "evil").exists()
-
-
 def test_a_zip_of_windows_and_of_macos(tmp_path: Path) -> None:
     files = {name.replace("/", "\\"): content for name, content in PHOTOS.items()}
     rubbish = {"__MACOSX/insects/._train": b"x", "insects/train/ants/._0.png": b"x", "insects/.DS_Store": b"x"}
@@ -343,54 +191,38 @@ def test_a_zip_of_windows_and_of_macos(tmp_path: Path) -> None:
     assert any("left behind by other programs (2): .DS_Store, train/ants/._0.png" in note for note in data.notes)
 
 
-@pytest.mark.parametrize("name", ["bomb.zip", "bomb.tar.gz", "bomb.tar.bz2", "bomb.tar.xz"])
-def test_a_bomb_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpacking, "SUSPECT", 2**20)
-    zeros = tarred({"a.png": bytes(2**22)})
-    pack: dict[str, Any] = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
-    if name.endswith(".zip"):
-        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("a.png", bytes(2**22))
-    else:
-        (tmp_path / name).write_bytes(pack[Path(name).suffix](zeros))
-    with pytest.raises(DataError, match="unpacks to more than 1048576 bytes, suspiciously many"):
-        unpack(tmp_path / name, tmp_path / "in" / "out")
-    assert not list((tmp_path / "in").iterdir())
+ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
+    "for ever": ({"content": bytes(2**16), "pause": 0}, "has more than 1048576 bytes, and does not say how many"),
+    "drop by drop": ({"content": b"x", "pause": 0.01}, r"sends less than 1000 bytes a second\. Fix: run again later"),
+    "more than fits": ({"length": str(2**60)}, r"more fit on the disk\. Fix: set TLX_CACHE"),
+    "in a circle": ({"status": 302, "location": "/x.zip"}, r"redirect.* infinite loop"),
+    "with a file of this machine": ({"status": 302, "location": "file:///etc/passwd"}, "is not allowed"),
+    "with a part": ({"status": 206, "range": "bytes 5-9/10"}, "sends a part that was not asked for"),
+    "with another protocol": ({"status": 302, "location": "ftp://127.0.0.1:9/x"}, "cannot be reached"),
+    "in no protocol": ({"raw": b"x" * 99}, "cannot be reached"),
+}
 
 
-def test_an_archive_of_too_many_entries_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpacking, "ENTRIES", 3)
-    for name, content in (("x.zip", zipped), ("x.tar", tarred)):
-        (tmp_path / name).write_bytes(content({f"{i}": b"" for i in range(4)}))
-        with pytest.raises(DataError, match="more than 3 entries"):
-            unpack(tmp_path / name, tmp_path / "out")
-
-
-@pytest.mark.parametrize("name", ["photos.zip", "photos.tar", "photos.tar.gz", "photos.tar.xz", "photos.tar.bz2"])
-@settings(max_examples=25, derandomize=True, deadline=None)
-@given(data=st.data())
-def test_a_damaged_archive_is_unpacked_or_one_clear_error(
-    name: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("how", ANSWERS)
+def test_a_server_that_answers_in_bad_faith_is_left(
+    how: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = bytearray(ARCHIVES[name])
-    for _ in range(data.draw(st.integers(0, 4))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    folder = tmp_path_factory.mktemp("damaged")
-    (folder / name).write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
-    try:
-        unpack(folder / name, folder / "in" / "out")
-    except DataError as error:
-        assert "\n" not in str(error) and not list((folder / "in").iterdir())
+    answer, message = ANSWERS[how]
+    monkeypatch.setattr(downloading, "UNANNOUNCED", 2**20)
+    monkeypatch.setattr(downloading, "SLOW", 0.2)
+    monkeypatch.setattr(downloading, "SLOWEST", 1000)
+    server.respond = lambda path: answer
+    with pytest.raises(DataError, match=message) as error:
+        load(server.url("x.zip"))
+    assert "\n" not in str(error.value)
 
 
-def test_a_tar_that_is_cut_off_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
-    """`tarfile` alone takes some cuts for the end."""
-    whole = ARCHIVES["photos.tar"]
-    end = whole.rstrip(b"\0")
-    for length in range(600, len(end), 1111):
-        (tmp_path / "x.tar").write_bytes(whole[:length])
-        with pytest.raises(DataError):
-            unpack(tmp_path / "x.tar", tmp_path / "out")
+def test_a_changed_archive_is_unpacked_again(tmp_path: Path) -> None:
+    path = tmp_path / "photos.zip"
+    path.write_bytes(ARCHIVES["photos.zip"])
+    first = load(path)
+    path.write_bytes(zipped({name: content for name, content in PHOTOS.items() if not name.endswith("/5.png")}))
+    assert len(load(path).train) == len(first.train) - 2
 
 
 KILLED = """

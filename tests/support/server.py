@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,9 +58,26 @@ class Server:
                 self.wfile.write(content[start:][: outer.cut])
                 self.close_connection = True
 
-            def answer(self, content: bytes = b"", status: int = 200, raw: bytes | None = None, **headers: str) -> None:
-                """Answer with anything: headers by their names in `HEADERS`, or bytes that are no answer at all."""
+            def answer(
+                self,
+                content: bytes = b"",
+                status: int = 200,
+                raw: bytes | None = None,
+                pause: float | None = None,
+                **headers: str,
+            ) -> None:
+                """Answer with anything: headers by their names in `HEADERS`, or bytes that are no answer at all.
+
+                With a `pause` in seconds, the content is sent again and again, for ever.
+                """
                 self.close_connection = True
+                if pause is not None:
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+                    with contextlib.suppress(OSError):
+                        while True:
+                            self.wfile.write(content)
+                            time.sleep(pause)
+                    return
                 if raw is not None:
                     self.wfile.write(raw)
                     return
