@@ -22,7 +22,7 @@ from support.finished_runs import FIELDS
 from support.hostile import Outcome, check
 from support.run_files import state_file
 from tlx.errors import Interrupted
-from tlx.manifest import MANIFEST, RECIPE, Entry, Manifest, read_manifest
+from tlx.manifest import MANIFEST, RECIPE, Entry, Manifest, _digest, read_manifest
 from tlx.models.weights import digest, read_weights, write_safetensors
 from tlx.recipe import read_toml
 from tlx.training.metrics import Stepped
@@ -147,7 +147,10 @@ def test_values_of_the_card_of_the_result_and_of_the_manifest(
     with workplace(tmp_path) as folder:
         run = copied(finished, folder)
         file = run / data.draw(st.sampled_from(JSON_FILES))
-        file.write_bytes(to_json(data.draw(alterations(json.loads(file.read_bytes())))))
+        values = data.draw(alterations(json.loads(file.read_bytes())))
+        if file.name == MANIFEST and isinstance(values, dict) and data.draw(st.booleans()):
+            values["sha256"] = _digest({name: values.get(name) for name in ("format", "files", "recipe")})
+        file.write_bytes(to_json(values))
         signed = "as it was" if file.name == MANIFEST else data.draw(SIGNED)
         use("card, result and manifest", run, data.draw(commands), folder, signed)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlx.atomic import write_atomic
+from tlx.atomic import read_regular, write_atomic
 from tlx.backend import Array, Arrays
 from tlx.errors import WeightsError, WeightsNotFound
 from tlx.manifest import Manifest, owner_of, read_files, read_manifest
@@ -114,7 +114,7 @@ def _read(path: Path, kind: FileKind) -> Checkpoint:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
 

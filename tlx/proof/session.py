@@ -84,6 +84,8 @@ class Session:
                 found = "nothing" if value is None else list(value.shape)
                 problem = f"the weights of the reference do not fit: {spec.name} is {list(spec.shape)}, there {found}"
                 raise TlxError(problem, fix="capture both by one recipe")
+            if not (np.abs(value) <= np.finfo(np.float32).max).all():
+                raise TlxError(f"the weights to start from hold numbers in {spec.name} that float32 does not")
             if nudged and spec.role != "statistic":
                 up = rng.uniform(0, f"parity/nudge/{spec.name}", spec.shape) < 0.5
                 single = value.astype(np.float32)

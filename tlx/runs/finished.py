@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tlx.atomic import read_regular
 from tlx.backend import Array, Backend, Model, Preprocess, registry
 from tlx.data.framing import Framing
 from tlx.data.geometry import from_planes
@@ -70,7 +71,7 @@ def read_run(run_dir: Path) -> dict[str, bytes]:
                 f"{run_dir} holds no finished run: {name} is missing. Pass a folder that `tlx run` wrote."
             )
     try:
-        contents = {name: (run_dir / name).read_bytes() for name in FILES}
+        contents = {name: read_regular(run_dir / name) for name in FILES}
     except OSError as error:
         raise TlxError(f"{run_dir} cannot be read: {error.strerror}") from error
     arrays = parse_safetensors(contents[RUN_WEIGHTS], run_dir / RUN_WEIGHTS)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tlx.atomic import sync_folder, write_atomic
+from tlx.atomic import read_regular, sync_folder, write_atomic
 from tlx.errors import RecipeError, RunNotFound, TlxError
 from tlx.manifest import HISTORY, MANIFEST, RECIPE, Entry, Manifest, damaged, read_file, read_manifest
 from tlx.recipe import Recipe
@@ -64,7 +64,7 @@ class RunFolder:
         """Return what the run wrote into a file; raises RunDamaged where it holds something else."""
         if self.old:
             try:
-                return (self.path / name).read_bytes()
+                return read_regular(self.path / name)
             except OSError as error:
                 raise TlxError(f"{self.path / name} cannot be read: {error.strerror}") from error
         if name not in self.files:
