@@ -103,7 +103,7 @@ RECORDS = (
 def tars(draw: st.DrawFn) -> bytes:
     """Photos of two classes, and members that are hostile by name, type, link, size or record."""
     file = io.BytesIO()
-    format = draw(st.sampled_from((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)))
+    format: Any = draw(st.sampled_from((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)))
     content = png()
     with tarfile.open(fileobj=file, mode="w", format=format, errors="surrogateescape") as archive:
         for i in range(6):
