@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tlx.atomic import write_atomic
+from tlx.atomic import read_regular, write_atomic
 from tlx.errors import RunDamaged, TlxError
 
 MANIFEST, RECIPE, HISTORY, CARD = "manifest.json", "recipe.toml", "history.jsonl", "card.json"
@@ -61,11 +61,13 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path))
         body = {name: value[name] for name in ("format", "files", "recipe")}
         if value["sha256"] != _digest(body):
             raise ValueError("its content does not match its own digest")
-        files = {name: Entry(**entry) for name, entry in body["files"].items()}
+        files = {name: _entry(**entry) for name, entry in body["files"].items()}
+        if type(body["format"]) is not int:
+            raise ValueError("its format is no number")
         if strange := [name for name, entry in files.items() if not (OWN.fullmatch(name) and "/" not in entry.at)]:
             raise ValueError(f"it names {strange[0]!r}")
     except FileNotFoundError:
@@ -79,6 +81,13 @@ def read_manifest(folder: Path) -> Manifest | None:
     if body["format"] > FORMAT:
         raise TlxError(f"{folder} was written by a newer tlx; upgrade tlx to read it")
     return Manifest(files, str(body["recipe"]))
+
+
+def _entry(size: Any, sha256: Any, at: Any = "") -> Entry:
+    """Check what a manifest says of a file."""
+    if type(size) is not int or size < 0 or not isinstance(sha256, str) or not isinstance(at, str) or "\0" in at:
+        raise ValueError("it names a file without its size and digest")
+    return Entry(size, sha256, at)
 
 
 def read_file(folder: Path, name: str, entry: Entry) -> bytes:
@@ -173,7 +182,7 @@ def _way_on(folder: Path, manifest: Manifest, whole: Collection[str]) -> str:
 def _changes(folder: Path, manifest: Manifest) -> str:
     """Say which lines of recipe.toml are not as they were written; "" where that is no text or says nothing."""
     try:
-        now = (folder / RECIPE).read_text(encoding="utf-8").splitlines()
+        now = read_regular(folder / RECIPE).decode().splitlines()
     except (OSError, ValueError):
         return ""
     before = manifest.recipe.splitlines()
@@ -186,10 +195,10 @@ def _changes(folder: Path, manifest: Manifest) -> str:
 def _needs_manifest(folder: Path) -> bool:
     """Whether a folder without a manifest is of a tlx that writes one."""
     try:
-        card = json.loads((folder / CARD).read_bytes())
+        card = json.loads(read_regular(folder / CARD))
         if isinstance(card, dict) and card.get("format") != 1 and "sha256" in card:
             return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass
     return any(STATE.fullmatch(f"last/{path.name}") for path in (folder / "last").glob("state-*"))
 

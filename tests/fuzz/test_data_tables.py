@@ -123,7 +123,7 @@ HEADERS_OF_ARRAYS = (
 def arrays(draw: st.DrawFn, name: str) -> bytes:
     """A .npy file: right, or with another type, shape or header."""
     kind = draw(st.sampled_from(("right", "right", "values", "type", "header", "bytes")))
-    shape: Any = (8, 4, 4) if name[0] in "ix" else (2,) if name == "classes" else (8,)
+    shape: tuple[int, ...] = (8, 4, 4) if name[0] in "ix" else (2,) if name == "classes" else (8,)
     array: Any = np.arange(int(np.prod(shape))).reshape(shape)
     array = np.array(["a", "b"]) if name == "classes" else array.astype(np.uint8) % (256 if name[0] in "ix" else 2)
     if kind == "values":

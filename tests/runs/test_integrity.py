@@ -22,6 +22,7 @@ from support.run_files import FIELDS, outcome, state_file, stopped
 from tlx.errors import RunDamaged, TlxError
 from tlx.manifest import read_manifest
 from tlx.models.weights import digest, read_weights
+from tlx.runs.saved import parse_history
 from tlx.training.metrics import EpochEnded, Event
 
 UNFINISHED = ("recipe.toml", "history.jsonl", "manifest.json", "last/state-*.safetensors", "last/best-*.safetensors")
@@ -252,11 +253,9 @@ def as_before_manifests(run: Path) -> Path:
     assert state is not None
     with safe_open(state, "np") as file:
         facts = json.loads(file.metadata()["tlx"])
-    from tlx.runs.result import history_event
-
-    lines = (run / "history.jsonl").read_text().splitlines()
+    epochs = parse_history((run / "history.jsonl").read_bytes(), run / "history.jsonl")
     arrays = load_file(state)
-    facts |= {"version": 1, "history": [asdict(history_event(json.loads(line))) for line in lines]}
+    facts |= {"version": 1, "history": [asdict(epoch) for epoch in epochs]}
     metadata = {"tlx": json.dumps({**facts, "sha256": digest(arrays)})}
     save_file(arrays, run / "last" / "state.safetensors", metadata)
     state.unlink()

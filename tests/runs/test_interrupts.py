@@ -18,6 +18,7 @@ import pytest
 import tlx
 from support.backends import each_backend
 from support.finished_runs import FIELDS
+from support.run_files import state_file
 from tlx.errors import Interrupted
 from tlx.runs.folder import resumed_folder
 
@@ -47,9 +48,9 @@ def await_handler(child: subprocess.Popen[str]) -> None:
         time.sleep(0.001)
 
 
-def await_file(path: Path, child: subprocess.Popen[str]) -> None:
+def await_save(run: Path, child: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 60
-    while not path.exists():
+    while state_file(run) is None:
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()
         time.sleep(0.001)
 
@@ -75,7 +76,7 @@ def test_a_signal_at_any_moment_is_one_true_line_and_its_exit_code(number: int, 
         return
     assert child.returncode == CODES[signal.Signals(number)] and not out and "Traceback" not in shown, shown
     assert len(said) == 1 and shown.splitlines()[-1] == said[0]
-    state = (tmp_path / "mine" / "last" / "state.safetensors").exists()
+    state = state_file(tmp_path / "mine") is not None
     assert ("the run is saved" in said[0] or "all of it is saved" in said[0]) == state, said
     if "with: " in said[0]:
         again = repeat(said[0], tmp_path)
@@ -98,7 +99,7 @@ def test_ctrl_c_while_a_framework_loads_leaves_no_traceback(backend: str, delay:
 
 def test_many_quick_ctrl_cs_are_one_line_and_the_run_is_saved(tmp_path: Path) -> None:
     with start(tmp_path, *RUN, "--epochs", "3000", "--save-seconds", "0") as child:
-        await_file(tmp_path / "mine" / "last" / "state.safetensors", child)
+        await_save(tmp_path / "mine", child)
         for _ in range(30):
             if child.poll() is None:
                 child.send_signal(signal.SIGINT)
@@ -112,7 +113,7 @@ def test_many_quick_ctrl_cs_are_one_line_and_the_run_is_saved(tmp_path: Path) ->
 def test_a_signal_that_is_ignored_stays_ignored(name: str, tmp_path: Path) -> None:
     number = getattr(signal, f"SIG{name}")
     with start(tmp_path, *RUN, "--epochs", "30", "--save-seconds", "0", shell=f"trap '' {name};") as child:
-        await_file(tmp_path / "mine" / "last" / "state.safetensors", child)
+        await_save(tmp_path / "mine", child)
         child.send_signal(number)
         out, shown = child.communicate(timeout=60)
     assert child.returncode == 0 and "test accuracy" in out, shown
@@ -140,7 +141,11 @@ def signalled_at(part: str, out: Path, monkeypatch: pytest.MonkeyPatch, **fields
     [
         ("open_data", "nothing was saved. Start again with: the same call of tlx.run", None),
         ("new_folder", "the run is saved. Go on with: tlx run --resume", "last/state-1.safetensors"),
-        ("held_out", "after the last epoch; the run is saved. Go on with: tlx run --resume", "last/state-1.safetensors"),
+        (
+            "held_out",
+            "after the last epoch; the run is saved. Go on with: tlx run --resume",
+            "last/state-1.safetensors",
+        ),
         ("digest", "once the run had finished; all of it is saved in", "result.json"),
     ],
 )

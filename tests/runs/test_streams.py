@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from runs.test_interrupts import RUN, await_file
+from runs.test_interrupts import RUN, await_save
+from support.run_files import state_file
 
 TLX = f"{sys.executable} -m tlx"
 
@@ -57,19 +58,19 @@ def test_a_terminal_that_is_closed_saves_the_run_or_lets_it_go_on(ignored: bool,
         if ignored:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         os.execv(sys.executable, [sys.executable, "-m", "tlx", *RUN, "--epochs", "40", "--save-seconds", "0"])
-    state = tmp_path / "mine" / "last" / "state.safetensors"
-    while not state.exists():
+    run = tmp_path / "mine"
+    while state_file(run) is None:
         os.read(terminal, 4096)
     os.close(terminal)
     _, status = os.waitpid(child, 0)
-    assert state.exists() and os.waitstatus_to_exitcode(status) == (0 if ignored else 129)
+    assert state_file(run) is not None and os.waitstatus_to_exitcode(status) == (0 if ignored else 129)
     assert (tmp_path / "mine" / "result.json").exists() == ignored
 
 
 def test_a_pipe_that_breaks_in_the_midst_of_a_training_does_not_end_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tlx", *RUN, "--epochs", "40", "--save-seconds", "0"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=-1, stdout=-1, text=True) as child:
-        await_file(tmp_path / "mine" / "last" / "state.safetensors", child)
+        await_save(tmp_path / "mine", child)
         child.stderr.close()
         child.stdout.close()
         assert child.wait(60) == 0

@@ -123,15 +123,18 @@ def call(*argv: str, folder: Path) -> Outcome:
     return Outcome(int(code or 0), *texts)
 
 
-def check(target: str, *argv: str, folder: Path, writes: tuple[str, ...] = ("runs",)) -> Outcome:
+def check(target: str, *argv: str, folder: Path, writes: tuple[str, ...] = ("runs",), verdict: bool = False) -> Outcome:
     """Call `tlx`, and assert all that is promised of any input.
 
     It ends in time, with exit code 0, or with 2 and one line on stderr, which no name can forge or colour; it executes
-    nothing; and with exit code 2 nothing in `folder` has changed, unless a run was saved, which can go on once its data
-    are mended. Otherwise only what lies below `writes` may have.
+    nothing; and with exit code 2 nothing in `folder` has changed, unless a run was saved that can go on once its data
+    are mended. Otherwise only what lies below `writes` may have. With `verdict`, as of `tlx parity`, a report on stdout
+    counts as 0, whatever its exit code of 0 to 3 says.
     """
     before = snapshot(folder)
     outcome = call(*argv, folder=folder)
+    if verdict and outcome.code in range(4) and outcome.out and "Traceback" not in outcome.err:
+        outcome = Outcome(0, outcome.out, outcome.err)
     outcomes[target, outcome.code] += 1
     shown = f"tlx {argv!r} exited with {outcome.code}:\n{outcome.out}{outcome.err}"
     assert outcome.code in (0, 2), shown

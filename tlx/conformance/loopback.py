@@ -169,7 +169,7 @@ class Loopback:
     def dump_arrays(self, model: Net) -> dict[str, Array]:
         return {name: array.copy() for name, array in model.module.arrays.items()}
 
-    # Training.
+    # Training. As in the frameworks, a number that is too large becomes infinite without a warning; the core checks.
 
     def set_phase(self, model: Net, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
         check_known(trainable, _shapes(model), "parameter")

@@ -16,6 +16,9 @@ SAVE = "torch.save(model.state_dict(), 'weights.pth')"
 _SAVE_THERE = f"load it where it was made, and save the model there with {SAVE}"
 _UNPACK = "unpack it, and pass the file that was in it"
 _LISTED = 4  # names that a note or an error spells out before it counts
+_SPELLED = 100  # characters of such a name; the longest in the zoo has 62
+MAX_NAME = 1000  # characters of an array's name; looking for prefixes takes their square
+MAX_INDEX = 64 << 20  # bytes of an index of weights; those of models of a trillion numbers have some megabytes
 
 FileKind = Literal["safetensors", "index", "torch"]
 
@@ -49,7 +52,12 @@ def some(names: Iterable[str]) -> str:
     """Return the first names, and how many more there are."""
     names = list(names)
     more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(spelled, names[:_LISTED])) + (f" and {more} more" if more > 0 else "")
+
+
+def spelled(name: str) -> str:
+    """Return a name as an error shows it: of one that is too long, its beginning and its end."""
+    return name if len(name) <= _SPELLED else f"{name[: _SPELLED // 2]}...{name[-_SPELLED // 4 :]}"
 
 
 def kind_of(path: Path, head: bytes, size: int) -> FileKind:

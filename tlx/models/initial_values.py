@@ -67,7 +67,7 @@ def _card(folder: Path) -> Any:
         if folder.is_dir() and read_manifest(folder) is not None:
             return json.loads(read_files(folder, (CARD,))[CARD])
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, TlxError):
             raise
         raise WeightsError(f"{path} cannot be read: {error}") from error
@@ -76,9 +76,12 @@ def _card(folder: Path) -> Any:
 def _classes(card: Any, folder: Path) -> list[str]:
     """Return the class names of a run, from its card."""
     try:
-        return [str(name) for name in card["classes"]]
+        classes = card["classes"]
     except (LookupError, TypeError) as error:
         raise WeightsError(f"{folder / CARD} cannot be read: {error}") from error
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise WeightsError(f"{folder / CARD} is damaged: classes is no list of names")
+    return classes
 
 
 def _has_customary_start(spec: ParamSpec, layers: Collection[str]) -> bool:

@@ -16,6 +16,9 @@ from tlx.models.zoo import Architecture
 
 _COUNTER = ".num_batches_tracked"  # BatchNorm's, which checkpoints from before 2018 lack
 _NEAREST = 4  # missing names for which the nearest one is looked up
+# Among how many names, and of which length: comparing two takes the square of their length.
+_COMPARED, _COMPARABLE = 1000, 100
+_DEEPEST = 32  # modules around a backbone, whose prefix is looked for
 
 
 def match(
@@ -83,7 +86,8 @@ def _cast(array: Array, spec: ParamSpec) -> Array:
 
 
 def _with_nearest(name: str, extra: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(name, extra, n=1, cutoff=0.6)
+    comparable = [other for other in extra[:_COMPARED] if len(other) <= _COMPARABLE]
+    nearest = difflib.get_close_matches(name, comparable, n=1, cutoff=0.6)
     return f"{name} (nearest in the file: {nearest[0]})" if nearest else name
 
 
@@ -126,7 +130,7 @@ def _prefix(arrays: Arrays, backbone: Iterable[str]) -> tuple[str, list[str]]:
     counts: Counter[str] = Counter()
     for name in arrays:
         parts = name.split(".")
-        for depth in range(len(parts)):
+        for depth in range(min(len(parts), _DEEPEST)):
             if ".".join(parts[depth:]) in wanted:
                 counts["".join(f"{part}." for part in parts[:depth])] += 1
     most = max(counts.values(), default=0)

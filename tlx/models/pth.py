@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.errors import WeightsError, WeightsNotFound
-from tlx.models.formats import SAVE, Checkpoint, refuse_zip, some
+from tlx.models.formats import MAX_NAME, SAVE, Checkpoint, refuse_zip, some
 from tlx.models.unpickle import Opaque, Refused, Storage, Tensor, interpret
 
 # torch/serialization.py: the numbers that open a file of the format before 1.6.
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_MAX_DEPTH, _MAX_MODULES = 32, 10**5  # of a pickled module
+_MAX_DEPTH = 32  # of modules or dictionaries within each other; the paths to all are kept, so it is quadratic
+_MAX_ENTRIES = 10**5  # of all modules of a pickled one, which may share a few; the largest of the zoo have some 10,000
 
 # Where people keep the weights, the first first. Averages come behind the weights that they are averages of.
 NESTED = (
@@ -111,7 +112,8 @@ def _dictionaries_of_tensors(content: Any) -> dict[tuple[str, ...], dict[Any, An
         entries = _entries(value, visits)
         if _count(entries):
             places[place] = entries
-        queue += [((*place, str(k)), v) for k, v in entries.items() if isinstance(v, dict | Opaque)]
+        if len(place) < _MAX_DEPTH:
+            queue += [((*place, str(k)), v) for k, v in entries.items() if isinstance(v, dict | Opaque)]
     return places
 
 
@@ -147,19 +149,26 @@ def _state_of_module(module: Opaque, visits: Iterator[int]) -> dict[Any, Any]:
     stack: list[tuple[str, Opaque]] = [("", module)]
     while stack:
         prefix, owner = stack.pop()
-        if next(visits) > _MAX_MODULES or prefix.count(".") > _MAX_DEPTH:
+        if prefix.count(".") > _MAX_DEPTH or len(prefix) > MAX_NAME:
             raise Refused("holds too many modules within modules")
         kept_out = owner.entries.get("_non_persistent_buffers_set")
         skipped = kept_out.entries if isinstance(kept_out, Opaque) else {}
         for kind in ("_parameters", "_buffers"):
             tensors = owner.entries.get(kind)
-            for name, tensor in tensors.items() if isinstance(tensors, dict) else ():
+            for name, tensor in _counted(tensors, visits):
                 if isinstance(tensor, Tensor) and name not in skipped:
                     state[f"{prefix}{name}"] = tensor
-        children = owner.entries.get("_modules")
-        inner = children.items() if isinstance(children, dict) else ()
+        inner = _counted(owner.entries.get("_modules"), visits)
         stack += reversed([(f"{prefix}{name}.", child) for name, child in inner if isinstance(child, Opaque)])
     return state
+
+
+def _counted(entries: Any, visits: Iterator[int]) -> Iterator[tuple[Any, Any]]:
+    """Yield the items of a dictionary while there are not too many in all: a few kilobytes can share theirs often."""
+    for name, value in entries.items() if isinstance(entries, dict) else ():
+        if next(visits) > _MAX_ENTRIES or (isinstance(name, str) and len(name) > MAX_NAME):
+            raise Refused("holds too many modules within modules, or too long names")
+        yield name, value
 
 
 def _array(tensor: Tensor, block: NDArray[Any]) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from io import BytesIO
 from typing import Any
 
 _MAX_DIMS, _MAX_ARGS = 16, 8  # torch's rebuild functions take at most seven
+_MAX_BITS = 4096  # of an integer, whose every use takes time with its length; torch's own have up to 77
 
 STORAGES = {
     "FloatStorage": "<f4",
@@ -214,6 +215,8 @@ def interpret(stream: BytesIO, declared: dict[str, Storage], unknown: dict[str, 
     for op, arg, _ in pickletools.genops(stream):
         name = op.name
         if name in _LITERALS:
+            if type(arg) is int and arg.bit_length() > _MAX_BITS:
+                raise Refused(f"damaged: an integer of {arg.bit_length():,} bits")
             stack.append(arg)
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from tlx.atomic import write_atomic
+from tlx.atomic import read_regular, write_atomic
 from tlx.backend import Array, Arrays
 from tlx.errors import WeightsError, WeightsNotFound
 from tlx.manifest import Manifest, owner_of, read_files, read_manifest
-from tlx.models.formats import Checkpoint, FileKind, kind_of, shards
+from tlx.models.formats import MAX_INDEX, MAX_NAME, Checkpoint, FileKind, kind_of, shards, spelled
 
 RUN_WEIGHTS = "model.safetensors"
 # What a folder may hold, the first first; the others are Hugging Face's.
@@ -37,7 +38,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         RunDamaged: a file of a run is not what the run wrote.
     """
     path = Path(path)
-    if os.path.isdir(path):  # False too of a name that is too long
+    if os.path.isdir(path):  # unlike `Path.is_dir`, it takes any name
         if (manifest := read_manifest(path)) is not None:
             return _of_run(path, RUN_WEIGHTS, manifest)
         path = _in_folder(path)
@@ -47,24 +48,42 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if kind != "index":
         checkpoint = _read(path, kind)
     else:
-        parts = [_read(shard, _kind(shard)) for shard in shards(path, path.read_bytes())]
+        parts = [_read(shard, _kind(shard)) for shard in shards(path, _read_index(path))]
         checkpoint = Checkpoint(
             {name: array for part in parts for name, array in part.arrays.items()},
             tuple(note for part in parts for note in part.notes),
         )
     if not checkpoint.arrays:
         raise WeightsError(f"{path}: holds no weights")
+    if longest := next((name for name in checkpoint.arrays if len(name) > MAX_NAME), ""):
+        problem = f"{path}: the name {spelled(longest)!r} has {len(longest):,} characters"
+        raise WeightsError(f"{problem}; at most {MAX_NAME:,} are read")
     return checkpoint
+
+
+def _read_index(path: Path) -> bytes:
+    with path.open("rb") as file:
+        text = file.read(MAX_INDEX + 1)
+    if len(text) > MAX_INDEX:
+        raise WeightsError(f"{path}: JSON of more than {MAX_INDEX >> 20} MiB, which is no index of weights")
+    return text
 
 
 def _kind(path: Path) -> FileKind:
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would keep the run waiting, and a device may never end
+            raise WeightsError(f"{path}: a pipe or a device, and no file", fix="save the weights in a file")
         with path.open("rb") as file:
-            return kind_of(path, file.read(512), path.stat().st_size)
+            return kind_of(path, file.read(512), status.st_size)
     except FileNotFoundError as error:
         raise WeightsNotFound(f"{path}: no such file") from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsNotFound(f"{path}: no such file ({error})") from error
 
 
 def _of_run(folder: Path, name: str, manifest: Manifest | None = None) -> Checkpoint:
@@ -95,7 +114,7 @@ def _read(path: Path, kind: FileKind) -> Checkpoint:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -128,14 +147,16 @@ def parse_safetensors(content: bytes, path: Path) -> dict[str, Array]:
         arrays: dict[str, Array] = {}
         for name, entry in deserialize(content):  # type: ignore[no-untyped-call]
             if (dtype := _DTYPES.get(entry["dtype"])) is None:
-                raise WeightsError(f"{path}: {name!r} is of dtype {entry['dtype']}; expected one of {list(_DTYPES)}")
+                raise WeightsError(
+                    f"{path}: {spelled(name)!r} is of dtype {entry['dtype']}; expected one of {list(_DTYPES)}"
+                )
             flat: Array = np.frombuffer(entry["data"], dtype)
             arrays[name] = (widen_bfloat16(flat) if entry["dtype"] == "BF16" else flat).reshape(entry["shape"])
         return arrays
     except WeightsError:
         raise
-    except (SafetensorError, ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())
+    except (SafetensorError, ValueError, OverflowError, MemoryError) as error:
+        reason = spelled(" ".join(str(error).split())) or type(error).__name__
         raise WeightsError(f"{path}: damaged or not a .safetensors file ({reason})") from error
 
 

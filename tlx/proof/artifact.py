@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import re
+import stat
+import tokenize
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,20 @@ import numpy as np
 from tlx.atomic import write_atomic
 from tlx.backend import Array, Arrays
 from tlx.errors import TlxError
+from tlx.proof.checked import MANIFEST, check_manifest, check_record
 from tlx.recipe import RENAMED, Recipe, fields_affecting
 
 FORMAT = 1
 MODULE = "a module"  # the manifest's model where it is a user's own
-FACTS = ("must", "recipe", "backend", "versions", "device", "precisions", "planned", "replayed", "inputs")
 MAX_ARRAY, MAX_TEXT = 4 << 30, 256 << 20  # bytes
 # The recipe's fields that have to be equal: all that affect the result, but for two that are compared by what they
 # lead to. Weights are compared as arrays, and data by its fingerprint.
 MUST_AGREE = tuple(name for name in fields_affecting("result") if name not in ("weights", "data"))
+# What NumPy raises where the header of an array, which it reads as Python's literals, is none.
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, SyntaxError, ArithmeticError, LookupError, AttributeError),
+    *(RecursionError, MemoryError, EOFError, tokenize.TokenError),
+)
 _FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]+p[+-]\d+")
 _FILE = re.compile(r"\d{6}\.npy")
 
@@ -54,11 +61,15 @@ class Record:
             return None
         path = self.folder / file
         try:
-            if path.is_symlink() or path.stat().st_size > MAX_ARRAY:
-                raise ValueError("a link, or larger than 4 GiB")
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_ARRAY:
+                raise ValueError("a link, no file, or larger than 4 GiB")
             # Mapped first: a header that promises more than the file holds is then an error, not an allocation.
-            return np.array(np.load(path, mmap_mode="r", allow_pickle=False), order="C")
-        except (OSError, ValueError) as error:
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            if mapped.dtype.kind not in "fiub":
+                raise ValueError(f"numbers of dtype {mapped.dtype}")
+            return np.array(mapped, order="C")
+        except UNREADABLE as error:
             raise TlxError(f"{path}: cannot read the array {name!r} of {self.key!r}: {_short(error)}") from error
 
     def needed(self, name: str) -> Array:
@@ -93,13 +104,14 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         """Begin a capture in a new or empty folder; raises TlxError where it holds something or cannot be written."""
         try:
+            created = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise TlxError(f"{folder} is not empty, and tlx overwrites nothing; choose another folder")
             self._trace = (folder / "trace.jsonl").open("wb", 0)  # what stays in a buffer fails once more at the end
         except OSError as error:
             raise TlxError(f"Cannot write to {folder}: {error.strerror}. Choose another folder.") from error
-        self.folder, self.count = folder, 0
+        self.folder, self.count, self.created = folder, 0, created
 
     def add(self, key: str, facts: Mapping[str, Any] | None = None, arrays: Arrays | None = None) -> None:
         """Write one record: a line of JSON, and a file for each array. Raises TlxError where the disk is full."""
@@ -126,6 +138,16 @@ class Writer:
             problem = f"Cannot write to {self.folder}: {error.strerror or error}; the capture is not whole"
             raise TlxError(problem, fix="capture anew, into another folder with room") from error
 
+    def abandon(self) -> None:
+        """Delete what was written: no one can use a capture that ended early."""
+        self._trace.close()
+        with suppress(OSError):
+            (self.folder / "trace.jsonl").unlink()
+            for number in range(self.count):
+                (self.folder / f"{number:06d}.npy").unlink(missing_ok=True)
+            if self.created:
+                self.folder.rmdir()
+
 
 class Capture:
     """A capture that was read: its manifest, and its records by key, in the order they were written."""
@@ -140,11 +162,10 @@ class Capture:
         self.manifest: dict[str, Any] = self._object(self._text("manifest.json"))
         if self.manifest.get("format") != FORMAT:
             raise TlxError(f"{self.folder}: a capture of format {self.manifest.get('format')}; this tlx reads {FORMAT}")
-        missing = [name for name in FACTS if name not in self.manifest] or [
-            name for name in ("model", "stages", "classes", "data") if name not in self.manifest["must"]
-        ]
+        missing = [name for name in MANIFEST if name not in self.manifest]
         if missing:
             raise TlxError(f"{self.folder}: the manifest lacks {', '.join(missing)}; capture anew")
+        check_manifest(f"{self.folder}/manifest.json", self.manifest)
         self.manifest["must"] = _current(self.manifest["must"])
         self.records = Records()
         self.records.folder = self.folder
@@ -157,6 +178,7 @@ class Capture:
             for file in files.values():
                 if not isinstance(file, str) or not _FILE.fullmatch(file):
                     raise TlxError(f"{self.folder}/trace.jsonl: {file!r} is no array file; expected such as 000012.npy")
+            check_record(f"{self.folder}/trace.jsonl", key, facts)
             self.records[key] = Record(self.folder, key, facts, files)
 
     def stage(self, prefix: str) -> list[Record]:
@@ -166,7 +188,10 @@ class Capture:
     def _text(self, name: str) -> str:
         path = self.folder / name
         try:
-            if path.stat().st_size > MAX_TEXT:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise TlxError(f"{path} cannot be read: it is no file")
+            if status.st_size > MAX_TEXT:
                 raise TlxError(f"{path} is larger than {MAX_TEXT >> 20} MiB; it is no capture of tlx")
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -203,7 +228,8 @@ def hexed(value: Any) -> Any:
 def readable(value: Any) -> str:
     """Write a value that `hexed` made as Python would, with its floats in decimals."""
     if isinstance(value, str) and _FLOAT.fullmatch(value):
-        return repr(float.fromhex(value))
+        with suppress(OverflowError):
+            return repr(float.fromhex(value))
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {readable(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

@@ -12,6 +12,7 @@ from tlx.errors import BackendError, TlxError
 from tlx.models.zoo import architecture
 from tlx.proof.artifact import Capture, Writer
 from tlx.proof.record import RECORD
+from tlx.proof.recorder import check_served
 from tlx.proof.session import Session
 from tlx.recipe import Recipe
 from tlx.training import build
@@ -99,6 +100,7 @@ def capture(
         short = replace(Recipe.from_dict(other.manifest["recipe"], str(reference)), backend=loaded.name, workers=0)
         classes = tuple(other.manifest["must"]["classes"])
         data = None
+        check_served(other, short)
     else:
         short = build.resolve_placement(replace(reduced(recipe.resolved(), quick), backend=loaded.name), loaded)
         data = build.open_data(short)
@@ -106,7 +108,11 @@ def capture(
         classes = data.classes
     writer = Writer(Path(out))
     session = Session(loaded, short, classes, data, other, copy_weights, writer, feed)
-    for stage in stages:
-        RECORD[stage](session)
-    writer.close(session.manifest(stages, quick))
+    try:
+        for stage in stages:
+            RECORD[stage](session)
+        writer.close(session.manifest(stages, quick))
+    except BaseException:
+        writer.abandon()
+        raise
     return Path(out)

@@ -12,6 +12,7 @@ import numpy as np
 
 from tlx import rng
 from tlx.backend import Array, Arrays
+from tlx.errors import TlxError
 
 Sketch: TypeAlias = tuple[tuple[int, ...], Array]  # the array's shape, and the numbers that stand for it
 Sketches: TypeAlias = dict[str, Sketch]
@@ -87,6 +88,8 @@ def bundle(arrays: Arrays) -> tuple[list[list[Any]], Array]:
 def unbundle(layout: Sequence[Sequence[Any]], numbers: Array | None) -> Sketches:
     """Take apart what `bundle` made: name -> shape of the array, and its sketch, which is empty without numbers."""
     sketches, start = {}, 0
+    if numbers is not None and (numbers.ndim != 1 or len(numbers) < sum(length for _, _, length in layout)):
+        raise TlxError("a capture is damaged: an array of sketches does not fit its layout", fix="capture anew")
     numbers = np.zeros(0) if numbers is None else numbers
     for name, shape, length in layout:
         sketches[str(name)] = tuple(shape), numbers[start : start + length]

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from tlx.backend import Batch, Handle, Hyper, Lazy, Model, Preprocess
-from tlx.proof.artifact import Writer
+from tlx.errors import TlxError
+from tlx.proof.artifact import Capture, Writer
 from tlx.proof.measure import bundle, sha256
+from tlx.recipe import Recipe
 
 
 class Proxy:
@@ -112,6 +114,22 @@ class RecordedLoader(Proxy):
                 arrays["targets"] = batch.targets
             self.writer.add(f"P2/{self.part}/{epoch:04d}/{number:04d}", facts, arrays)
             yield batch
+
+
+def check_served(reference: Capture, recipe: Recipe) -> None:
+    """Raise TlxError unless a capture holds a recipe's batches, as long as it trains and as large as its images."""
+    epochs = {record.key.split("/")[2] for record in reference.stage("P2/train")}
+    expected = {f"{epoch:04d}" for epoch in range(min(recipe.epochs, len(epochs) + 1))}
+    if epochs != expected or not reference.stage("P2/test/0000"):
+        raise TlxError(f"{reference.folder}: lacks batches of some of its {recipe.epochs} epochs", fix="capture anew")
+    for record in reference.stage("P2"):
+        images, labels = record.array("images"), record.facts["labels"]
+        fits = images is not None and images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] == 3
+        if not (fits and images is not None and len(images) == len(labels) == len(record.facts["indices"]) > 0):
+            raise TlxError(f"{reference.folder}: {record.key}: images do not fit their labels", fix="capture anew")
+        if record.facts["size"] != recipe.image_size or max(labels) >= len(reference.manifest["must"]["classes"]):
+            problem = f"{reference.folder}: {record.key}: another size than the recipe's, or an unknown label"
+            raise TlxError(problem, fix="capture anew")
 
 
 class ServedLoader:

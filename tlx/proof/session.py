@@ -15,6 +15,7 @@ from tlx import rng
 from tlx.backend import Array, Backend, Batch, Model, Precision, Probe
 from tlx.data.images import ArrayImages
 from tlx.data.load import Data
+from tlx.errors import TlxError
 from tlx.models.zoo import Architecture
 from tlx.proof.artifact import MODULE, MUST_AGREE, Capture, Writer, hexed
 from tlx.proof.measure import sha256
@@ -78,7 +79,13 @@ class Session:
         """Load the initial values; nudged, every number of the parameters is one float32 unit off, up or down."""
         arrays = {}
         for spec in self.backend.param_specs(model):
-            value = self.initial[spec.name]
+            value = self.initial.get(spec.name)
+            if value is None or value.shape != spec.shape:
+                found = "nothing" if value is None else list(value.shape)
+                problem = f"the weights of the reference do not fit: {spec.name} is {list(spec.shape)}, there {found}"
+                raise TlxError(problem, fix="capture both by one recipe")
+            if not (np.abs(value) <= np.finfo(np.float32).max).all():
+                raise TlxError(f"the weights to start from hold numbers in {spec.name} that float32 does not")
             if nudged and spec.role != "statistic":
                 up = rng.uniform(0, f"parity/nudge/{spec.name}", spec.shape) < 0.5
                 single = value.astype(np.float32)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tlx.backend import Array
+from tlx.errors import TlxError
 from tlx.proof.artifact import Capture, Record
 from tlx.proof.inputs import absent_side, measured, union
 from tlx.proof.measure import distances, unbundle
@@ -93,7 +94,7 @@ def compare_metrics(a: Capture, b: Capture) -> Stage:
     rows: list[Row] = []
     left, right = a.stage("P7"), b.stage("P7")
     for number, records in enumerate(zip(left, right, strict=False)):
-        logits = [record.needed("logits") for record in records]
+        logits = [_logits(record) for record in records]
         for side, record, own in zip(SIDES, records, logits, strict=True):
             count = int((own.argmax(axis=1) == np.array(record.facts["labels"])).sum())
             recorded = record.facts["correct"]
@@ -110,6 +111,15 @@ def compare_metrics(a: Capture, b: Capture) -> Stage:
     if len(left) != len(right):
         rows.append(Row(kind="batches", error=math.inf, passed=False, values=(len(left), len(right))))
     return measured("P7", 0, rows, {"batches": len(left)})
+
+
+def _logits(record: Record) -> Array:
+    """Return the logits of a batch, [images, classes]; TlxError where they do not fit its labels."""
+    logits, labels = record.needed("logits"), len(record.facts["labels"])
+    if logits.ndim != 2 or len(logits) != labels or logits.shape[1] < 2:
+        problem = f"{record.folder}: the logits of {record.key} have shape {list(logits.shape)} for {labels} labels"
+        raise TlxError(problem, fix="capture anew")
+    return logits
 
 
 def _prediction_row(number: int, reference: Array, candidate: Array) -> Row:

@@ -45,6 +45,10 @@ def update_errors(c: Capture) -> Iterator[tuple[int, str, str, float]]:
     state: dict[str, dict[str, Array]] = {}
     for number, record in enumerate(c.stage("P5/update")):
         trains = set(record.facts["trains"])
+        names_known = all(name in values for names in script["groups"] for name in names)
+        if not names_known or len(record.facts["hyper"]) != len(script["groups"]):
+            problem = f"{c.folder}: the groups of P5/script do not fit its weights or {record.key}"
+            raise TlxError(problem, fix="capture anew")
         for names, (lr, decay) in zip(script["groups"], record.facts["hyper"], strict=True):
             for name in names:
                 if name in trains:

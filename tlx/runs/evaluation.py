@@ -89,7 +89,7 @@ def evaluate(
     run = restore(run_dir, backend, model=model, head=head)
     display = Display(quiet)
     name, images, own = _images(run, data, data_root, display)
-    classes: list[str] = run.card["classes"]
+    classes: list[str] = run.card.classes
     k = top or (TOP if len(classes) > TOP else None)
     bad = BadImages(display)
     with display.live(run.recipe):
@@ -118,7 +118,7 @@ def evaluate(
             for i, (label, row) in enumerate(zip(classes, confusion, strict=True))
         ],
         "confusion": confusion.tolist(),
-        "recorded_accuracy": run.result.get("test_accuracy"),
+        "recorded_accuracy": run.recorded_accuracy,
         "run_dir": str(run.run_dir),
     }
 
@@ -166,7 +166,7 @@ class Tally:
 
 def _evaluate(run: Finished, images: Images, k: int | None, bad: BadImages) -> Generator[Event, None, Tally]:
     """Read the images once; events say how far it has come."""
-    tally = Tally(np.zeros((len(run.card["classes"]),) * 2, dtype=np.int64))
+    tally = Tally(np.zeros((len(run.card.classes),) * 2, dtype=np.int64))
     steps = -(-len(images) // run.recipe.batch_size)
     started = said = time.perf_counter()
     with closing(classify(run, of_part(images, run.recipe.max_pixels))) as outcomes:
@@ -193,9 +193,9 @@ def _images(run: Finished, data: Any, root: Any, display: Display) -> tuple[str,
         if data is None:
             raise
         return *_other_images(run, data, root, display), False  # it may be data that the recipe cannot divide
-    if data is not None and difference(run.card["data"]["fingerprint"], dataset, display.counted(READING)):
+    if data is not None and difference(run.card.fingerprint, dataset, display.counted(READING)):
         return *_other_images(run, data, root, display), False
-    classes = run.card["classes"]
+    classes = run.card.classes
     if list(dataset.classes) != classes:
         raise TlxError(f"{run.run_dir} was trained on classes {classes}; the data has {list(dataset.classes)}")
     if dataset.test is None:
@@ -207,7 +207,7 @@ def _other_images(run: Finished, data: Any, root: Any, display: Display) -> tupl
     source = open_source(data, root)
     for note in source.notes:
         display.say(f"note: {note}")
-    parts, classes = source.parts, run.card["classes"]
+    parts, classes = source.parts, run.card.classes
     if "test" not in parts and len(parts) > 1:
         raise DataError(f"{source.name} has no test part, only {' and '.join(parts)}", fix="pass the one to evaluate")
     images = parts["test"] if "test" in parts else next(iter(parts.values()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from os.path import isfile
@@ -11,16 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from tlx.atomic import read_regular
 from tlx.backend import Array, Backend, Model, Preprocess, registry
-from tlx.data.framing import RESIZES, Framing, Resize
+from tlx.data.framing import Framing
 from tlx.data.geometry import from_planes
 from tlx.data.images import seen
 from tlx.errors import DataError, RunNotFound, TlxError
 from tlx.manifest import CARD, RECIPE, read_files, read_manifest
 from tlx.models.matching import match
 from tlx.models.weights import RUN_WEIGHTS, check_digest, parse_safetensors
-from tlx.recipe import DATA_OBJECT, Recipe, read_toml
-from tlx.runs.folder import RESULT, parse_json
+from tlx.recipe import Recipe
+from tlx.runs.card import Card, read_card, read_pixels, recorded_accuracy
+from tlx.runs.facts import parse_object
+from tlx.runs.folder import RESULT
 from tlx.training.build import build_model, resolve_placement
 
 # What a model needs of its run's recipe.
@@ -40,8 +42,8 @@ class Finished:
     """
 
     run_dir: Path
-    card: dict[str, Any]
-    result: dict[str, Any]
+    card: Card
+    recorded_accuracy: float | None  # of its own test part
     recipe_file: bytes
     recipe: Recipe
     backend: Backend
@@ -69,11 +71,11 @@ def read_run(run_dir: Path) -> dict[str, bytes]:
                 f"{run_dir} holds no finished run: {name} is missing. Pass a folder that `tlx run` wrote."
             )
     try:
-        contents = {name: (run_dir / name).read_bytes() for name in FILES}
+        contents = {name: read_regular(run_dir / name) for name in FILES}
     except OSError as error:
         raise TlxError(f"{run_dir} cannot be read: {error.strerror}") from error
     arrays = parse_safetensors(contents[RUN_WEIGHTS], run_dir / RUN_WEIGHTS)
-    check_digest(arrays, parse_json(contents[CARD], run_dir / CARD), run_dir / RUN_WEIGHTS)
+    check_digest(arrays, parse_object(contents[CARD], str(run_dir / CARD)), run_dir / RUN_WEIGHTS)
     return contents
 
 
@@ -88,54 +90,22 @@ def restore(run_dir: str | Path, backend: str | None = None, **objects: Any) -> 
     """
     run_dir = Path(run_dir)
     contents = read_run(run_dir)
-    card, result = (parse_json(contents[name], run_dir / name) for name in (CARD, RESULT))
-    for name in ("classes", "preprocess", "crop_fraction", "data"):
-        if name not in card:
-            raise TlxError(f"{run_dir}/card.json is damaged: it has no {name!r}", fix="train again")
+    card = read_card(contents[CARD], run_dir)
     overrides = {name: value for name, value in objects.items() if value is not None}
     recipe = Recipe.from_toml(run_dir / RECIPE, overrides, NEEDED, contents[RECIPE])
     target = registry.load(backend or recipe.backend)
     recipe = resolve_placement(recipe, target) if backend is None else _moved(recipe, target)
-    built, arch = build_model(recipe, target, len(card["classes"]))
+    if card.preprocess.size != recipe.image_size:
+        problem = f"its recipe has image_size {recipe.image_size}, and its card {card.preprocess.size}"
+        raise TlxError(f"{run_dir} is damaged: {problem}", fix="train again")
+    built, arch = build_model(recipe, target, len(card.classes))
     specs = target.param_specs(built)
     arrays = parse_safetensors(contents[RUN_WEIGHTS], run_dir / RUN_WEIGHTS)
     weights = match(arrays, specs, head=arch.head, model_name=arch.name, take_head=True)
     target.load_arrays(built, weights)
-    pixels = read_pixels(card, run_dir)
-    return Finished(run_dir, card, result, contents[RECIPE], recipe, target, built, *pixels)
-
-
-def read_pixels(card: Mapping[str, Any], run_dir: Path) -> tuple[Preprocess, Framing]:
-    """Return what a run did to the pixels that it was evaluated on, as its card says.
-
-    Raises TlxError where the card says something that this tlx does not do, or is damaged.
-    """
-    try:
-        preprocess, fraction, pixels = Preprocess(**card["preprocess"]), card["crop_fraction"], card.get("pixels")
-        if pixels is None:  # of an earlier tlx
-            photos = _of_photos(card, run_dir)
-            default = 0.875 if photos else 1.0
-            resize: Resize = "centre" if photos else "shrink"
-            return preprocess, Framing(preprocess.size, default if fraction is None else fraction, resize)
-        resize = pixels["resize"] if pixels["resize"] in RESIZES else "centre"
-        framing = Framing(preprocess.size, float(fraction), resize)
-        different = [(name, pixels[name], value) for name, value in framing.facts().items() if pixels[name] != value]
-    except (KeyError, TypeError, ValueError) as error:
-        raise TlxError(f"{run_dir}/card.json is damaged: {error}", fix="train again") from error
-    for name, value, known in different:
-        raise TlxError(
-            f"{run_dir}/card.json: {name} of the pixels is {value!r}; this tlx knows {known!r}",
-            fix="use the tlx that wrote the run, or a later one",
-        )
-    return preprocess, framing
-
-
-def _of_photos(card: Mapping[str, Any], run_dir: Path) -> bool:
-    """Whether a run of an earlier tlx evaluated photos, or images of one size as they are."""
-    if "images" in card:
-        return bool(card["images"] == "photos")
-    data = read_toml(run_dir / "recipe.toml")["data"]  # cards of 0.1.0 do not say it; all but these were photos
-    return data not in ("cifar10", "digits", DATA_OBJECT) and not data.endswith(".npz")
+    framing = read_pixels(card, run_dir, contents[RECIPE])
+    recorded = recorded_accuracy(contents[RESULT], run_dir)
+    return Finished(run_dir, card, recorded, contents[RECIPE], recipe, target, built, card.preprocess, framing)
 
 
 def _moved(recipe: Recipe, backend: Backend) -> Recipe:
@@ -172,7 +142,7 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
     """
     finished = restore(run_dir, backend, model=model, head=head)
     module = finished.model.module
-    module.classes = tuple(finished.card["classes"])
+    module.classes = tuple(finished.card.classes)
     dtype = np.float64 if finished.recipe.precision == "float64" else np.float32
     module.preprocess = partial(framed, framing=finished.framing, preprocess=finished.preprocess, dtype=dtype)
     return module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -11,11 +10,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tlx.atomic import sync_folder, write_atomic
+from tlx.atomic import read_regular, sync_folder, write_atomic
 from tlx.errors import RecipeError, RunNotFound, TlxError
 from tlx.manifest import HISTORY, MANIFEST, RECIPE, Entry, Manifest, damaged, read_file, read_manifest
 from tlx.recipe import Recipe
@@ -66,7 +64,7 @@ class RunFolder:
         """Return what the run wrote into a file; raises RunDamaged where it holds something else."""
         if self.old:
             try:
-                return (self.path / name).read_bytes()
+                return read_regular(self.path / name)
             except OSError as error:
                 raise TlxError(f"{self.path / name} cannot be read: {error.strerror}") from error
         if name not in self.files:
@@ -289,14 +287,3 @@ def _free_folder(recipe: Recipe) -> Path:
         except OSError as error:
             raise TlxError(f"Cannot create {path}: {error.strerror}. Choose another folder with out.") from error
     raise AssertionError("unreachable")
-
-
-def parse_json(content: bytes, path: Path) -> dict[str, Any]:
-    """Return the JSON object that a file of a run's folder holds; `path` is named where it is none."""
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise TlxError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise TlxError(f"{path} is not a JSON object")
-    return value

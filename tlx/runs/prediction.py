@@ -114,7 +114,7 @@ def _predictions(
                 yield {"path": item.name, "class": None, "probability": None, "top": [], "error": reason}
             else:
                 bad.say()
-                yield _entry(item.name, logits, run.card["classes"], top)
+                yield _entry(item.name, logits, run.card.classes, top)
     for note in notes.all():
         display.say(note)
     if not count:

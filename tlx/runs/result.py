@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
 from tlx.errors import as_html, printable
 from tlx.recipe import Recipe
-from tlx.training.metrics import EpochEnded, Metrics
+from tlx.training.metrics import EpochEnded
 
 
 class HistoryEntry(TypedDict):
@@ -43,26 +42,6 @@ def history_entry(event: EpochEnded) -> HistoryEntry:
         "seconds": event.seconds,
         "best": event.best,
     }
-
-
-def history_event(entry: Mapping[str, Any]) -> EpochEnded:
-    """Return the epoch that a line of history.jsonl tells of."""
-    train, val = (
-        None
-        if entry[f"{part}_loss"] is None
-        else Metrics(*(entry[f"{part}_{v}"] for v in ("loss", "accuracy", "images")))
-        for part in ("train", "val")
-    )
-    assert train is not None
-    return EpochEnded(
-        epoch=entry["epoch"] - 1,
-        phase=entry["phase"],
-        train=train,
-        val=val,
-        lr=tuple(entry["lr"]),
-        seconds=entry["seconds"],
-        best=entry["best"],
-    )
 
 
 @dataclass(frozen=True, slots=True, repr=False)

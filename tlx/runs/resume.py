@@ -13,25 +13,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import tomli_w
 
 from tlx.atomic import json_bytes
 from tlx.backend import Array, Arrays
+from tlx.backend.checks import check_arrays
 from tlx.data import Data
 from tlx.data.fingerprint import difference
 from tlx.errors import RecipeError, TlxError
 from tlx.manifest import BEST, CARD, HISTORY, RECIPE
 from tlx.models.weights import RUN_WEIGHTS, check_digest, digest, parse_safetensors, safetensors_bytes
 from tlx.recipe import read_toml
-from tlx.runs.folder import LAST, RESULT, RunFolder, parse_json, writing
-from tlx.runs.result import history_entry, history_event
+from tlx.runs.card import epochs_of
+from tlx.runs.facts import parse_object
+from tlx.runs.folder import LAST, RESULT, RunFolder, writing
+from tlx.runs.result import history_entry
+from tlx.runs.saved import VERSION, parse, parse_history
 from tlx.training.loop import State, Training, stalled, val_losses
-from tlx.training.metrics import EpochEnded, Meter, Metrics, check_finite
-
-VERSION = 2  # 1, of tlx 0.1.0, held the history, and a digest of the arrays, and a fingerprint that saw no contents
+from tlx.training.metrics import EpochEnded, Meter, check_finite
 
 
 def save(training: Training, state: State, folder: RunFolder, fingerprint: str) -> None:
@@ -79,26 +80,29 @@ def load(training: Training, folder: RunFolder, data: Data) -> State:
         if other != name:
             folder.read(other)
     path, content = folder.path / name, folder.read(name)
-    facts, arrays = _facts(content, path), parse_safetensors(content, path)
-    if "sha256" in facts and digest(arrays) != facts["sha256"]:
+    arrays = parse_safetensors(content, path)
+    lines = b"" if folder.old or not folder.has(HISTORY) else folder.read(HISTORY)
+    saved = parse(content, path, parse_history(lines, folder.path / HISTORY))
+    if saved.sha256 is not None and digest(arrays) != saved.sha256:
         raise TlxError(f"{path} is damaged: its values are not those that were saved. Start the run again.")
-    if what := difference(facts["data"], data):
+    if what := difference(saved.data, data):
         raise TlxError(
             f"{folder.path} was trained on other data than there is now: {what}",
             fix="restore the data, or give a copy of them as `data`; a run resumes on the same data only",
         )
+    saved.check(training)
+    check_finite(arrays, f"in {path}")
     training.backend.load_arrays(training.model, _part("model", arrays))
     training.backend.load_optimizer(training.optimizer, _part("optimizer", arrays))
     if training.shadow is not None:
         training.backend.load_arrays(training.shadow, _part("ema", arrays))
-    history = [_epoch(epoch) for epoch in facts["history"]] if "history" in facts else _history(folder)
-    state = State(history, facts["step"], frozen=facts["frozen"])
+    state = State(saved.history, saved.step, frozen=saved.frozen)
     if state.best_epoch >= 0:
         state.best, state.best_saved = _best(folder, state.best_epoch), state.best_epoch
-    if facts["meter"] is not None:
-        state.meter = Meter(training.backend, training.model, "train", len(state.history), training.loader.steps)
-        for field, value in facts["meter"].items():
-            setattr(state.meter, field, value)
+        check_arrays(training.backend.param_specs(training.model), state.best)
+    if saved.meter is not None:
+        meter = Meter(training.backend, training.model, "train", len(state.history), training.loader.steps)
+        state.meter = saved.meter.put_into(meter)
     return state
 
 
@@ -199,27 +203,12 @@ def _added_epochs(training: Training, state: State, folder: RunFolder) -> tuple[
 
 def _finished_at(folder: RunFolder) -> tuple[int, int]:
     """Return the epochs that a finished run's result was to have, and has."""
-    result = parse_json(folder.read(RESULT), folder.path / RESULT)
-    try:
-        return int(result["recipe"]["epochs"]), int(result["epochs_run"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise TlxError(f"{folder.path / RESULT} is damaged: it does not say how many epochs were run") from error
+    return epochs_of(folder.read(RESULT), folder.path)
 
 
 def history_line(epoch: EpochEnded) -> bytes:
     """Return an epoch as a line of history.jsonl."""
     return json.dumps(history_entry(epoch)).encode() + b"\n"
-
-
-def _history(folder: RunFolder) -> list[EpochEnded]:
-    if not folder.has(HISTORY):
-        return []
-    try:
-        return [history_event(json.loads(line)) for line in folder.read(HISTORY).splitlines()]
-    except (LookupError, TypeError, ValueError) as error:
-        if isinstance(error, TlxError):
-            raise
-        raise TlxError(f"{folder.path / HISTORY} is damaged: a line is no epoch ({error})") from error
 
 
 def _best(folder: RunFolder, epoch: int) -> dict[str, Array]:
@@ -229,25 +218,8 @@ def _best(folder: RunFolder, epoch: int) -> dict[str, Array]:
         name = RUN_WEIGHTS
     best = parse_safetensors(folder.read(name), folder.path / name)
     if name == RUN_WEIGHTS and folder.old:
-        check_digest(best, parse_json(folder.read(CARD), folder.path / CARD), folder.path / name)
+        check_digest(best, parse_object(folder.read(CARD), str(folder.path / CARD)), folder.path / name)
     return best
-
-
-def _facts(content: bytes, path: Path) -> dict[str, Any]:
-    """Return the counters of a saved state, which its file's header holds: 8 bytes of its length, then JSON."""
-    try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        facts = json.loads(header["__metadata__"]["tlx"])
-        if facts["version"] > VERSION:
-            raise TlxError(f"{path} was written by a newer tlx; upgrade tlx to resume it")
-        if missing := {"step", "meter", "frozen", "data"} - facts.keys():
-            raise ValueError(f"it has no {sorted(missing)[0]!r}")
-        return dict(facts)
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, TlxError):
-            raise
-        reason = " ".join(str(error).split())
-        raise TlxError(f"{path} is damaged ({reason}); start the run again.") from error
 
 
 def _best_file(epoch: int) -> str:
@@ -267,8 +239,3 @@ def _meter_facts(meter: Meter) -> dict[str, Any]:
         **{name: getattr(meter, name) for name in ("loss", "correct", "images", "step")},
         "earlier": meter.seconds,
     }
-
-
-def _epoch(values: dict[str, Any]) -> EpochEnded:
-    metrics = {part: None if values[part] is None else Metrics(**values[part]) for part in ("train", "val")}
-    return EpochEnded(**{**values, **metrics, "lr": tuple(values["lr"])})

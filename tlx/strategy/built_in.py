@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from tlx.errors import RecipeError, closest
@@ -39,8 +40,13 @@ class NamedStrategy:
     @property
     def customary(self) -> dict[str, Any]:
         """The recipe fields that the strategy uses, with the values they take where the recipe has None."""
-        parameters = inspect.signature(self.build).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return dict(_keyword_defaults(self.build))
+
+
+@lru_cache
+def _keyword_defaults(function: Callable[..., Strategy]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 STRATEGIES: dict[str, NamedStrategy] = {}

@@ -1,0 +1,131 @@
+"""What each record of a capture, and its manifest, has to say: a stranger may have written them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from tlx.backend import OptimizerSpec
+from tlx.errors import TlxError
+from tlx.runs.facts import shortened
+
+Check = Callable[[Any], bool]
+_LARGEST = 1 << 62  # of a count, an index or a size: what int64 holds
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
+
+
+def _real(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300  # so no NaN, no infinity, and a float
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _hex(value: Any) -> bool:
+    """Whether it is a float that `float.hex` wrote; it may be infinite or NaN."""
+    try:
+        return isinstance(value, str) and isinstance(float.fromhex(value), float)
+    except (ValueError, OverflowError):
+        return False
+
+
+def _some(check: Check, count: int | None = None) -> Check:
+    return lambda value: isinstance(value, list) and count in (None, len(value)) and all(map(check, value))
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _entry(value: Any) -> bool:
+    """Whether it is an array of a layout: its name, its shape, and how many numbers stand for it."""
+    name, shape, length = value if isinstance(value, list) and len(value) == 3 else (None, None, None)
+    return _text(name) and _some(_whole)(shape) and _whole(length)
+
+
+_mapping: Check = lambda value: isinstance(value, dict)  # noqa: E731
+_truth: Check = lambda value: isinstance(value, bool)  # noqa: E731
+_list: Check = lambda value: isinstance(value, list)  # noqa: E731
+_texts, _layout = _some(_text), _some(_entry)
+
+MANIFEST: Mapping[str, Check] = {
+    "must": _mapping,
+    "recipe": _mapping,
+    "backend": _text,
+    "versions": _mapping,
+    "device": _text,
+    "precisions": _texts,
+    "planned": _truth,
+    "replayed": _or_none(_text),
+    "inputs": _text,
+}
+MUST: Mapping[str, Check] = {"model": _text, "stages": _texts, "classes": _texts, "data": _text}
+_VISIT = {"path": _text, "kind": _text}
+_STEP = {"loss": _hex, "correct": _whole, "hyper": _some(_some(_hex, 2)), "events": _texts}
+_BATCH = {"indices": _some(_whole), "labels": _some(_whole), "stream": _some(_whole, 3), "size": _whole}
+# By the pattern of its key, the facts that a record has; those behind "?" may be missing.
+RECORDS: tuple[tuple[str, Mapping[str, Check]], ...] = (
+    (r"P1", {"specs": _list}),
+    (r"P2/(train|test)/\d{4,9}/\d{4,9}", {**_BATCH, "pixels": _text, "targets?": _or_none(_text)}),
+    (r"P[34]/visit/\d{4,9}", _VISIT),
+    (r"P3/logits|P4/gradients|P4/buffers", {}),
+    (r"P4/loss", {"loss": _hex, "correct": _whole}),
+    (
+        r"P4/replay/\d{4,9}",
+        {"path": _text, "forward": _layout, "gradients": _layout, "buffers": _layout, "transposed?": _layout},
+    ),
+    (r"P5/script", {"optimizer": _text, "groups": _some(_texts)}),
+    (
+        r"P5/update/\d{1,9}",
+        {"hyper": _some(_some(_real, 2)), "trains": _texts, "values": _layout, "slots": _layout},
+    ),
+    (r"P[69]/error", {"text": _text}),
+    (r"P6/\d{4,9}", {**_STEP, "values?": _layout, "slots?": _layout}),
+    (r"P7/\d{4,9}", {"correct": _whole, "labels": _some(_whole)}),
+    (r"P8/(float64|float32|float32-nudged)/\d{1,9}", {"gradients": _layout, "buffers": _layout}),
+    (r"P9/(plain|nudged)/\d{4,9}", {"loss": _hex}),
+)
+
+
+def check_manifest(where: str, manifest: Mapping[str, Any]) -> None:
+    """Raise TlxError, naming it, where a fact of the manifest is of another kind than it has to be."""
+    _check(where, "", manifest, MANIFEST)
+    _check(where, "must.", manifest["must"], MUST)
+
+
+def check_record(where: str, key: str, facts: Mapping[str, Any]) -> None:
+    """Raise TlxError where a record has an unknown key, or a fact is missing or of another kind."""
+    checks = next((checks for pattern, checks in RECORDS if re.fullmatch(pattern, key)), None)
+    if checks is None:
+        raise TlxError(f"{where}: this tlx knows no record {shortened(key)}", fix="capture anew")
+    _check(where, f"{key}, ", facts, checks)
+    if key == "P5/script":
+        defaults = asdict(OptimizerSpec("sgd"))
+        for name, default in defaults.items():
+            if name != "name" and facts.get(name) is not None and not _like(default, facts[name]):
+                raise TlxError(f"{where}: {key}, {name} is damaged: it is {shortened(facts[name])}", fix="capture anew")
+
+
+def _check(where: str, place: str, facts: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
+    for name, check in checks.items():
+        plain = name.removesuffix("?")
+        if plain not in facts and plain == name:
+            raise TlxError(f"{where}: {place}{plain} is missing", fix="capture anew")
+        if plain in facts and not check(facts[plain]):
+            raise TlxError(f"{where}: {place}{plain} is damaged: it is {shortened(facts[plain])}", fix="capture anew")
+
+
+def _like(default: Any, value: Any) -> bool:
+    """Whether a scalar of an optimizer is of the kind that its default is."""
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, (tuple, list)):
+        return _some(_real, len(default))(value) and all(0 <= number <= 1 for number in value)
+    return _real(value) and math.fabs(value) <= 1e6

@@ -1,0 +1,113 @@
+"""What a finished run says of its model and of its result, read as values that are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlx.backend import Preprocess
+from tlx.data.framing import RESIZES, Framing, Resize
+from tlx.errors import TlxError
+from tlx.manifest import CARD, RECIPE
+from tlx.recipe import DATA_OBJECT, read_toml
+from tlx.runs.facts import Facts, parse_object, shortened
+from tlx.runs.folder import RESULT
+
+_FIX = "train again"
+_SIZES = (8, 4096)  # of a recipe's image_size
+_FRACTIONS = (0.1, 1.0)  # of a recipe's crop_fraction
+# What pixels of 0 to 1 may be shifted and divided by, in either direction: far more than any data needs, and far from
+# what float32 cannot hold.
+_MEAN, _STD = 1e3, 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The card of a finished run; `pixels` is None where an earlier tlx wrote it."""
+
+    classes: list[str]  # by the model's outputs
+    preprocess: Preprocess
+    crop_fraction: float | None
+    pixels: Mapping[str, Any] | None
+    photos: bool | None  # whether it evaluated photos; None: the card does not say
+    fingerprint: str  # of the data
+    sha256: str | None  # of the weights
+
+
+def read_card(content: bytes, run_dir: Path) -> Card:
+    """Read what a run's card.json holds; raises TlxError, which names the value, where it is damaged."""
+    card = _facts(content, run_dir / CARD)
+    classes = card.texts("classes")
+    if not classes or len({*classes}) != len(classes):
+        raise card.wrong("classes", "one name or more, each once")
+    values = card.inner("preprocess")
+    mean, std = values.reals("mean", -_MEAN, _MEAN, 3), values.reals("std", _STD, 1 / _STD, 3)
+    preprocess = Preprocess(values.whole("size", *_SIZES), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+    if "crop_fraction" not in card.values:
+        raise card.wrong("crop_fraction", "")
+    return Card(
+        classes=classes,
+        preprocess=preprocess,
+        crop_fraction=card.real("crop_fraction", *_FRACTIONS) if card.has("crop_fraction") else None,
+        pixels=card.inner("pixels").values if card.has("pixels") else None,
+        photos=card.text("images") == "photos" if "images" in card.values else None,
+        fingerprint=card.inner("data").text("fingerprint"),
+        sha256=card.text("sha256") if card.has("sha256") else None,
+    )
+
+
+def read_pixels(card: Card, run_dir: Path, recipe_file: bytes) -> Framing:
+    """Return how a run framed the images that it was evaluated on, as its card says.
+
+    Raises TlxError where the card says something that this tlx does not do.
+    """
+    fraction, size = card.crop_fraction, card.preprocess.size
+    if card.pixels is None:  # of an earlier tlx
+        photos = _of_photos(run_dir, recipe_file) if card.photos is None else card.photos
+        return Framing(size, (0.875 if photos else 1.0) if fraction is None else fraction, _resize(photos))
+    pixels = Facts(str(run_dir / CARD), card.pixels, _FIX, "pixels.")
+    if fraction is None:
+        raise TlxError(f"{run_dir / CARD} is damaged: crop_fraction is null beside pixels", fix=_FIX)
+    named = pixels.text("resize")
+    framing = Framing(size, fraction, next((resize for resize in RESIZES if resize == named), "centre"))
+    for name, known in framing.facts().items():
+        if name not in pixels.values:
+            raise pixels.wrong(name, "")
+        if pixels.values[name] != known:
+            raise TlxError(
+                f"{run_dir / CARD}: {name} of the pixels is {shortened(pixels.values[name])}; this tlx knows {known!r}",
+                fix="use the tlx that wrote the run, or a later one",
+            )
+    return framing
+
+
+def _resize(photos: bool) -> Resize:
+    return "centre" if photos else "shrink"
+
+
+def _of_photos(run_dir: Path, recipe_file: bytes) -> bool:
+    """Whether a run of an earlier tlx evaluated photos, or images of one size as they are."""
+    # Cards of 0.1.0 do not say it; all but these were photos.
+    recipe = run_dir / RECIPE
+    data = Facts(str(recipe), read_toml(recipe, recipe_file), _FIX).text("data")
+    return data not in ("cifar10", "digits", DATA_OBJECT) and not data.endswith(".npz")
+
+
+def recorded_accuracy(result_file: bytes, run_dir: Path) -> float | None:
+    """Return the test accuracy that a finished run recorded; None where it had no test part."""
+    result = _facts(result_file, run_dir / RESULT)
+    if "test_accuracy" not in result.values:
+        raise result.wrong("test_accuracy", "")
+    return result.real("test_accuracy", 0, 1) if result.has("test_accuracy") else None
+
+
+def epochs_of(result_file: bytes, run_dir: Path) -> tuple[int, int]:
+    """Return the epochs that a finished run's result was to have, and has."""
+    result = _facts(result_file, run_dir / RESULT)
+    return result.inner("recipe").whole("epochs", 1), result.whole("epochs_run", 1)
+
+
+def _facts(content: bytes, path: Path) -> Facts:
+    return Facts(str(path), parse_object(content, str(path), _FIX), _FIX)
