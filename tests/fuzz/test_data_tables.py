@@ -74,7 +74,7 @@ def test_a_table(content: bytes, command: str, on_bad: str, run_dir: Path, tmp_p
     with workplace(tmp_path) as folder:
         traps(folder)
         (folder / "x.csv").write_bytes(content)
-        use("table", command, run_dir, "x.csv", folder, "--on-bad-image", on_bad, "--test-fraction", "0")
+        use("table", command, run_dir, "x.csv", folder, "--on-bad-image", on_bad)
 
 
 class Executes:

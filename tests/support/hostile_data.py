@@ -18,7 +18,7 @@ from support.hostile import INPUTS, Outcome, check, hostile_inputs
 # A run of milliseconds, which needs no framework.
 RUN = (
     *("--backend", "loopback", "--model", "tiny-mlp", "--weights", "none", "--image-size", "8", "--epochs", "1"),
-    *("--batch-size", "4", "--val-fraction", "0", "--workers", "1"),
+    *("--batch-size", "4", "--workers", "1"),
 )
 fewer_inputs = settings(hostile_inputs, max_examples=max(10, INPUTS // 3))  # where much is chosen from a list
 COMMANDS = ("run", "predict", "evaluate")
