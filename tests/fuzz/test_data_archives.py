@@ -150,7 +150,7 @@ def zips(draw: st.DrawFn) -> bytes:
             )
     whole = bytearray(file.getvalue())
     if draw(st.integers(0, 3)) == 0:  # lie about an entry, in the directory: flags, packing, sizes, offset
-        places = [at for at in range(len(whole)) if whole[at : at + 4] == b"PK\1\2"]
+        entries = [at for at in range(len(whole)) if whole[at : at + 4] == b"PK\1\2"]
         at = draw(st.sampled_from(entries)) + draw(st.sampled_from((6, 8, 10, 16, 20, 24, 28, 30, 38, 42)))
         number = draw(st.sampled_from((b"\1\0", b"\xff\xff", b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f")))
         whole[at : at + len(number)] = number

@@ -187,7 +187,7 @@ def parquets(draw: st.DrawFn) -> bytes:
         "numbers": list(range(SAMPLES)),
         "nested": [[photo] for photo in photos],
     }[kind]
-    label = draw(
+    label: list[Any] = draw(
         st.sampled_from(
             (
                 *([0, 1], [0, 1], ["0", "1"], [0.0, 1.0], [0.5, float("nan")], [None, None], [-1, 2**62]),
