@@ -183,6 +183,19 @@ def test_a_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_file_that_lacks_a_column_of_those_beside_it_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "train-0.parquet", hub(30))
+    write(tmp_path / "train-1.parquet", hub(30).drop_columns(["label"]))
+    with pytest.raises(DataError, match=r"train-1\.parquet has no column 'label', which the files beside it have"):
+        load(tmp_path)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array([b"x"]), pa.array([b"y"]), pa.array([0])], names=["image", "image", "label"])
+    with pytest.raises(DataError, match=r"two columns are called 'image'\. Fix: give one of them another name"):
+        load(write(tmp_path / "x.parquet", table))
+
+
 def test_damage_among_the_rows_is_named_and_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", hub(300))
     content = bytearray(path.read_bytes())

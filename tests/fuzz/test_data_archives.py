@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.hostile import check, hostile_inputs
-from support.hostile_data import COMMANDS, RUN, fewer_inputs, mutated, png, use, workplace
+from support.hostile_data import COMMANDS, RUN, SAMPLES, fewer_inputs, mutated, places, png, use, workplace
 from support.server import Server, serving
 
 NAMES = (
@@ -106,11 +106,12 @@ def tars(draw: st.DrawFn) -> bytes:
     format: Any = draw(st.sampled_from((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)))
     content = png()
     with tarfile.open(fileobj=file, mode="w", format=format, errors="surrogateescape") as archive:
-        for i in range(6):
+        hostile = draw(places)
+        for i in range(SAMPLES):
             member = tarfile.TarInfo(f"p/{i % 2}/{i}.png")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-            if draw(st.integers(0, 5)):
+            if i not in hostile:
                 continue
             member = tarfile.TarInfo(draw(st.sampled_from(NAMES)))
             member.type, member.linkname = draw(st.sampled_from(TYPES)), draw(st.sampled_from(TARGETS))
@@ -133,9 +134,10 @@ def zips(draw: st.DrawFn) -> bytes:
     file, content = io.BytesIO(), png()
     with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of members that come twice
-        for i in range(6):
+        hostile = draw(places)
+        for i in range(SAMPLES):
             archive.writestr(f"p/{i % 2}/{i}.png", content)
-            if draw(st.integers(0, 5)):
+            if i not in hostile:
                 continue
             member = zipfile.ZipInfo(draw(st.sampled_from(NAMES)).encode(errors="replace").decode())
             member.external_attr = (
@@ -148,8 +150,8 @@ def zips(draw: st.DrawFn) -> bytes:
             )
     whole = bytearray(file.getvalue())
     if draw(st.integers(0, 3)) == 0:  # lie about an entry, in the directory: flags, packing, sizes, offset
-        places = [at for at in range(len(whole)) if whole[at : at + 4] == b"PK\1\2"]
-        at = draw(st.sampled_from(places)) + draw(st.sampled_from((6, 8, 10, 16, 20, 24, 28, 30, 38, 42)))
+        entries = [at for at in range(len(whole)) if whole[at : at + 4] == b"PK\1\2"]
+        at = draw(st.sampled_from(entries)) + draw(st.sampled_from((6, 8, 10, 16, 20, 24, 28, 30, 38, 42)))
         number = draw(st.sampled_from((b"\1\0", b"\xff\xff", b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f")))
         whole[at : at + len(number)] = number
     return bytes(whole)

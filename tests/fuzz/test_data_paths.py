@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from support.hostile import check, snapshot
-from support.hostile_data import RUN, TRAPS, fewer_inputs, png, traps, use
+from support.hostile_data import RUN, SAMPLES, TRAPS, fewer_inputs, png, traps, use
 
 SUFFIXES = ("", ".csv", ".npz", ".tar", ".zip", ".tar.gz", ".parquet", ".png", ".toml")
 # In a workplace that `furnished` made.
@@ -92,7 +92,7 @@ def furnish(folder: Path) -> None:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(f"socket{suffix}")
     os.chdir(here)
-    for i in range(4):
+    for i in range(SAMPLES):
         (folder / "p" / str(i % 2)).mkdir(parents=True, exist_ok=True)
         (folder / "p" / str(i % 2) / f"{i}.png").write_bytes(png())
     (folder / "up").symlink_to("..")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.hostile import check, hostile_inputs
-from support.hostile_data import RUN, mutated, png, workplace
+from support.hostile_data import RUN, SAMPLES, mutated, png, workplace
 from support.hostile_photos import BOMBS, SEEDS
 
 SUFFIXES = (".jpg", ".png", ".webp", ".tif", ".gif", ".bmp", ".ppm", ".avif", ".jp2", ".heic", ".pbm", ".jfif", ".dib")
@@ -47,10 +47,10 @@ def test_photos_to_predict(photos: list[bytes], suffix: str, json: bool, run_dir
 )
 def test_photos_to_train_on(photos: list[bytes], suffix: str, on_bad: str, max_pixels: str, tmp_path: Path) -> None:
     with workplace(tmp_path) as folder:
-        for i in range(6):
+        for i in range(SAMPLES):
             (folder / "p" / str(i % 2)).mkdir(parents=True, exist_ok=True)
             (folder / "p" / str(i % 2) / f"{i}.png").write_bytes(png())
-        for i, content in enumerate(photos, 6):
+        for i, content in enumerate(photos, SAMPLES):
             (folder / "p" / str(i % 2) / f"{i}{suffix}").write_bytes(content)
         options = ("--on-bad-image", on_bad, "--max-pixels", max_pixels)
         check("photos to train on", "run", "--data", "p", *RUN, *options, folder=folder)

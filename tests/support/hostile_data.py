@@ -22,6 +22,8 @@ RUN = (
 )
 fewer_inputs = settings(hostile_inputs, max_examples=max(10, INPUTS // 3))  # where much is chosen from a list
 COMMANDS = ("run", "predict", "evaluate")
+SAMPLES = 20  # of two classes: enough for a validation and a test part to be drawn
+places = st.sets(st.integers(0, SAMPLES - 1), max_size=3)  # of samples that are hostile among others
 # fmt: off
 # What lies in `traps`, under the names of photos.
 TRAPS = (
@@ -37,10 +39,10 @@ def png() -> bytes:
     return file.getvalue()
 
 
-def traps(folder: Path, photos: int = 4) -> Path:
+def traps(folder: Path, photos: int = SAMPLES) -> Path:
     """Put photos 0.png, 1.png ... into a folder, and beside them whatever is no photo."""
     for i in range(photos):
-        Image.new("RGB", (9 + i, 8), (60 * i, 99, 7)).save(folder / f"{i}.png")
+        Image.new("RGB", (9 + i % 4, 8), (12 * i, 99, 7)).save(folder / f"{i}.png")
     os.mkfifo(folder / "pipe.png")
     (folder / "folder.png").mkdir()
     for name, target in (("zero", "/dev/zero"), ("null", "/dev/null"), ("tty", "/dev/tty"), ("nowhere", "none")):

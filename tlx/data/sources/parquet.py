@@ -19,12 +19,14 @@ from tlx.data.sources.kept import RECORD, Record, facts_of, filled, home_of
 from tlx.data.sources.packed import PackedImages
 from tlx.data.sources.parts import files_in, files_of_parts, with_test
 from tlx.data.sources.source import Kind, Source
-from tlx.data.sources.unpack import RATIO, SUSPECT
 from tlx.errors import DataError, DataNotFound, closest
 from tlx.files import check_regular
 
 IMAGES = ("image", "img", "images", "photo", "picture", "jpg", "jpeg", "png", "webp", "path", "file_name", "filename")
 LABELS = ("label", "labels", "class", "fine_label", "category", "target", "cls", "y")
+# Photos never shrink to a hundredth; from SUSPECT bytes on, that is taken for a bomb. One value of a file may stand in
+# a whole batch of rows.
+RATIO, SUSPECT = 100, 2**26
 BATCH = 16  # rows in memory at once while the photos are copied; with 100 KB each, 2 MB
 LONGEST = 10_000  # letters of a label; a file may hold one text once, and name it in a million rows
 
@@ -124,8 +126,8 @@ def _classes(labels: Collection[int | str | None], columns: _Columns) -> tuple[t
 
 
 @contextmanager
-def _opened(file: Path, texts: Sequence[str] = ()) -> Iterator[Any]:
-    """Open a Parquet file; what goes wrong with it is one line. A text of the columns `texts` is held once."""
+def _opened(file: Path) -> Iterator[Any]:
+    """Open a Parquet file; what goes wrong with it is one line."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -136,7 +138,7 @@ def _opened(file: Path, texts: Sequence[str] = ()) -> Iterator[Any]:
         ) from error
     try:
         check_regular(file)
-        with parquet.ParquetFile(file, memory_map=True, read_dictionary=texts) as opened:
+        with parquet.ParquetFile(file, memory_map=True) as opened:
             yield opened
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None):  # of the system, such as a full disk; damage has no number
@@ -239,7 +241,7 @@ def _copy(file: Path, columns: _Columns, target: Path) -> tuple[list[int | str |
     paths: list[str] = []
     limit = max(SUSPECT, RATIO * file.stat().st_size)
     known: dict[Any, Any] = {}  # one long text may be the label of a million rows
-    with _opened(file, [columns.label]) as opened, target.open("wb") as photos:
+    with _opened(file) as opened, target.open("wb") as photos:
         missing = [name for name in (columns.image, columns.label) if name not in opened.schema_arrow.names]
         if missing:
             raise DataError(f"{file} has no column {missing[0]!r}, which the files beside it have.")
