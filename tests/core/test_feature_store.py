@@ -247,7 +247,7 @@ def test_room_is_made_while_others_remove_and_write(cache: Path, monkeypatch: py
     script = WRITES.replace("for number", f"from tlx.training import feature_store\n{limit}for number")
     script = script.replace(
         "    store.add",
-        f"    try: store = {network}\n    except FileNotFoundError: continue  # removed at once\n    store.add",
+        f"    try: store = {network}\n    except OSError: continue  # removed at once\n    store.add",
     )
     command = [sys.executable, "-c", script, "0", "150"]
     processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(3)]

@@ -15,16 +15,16 @@ import pytest
 
 import tlx
 from support.finished_runs import FIELDS
-from support.hostile import outcomes, snapshot
+from support.hostile import INPUTS, outcomes, snapshot
 from tlx.backend import registry
 from tlx.errors import TlxError
 
-HEAD = """\
+HEAD = f"""\
 # Hostile input
 
-Written by `make fuzz`: how many generated inputs of each target ended with exit code 0, as they are valid, and with 2,
-as one line of error. There is no third column: a traceback, a hang, an execution or a changed file fails the target's
-test in tests/fuzz.
+Written by `make fuzz`, with TLX_FUZZ={INPUTS}: how many generated inputs of each target ended with exit code 0, as they
+are valid, and with 2, as one line of error. There is no third column: a traceback, a hang, an execution or a changed
+file fails the target's test in tests/fuzz.
 
 | target | inputs | exit code 0 | exit code 2 |
 |---|--:|--:|--:|

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 from tlx import cli
 from tlx.errors import UNPRINTABLE, TlxError
 
-INPUTS = int(os.environ.get("TLX_FUZZ", "20"))  # of each target; `make fuzz` asks for more
+INPUTS = int(os.environ.get("TLX_FUZZ", "8"))  # of each target; `make fuzz` asks for more
 SECONDS = 20  # more is a hang; most calls take milliseconds
 EXECUTES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.startfile")
 

@@ -287,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tlx.proof.matrix", description=__doc__)
     parser.add_argument("rows", nargs="*", help="default: all")
     parser.add_argument("-o", "--output", type=Path, help="write the table to this file, anew after each row")
-    parser.add_argument("--results", type=Path, default=Path("runs/matrix"), help="folder of what is done already")
+    parser.add_argument("--results", type=Path, default=Path("docs/matrix"), help="folder of what is done already")
     parser.add_argument("--precision", default="float32", choices=("float32", "float64"))
     options = parser.parse_args(arguments)
     folder: Path = options.results / options.precision

@@ -28,6 +28,7 @@ from tlx.download import cache_folder
 
 FORMAT = 2  # of the two files; stores of another one are not found, and go when room is made
 LIMIT = 2 * 2**30  # bytes of one store, and of all others together; beyond it the least recently used are removed
+ATTEMPTS = 5  # to open a store that other processes remove
 SECONDS = 10  # to wait for another process that writes
 CHECKED = 8  # images of which the features are computed anew before a store, or a boundary, is trusted
 ENTRY = np.dtype([("image", "S16"), ("seal", "S16")])
@@ -156,10 +157,16 @@ def open_store(network: Mapping[str, Any], dtype: np.dtype[Any], shape: tuple[in
     facts = json.dumps({**network, "dtype": dtype.str, "shape": list(shape), "format": FORMAT}, sort_keys=True)
     home = cache_folder() / "features"
     folder = home / hashlib.sha256(facts.encode()).hexdigest()[:32]
-    folder.mkdir(parents=True, exist_ok=True)
-    os.utime(folder)
-    _make_room(home, folder)
-    return FeatureStore(folder, dtype, shape)
+    for attempt in range(ATTEMPTS):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            os.utime(folder)
+            _make_room(home, folder)
+            return FeatureStore(folder, dtype, shape)
+        except (FileNotFoundError, FileExistsError):  # another process made room, and removed this one meanwhile
+            if attempt + 1 == ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _make_room(home: Path, wanted: Path) -> None:
