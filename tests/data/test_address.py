@@ -140,6 +140,7 @@ def test_another_pin_downloads_again_and_a_wrong_one_keeps_what_was_there(server
         ("{}/photos.zip#sha1=123", "SHA-1 has 40 hex digits, got '123'"),
         ("{}/photos.zip#sha=123", "unknown hash 'sha'. Did you mean 'sha"),
         ("{}/broken.zip", "broken.zip is a damaged zip archive"),
+        ("{}/later.zip", "later.zip is a damaged zip archive: zip file version 25.5"),
         ("{}/broken.tar.gz", "broken.tar.gz cannot be unpacked: Compressed file ended"),
         ("http://127.0.0.1:9/x.zip", r"cannot be reached.*Fix: check the address and the network"),
         ("https:///x.zip", "names no server"),
@@ -151,6 +152,8 @@ def test_what_an_address_cannot_give_is_one_line_with_the_fix(address: str, mess
     server.files["page.zip"] = b"\n<!DOCTYPE html><p>Log in"
     server.files["noise"] = bytes(range(256))
     server.files["broken.zip"] = ARCHIVES["photos.zip"][:-100]
+    entry = ARCHIVES["photos.zip"].index(b"PK\1\2")
+    server.files["later.zip"] = ARCHIVES["photos.zip"][: entry + 6] + b"\xff" + ARCHIVES["photos.zip"][entry + 7 :]
     server.files["broken.tar.gz"] = ARCHIVES["photos.tar.gz"][:-100]
     with pytest.raises(DataError, match=message) as error:
         load(address.format(server.url("")[:-1]))

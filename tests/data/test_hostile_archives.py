@@ -222,6 +222,17 @@ def test_what_follows_the_end_of_a_tar_is_part_of_the_bomb(tmp_path: Path, monke
         unpack(tmp_path / "x.tar.gz", tmp_path / "out")
 
 
+def test_what_a_sparse_file_leaves_to_skip_has_an_end(tmp_path: Path) -> None:
+    """It says that a terabyte is stored of a file of no bytes."""
+    sparse = bytearray(member("x.png", type=tarfile.GNUTYPE_SPARSE, size=2**40).tobuf(tarfile.GNU_FORMAT))
+    sparse[386:483] = bytes(97)  # the map, and the size of the file
+    sparse[148:156] = b" " * 8
+    sparse[148:156] = b"%06o\0 " % sum(sparse)
+    (tmp_path / "x.tar").write_bytes(tarred({"0.png": b"x"})[:1024] + sparse + bytes(2048))
+    with pytest.raises(DataError, match="it is cut off"):
+        unpack(tmp_path / "x.tar", tmp_path / "out")
+
+
 def test_the_limits_of_headers_leave_room_for_what_programs_write(tmp_path: Path) -> None:
     records = {"path": "p/" + "é" * 100 + ".png", "SCHILY.xattr.user.x": "x" * 30_000, "mtime": "1.5"}
     (tmp_path / "x.tar").write_bytes(raw(records) + b"x".ljust(512, b"\0") + bytes(1024))

@@ -141,7 +141,7 @@ def _suffix(file: Path, url: str) -> str:
         try:
             with zipfile.ZipFile(file) as archive:
                 return ".npz" if all(name.endswith(".npy") for name in archive.namelist()) else ".zip"
-        except zipfile.BadZipFile as error:
+        except Exception as error:  # zipfile raises a dozen kinds on damaged archives
             raise DataError(f"{url} is a damaged zip archive: {error}.") from error
     if start.startswith(b"PAR1"):
         return ".parquet"

@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from tlx.data.sources.folder import DEPTH, listed
 from tlx.data.sources.strict_tar import StrictMember
@@ -25,6 +25,7 @@ ENTRIES = 5_000_000  # ImageNet has 1.3 million photos; a bomb of empty files ex
 RATIO, SUSPECT = 100, 2**28  # photos never shrink to a hundredth; from SUSPECT bytes on, that is taken for a bomb
 LONGEST = 4096  # bytes of a path, as Linux has it; longer ones would only fill the memory
 CHUNK = 2**20
+ENDS = 100  # reads at the end of a tar; the usual number is two
 
 
 def unpack(archive: Path, folder: Path) -> list[str]:
@@ -75,7 +76,7 @@ class _Writer:
     """Writes members into a folder, and nowhere else."""
 
     def __init__(self, folder: Path, limit: int) -> None:
-        self._folder, self._limit, self._left = folder, limit, limit
+        self._folder, self.limit, self._left = folder, limit, limit
         self._files: set[str] = set()
         self._links: dict[str, str] = {}
         self._entries = 0
@@ -111,7 +112,7 @@ class _Writer:
         """Count bytes that were unpacked."""
         self._left -= size
         if self._left < 0:
-            raise DataError(f"it unpacks to more than {self._limit} bytes, suspiciously many")
+            raise DataError(f"it unpacks to more than {self.limit} bytes, suspiciously many")
 
     def link(self, name: str, target: str) -> None:
         """Remember a link to a path below the folder: the file that it names may come later."""
@@ -182,7 +183,24 @@ def _unpack_zip(archive: zipfile.ZipFile, writer: _Writer) -> None:
             raise DataError(f"{name!r} is a device or a pipe")
 
 
-def _unpack_tar(stream: IO[bytes], writer: _Writer) -> None:
+class _Bounded:
+    """The bytes of a tar, at most so many. `tarfile` skips what no file holds, and beyond the end, block by block."""
+
+    def __init__(self, stream: IO[bytes], limit: int) -> None:
+        self._stream, self._left, self._ends = stream, limit, 0
+
+    def read(self, size: int) -> bytes:
+        """Read on; raises `tarfile.ReadError` beyond the limit, or where the end was met again and again."""
+        content = self._stream.read(size)
+        self._left -= len(content)
+        self._ends += not content
+        if self._left < 0 or self._ends > ENDS:
+            raise tarfile.ReadError("it is cut off" if self._ends > ENDS else "it holds too much that is no file")
+        return content
+
+
+def _unpack_tar(plain: IO[bytes], writer: _Writer) -> None:
+    stream: Any = _Bounded(plain, 2 * writer.limit)  # headers and padding are no larger than the smallest files
     with tarfile.open(fileobj=stream, mode="r|", tarinfo=StrictMember) as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]  # it would hold all of them, which are many
