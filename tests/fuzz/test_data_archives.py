@@ -122,7 +122,7 @@ def tars(draw: st.DrawFn) -> bytes:
             except (ValueError, UnicodeError):  # what the format cannot hold
                 continue
             # Repeated, headers chain; and a size below zero leads back.
-            file.write(header * draw(st.sampled_from((1, 1, 1, 2, 50, 2000))))
+            file.write(header * max(1, min(draw(st.sampled_from((1, 1, 1, 2, 50, 2000))), 2**17 // len(header))))
             file.write((content + bytes(512))[:512] * draw(st.integers(0, 2)))
             archive.offset = file.tell()
     return file.getvalue()
