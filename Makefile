@@ -53,7 +53,7 @@ matrix: setup
 
 fuzz: SEED = 0
 fuzz: setup
-	TLX_FUZZ=1200 TLX_FUZZ_TABLE=docs/fuzz.md .venv/bin/pytest tests/fuzz --hypothesis-seed=$(SEED)
+	TLX_FUZZ=700 TLX_FUZZ_TABLE=docs/fuzz.md .venv/bin/pytest tests/fuzz --hypothesis-seed=$(SEED)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

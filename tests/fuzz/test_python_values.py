@@ -38,6 +38,7 @@ def test_values_of_a_plan(recipe: Any, fields: dict[str, Any]) -> None:
 
 @hostile_inputs
 @given(resume=anything, quiet=st.booleans(), on_event=st.none() | anything)
+@example(resume=Path("x" * 300), quiet=False, on_event=None)
 def test_other_arguments_of_a_run(
     resume: Any, quiet: bool, on_event: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -221,7 +221,7 @@ def resumed_folder(path: Path) -> Iterator[RunFolder]:
 
     Raises RunNotFound where there is no run.
     """
-    if not (path / RECIPE).exists() and not (path / MANIFEST).exists():
+    if not any(os.path.exists(path / name) for name in (RECIPE, MANIFEST)):  # False too of a name that is too long
         raise RunNotFound(f"{path} holds no run: recipe.toml is missing. Pass a folder that `tlx run` wrote.")
     with _locked(path):
         folder = RunFolder(path)
