@@ -321,6 +321,16 @@ def test_a_link_to_nothing_in_the_place_of_runs_is_one_line(
         run(out=None, epochs=1)
 
 
+def test_a_name_that_is_too_long_for_the_folder_leaves_none(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / f"{'n' * 240}.npz", images=np.zeros((40, 8, 8), np.uint8), labels=np.arange(40) % 2)
+    with pytest.raises(TlxError, match=r"File name too long\. Choose another folder with out"):
+        run(data=f"{'n' * 240}.npz", out=None, epochs=1, limit_train=None, limit_test=None)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_arrays_in_python(run: Any) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(80) % 2

@@ -194,7 +194,11 @@ def new_folder(recipe: Recipe) -> Iterator[RunFolder]:
     """
     if recipe.out is None:
         made = [] if Path("runs").exists() else [Path("runs")]
-        path = _free_folder(recipe)
+        try:
+            path = _free_folder(recipe)
+        except TlxError:  # such as of a name that is too long
+            _remove(made)
+            raise
         made.insert(0, path)
     else:
         path = Path(recipe.out)
