@@ -21,6 +21,7 @@ from support.finished_runs import FIELDS
 from support.run_files import state_file
 from tlx.errors import Interrupted
 from tlx.runs.folder import resumed_folder
+from tlx.runs.interrupt import interruptible
 
 RUN = [
     *("run", "--backend", "loopback", "--model", "tiny-mlp", "--weights", "none", "--data", "digits", "--out", "mine"),
@@ -176,3 +177,13 @@ def test_data_of_python_is_named_in_the_call_that_goes_on(tmp_path: Path, monkey
 def test_a_folder_with_a_space_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = signalled_at("held_out", tmp_path / "my run", monkeypatch)
     assert repeat(str(stop), tmp_path).returncode == 0
+
+
+def test_a_signal_within_the_import_of_a_module_is_put_off_for_a_moment() -> None:
+    """What is raised in the callbacks of Python's import code is lost, and printed as a traceback."""
+    importing = compile(f"os.kill(os.getpid(), {int(signal.SIGINT)})\nreached = True", "<frozen importlib>", "exec")
+    names: dict[str, Any] = {"os": os}
+    with pytest.raises(Interrupted), interruptible():
+        exec(importing, names)
+        time.sleep(60)
+    assert names["reached"]

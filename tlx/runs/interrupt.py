@@ -66,11 +66,21 @@ class Stop:
         self.signum = self.signum or number
         if time.monotonic() - self._last < SAME:
             return
+        if self._count + 1 > self.patience and _importing(frame):
+            again = threading.Timer(0.01, signal.raise_signal, (number,))
+            again.daemon = True
+            again.start()
+            return
         self._last = time.monotonic()
         self._count += 1
         if self._count > self.patience:
             self.raised = True
             raise self.interrupted()
+
+
+def _importing(frame: Any) -> bool:
+    """Whether Python's own import code runs: what is raised in its callbacks is lost, and printed as a traceback."""
+    return frame is not None and frame.f_code.co_filename.startswith("<frozen importlib")
 
 
 _outer: Stop | None = None
