@@ -67,7 +67,7 @@ class Stop:
         if time.monotonic() - self._last < SAME:
             return
         if self._count + 1 > self.patience and _importing(frame):
-            again = threading.Timer(0.01, signal.raise_signal, (number,))
+            again = threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, number))
             again.daemon = True
             again.start()
             return
