@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +12,6 @@ from typing import Any, BinaryIO
 
 from tlx.errors import TlxError
 from tlx.files import check_regular
-
-
-def read_regular(path: str | Path) -> bytes:
-    """Return what a file holds; OSError where it is something else: a pipe may never begin, and a device never end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, "it is not a file", os.fspath(path))
-    return Path(path).read_bytes()
 
 
 def write_json(path: str | Path, value: Any) -> None:

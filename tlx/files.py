@@ -27,15 +27,17 @@ def open_regular(path: str | Path) -> BinaryIO:
     return file
 
 
-def read_regular(path: str | Path, limit: int) -> bytes:
+def read_regular(path: str | Path, limit: int | None = None) -> bytes:
     """Return the content of a file.
 
     Raises:
-        OSError: as `open_regular`; or it has more than `limit` bytes, even where the system says that it has none, as
-            of files below /proc, which may be endless.
+        OSError: as `open_regular`; or it has more than `limit` bytes, where there is a limit, even if the system says
+            that it has none, as of files below /proc, which may be endless.
     """
     content = bytearray()
     with open_regular(path) as file:
+        if limit is None:
+            return file.read()
         size = os.fstat(file.fileno()).st_size
         while size <= limit and (chunk := file.read(CHUNK)):
             content += chunk

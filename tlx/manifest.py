@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tlx.atomic import read_regular, write_atomic
+from tlx.atomic import write_atomic
 from tlx.errors import RunDamaged, TlxError
+from tlx.files import read_regular
 
 MANIFEST, RECIPE, HISTORY, CARD = "manifest.json", "recipe.toml", "history.jsonl", "card.json"
 FORMAT = 1

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tlx.atomic import read_regular, write_atomic
+from tlx.atomic import write_atomic
 from tlx.backend import Array, Arrays
 from tlx.errors import WeightsError, WeightsNotFound
+from tlx.files import read_regular
 from tlx.manifest import Manifest, owner_of, read_files, read_manifest
 from tlx.models.formats import MAX_INDEX, MAX_NAME, Checkpoint, FileKind, kind_of, shards, spelled
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from tlx.atomic import read_regular
 from tlx.backend import Array, Backend, Model, Preprocess, registry
 from tlx.data.framing import Framing
 from tlx.data.geometry import from_planes
 from tlx.data.images import seen
 from tlx.errors import DataError, RunNotFound, TlxError
+from tlx.files import read_regular
 from tlx.manifest import CARD, RECIPE, read_files, read_manifest
 from tlx.models.matching import match
 from tlx.models.weights import RUN_WEIGHTS, check_digest, parse_safetensors

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tlx.atomic import read_regular, sync_folder, write_atomic
+from tlx.atomic import sync_folder, write_atomic
 from tlx.errors import RecipeError, RunNotFound, TlxError
+from tlx.files import read_regular
 from tlx.manifest import HISTORY, MANIFEST, RECIPE, Entry, Manifest, damaged, read_file, read_manifest
 from tlx.recipe import Recipe
 
