@@ -178,3 +178,15 @@ def test_other_data_is_seen_by_the_runs_card(of_arrays: tlx.Result, of_photos: t
     for run in (of_arrays, of_photos):
         evaluation = tlx.evaluate(run.run_dir, quiet=True, data=tmp_path / "wide")
         agrees_with_scikit_learn(evaluation, labels[order], probabilities(run, [arrays[i] for i in order]))
+
+
+def test_a_test_photo_that_cannot_be_read_does_not_lose_the_training(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    bad = sorted((tmp_path / "photos" / "test").rglob("*.png"))[3]
+    content = bad.read_bytes()
+    bad.write_bytes(b"no photo")
+    with pytest.raises(DataError, match=r"cannot be decoded .*the training is finished and saved in .*tlx evaluate"):
+        tlx.run(**FIELDS, data=tmp_path / "photos", out=str(tmp_path / "run"))
+    bad.write_bytes(content)
+    evaluation = tlx.evaluate(tmp_path / "run", quiet=True)
+    assert evaluation["recorded_accuracy"] is None and evaluation["images"] == len(list(bad.parents[1].rglob("*.png")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tlx.backend import Backend, registry
 from tlx.data import Data, Loader
 from tlx.download import clear_leftovers
-from tlx.errors import BackendError, RecipeError, printable, shown
+from tlx.errors import BackendError, DataError, RecipeError, printable, shown
 from tlx.manifest import RECIPE
 from tlx.models.weights import digest
 from tlx.models.zoo import Architecture
@@ -187,11 +188,14 @@ def _execute(
                 save_state(training, state, folder, data.fingerprint)  # epochs may be added later
                 trained = stop.text = f"stopped after the last epoch; {standing(recipe, run_dir, '')}"
             backend.load_arrays(model, state.best)
-            test, evaluated = None, training.val or training.loader
+            test, unread, evaluated = None, None, training.val or training.loader
             if data.test is not None:
                 evaluated = make_loader(recipe, data.test)
-                events = evaluate(backend, model, held_out(training, state, evaluated), "test")
-                test = follow(events, [*listeners, lambda event: stop.check(trained)])
+                try:
+                    events = evaluate(backend, model, held_out(training, state, evaluated), "test")
+                    test = follow(events, [*listeners, lambda event: stop.check(trained)])
+                except DataError as error:  # no reason to lose the training: the run is finished without it
+                    unread = error
         last = list(advice.after(data, state.history, state.step, test))
         display.notes(last)
         result = Result(
@@ -216,6 +220,9 @@ def _execute(
         stop.at(stop.text, NEVER)
         finish(folder, state.best, described, result.to_dict())
     stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
+    if unread is not None:
+        problem = f"{unread.problem}; the training is finished and saved in {run_dir}, without a test accuracy"
+        raise DataError(problem, fix=f"mend or remove it, then: tlx evaluate {shlex.quote(str(run_dir))}")
     return result
 
 
