@@ -103,6 +103,7 @@ def test_runs_with_several_seeds_are_compared_in_pairs(fields: dict[str, Any]) -
     ("arguments", "message"),
     [
         (("compare", "nowhere", "nowhere"), "holds no finished capture: manifest.json is missing"),
+        (("compare", "x" * 5000, "nowhere"), "holds no finished capture: manifest.json is missing"),
         (("--backend", "loopback"), "parity has no backend; use reference and candidate"),
         (("--reference", "torhc"), "Unknown backend 'torhc'. Did you mean 'torch'"),
         (("capture", "--backend", "loopback", "-o", "{A}", "--model", "tiny-mlp"), "is not empty"),

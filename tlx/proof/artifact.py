@@ -9,6 +9,7 @@ Nothing in it is trusted: no pickle is read, a file is named by number only, and
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 import tokenize
@@ -155,7 +156,7 @@ class Capture:
     def __init__(self, folder: str | Path) -> None:
         """Read a capture; its arrays are read when they are asked for. Raises TlxError where it is damaged."""
         self.folder = Path(folder)
-        if not (self.folder / "manifest.json").is_file():
+        if not os.path.isfile(self.folder / "manifest.json"):  # False too of a name that is too long
             raise TlxError(
                 f"{self.folder} holds no finished capture: manifest.json is missing. See `tlx parity capture`."
             )
