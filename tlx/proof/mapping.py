@@ -163,6 +163,18 @@ def renamed(target: Target, translate: Callable[[str], str]) -> Target:
     return replace(target, to=tuple(renamed(part, translate) for part in target.to))
 
 
+def simplified(target: Target, shape: Shape, shapes: Shapes) -> Target:
+    """Leave out what does nothing to an array of that shape, as a transposition of a bias."""
+    if isinstance(target, str):
+        return target
+    below = _shapes(target, shape, shapes)
+    parts = tuple(simplified(part, size, shapes) for part, size in zip(target.to, below, strict=True))
+    still = target.word == "transpose" and _order(target, len(shape)) == tuple(range(len(shape)))
+    if target.word == "layout" or still or (target.word == "reshape" and below[0] == shape):
+        return parts[0]
+    return replace(target, to=parts)
+
+
 def layout_of(target: Target) -> tuple[int, ...] | None:
     """Return the axes of the layout in a target; None where it has none."""
     while isinstance(target, Transform) and len(target.to) == 1:

@@ -5,14 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from tlx.backend import ParamSpec
 from tlx.backend.module.build import describe
 from tlx.errors import RecipeError, closest, shown
-from tlx.proof.mapping import Shape, Target, Transform, concat, layout_of, leaves, renamed, split, taken_apart
+from tlx.proof.mapping import (
+    Shape,
+    Target,
+    Transform,
+    concat,
+    layout_of,
+    leaves,
+    renamed,
+    simplified,
+    split,
+    taken_apart,
+)
+
+Axes: TypeAlias = tuple[int, ...]
+Layout: TypeAlias = tuple[Axes | None, Axes | None]  # of what enters a module, and of what leaves it
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +37,21 @@ class Names:
     specs: Mapping[str, ParamSpec]
     first: Mapping[str, str]  # every name of an array -> its first
     modules: Mapping[str, str]  # every path of a module -> its first
+    calls: Mapping[str, int] = field(default_factory=dict)  # path -> its place in the order of execution, where known
 
     @property
     def shapes(self) -> dict[str, Shape]:
         """The shapes of the arrays."""
         return {name: spec.shape for name, spec in self.specs.items()}
+
+    def executed(self) -> list[ParamSpec]:
+        """Return the arrays in the order in which their modules, or those around them, are called."""
+
+        def place(spec: ParamSpec) -> int:
+            around = (*reversed(_prefixes(spec.name)), "")
+            return next((self.calls[path] for path in around if path in self.calls), len(self.calls))
+
+        return sorted(self.specs.values(), key=place)
 
     def paths(self) -> set[str]:
         """Return every name and path, which a rule may speak of."""
@@ -99,7 +123,7 @@ class Match:
 
     pairs: list[Pair] = field(default_factory=list)
     modules: dict[str, str] = field(default_factory=dict)  # of the reference -> of the candidate
-    layouts: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of the reference's modules
+    layouts: dict[str, Layout] = field(default_factory=dict)  # of the reference's modules, to the candidate's
     missing: list[str] = field(default_factory=list)  # of the reference, without a partner
     extra: list[str] = field(default_factory=list)  # of the candidate
 
@@ -287,6 +311,7 @@ def _pair(
             taken_apart(target, np.zeros(spec.shape, np.int8), candidate.shapes)
         except RecipeError as error:
             raise RecipeError(f"rename: {spec.name!r} is {list(spec.shape)}; {error.problem}") from None
+        target = simplified(target, spec.shape, candidate.shapes)
     return Pair(spec, source, target)
 
 
@@ -374,9 +399,9 @@ def _held(pairs: Sequence[Pair], side: str, names: Names) -> dict[str, frozenset
     return {path: frozenset(held[path]) for path in held}
 
 
-def _layouts(rules: Sequence[Rule], reference: Names) -> dict[str, tuple[int, ...]]:
+def _layouts(rules: Sequence[Rule], reference: Names) -> dict[str, Layout]:
     """Return the layout of each module: that of the closest rule that says one."""
     laid = [rule for rule in rules if rule.to is not None and layout_of(rule.to) is not None]
     found = {path: find(laid, path) for path in reference.modules.values()}
     axes = {path: layout_of(f.rule.to) for path, f in found.items() if f is not None and f.rule.to is not None}
-    return {path: order for path, order in axes.items() if order is not None}
+    return {path: (order, order) for path, order in axes.items() if order is not None}

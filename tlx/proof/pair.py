@@ -10,13 +10,13 @@ import numpy as np
 
 from tlx import rng
 from tlx.backend import Backend, registry
-from tlx.errors import RecipeError, TlxError, closest
-from tlx.proof.matching import Match, Names, match, names_of
+from tlx.errors import RecipeError, closest
+from tlx.proof import trial
+from tlx.proof.matching import Layout, Match, Names, match, names_of
 from tlx.proof.own import UNSEEN, batches_of, check_fields, losses_of, with_inputs
 from tlx.proof.propose import proposal
 from tlx.proof.rename import Renamed, views
 from tlx.recipe import Recipe, as_recipe
-from tlx.training import build
 
 DATA, IMAGE_SIZE = "digits", 64  # of a comparison that says nothing else; for modules, images are drawn instead
 STAGES_OF_INPUTS = ("P1", "P3", "P4", "P5", "P6")  # what needs neither labels nor images
@@ -44,34 +44,32 @@ class Pair:
         found = match(reference, candidate, rename)
         if found.missing or found.extra or found.misfits(reference, candidate):
             self._refuse(found, reference, candidate, rename)
+        seen = trial.layouts(self._sides(found, reference, candidate))
+        found.layouts = {**seen, **found.layouts}
         return self._sides(found, reference, candidate)
 
     def _sides(self, found: Match, reference: Names, candidate: Names) -> list[tuple[Backend, Recipe]]:
-        recipes = [
-            replace(self.recipe, model=module, backend=backend.name)
-            for module, backend in zip(self.modules, self.backends, strict=True)
-        ]
         both = views(found, reference, candidate)
         laid_out = [self._laid_out(b, view.layouts) for b, view in zip(self.backends, both, strict=True)]
         backends: list[Any] = [Renamed(backend, view) for backend, view in zip(laid_out, both, strict=True)]
-        return list(zip(backends, recipes, strict=True))
+        return [(backend, self._recipe(side)) for side, backend in enumerate(backends)]
 
-    def _laid_out(self, backend: Any, layouts: Mapping[str, tuple[int, ...]]) -> Any:
+    def _recipe(self, side: int) -> Recipe:
+        return replace(self.recipe, model=self.modules[side], backend=self.backends[side].name)
+
+    def _laid_out(self, backend: Any, layouts: Mapping[str, Layout]) -> Any:
         """Tell a backend of the user's own inputs in which layout its model gives outputs."""
-        if self.stages is not None and "" in layouts:
-            return with_inputs(backend, backend.batches, backend.loss, layouts[""])
-        return backend
+        if self.stages is None or "" not in layouts:
+            return backend
+        return with_inputs(backend, backend.batches, backend.loss, layouts[""][1])
 
     def _refuse(self, found: Match, reference: Names, candidate: Names, rename: Any) -> None:
         """Raise RecipeError with a map that fits; arrays of another shape, which none fits, are left to the proof."""
-
-        def alike(trial: Match) -> bool:
-            try:
-                return self._alike(trial, reference, candidate)
-            except TlxError:
-                return False
-
-        advice = proposal(reference, candidate, rename, alike)
+        ours, theirs = (
+            trial.ordered(names, (backend, self._recipe(side)))
+            for side, (names, backend) in enumerate(zip((reference, candidate), self.backends, strict=True))
+        )
+        advice = proposal(ours, theirs, rename, lambda one: trial.alike(self._sides(one, reference, candidate)))
         if found.missing or found.extra:
             lacking = f"in the reference {_few(found.missing)}; in the candidate {_few(found.extra)}"
             advice = advice or " Pass rename={reference: candidate}: no map by shape was found."
@@ -79,23 +77,6 @@ class Pair:
         if advice:
             other = found.misfits(reference, candidate)
             raise RecipeError(f"The modules' arrays have other shapes: {_few(other)}.{advice}")
-
-    def _alike(self, found: Match, reference: Names, candidate: Names) -> bool:
-        """Whether the candidate, given the reference's values, gives its outputs in eval mode, in float64."""
-        outputs: list[Any] = []
-        values: Any = None
-        for backend, recipe in self._sides(found, reference, candidate):
-            device = "cpu" if recipe.device == "auto" else recipe.device
-            plain = replace(recipe.resolved(), device=device, precision="float64")
-            data = build.open_data(plain)
-            model, _ = build.build_model(plain, backend, len(data.classes))
-            if values is None:
-                values = backend.dump_arrays(model)
-            dtypes = {spec.name: spec.dtype for spec in backend.param_specs(model)}
-            backend.load_arrays(model, {name: np.asarray(a, dtypes[name]) for name, a in values.items()})
-            batch = next(iter(build.make_loader(replace(plain, batch_size=2), data.train).epoch(0)))
-            outputs += backend.fetch([backend.logits(model, backend.put(model, batch))])
-        return outputs[0].shape == outputs[1].shape and bool(np.allclose(outputs[0], outputs[1], rtol=1e-9, atol=1e-12))
 
 
 def _few(names: list[str]) -> str:

@@ -92,7 +92,7 @@ def _derived(reference: Names, candidate: Names, rename: Any) -> Iterator[dict[A
         left.append((set(reference.specs), set(candidate.specs), {}))
     for ours, theirs, given in left:
         atoms = [
-            [Atom((n,), spec.shape, spec.role) for n, spec in side.specs.items() if n in names]
+            [Atom((spec.name,), spec.shape, spec.role) for spec in side.executed() if spec.name in names]
             for side, names in ((reference, ours), (candidate, theirs))
         ]
         merged = _with_triples(*atoms)

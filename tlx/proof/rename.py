@@ -15,7 +15,7 @@ import numpy as np
 from tlx.backend import Array, Arrays, Handle, Model, ModelSpec, OptimizerSpec, ParamSpec, Precision, Replay, Visit
 from tlx.backend.module.build import ancestors
 from tlx.proof.mapping import Target, leaves, put_together, taken_apart
-from tlx.proof.matching import Match, Names
+from tlx.proof.matching import Axes, Layout, Match, Names
 from tlx.proof.recorder import Proxy
 
 
@@ -27,7 +27,7 @@ class View:
     targets: Mapping[str, Target]  # by shared name: where this side keeps the array
     names: Names
     modules: Mapping[str, str]  # of the reference -> of this side
-    layouts: Mapping[str, tuple[int, ...]]  # by path of this side: from the reference's order of axes to its own
+    layouts: Mapping[str, Layout]  # by path of this side: from the reference's order of axes to its own
 
 
 def views(match: Match, reference: Names, candidate: Names) -> tuple[View, View]:
@@ -93,7 +93,7 @@ class Renamed(Proxy):
     def build(self, spec: ModelSpec, device: str, precision: Precision) -> Model:
         given = self.view.layouts.get("")  # what tries a model out gives it images as the reference takes them
         kept = any((s.name, s.shape[:1]) == (f"{spec.head}.weight", (spec.classes,)) for s in self.view.specs)
-        head = "" if kept else self._in(spec.head)
+        head = "" if kept or not spec.head else self._in(spec.head)
         spec = replace(spec, head=head, image_size=0 if given else spec.image_size)
         model = self.inner.build(spec, device, precision)
         arrays = self.inner.dump_arrays(model)
@@ -170,7 +170,7 @@ class Renamed(Proxy):
 
     def put(self, model: Model, batch: Any) -> Handle:
         ready = self.inner.put(model, batch)
-        if (axes := self.view.layouts.get("")) is not None:
+        if (axes := self.view.layouts.get("", (None, None))[0]) is not None:
             ready.images = turned(ready.images, axes, "permute")
         return ready
 
@@ -178,7 +178,7 @@ class Renamed(Proxy):
         return RenamedProbe(self.inner.probe(model), self)
 
 
-def turned(value: Any, axes: tuple[int, ...] | None, how: str = "transpose") -> Any:
+def turned(value: Any, axes: Axes | None, how: str = "transpose") -> Any:
     """Give every array, or tensor, with so many axes another order of them, also in tuples, lists and dictionaries."""
     if axes is None:
         return value
@@ -192,7 +192,7 @@ def turned(value: Any, axes: tuple[int, ...] | None, how: str = "transpose") -> 
     return np.array(moved, order="C") if isinstance(moved, np.ndarray) else moved.contiguous()
 
 
-def _back(axes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+def _back(axes: Axes | None) -> Axes | None:
     return None if axes is None else tuple(int(axis) for axis in np.argsort(axes))
 
 
@@ -208,9 +208,15 @@ class RenamedProbe(Proxy):
         return tuple(self._as_reference(visit) for visit in self.inner.record(call))
 
     def _as_reference(self, visit: Visit) -> Visit:
-        back = _back(self.names.view.layouts.get(visit.path))
-        values = {f.name: turned(getattr(visit, f.name), back) for f in fields(visit)}
+        entering, leaving = map(_back, self._layout(visit.path))
+        values = {
+            f.name: turned(getattr(visit, f.name), entering if f.name.startswith("input") else leaving)
+            for f in fields(visit)
+        }
         return replace(visit, **{**values, "path": self.names._out(visit.path)})
+
+    def _layout(self, own: str) -> Layout:
+        return self.names.view.layouts.get(own, (None, None))
 
     def gradients(self) -> dict[str, Array]:
         return self.names._arrays_out(self.inner.gradients())
@@ -218,22 +224,21 @@ class RenamedProbe(Proxy):
     def set_gradients(self, gradients: Arrays) -> None:
         self.inner.set_gradients(self.names._arrays_in(gradients))
 
-    def replay(self, path: str, *arrays: Any, **options: Any) -> Replay:
+    def replay(self, path: str, x: Any, dy: Any = None, **options: Any) -> Replay:
         own = self.names._in(path)
-        axes = self.names.view.layouts.get(own)
-        alone = self.inner.replay(own, *(turned(array, axes) for array in arrays), **options)
-        back, out = _back(axes), self.names._arrays_out
+        entering, leaving = self._layout(own)
+        alone = self.inner.replay(own, turned(x, entering), turned(dy, leaving), **options)
         renamed: Replay = replace(
             alone,
-            output=turned(alone.output, back),
-            input_grad=turned(alone.input_grad, back),
-            gradients=out(alone.gradients),
-            buffers=out(alone.buffers),
+            output=turned(alone.output, _back(leaving)),
+            input_grad=turned(alone.input_grad, _back(entering)),
+            gradients=self.names._arrays_out(alone.gradients),
+            buffers=self.names._arrays_out(alone.buffers),
         )
         return renamed
 
-    def replay_transposed(self, path: str, x: Array) -> Array | None:
+    def replay_transposed(self, path: str, x: Any) -> Array | None:
         own = self.names._in(path)
-        axes = self.names.view.layouts.get(own)
-        output: Array | None = turned(self.inner.replay_transposed(own, turned(x, axes)), _back(axes))
+        entering, leaving = self._layout(own)
+        output: Array | None = turned(self.inner.replay_transposed(own, turned(x, entering)), _back(leaving))
         return output

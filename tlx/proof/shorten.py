@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -113,14 +114,25 @@ def _by_star(rename: Mapping[Any, Any], reference: Names, candidate: Names) -> d
         for key, value in rules.items():
             for pattern in _patterns(key, value):
                 groups.setdefault(pattern, []).append(key)
-        best = max(groups.items(), key=lambda group: (len(group[1]), -repr(group[0]).count("*")), default=None)
-        if best is None or len(best[1]) < 2:
+        several = {pattern: keys for pattern, keys in groups.items() if len(keys) > 1}
+        families = Counter(_heads(pattern) for pattern in several)
+        best = max(
+            several.items(),
+            key=lambda group: (len(group[1]), families[_heads(group[0])], -repr(group[0]).count("*")),
+            default=None,
+        )
+        if best is None:
             return _ordered(list(rules.items()), reference)
         (pattern, value), keys = best
         shorter = {**{key: old for key, old in rules.items() if key not in keys}, pattern: value}
         if _pairs(shorter, reference, candidate) != _pairs(rules, reference, candidate):
             return _ordered(list(rules.items()), reference)
         rules = shorter
+
+
+def _heads(pattern: Entry) -> tuple[str, ...]:
+    """Return the patterns up to their last star: those of one container's children have these in common."""
+    return tuple(name.rpartition("*")[0] for name in (*_names(pattern[0]), *_names(pattern[1])))
 
 
 def _patterns(key: Any, value: Any) -> Iterator[Entry]:
