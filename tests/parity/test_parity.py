@@ -130,7 +130,7 @@ def test_weights_that_were_not_brought_along_are_the_first_difference() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rename": {}}, "this may be right: rename={'stem': 'patchify', 'attend': 'mixer'}"),
+        ({"rename": {}}, "This map gives equal outputs: rename={'stem': 'patchify', 'attend': 'mixer'}"),
         ({"rename": {"stemm": "patchify"}}, "the reference has no 'stemm'. Did you mean 'stem'"),
         ({"rename": {"stem": "patch"}}, "the candidate has no 'patch'. Did you mean 'patchify'"),
         ({"head": "fc"}, "head is 'fc', which is no layer of the reference"),

@@ -73,7 +73,7 @@ class ModelSpec:
 
     name: str
     classes: int
-    head: str  # module path, such as "fc" or "classifier.1"
+    head: str  # module path, such as "fc" or "classifier.1"; "": the module stays as it is
     options: tuple[tuple[str, bool], ...] = ()
     module: Any = None
     hidden: tuple[int, ...] = ()

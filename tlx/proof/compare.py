@@ -30,7 +30,7 @@ COMPARE: dict[str, Callable[[Capture, Capture], Stage]] = {
     "P8": compare_float32,
     "P9": compare_curves,
 }
-NOT_RUN = (Stage("P9", None, None, None), Stage("P10", None, None, None))
+NOT_RUN = tuple(Stage(name, None, None, None) for name in ("P2", "P7", "P8", "P9", "P10"))
 
 
 def compare(reference: str | Path, candidate: str | Path) -> Report:
@@ -73,7 +73,8 @@ def compared_stages(a: Capture, b: Capture) -> list[Stage]:
             if name == "P1" and any(row.missing for row in stages[-1].rows):
                 return stages  # what lacks a parameter cannot be compared further
     present = {stage.id for stage in stages}
-    return [*stages, *(stage for stage in NOT_RUN if stage.id not in present)]
+    stages += [stage for stage in NOT_RUN if stage.id not in present]
+    return sorted(stages, key=lambda stage: int(stage.id[1:]))
 
 
 def verdict_of(stages: Sequence[Stage]) -> Verdict:

@@ -178,4 +178,5 @@ class Session:
         must = {name: hexed(recipe[name]) for name in MUST_AGREE}
         if not isinstance(self.recipe.model, str):
             must["model"] = MODULE  # whose class may have another name in a port
-        return {**must, "classes": list(self.classes), "data": self.data.fingerprint}
+        own = getattr(self.backend, "must_agree", {})  # inputs of the user's own
+        return {**must, "classes": list(self.classes), "data": self.data.fingerprint, **own}

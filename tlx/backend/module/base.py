@@ -144,7 +144,8 @@ class ModuleBackend:
             module = self.construct(spec.name, **dict(spec.options))
         else:
             raise BackendError(f"backend {self.name!r} has no model {spec.name!r}; `tlx models` lists what it has")
-        replace_head(fw.nn, module, spec)
+        if spec.head:
+            replace_head(fw.nn, module, spec)
         dropouts = replace_dropouts(fw.nn, self.depth, self.dropout, module, spec.own)
         dtype = fw.float64 if precision == "float64" else fw.float32
         module = module.to(dtype).to(device)
@@ -319,9 +320,12 @@ class ModuleBackend:
         failed = [paths[id(owner)] for owner in frames if id(owner) in paths]
         where = f" at {failed[-1]!r}" if failed and failed[-1] else ""
         fix = " Lower batch_size, micro_batch or image_size." if "memory" in str(error) else ""
-        shape = list(batch.images.shape)
+        shape = self.described(batch)
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         return f"{self.name} cannot run the model on {shape}{where}: {one_line(f'{kind}{error}')}.{fix}"
+
+    def described(self, batch: DeviceBatch) -> str:
+        return str(list(batch.images.shape))
 
     def outputs(self, model: Net, batch: DeviceBatch) -> Any:
         """Return whatever the module returns on pixels."""
