@@ -136,12 +136,12 @@ class RenamedProbe(Proxy):
     def set_gradients(self, gradients: Arrays) -> None:
         self.inner.set_gradients(self.names._arrays_in(gradients))
 
-    def replay(self, path: str, x: Array, dy: Array | None = None, *, training: bool = False) -> Replay:
-        alone = self.inner.replay(self.names._in(path), x, dy, training=training)
+    def replay(self, path: str, inputs: Sequence[Array], grads: Sequence[Array | None] = (), **options: Any) -> Replay:
+        alone = self.inner.replay(self.names._in(path), inputs, grads, **options)
         out = self.names._arrays_out
         renamed: Replay = replace(alone, gradients=out(alone.gradients), buffers=out(alone.buffers))
         return renamed
 
-    def replay_transposed(self, path: str, x: Array) -> Array | None:
-        output: Array | None = self.inner.replay_transposed(self.names._in(path), x)
+    def replay_transposed(self, path: str, inputs: Sequence[Array], **options: Any) -> Array | None:
+        output: Array | None = self.inner.replay_transposed(self.names._in(path), inputs, **options)
         return output
