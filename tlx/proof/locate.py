@@ -100,7 +100,7 @@ class Search:
             if self.calls.pairs[child].grads_equal is False:
                 return self._between(number, child, following, backward=True)
             following = child
-        return self._between(number, None, following, backward=True)
+        return self._between(number, None, None, backward=True)
 
     def statistics(self, name: str) -> Blame | None:
         """Judge the module that owns a buffer."""
@@ -157,11 +157,11 @@ class Search:
         last = container if end is None else pairs[end]
         ours, theirs = {id(pair.a) for pair in pairs if pair.b}, {id(pair.b) for pair in pairs}
         return Between(
-            last.a.path if last else "",
-            first.a.path if first else "",
+            last.a.name if last else "",
+            first.a.name if first else "",
             _unpaired(self.calls.ours, ours, first.a if first else None, last.a if last else None),
             _unpaired(self.calls.theirs, theirs, first.b if first else None, last.b if last else None),
-            container.a.path if container else "",
+            container.a.name if container else "",
             **facts,
         )
 

@@ -69,10 +69,10 @@ def _alone(alone: Alone) -> str:
     kind = reference if reference == candidate else f"{reference}, in the candidate {candidate}"
     words = f"{alone.path or 'The whole model'} ({kind})"
     if alone.calls > 1:
-        words += f", in call {alone.call} of {alone.calls}"
+        words += f", in call {alone.call} of {alone.calls},"
     given = f"gives another {alone.quantity} ({alone.error:.1e})"
     if alone.replay == "different":
-        words = f"Replayed alone, {words}, fed the reference's own input, {given}"
+        words = f"Replayed alone, {words.rstrip(',')}, fed the reference's own input, {given}"
     elif alone.replay == "equal":
         words += f" {given} from an equal input, and is equal when it is replayed alone: its mode or state differs"
     else:
@@ -111,6 +111,8 @@ def _between(between: Between) -> str:
         words = f"the fault lies between {between.previous} and {end}"
     else:
         words = f"the fault lies in {between.path} itself" if own else f"the fault lies before {end}"
+        if not between.path:
+            words = "the fault lies in the model's own code, outside its modules"
     if between.within and (between.previous or not own):
         words += f", in the code of {between.within} itself"
     if between.swapped:
