@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tlx.proof.result import Alone, Between, Difference, Row, Stage
+from tlx.proof.result import Alone, Between, Blame, Difference, Outside, Row, Stage
 from tlx.proof.sentence import first_difference
 from tlx.proof.words import name, note, summary
 
@@ -16,7 +17,7 @@ def row(kind: Any, error: float = math.inf, passed: bool = False, **facts: Any) 
     return Row(kind=kind, error=error, passed=passed, **facts)
 
 
-def sentence(stage: str, *rows: Row, replay: Alone | Between | None = None) -> str:
+def sentence(stage: str, *rows: Row, replay: Blame | None = None) -> str:
     failed = next(row for row in rows if not row.passed)
     return first_difference(Difference(Stage(stage, math.inf, None, False, rows), failed, replay))
 
@@ -37,7 +38,17 @@ def sentence(stage: str, *rows: Row, replay: Alone | Between | None = None) -> s
         (row("batch", path="b", cause="content", differing=("pixels", "targets")), "b", "pixels, targets"),
         (row("output", path="act", flips=2), "act", "2 signs flipped"),
         (row("output", path="act", missing="candidate"), "act", "run as a module on one side only"),
-        (row("order"), "order of execution", "modules run in another order"),
+        (
+            row("output", path="act", passed=True, cause="made up for"),
+            "act",
+            "shared out otherwise within a module whose output is equal",
+        ),
+        (row("output", path="act", cause="not finite", size=45), "act at 45 px", "not finite"),
+        (
+            row("size", size=45, missing="candidate", stopped="it broke"),
+            "images of 45 px",
+            "the candidate cannot run: it broke",
+        ),
         (row("correct", values=(3, 4)), "correct count", "3 against 4"),
         (
             row("update", path="fc.weight", slot="step", side="candidate", number=2),
@@ -107,18 +118,54 @@ def test_a_module_that_differs_by_itself_is_named_with_its_class_on_both_sides()
     assert words.endswith("; so does another module.")
 
 
-def test_what_lies_between_two_modules_is_named() -> None:
-    between = Between("fc", "norm", False, (("act", "ReLU"),), ())
-    words = sentence("P4", row("output", 1e-3, path="fc"), replay=between)
-    assert (
-        "between norm and fc, where no parameter is: act (ReLU) in the reference, functions without a module in"
-        in words
-    )
+def test_a_module_that_could_not_be_replayed_is_judged_by_the_pass() -> None:
+    alone = Alone("mix", "output", 1e-3, ("Mix", "Mix"), 0, False, call=2, calls=3, replay="none", why="it takes a Box")
+    words = sentence("P3", row("output", 1e-3, path="mix#2"), replay=alone)
+    assert "mix (Mix), in call 2 of 3, gives another output (1.0e-03) from an equal input" in words
+    assert words.endswith("; it was not replayed: it takes a Box.")
+    by_state = sentence("P3", row("output", 1e-3, path="mix"), replay=replace(alone, replay="equal", calls=1))
+    assert "is equal when it is replayed alone: its mode or state differs" in by_state
 
 
-def test_a_module_on_one_side_only_is_mentioned() -> None:
-    rows = row("output", 0.0, True, path="act", missing="candidate"), row("output", 1e-3, path="fc")
-    assert "; act cannot be compared, being a module on one side only." in sentence("P3", *rows)
+@pytest.mark.parametrize(
+    ("between", "words"),
+    [
+        (Between("fc", "norm"), "the fault lies between norm and fc"),
+        (Between("", "fc"), "the fault lies between fc and the logits"),
+        (Between("stem", ""), "the fault lies before stem"),
+        (
+            Between("fc", "norm", (("act", "ReLU"),)),
+            "between norm and fc: act (ReLU) in the reference, functions without a module in the candidate",
+        ),
+        (Between("b.act", "b.norm", within="b"), "between b.norm and b.act, in the code of b itself"),
+        (Between("b", "b.act", within="b"), "between b.act and what b returns, in the code of b itself"),
+        (Between("b", "", within="b"), "the fault lies in b itself"),
+        (Between("", ""), "the fault lies in the model's own code, outside its modules"),
+        (Between("b", "a", swapped=True), "between a and b: the inputs of b are swapped"),
+        (Between("b", "a", including=True), "or in b, which takes another input and could not be judged by itself"),
+    ],
+)
+def test_what_lies_between_two_modules_is_named(between: Between, words: str) -> None:
+    assert words in sentence("P4", row("output", 1e-3, path="fc"), replay=between)
+
+
+@pytest.mark.parametrize(
+    ("outside", "words"),
+    [
+        (Outside("input"), "what enters the model differs"),
+        (Outside("logits"), "the model's own output is equal, so what is made of it afterwards differs"),
+        (Outside("loss gradient"), "already the gradient that enters the model from the loss differs"),
+        (Outside("statistics", "bn"), "replayed alone, bn is equal: what becomes of its statistics afterwards differs"),
+        (Outside("statistics", "bn", (1, 2)), "bn is called once in the reference, 2 times in the candidate"),
+    ],
+)
+def test_what_lies_around_the_model_is_named(outside: Outside, words: str) -> None:
+    assert words in sentence("P4", row("output", 1e-3, path="fc"), replay=outside)
+
+
+def test_a_size_that_only_the_reference_takes_is_one_line() -> None:
+    words = sentence("P3", row("size", size=45, missing="candidate", stopped="it broke."))
+    assert words == "At 45 px the candidate cannot run, and the reference can: it broke."
 
 
 def test_other_stages_name_their_first_row() -> None:

@@ -174,21 +174,23 @@ def divided(count: int, size: int | None) -> list[int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Visit:
-    """One call of a module, in order of execution. Modules that own no parameters leave only their kind."""
+    """One call of a module. Calls are in the order in which they end, so a module comes after those within it."""
 
-    path: str
+    path: str  # "": the whole model
     kind: str  # the class's name
-    input: Array | None = None
-    output: Array | None = None
-    grad: Array | None = None  # of the loss to the output, where a backward pass went through
+    inputs: tuple[Array, ...] = ()  # as they were before the call, in the order of its signature, those of dicts by key
+    outputs: tuple[Array, ...] = ()  # those of a dict by key; what is no tensor is left out
+    grads: tuple[Array | None, ...] = ()  # of the loss to each output, where a backward pass went through
+    call: int = 1  # which call of this module it is
+    depth: int = 0  # how many calls of other modules it lies within
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replay:
     """What one module gives by itself; the last three only where an output gradient was given."""
 
-    output: Array
-    input_grad: Array | None = None
+    outputs: tuple[Array, ...]
+    input_grads: tuple[Array | None, ...] = ()  # None: of integers, or of what does not reach an output
     gradients: Arrays = field(default_factory=dict)  # by the parameter's full name
     buffers: Arrays = field(default_factory=dict)  # after the call, by full name
 
@@ -205,11 +207,30 @@ class Probe(Protocol):
     def set_gradients(self, gradients: Arrays) -> None:
         """Set these gradients; all others become None."""
 
-    def replay(self, path: str, x: Array, dy: Array | None = None, *, training: bool = False) -> Replay:
-        """Run the module at `path` ("": the whole) on `x` and, where given, backward from `dy`; changes nothing."""
+    def replay(
+        self,
+        path: str,
+        inputs: Sequence[Array],
+        grads: Sequence[Array | None] = (),
+        *,
+        call: int = 1,
+        training: bool = False,
+    ) -> Replay:
+        """Run the module at `path` ("": the whole) by itself; changes nothing.
 
-    def replay_transposed(self, path: str, x: Array) -> Array | None:
-        """Return the module's output on `x` with its weight transposed; None where that is not square."""
+        Args:
+            path: as in a visit.
+            inputs: in place of the tensors that it got in its own recorded call; everything else is as it was there.
+            grads: where given, runs backward from these gradients of its outputs.
+            call: which recorded call is meant.
+            training: the mode of the module and of all within it.
+
+        Raises:
+            Exception: the module cannot be run on these inputs; each framework has its own for that.
+        """
+
+    def replay_transposed(self, path: str, inputs: Sequence[Array], *, call: int = 1) -> Array | None:
+        """Return the module's first output with its weight transposed; None where that is not square."""
 
 
 @runtime_checkable

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tlx.backend import Backend, registry
 from tlx.errors import BackendError, TlxError
 from tlx.models.zoo import architecture
-from tlx.proof.artifact import Capture, Writer
+from tlx.proof.artifact import MODULE, Capture, Writer
+from tlx.proof.listed import Listed
 from tlx.proof.record import RECORD
 from tlx.proof.recorder import check_served
 from tlx.proof.session import Session
@@ -94,6 +95,8 @@ def capture(
         )
     stages = stages or (QUICK if quick else STAGES)
     other = Capture(reference) if reference is not None else None
+    if other is not None and other.manifest["must"]["model"] == MODULE:
+        loaded = cast(Backend, Listed(loaded, other))
     if recipe is None:
         if other is None:
             raise TlxError("capture needs a recipe, or the capture of another backend as its reference")

@@ -67,20 +67,20 @@ MANIFEST: Mapping[str, Check] = {
     "inputs": _text,
 }
 MUST: Mapping[str, Check] = {"model": _text, "stages": _texts, "classes": _texts, "data": _text}
-_VISIT = {"path": _text, "kind": _text}
+_VISIT = {"path": _text, "kind": _text, "call?": _whole, "depth?": _whole}
+_REPLAY = {"forward?": _layout, "gradients?": _layout, "buffers?": _layout, "transposed?": _layout}
+_SIZE = r"(/@\d{1,6})?"  # of the image, where it is not the recipe's
 _STEP = {"loss": _hex, "correct": _whole, "hyper": _some(_some(_hex, 2)), "events": _texts}
 _BATCH = {"indices": _some(_whole), "labels": _some(_whole), "stream": _some(_whole, 3), "size": _whole}
 # By the pattern of its key, the facts that a record has; those behind "?" may be missing.
 RECORDS: tuple[tuple[str, Mapping[str, Check]], ...] = (
     (r"P1", {"specs": _list}),
     (r"P2/(train|test)/\d{4,9}/\d{4,9}", {**_BATCH, "pixels": _text, "targets?": _or_none(_text)}),
-    (r"P[34]/visit/\d{4,9}", _VISIT),
-    (r"P3/logits|P4/gradients|P4/buffers", {}),
-    (r"P4/loss", {"loss": _hex, "correct": _whole}),
-    (
-        r"P4/replay/\d{4,9}",
-        {"path": _text, "forward": _layout, "gradients": _layout, "buffers": _layout, "transposed?": _layout},
-    ),
+    (rf"P[34]{_SIZE}/visit/\d{{4,9}}", _VISIT),
+    (rf"P3{_SIZE}/logits|P4{_SIZE}/gradients|P4{_SIZE}/buffers", {}),
+    (rf"P4{_SIZE}/loss", {"loss": _hex, "correct": _whole}),
+    (rf"P[34]{_SIZE}/replay/\d{{4,9}}", {"path": _text, "call?": _whole, "why?": _text, **_REPLAY}),
+    (r"P[34]/@\d{1,6}/error", {"text": _text}),
     (r"P5/script", {"optimizer": _text, "groups": _some(_texts)}),
     (
         r"P5/update/\d{1,9}",

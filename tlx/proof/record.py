@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, cast
 
-from tlx.backend import Array, Backend, Hyper, OptimizerSpec, Precision, Probe, Visit
-from tlx.errors import TlxError, one_line
-from tlx.proof.artifact import Writer
-from tlx.proof.measure import bundle
+from tlx.backend import Backend, Batch, Hyper, OptimizerSpec, Precision
+from tlx.errors import TlxError
 from tlx.proof.recorder import RecordedLoader, Recorder
+from tlx.proof.replays import add_replays, add_visits, also_at_odd_size, bundles
 from tlx.proof.session import Session
 from tlx.proof.updates import SCRIPT, drawn_gradient
 from tlx.strategy.schedule import float32_exact
@@ -36,76 +35,46 @@ def batches(s: Session) -> None:
 
 
 def evaluation(s: Session) -> None:
-    """P3: every module's output in eval mode."""
+    """P3: every module's output in eval mode, at two sizes; then modules alone."""
     s.start(s.model)
-    batch = s.backend.put(s.model, s.tests[0])
+    _evaluation(s, "P3", s.tests[0])
+    also_at_odd_size(s, "P3", s.tests[0], _evaluation)
+
+
+def _evaluation(s: Session, stage: str, batch: Batch) -> None:
+    probe, ready = s.probe, s.backend.put(s.model, batch)
     lazies: list[Any] = []
-    add_visits(s.writer, "P3", s.probe.record(lambda: lazies.append(s.backend.logits(s.model, batch))))
-    s.writer.add("P3/logits", arrays={"logits": s.backend.fetch(lazies)[0]})
-
-
-def add_visits(writer: Writer, stage: str, visits: Iterable[Visit]) -> None:
-    """Write one record for each call of a module, in order of execution."""
-    for number, visit in enumerate(visits):
-        named = {"input": visit.input, "output": visit.output, "grad": visit.grad}
-        arrays = {name: array for name, array in named.items() if array is not None}
-        writer.add(f"{stage}/visit/{number:04d}", {"path": visit.path, "kind": visit.kind}, arrays)
+    visits = probe.record(lambda: lazies.append(s.backend.logits(s.model, ready)))
+    logits = s.backend.fetch(lazies)[0]
+    add_visits(s.writer, stage, visits)
+    s.writer.add(f"{stage}/logits", arrays={"logits": logits})
+    add_replays(s, stage, probe, visits, training=False)
 
 
 def backward(s: Session) -> None:
-    """P4: outputs, loss, gradients and buffers of one training step where everything trains; then modules alone."""
+    """P4: outputs, loss, gradients and buffers of one training step where everything trains, at two sizes."""
+    _backward(s, "P4", s.batches[0])
+    also_at_odd_size(s, "P4", s.batches[0], _backward)
+
+
+def _backward(s: Session, stage: str, batch: Batch) -> None:
     s.start(s.model)
     s.train_everything(s.model)
-    probe, batch = s.probe, s.backend.put(s.model, s.batches[0])
+    probe, ready = s.probe, s.backend.put(s.model, batch)
     lazies: list[Any] = []
-    visits = probe.record(lambda: lazies.extend(s.backend.backward(s.model, batch)))
+    visits = probe.record(lambda: lazies.extend(s.backend.backward(s.model, ready)))
     loss, correct = s.backend.fetch(lazies)
     specs = s.backend.param_specs(s.model)
     values, gradients = s.backend.dump_arrays(s.model), probe.gradients()
     buffers = {p.name: values[p.name] for p in specs if p.role == "statistic" and p.name in values}
-    add_visits(s.writer, "P4", visits)
-    s.writer.add("P4/loss", {"loss": float(loss).hex(), "correct": int(correct)})
-    s.writer.add("P4/gradients", arrays={p.name: gradients[p.name] for p in specs if p.name in gradients})
-    s.writer.add("P4/buffers", arrays=buffers)
+    add_visits(s.writer, stage, visits)
+    s.writer.add(f"{stage}/loss", {"loss": float(loss).hex(), "correct": int(correct)})
+    s.writer.add(f"{stage}/gradients", arrays={p.name: gradients[p.name] for p in specs if p.name in gradients})
+    s.writer.add(f"{stage}/buffers", arrays=buffers)
     probe.set_gradients({})
     s.start(s.model)
     s.train_everything(s.model)
-    inputs = [(v.path, v.input, v.grad) for v in visits if v.output is not None]
-    if s.reference is not None:
-        records = [r for r in s.reference.stage("P4/visit") if "input" in r.files]
-        inputs = [(str(r.facts["path"]), r.array("input"), r.array("grad")) for r in records]
-    add_replays(s.writer, probe, inputs, {v.path for v in visits})
-
-
-def add_replays(
-    writer: Writer, probe: Probe, inputs: Iterable[tuple[str, Array | None, Array | None]], known: set[str]
-) -> None:
-    """Feed each module of `known` alone: path, input and output gradient. Write down what it gives."""
-    for number, (path, x, dy) in enumerate(inputs):
-        if path not in known or x is None:
-            continue
-        try:
-            alone = probe.replay(path, x, dy, training=True)
-        except Exception as error:  # each framework has its own for an input of another shape
-            problem = f"{path} cannot be fed the reference's input {list(x.shape)}: {one_line(str(error))}"
-            raise TlxError(problem, fix="capture both by one recipe") from error
-        forward = {"output": alone.output}
-        if alone.input_grad is not None:
-            forward["input gradient"] = alone.input_grad
-        parts = {"forward": forward, "gradients": alone.gradients, "buffers": alone.buffers}
-        if (transposed := probe.replay_transposed(path, x)) is not None:
-            parts["transposed"] = {"output": transposed}
-        layouts, sketches = bundles(parts)
-        writer.add(f"P4/replay/{number:04d}", {"path": path, **layouts}, sketches)
-
-
-def bundles(parts: Mapping[str, Mapping[str, Array]]) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Sketch several kinds of arrays: return the layout and the numbers of each kind, by its name."""
-    bundled = {kind: bundle(arrays) for kind, arrays in parts.items()}
-    return (
-        {kind: layout for kind, (layout, _) in bundled.items()},
-        {kind: numbers for kind, (_, numbers) in bundled.items()},
-    )
+    add_replays(s, stage, probe, visits, training=True)
 
 
 def updates(s: Session) -> None:

@@ -224,21 +224,22 @@ class RenamedProbe(Proxy):
     def set_gradients(self, gradients: Arrays) -> None:
         self.inner.set_gradients(self.names._arrays_in(gradients))
 
-    def replay(self, path: str, x: Any, dy: Any = None, **options: Any) -> Replay:
+    def replay(self, path: str, inputs: Sequence[Array], grads: Sequence[Array | None] = (), **options: Any) -> Replay:
         own = self.names._in(path)
         entering, leaving = self._layout(own)
-        alone = self.inner.replay(own, turned(x, entering), turned(dy, leaving), **options)
+        alone = self.inner.replay(own, turned(tuple(inputs), entering), turned(tuple(grads), leaving), **options)
         renamed: Replay = replace(
             alone,
-            output=turned(alone.output, _back(leaving)),
-            input_grad=turned(alone.input_grad, _back(entering)),
+            outputs=turned(alone.outputs, _back(leaving)),
+            input_grads=turned(alone.input_grads, _back(entering)),
             gradients=self.names._arrays_out(alone.gradients),
             buffers=self.names._arrays_out(alone.buffers),
         )
         return renamed
 
-    def replay_transposed(self, path: str, x: Any) -> Array | None:
+    def replay_transposed(self, path: str, inputs: Sequence[Array], **options: Any) -> Array | None:
         own = self.names._in(path)
         entering, leaving = self._layout(own)
-        output: Array | None = turned(self.inner.replay_transposed(own, turned(x, entering)), _back(leaving))
+        whole = self.inner.replay_transposed(own, turned(tuple(inputs), entering), **options)
+        output: Array | None = turned(whole, _back(leaving))
         return output

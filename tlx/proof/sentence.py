@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from tlx.proof.result import Alone, Between, Difference, Row, Stage
+from tlx.proof.result import Alone, Between, Difference, Outside, Row, Stage
 from tlx.proof.words import array, farthest, name, note, stopped, summary, title
 
 
@@ -33,20 +33,25 @@ def _plain(difference: Difference, row: Row) -> str:
 
 def _module(difference: Difference, row: Row) -> str:
     """Name the module that differs by itself, or the stretch between two that do not."""
+    if row.kind == "size":
+        return f"At {row.size} px the candidate cannot run, and the reference can: {row.stopped.rstrip('.')}."
     if row.kind == "loss":
         return f"Every module's output is equal and the loss is not ({note(row)}): the loss function differs."
     if row.kind == "correct":
         return f"Outputs and loss are equal and the count of correct predictions is not ({note(row)})."
-    lead = f"{_symptom(difference.stage, row)} ({name(row)}: {row.error:.1e})"
-    one_sided = [name(other) for other in difference.stage.rows if other.kind == "output" and other.missing]
-    if one_sided:
-        lead += f"; {', '.join(one_sided)} cannot be compared, being a module on one side only"
-    if difference.replay is None:
+    lead = f"{_symptom(difference.stage, row)} ({name(row)}: {_error(row)})"
+    replay = difference.replay
+    if replay is None:
         return lead + "."
-    if isinstance(difference.replay, Alone):
-        return f"{lead}. Replayed alone, {_alone(difference.replay)}"
-    between = _between(difference.replay, row)
-    return f"{lead}. Replayed alone, every module that owns parameters is equal: {between}."
+    if isinstance(replay, Outside):
+        return f"{lead}: {_outside(replay)}."
+    if isinstance(replay, Between):
+        return f"{lead}: {_between(replay)}."
+    return f"{lead}. {_alone(replay)}"
+
+
+def _error(row: Row) -> str:
+    return f"{row.error:.1e}" if math.isfinite(row.error) or not note(row) else note(row)
 
 
 def _symptom(stage: Stage, row: Row) -> str:
@@ -55,8 +60,6 @@ def _symptom(stage: Stage, row: Row) -> str:
         return "Outputs and loss are equal and gradients are not: the backward pass differs"
     if row.kind == "buffer":
         return "Outputs and loss are equal and running statistics are not"
-    if row.kind == "order":
-        return f"{'In eval mode the' if evaluating else 'The'} modules run in another order"
     whose = "the logits" if row.kind == "logits" else f"that of {row.path}"
     return f"{'In eval mode the' if evaluating else 'The'} first output that differs is {whose}"
 
@@ -64,27 +67,63 @@ def _symptom(stage: Stage, row: Row) -> str:
 def _alone(alone: Alone) -> str:
     reference, candidate = alone.classes
     kind = reference if reference == candidate else f"{reference}, in the candidate {candidate}"
-    words = f"{alone.path} ({kind}), fed the reference's own input, gives another {alone.quantity} ({alone.error:.1e})"
-    others = {0: "every other module by itself is equal", 1: "so does another module"}
-    words += f"; {others.get(alone.others, f'so do {alone.others} other modules')}."
+    words = f"{alone.path or 'The whole model'} ({kind})"
+    if alone.calls > 1:
+        words += f", in call {alone.call} of {alone.calls},"
+    given = f"gives another {alone.quantity} ({alone.error:.1e})"
+    if alone.replay == "different":
+        words = f"Replayed alone, {words.rstrip(',')}, fed the reference's own input, {given}"
+    elif alone.replay == "equal":
+        words += f" {given} from an equal input, and is equal when it is replayed alone: its mode or state differs"
+    else:
+        words += f" {given} from an equal input; it was not replayed{f': {alone.why}' if alone.why else ''}"
+    others = {0: "", 1: "; so does another module"}
+    if alone.replay == "different":
+        others[0] = "; every other module by itself is equal"
+    words += others.get(alone.others, f"; so do {alone.others} other modules") + "."
     if alone.transposed:
         words += " With its square weight transposed it is equal: the weight is used transposed."
     return words
 
 
-def _between(between: Between, row: Row) -> str:
-    if between.input_equal:
-        return f"what becomes of its {'statistics' if row.kind == 'buffer' else 'result'} afterwards differs"
-    if not between.previous:
+def _outside(outside: Outside) -> str:
+    if outside.where == "input":
         return "what enters the model differs, as by resizing, the order of channels or normalisation"
-    reference, candidate = (
-        ", ".join(f"{path} ({kind})" for path, kind in modules) or "functions without a module"
-        for modules in (between.reference, between.candidate)
-    )
-    where = f"between {between.previous} and {between.path or 'the logits'}, where no parameter is"
-    if reference == candidate:
-        return f"the fault lies {where}: {reference}"
-    return f"the fault lies {where}: {reference} in the reference, {candidate} in the candidate"
+    if outside.where == "logits":
+        return "the model's own output is equal, so what is made of it afterwards differs"
+    if outside.where == "loss gradient":
+        return "already the gradient that enters the model from the loss differs"
+    ours, theirs = outside.calls
+    if ours != theirs:
+        return f"{outside.path} is called {_times(ours)} in the reference, {_times(theirs)} in the candidate"
+    return f"replayed alone, {outside.path} is equal: what becomes of its statistics afterwards differs"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _between(between: Between) -> str:
+    """Name the stretch, whose code it is, and the modules in it that were not compared."""
+    own = between.within and between.path == between.within  # what the module around the stretch returns
+    end = f"what {between.path} returns" if own else between.path or "the logits"
+    if between.previous:
+        words = f"the fault lies between {between.previous} and {end}"
+    else:
+        words = f"the fault lies in {between.path} itself" if own else f"the fault lies before {end}"
+        if not between.path:
+            words = "the fault lies in the model's own code, outside its modules"
+    if between.within and (between.previous or not own):
+        words += f", in the code of {between.within} itself"
+    if between.swapped:
+        words += f": the inputs of {between.path} are swapped"
+    if between.including:
+        words += f", or in {between.path}, which takes another input and could not be judged by itself"
+    modules = [", ".join(f"{path} ({kind})" for path, kind in side) for side in (between.reference, between.candidate)]
+    if not any(modules):
+        return words
+    reference, candidate = (side or "functions without a module" for side in modules)
+    return f"{words}: {reference} in the reference, {candidate} in the candidate"
 
 
 def _update(difference: Difference, row: Row) -> str:

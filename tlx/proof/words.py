@@ -94,12 +94,13 @@ def array(row: Row) -> str:
 
 def name(row: Row) -> str:
     """Name the place that a row measures."""
-    return NAMES[row.kind](row) if row.kind in NAMES else row.path
+    words = NAMES[row.kind](row) if row.kind in NAMES else row.path
+    return words if row.size is None or row.kind == "size" else f"{words} at {row.size} px"
 
 
 NAMES: Mapping[str, Callable[[Row], str]] = {
     "listing": lambda row: "order and roles",
-    "order": lambda row: "order of execution",
+    "size": lambda row: f"images of {row.size} px",
     "logits": lambda row: "logits",
     "loss": lambda row: "loss",
     "correct": lambda row: "correct count",
@@ -124,6 +125,8 @@ def note(row: Row) -> str:
     """Say what else is known about a row; empty where that is nothing."""
     if row.kind == "step":
         return _step_note(row)
+    if row.kind == "size":
+        return f"the {row.missing} cannot run: {row.stopped}"
     if row.missing:
         return "run as a module on one side only" if row.kind == "output" else f"missing in the {row.missing}"
     return NOTES[row.kind](row) if row.kind in NOTES else ""
@@ -151,6 +154,20 @@ def _batch(row: Row) -> str:
         "label count": "the number of labels",
     }
     return causes.get(row.cause or "", ", ".join(row.differing))
+
+
+OUTPUTS = {
+    "made up for": "shared out otherwise within a module whose output is equal",
+    "laid out": "the same numbers in another order of axes",
+    "shape": "another shape",
+    "not finite": "not finite",
+    "empty": "empty",
+}
+
+
+def _output(row: Row) -> str:
+    flips = f"{row.flips} signs flipped" if row.flips else ""
+    return "; ".join(filter(None, (OUTPUTS.get(row.cause or "", ""), flips)))
 
 
 def _step_note(row: Row) -> str:
@@ -197,9 +214,9 @@ NOTES: Mapping[str, Callable[[Row], str]] = {
     "field": lambda row: against(row),
     "weight": _weight,
     "listing": lambda row: "the backends list their parameters differently",
-    "order": lambda row: "modules run in another order",
     "batch": _batch,
-    "output": lambda row: f"{row.flips} signs flipped" if row.flips else "",
+    "output": lambda row: _output(row),
+    "logits": lambda row: OUTPUTS.get(row.cause or "", ""),
     "loss": lambda row: against(row, ".12g"),
     "correct": lambda row: "" if row.passed else against(row),
     "end": stopped,
@@ -238,6 +255,17 @@ def _manifest(stage: Stage) -> str:
 def _data(stage: Stage) -> str:
     words = f"{stage.facts['batches']} batches, {stage.facts['images']} images"
     return words + ("; the batches of one capture were served to the other" if stage.facts["served"] else "")
+
+
+def _sizes(stage: Stage) -> str:
+    """List the image sizes that a pass was run at, and why it was not run at another one."""
+    sizes, error = stage.facts.get("sizes", ()), stage.facts.get("one_size", "")
+    words = f"; at {' and '.join(map(str, sizes))} px" if sizes else ""
+    if error:
+        words += f"; the reference takes one size only ({error})"
+    elif stage.facts.get("not_run"):
+        words += f"; at {' and '.join(map(str, stage.facts['not_run']))} px not run in the candidate"
+    return words
 
 
 def _steps(stage: Stage) -> str:
@@ -279,8 +307,8 @@ SUMMARIES: Mapping[str, Callable[[Stage], str]] = {
     "P0": _manifest,
     "P1": lambda stage: f"{stage.facts['arrays']} arrays",
     "P2": _data,
-    "P3": lambda stage: f"outputs of {len(stage.rows)} modules",
-    "P4": lambda stage: f"{len(stage.rows)} outputs, losses, buffers and gradients; everything trains",
+    "P3": lambda stage: f"{len(stage.rows)} outputs{_sizes(stage)}",
+    "P4": lambda stage: f"{len(stage.rows)} outputs, losses, buffers and gradients; everything trains{_sizes(stage)}",
     "P5": lambda stage: (
         f"{stage.facts['optimizer']}, {stage.facts['updates']} updates, "
         "groups frozen and unfrozen between them, against NumPy"
