@@ -9,6 +9,7 @@ from typing import Any, cast
 from tlx.backend import Array, Backend, Hyper, OptimizerSpec, Precision, Probe, Visit
 from tlx.errors import TlxError, one_line
 from tlx.proof.artifact import Writer
+from tlx.proof.locked import trajectory
 from tlx.proof.measure import bundle
 from tlx.proof.recorder import RecordedLoader, Recorder
 from tlx.proof.session import Session
@@ -137,17 +138,6 @@ def updates(s: Session) -> None:
         s.writer.add(f"P5/update/{number}", {**facts, **layouts}, sketches)
 
 
-def trajectory(s: Session) -> None:
-    """P6: the production loop, from its first step to its last."""
-    s.start(s.model)
-    recorder = Recorder(s.backend, s.writer, "P6")
-    try:
-        for _ in train(s.training(s.model, cast(Backend, recorder)), State()):
-            pass
-    except TlxError as error:
-        s.writer.add("P6/error", {"step": recorder.step, "text": str(error)})
-
-
 def metrics(s: Session) -> None:
     """P7: logits, and the counts and losses that the backend makes of them, after the trajectory."""
     for number, batch in enumerate(s.tests):
@@ -181,10 +171,10 @@ def float32_steps(s: Session) -> None:
 def float32_curves(s: Session) -> None:
     """P9: loss curves in float32, from the initial values; the reference also from values one unit off."""
     model, _ = s.build("float32")
-    single = replace(s, recipe=replace(s.recipe, precision="float32"))
+    single, averaged = replace(s, recipe=replace(s.recipe, precision="float32")), s.recipe.ema is not None
     for nudged in (False, True) if s.reference is None else (False,):
         s.start(model, nudged=nudged)
-        recorder = Recorder(s.backend, s.writer, "P9/nudged" if nudged else "P9/plain", values=False)
+        recorder = Recorder(s.backend, s.writer, "P9/nudged" if nudged else "P9/plain", values=False, averaged=averaged)
         try:
             for _ in train(single.training(model, cast(Backend, recorder)), State()):
                 if recorder.step >= CURVE:

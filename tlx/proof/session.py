@@ -40,6 +40,7 @@ class Session:
     copy_weights: bool  # start from the reference's values
     writer: Writer
     feed: Callable[[Any], Any]  # replaces the training loader; for planting faults
+    quick: bool = False
 
     @property
     def served(self) -> bool:

@@ -25,7 +25,7 @@ MARGINS = 4  # differing predictions whose margins are kept
 
 def steps_of(c: Capture) -> dict[str, Record]:
     """Return the records of a capture's trajectory by key: one a step."""
-    return {record.key: record for record in c.stage("P6") if record.key != "P6/error"}
+    return {record.key: record for record in c.stage("P6") if record.key[3:].isdecimal()}
 
 
 def compare_trajectory(a: Capture, b: Capture) -> Stage:
