@@ -17,8 +17,8 @@ from typing import Any, cast
 import numpy as np
 
 from tlx import rng
-from tlx.backend import Array, Backend, Lazy
-from tlx.errors import TlxError
+from tlx.backend import Array, Backend
+from tlx.errors import FrozenMovedError, TlxError
 from tlx.proof.artifact import Record, Writer
 from tlx.proof.measure import bundle, sha256
 from tlx.proof.recorder import Recorder
@@ -35,7 +35,7 @@ PARTS = ("values", "slots", "average")  # of a state
 def trajectory(s: Session) -> None:
     """P6: the production loop; then its selected steps, each from the reference's state before it.
 
-    The model is left with what the loop ended with: the moving average, where the recipe has one.
+    The model is left with what the reference's loop ended with, for P7: see `_ended`.
     """
     alone = s.reference is None  # which makes this capture one that others start from
     starts = Starts(s.writer, {} if s.reference is None else _numbered(s.reference.stage("P6/start")))
@@ -43,12 +43,47 @@ def trajectory(s: Session) -> None:
         for nudge in range(1, (QUICK_ENVELOPES if s.quick else ENVELOPES) + 1):
             _free(s, f"P6/envelope/{nudge}", nudge)
     recorder, training = _free(s, "P6", starts=starts if alone else None)
-    judged = s.backend.dump_arrays(training.judged)
-    _locked(s, "P6/locked", starts, recorder.measured)
+    validated, ended = _validated(s, recorder), _ended(s, training)
+    _locked(s, "P6/locked", starts, validated)
     if alone:
         for nudge in range(1, (QUICK_SCATTERS if s.quick else SCATTERS) + 1):
-            _locked(s, f"P6/scatter/{nudge}", starts, recorder.measured, nudge)
-    s.backend.load_arrays(s.model, judged)
+            _locked(s, f"P6/scatter/{nudge}", starts, validated, nudge)
+    s.backend.load_arrays(s.model, ended)
+
+
+def _ended(s: Session, training: Training) -> dict[str, Array]:
+    """Return what the reference's free run ended with, rounded to float32: its moving average, where it has one.
+
+    Metrics of two free runs would differ with the runs themselves.
+    """
+    own = s.backend.dump_arrays(training.judged)
+    if s.reference is None:
+        arrays = {name: _single(array) for name, array in own.items()}
+        s.ended = _digest({name: sha256(array) for name, array in arrays.items()})
+        s.writer.add("P7/model", {"digest": s.ended}, arrays)
+    elif (record := s.reference.records.get("P7/model")) is not None:
+        arrays, s.ended = record.arrays(), str(record.facts["digest"])
+    else:
+        return own
+    return {**own, **{name: _double(array) for name, array in arrays.items() if name in own}}
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    return hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()
+
+
+def _validated(s: Session, recorder: Recorder) -> list[tuple[Array, Array]]:
+    """Return what the reference's free run measured on the validation part, by which the schedule plateau decides."""
+    if s.reference is None:
+        fetched = s.backend.fetch(recorder.measured)
+        losses, counts = fetched[::2], fetched[1::2]
+        s.writer.add("P6/validated", {"losses": [float(x).hex() for x in losses], "correct": [int(x) for x in counts]})
+    elif (record := s.reference.records.get("P6/validated")) is not None:
+        losses = [np.array(float.fromhex(x)) for x in record.facts["losses"]]
+        counts = [np.array(x) for x in record.facts["correct"]]
+    else:
+        return []
+    return list(zip(losses, counts, strict=True))
 
 
 def _free(s: Session, stage: str, nudge: int = 0, starts: Starts | None = None) -> tuple[Recorder, Training]:
@@ -65,9 +100,7 @@ def _free(s: Session, stage: str, nudge: int = 0, starts: Starts | None = None) 
     return recorder, training
 
 
-def _locked(
-    s: Session, stage: str, starts: Starts, validated: Sequence[tuple[Lazy, Lazy]], nudge: int = 0
-) -> None:
+def _locked(s: Session, stage: str, starts: Starts, validated: Sequence[tuple[Array, Array]], nudge: int = 0) -> None:
     """Take each step for which there is a state, from that state."""
     if not starts.records:
         return
@@ -84,7 +117,8 @@ def _go(recorder: Recorder, training: Training, writer: Writer, failed: str | No
             pass
     except TlxError as error:
         if failed is not None:
-            writer.add(failed, {"step": recorder.step, "text": str(error)})
+            moved = isinstance(error, FrozenMovedError)
+            writer.add(failed, {"step": recorder.step, "text": str(error), "moved": moved})
 
 
 def select(training: Training, most: int | None = None, budget: int = BUDGET) -> frozenset[int]:
@@ -137,9 +171,8 @@ class Starts:
         hashes = {name: sha256(array) for name, array in arrays.items()}
         new = {name: array for name, array in arrays.items() if hashes[name] not in self.files}
         old = {name: self.files[hashes[name]] for name in arrays if name not in new}
-        digest = hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()
         layout, numbers = bundle(arrays)
-        facts = {"digest": digest, "sketch": layout}
+        facts = {"digest": _digest(hashes), "sketch": layout}
         record = self.writer.add(f"P6/start/{step:04d}", facts, {"sketch": numbers, **new}, old)
         self.files |= {hashes[name]: record.files[name] for name in new}
         self.records[step] = record
@@ -200,4 +233,6 @@ def _double(array: Array) -> Array:
 
 
 def _numbered(records: Sequence[Record]) -> dict[int, Record]:
-    return {int(record.key.rpartition("/")[2]): record for record in records}
+    """Return states by the step before which they are; none without the first, from which every run begins."""
+    numbered = {int(record.key.rpartition("/")[2]): record for record in records}
+    return numbered if 0 in numbered else {}

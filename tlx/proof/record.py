@@ -110,7 +110,7 @@ def bundles(parts: Mapping[str, Mapping[str, Array]]) -> tuple[dict[str, Any], d
 
 
 def updates(s: Session) -> None:
-    """P5: four updates from gradients that the core draws, with parts frozen before and after."""
+    """P5: updates from gradients that the core draws, with parts frozen before and after; the last one clips."""
     arrays = s.start(s.model)
     training = s.training(s.model, s.backend)
     groups = training.plan.groups
@@ -122,7 +122,7 @@ def updates(s: Session) -> None:
     spec = OptimizerSpec(s.recipe.optimizer, float32_exact(s.recipe.momentum))
     scalars = {name: value for name, value in asdict(spec).items() if name != "name"}
     s.writer.add("P5/script", {"optimizer": spec.name, "groups": [list(g.params) for g in groups], **scalars})
-    for number, (only_late, factor) in enumerate(SCRIPT):
+    for number, (only_late, factor, max_norm) in enumerate(SCRIPT):
         trains = late if only_late else frozenset(names)
         hyper = [
             Hyper(float32_exact((rates.get(g.name) or 1e-4) * factor), float32_exact(g.weight_decay)) for g in groups
@@ -130,8 +130,8 @@ def updates(s: Session) -> None:
         s.backend.set_phase(s.model, trains, frozenset())
         s.backend.set_hyper(training.optimizer, hyper)
         probe.set_gradients({n: drawn_gradient(n, number, arrays[n].shape) for n in names if n in trains})
-        s.backend.update(s.model, training.optimizer)
-        facts = {"hyper": [[h.lr, h.weight_decay] for h in hyper], "trains": sorted(trains)}
+        s.backend.update(s.model, training.optimizer, max_norm)
+        facts = {"hyper": [[h.lr, h.weight_decay] for h in hyper], "trains": sorted(trains), "max_norm": max_norm}
         layouts, sketches = bundles(
             {"values": s.backend.dump_arrays(s.model), "slots": s.backend.dump_optimizer(training.optimizer)}
         )
@@ -139,12 +139,13 @@ def updates(s: Session) -> None:
 
 
 def metrics(s: Session) -> None:
-    """P7: logits, and the counts and losses that the backend makes of them, after the trajectory."""
+    """P7: logits, and the counts and losses that the backend makes of them, of what the trajectory ended with."""
     for number, batch in enumerate(s.tests):
         ready = s.backend.put(s.model, batch)
         (logits,) = s.backend.fetch([s.backend.logits(s.model, ready)])
         loss, correct = s.backend.fetch([*s.backend.evaluate(s.model, ready)])
         facts = {"loss": float(loss).hex(), "correct": int(correct), "labels": batch.labels.tolist()}
+        facts |= {"model": s.ended} if s.ended else {}
         s.writer.add(f"P7/{number:04d}", facts, {"logits": logits})
 
 

@@ -46,7 +46,7 @@ class Recorder(Proxy):
         averaged: bool = False,
         selected: Container[int] | None = None,
         before: Callable[[int], Mapping[str, Any]] = lambda step: {},
-        validated: Sequence[tuple[Lazy, Lazy]] | None = None,
+        validated: Sequence[tuple[Array, Array]] | None = None,
     ) -> None:
         """Record what `inner` does below the key `stage`.
 
@@ -66,7 +66,7 @@ class Recorder(Proxy):
         self.writer, self.stage, self.values, self.with_gradients = writer, stage, values, gradients
         self.averaged, self.selected, self.before = averaged, selected, before
         self.validated = None if validated is None else iter(validated)
-        self.measured: list[tuple[Lazy, Lazy]] = []  # on the validation part
+        self.measured: list[Lazy] = []  # on the validation part: loss and count of each batch
         self.step, self.begun = 0, -1
         self.events: list[str] = []
         self.metrics: tuple[Lazy, Lazy]
@@ -142,8 +142,15 @@ class Recorder(Proxy):
         """Measure on the validation part, or return what was measured before."""
         if self.validated is not None:
             return next(self.validated)
-        self.measured.append(self.inner.evaluate(model, batch))
-        return self.measured[-1]
+        metrics: tuple[Lazy, Lazy] = self.inner.evaluate(model, batch)
+        self.measured += metrics
+        return metrics
+
+    def fetch(self, lazies: Sequence[Lazy]) -> list[Array]:
+        """Fetch what is lazy; what was measured before is there already."""
+        there = all(isinstance(lazy, np.ndarray) for lazy in lazies)
+        fetched: list[Array] = list(lazies) if there else self.inner.fetch(lazies)
+        return fetched
 
     def _sketch(self, kind: str, arrays: Arrays) -> None:
         self.facts[kind], self.arrays[kind] = bundle(arrays)
