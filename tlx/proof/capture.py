@@ -110,7 +110,7 @@ def capture(
         build.check_fit(short, data)
         classes = data.classes
     writer = Writer(Path(out))
-    session = Session(loaded, short, classes, data, other, copy_weights, writer, feed)
+    session = Session(loaded, short, classes, data, other, copy_weights, writer, feed, quick)
     try:
         for stage in stages:
             RECORD[stage](session)

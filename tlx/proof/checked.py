@@ -70,7 +70,11 @@ MUST: Mapping[str, Check] = {"model": _text, "stages": _texts, "classes": _texts
 _VISIT = {"path": _text, "kind": _text, "call?": _whole, "depth?": _whole}
 _REPLAY = {"forward?": _layout, "gradients?": _layout, "buffers?": _layout, "transposed?": _layout}
 _SIZE = r"(/@\d{1,6})?"  # of the image, where it is not the recipe's
-_STEP = {"loss": _hex, "correct": _whole, "hyper": _some(_some(_hex, 2)), "events": _texts}
+_STEP = {
+    **{"loss": _hex, "correct": _whole, "hyper": _some(_some(_hex, 2)), "events": _texts},
+    **{"scales?": _some(_hex), "max_norm?": _or_none(_hex)},
+    **{"values?": _layout, "slots?": _layout, "average?": _layout},
+}
 _BATCH = {"indices": _some(_whole), "labels": _some(_whole), "stream": _some(_whole, 3), "size": _whole}
 # By the pattern of its key, the facts that a record has; those behind "?" may be missing.
 RECORDS: tuple[tuple[str, Mapping[str, Check]], ...] = (
@@ -84,11 +88,18 @@ RECORDS: tuple[tuple[str, Mapping[str, Check]], ...] = (
     (r"P5/script", {"optimizer": _text, "groups": _some(_texts)}),
     (
         r"P5/update/\d{1,9}",
-        {"hyper": _some(_some(_real, 2)), "trains": _texts, "values": _layout, "slots": _layout},
+        {
+            **{"hyper": _some(_some(_real, 2)), "trains": _texts, "values": _layout, "slots": _layout},
+            "max_norm?": _or_none(_real),
+        },
     ),
-    (r"P[69]/error", {"text": _text}),
-    (r"P6/\d{4,9}", {**_STEP, "values?": _layout, "slots?": _layout}),
-    (r"P7/\d{4,9}", {"correct": _whole, "labels": _some(_whole)}),
+    (r"P[69]/error|P6/locked/error", {"text": _text, "moved?": _truth}),
+    (r"P6/(envelope/\d{1,9}/)?\d{4,9}", _STEP),
+    (r"P6/start/\d{4,9}", {"digest": _text, "sketch": _layout}),
+    (r"P6/(locked|scatter/\d{1,9})/\d{4,9}", {**_STEP, "start": _text, "gradients": _layout}),
+    (r"P6/validated", {"losses": _some(_hex), "correct": _some(_whole)}),
+    (r"P7/model", {"digest": _text}),
+    (r"P7/\d{4,9}", {"correct": _whole, "labels": _some(_whole), "model?": _text}),
     (r"P8/(float64|float32|float32-nudged)/\d{1,9}", {"gradients": _layout, "buffers": _layout}),
     (r"P9/(plain|nudged)/\d{4,9}", {"loss": _hex}),
 )

@@ -16,7 +16,8 @@ from tlx.proof.locate import first_difference
 from tlx.proof.passes import compare_backward, compare_evaluation
 from tlx.proof.report import Report
 from tlx.proof.result import Stage, Verdict
-from tlx.proof.steps import compare_curves, compare_metrics, compare_trajectory, steps_of
+from tlx.proof.steps import compare_curves, compare_metrics
+from tlx.proof.trajectory import compare_trajectory, steps_of
 from tlx.proof.updates import compare_updates
 
 COMPARE: dict[str, Callable[[Capture, Capture], Stage]] = {

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from tlx.backend import Backend, Batch, Hyper, OptimizerSpec, Precision
 from tlx.errors import TlxError
+from tlx.proof.locked import trajectory
 from tlx.proof.recorder import RecordedLoader, Recorder
 from tlx.proof.replays import add_replays, add_visits, also_at_odd_size, bundles
 from tlx.proof.session import Session
@@ -78,7 +79,7 @@ def _backward(s: Session, stage: str, batch: Batch) -> None:
 
 
 def updates(s: Session) -> None:
-    """P5: four updates from gradients that the core draws, with parts frozen before and after."""
+    """P5: updates from gradients that the core draws, with parts frozen before and after; the last one clips."""
     arrays = s.start(s.model)
     training = s.training(s.model, s.backend)
     groups = training.plan.groups
@@ -90,7 +91,7 @@ def updates(s: Session) -> None:
     spec = OptimizerSpec(s.recipe.optimizer, float32_exact(s.recipe.momentum))
     scalars = {name: value for name, value in asdict(spec).items() if name != "name"}
     s.writer.add("P5/script", {"optimizer": spec.name, "groups": [list(g.params) for g in groups], **scalars})
-    for number, (only_late, factor) in enumerate(SCRIPT):
+    for number, (only_late, factor, max_norm) in enumerate(SCRIPT):
         trains = late if only_late else frozenset(names)
         hyper = [
             Hyper(float32_exact((rates.get(g.name) or 1e-4) * factor), float32_exact(g.weight_decay)) for g in groups
@@ -98,32 +99,22 @@ def updates(s: Session) -> None:
         s.backend.set_phase(s.model, trains, frozenset())
         s.backend.set_hyper(training.optimizer, hyper)
         probe.set_gradients({n: drawn_gradient(n, number, arrays[n].shape) for n in names if n in trains})
-        s.backend.update(s.model, training.optimizer)
-        facts = {"hyper": [[h.lr, h.weight_decay] for h in hyper], "trains": sorted(trains)}
+        s.backend.update(s.model, training.optimizer, max_norm)
+        facts = {"hyper": [[h.lr, h.weight_decay] for h in hyper], "trains": sorted(trains), "max_norm": max_norm}
         layouts, sketches = bundles(
             {"values": s.backend.dump_arrays(s.model), "slots": s.backend.dump_optimizer(training.optimizer)}
         )
         s.writer.add(f"P5/update/{number}", {**facts, **layouts}, sketches)
 
 
-def trajectory(s: Session) -> None:
-    """P6: the production loop, from its first step to its last."""
-    s.start(s.model)
-    recorder = Recorder(s.backend, s.writer, "P6")
-    try:
-        for _ in train(s.training(s.model, cast(Backend, recorder)), State()):
-            pass
-    except TlxError as error:
-        s.writer.add("P6/error", {"step": recorder.step, "text": str(error)})
-
-
 def metrics(s: Session) -> None:
-    """P7: logits, and the counts and losses that the backend makes of them, after the trajectory."""
+    """P7: logits, and the counts and losses that the backend makes of them, of what the trajectory ended with."""
     for number, batch in enumerate(s.tests):
         ready = s.backend.put(s.model, batch)
         (logits,) = s.backend.fetch([s.backend.logits(s.model, ready)])
         loss, correct = s.backend.fetch([*s.backend.evaluate(s.model, ready)])
         facts = {"loss": float(loss).hex(), "correct": int(correct), "labels": batch.labels.tolist()}
+        facts |= {"model": s.ended} if s.ended else {}
         s.writer.add(f"P7/{number:04d}", facts, {"logits": logits})
 
 
@@ -150,10 +141,10 @@ def float32_steps(s: Session) -> None:
 def float32_curves(s: Session) -> None:
     """P9: loss curves in float32, from the initial values; the reference also from values one unit off."""
     model, _ = s.build("float32")
-    single = replace(s, recipe=replace(s.recipe, precision="float32"))
+    single, averaged = replace(s, recipe=replace(s.recipe, precision="float32")), s.recipe.ema is not None
     for nudged in (False, True) if s.reference is None else (False,):
         s.start(model, nudged=nudged)
-        recorder = Recorder(s.backend, s.writer, "P9/nudged" if nudged else "P9/plain", values=False)
+        recorder = Recorder(s.backend, s.writer, "P9/nudged" if nudged else "P9/plain", values=False, averaged=averaged)
         try:
             for _ in train(single.training(model, cast(Backend, recorder)), State()):
                 if recorder.step >= CURVE:

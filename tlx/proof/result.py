@@ -13,28 +13,19 @@ SIDES: tuple[Side, Side] = ("reference", "candidate")
 # What a row is about.
 Inputs = Literal["field", "weight", "listing", "batch"]  # P0, P1, P1, P2
 Passes = Literal["output", "logits", "loss", "correct", "buffer", "gradient", "size"]  # P3 and P4
-Training = Literal["update", "step", "end", "count", "predictions", "batches"]  # P5; P6 and P9; P6; P7
+# P5; P6, from the reference's own state; P6 and P9; P6; P7
+Training = Literal["update", "locked", "step", "end", "count", "predictions", "batches"]
 Margins = Literal["envelope", "ratio", "pair", "mean", "margin if equal", "margin"]  # P8; P10
 Kind: TypeAlias = Inputs | Passes | Training | Margins
-# What explains a difference of weights, of a batch, or of an output: one that is made up for within the module around
-# it, whose output is equal; one that is only laid out in another order of its axes; numbers that are not finite.
-Cause = Literal[
-    "transposed",
-    "reordered",
-    "dropped",
-    "another batch",
-    "another stream",
-    "label",
-    "label count",
-    "content",
-    "made up for",
-    "laid out",
-    "shape",
-    "not finite",
-    "empty",
-]
+# What explains a difference of weights (the first), of a batch, of an update that clips, or of an output: one that is
+# made up for within the module around it, whose output is equal; one that is only laid out in another order of its
+# axes; numbers that are not finite.
+Batches = Literal["reordered", "dropped", "another batch", "another stream", "label", "label count", "content"]
+Clipping = Literal["clipped not at all", "clipped by value", "clipped by group", "clipped by array"]
+Outputs = Literal["made up for", "laid out", "shape", "not finite", "empty"]
+Cause: TypeAlias = Literal["transposed"] | Batches | Clipping | Outputs
 # What of a step is farthest apart.
-Quantity = Literal["loss", "correct", "hyper", "values", "slots"]
+Quantity = Literal["loss", "correct", "scales", "max_norm", "hyper", "gradients", "values", "slots", "average"]
 
 
 class Verdict(IntEnum):
@@ -106,6 +97,12 @@ class Row:
     size: int | None = None  # of the images, where it is not the recipe's
     differing: tuple[str, ...] = ()  # the facts of a batch that differ
     flips: int = 0  # elements that a ReLU would let through on one side only
+    apart: float | None = None  # at a step of P6: the relative L2 distance behind `error`
+    scatter: float | None = None  # that of the reference from itself, moved by one unit in the last place of float64
+    silent: bool = False  # the reference's own runs are so far apart that this row shows nothing
+    factor: float | None = None  # which multiple of the reference's update of that array the candidate's is
+    parts: int = 0  # into how many micro-batches the step's batch was divided
+    clipped: float | None = None  # the norm that an update's gradients were clipped to
     band: float | None = None  # how far a nudge of the weights has moved the reference's own loss so far
     distances: Distances | None = None
 

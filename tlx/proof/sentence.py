@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from tlx.proof.result import Alone, Between, Difference, Outside, Row, Stage
-from tlx.proof.words import array, farthest, name, note, stopped, summary, title
+from tlx.proof.words import array, beside, farthest, name, note, stopped, summary, title
 
 
 def first_difference(difference: Difference | None) -> str:
@@ -132,6 +132,12 @@ def _update(difference: Difference, row: Row) -> str:
         for other in difference.stage.rows
         if not other.passed and (other.side, other.number) == (row.side, row.number)
     ]
+    if row.clipped is not None:
+        what = CLIPPED.get(row.cause or "", "neither by value, nor each group or array by itself, nor not at all")
+        return (
+            f"Updates from equal gradients are equal until gradients are clipped to a joint norm of {row.clipped:.4g}: "
+            f"the clipping differs ({name(row)}: {row.error:.1e}); the {row.side}'s gradients are {what}."
+        )
     slots = sorted({other.slot for other in wrong if other.slot})
     what = f"optimizer slot {', '.join(slots)}" if slots else "the update of the values"
     arrays = len({array(other) for other in wrong})
@@ -147,26 +153,77 @@ def _trajectory(difference: Difference, row: Row) -> str:
     return words if last is row or not last.stopped else f"{words} Then {stopped(last).rstrip('.')}."
 
 
+CLIPPED = {
+    "clipped not at all": "not clipped at all",
+    "clipped by value": "clipped by value",
+    "clipped by group": "clipped by the norm of each group",
+    "clipped by array": "clipped by the norm of each array",
+}
+
+
 def _departure(stage: Stage, row: Row) -> str:
+    if row.kind == "locked":
+        return _from_own_state(stage, row)
     number = stage.rows.index(row)
     if row.missing or row.kind == "end":
         return f"Equal until {name(row)}: {stopped(row).rstrip('.')}."
+    if locked := [other for other in stage.rows if other.kind == "locked"]:
+        lead = f"Each of {len(locked)} steps is equal where both start from the reference's own state"
+        if row.number == 0:
+            return (
+                f"{lead}, and the first step of the run is not ({_wrong(row, ': ', '')}): what it begins with differs."
+            )
+        carried = "what differs is carried from step to step, or acts between those steps"
+        return f"{lead}, and the free run departs at {name(row)}: {_wrong(row, ' (', ')')}; {carried}."
     if number == 0:
         return f"The first step already differs ({_wrong(row, ': ', '')}), though all of P1 to P5 is equal."
-    words = f"Equal until {name(row)}"
-    before = stage.rows[number - 1]
-    if row.events:
-        words += f", where {', '.join(row.events)}"
-    elif before.events:
-        words += f", just after {name(before)}, where {', '.join(before.events)}"
+    words = f"Equal until {name(row)}" + (f", where {', '.join(row.events)}" if row.events else "")
     return f"{words}. First wrong: {_wrong(row, ' (', ')')}."
+
+
+def _from_own_state(stage: Stage, row: Row) -> str:
+    """Say which steps differ that both sides take from the same state, and which part of the step."""
+    locked = [other for other in stage.rows if other.kind == "locked"]
+    at = locked.index(row)
+    if row.missing:
+        return f"Started from the reference's own states, {stopped(row).rstrip('.')}."
+    alone = 0 < at < len(locked) - 1 and locked[at + 1].passed  # so what happens at this step is to blame
+    where = f", where {', '.join(row.events)}," if row.events and alone else ""
+    what = f"{_wrong(row, ' (', ')')}{_part(row, locked)}"
+    words = f"From the reference's own state, step {row.number}{where} differs: {what}."
+    wrong, right = ([str(r.number) for r in locked if r.passed is passed] for passed in (False, True))
+    if not right:
+        return f"{words} So does each other of {len(locked)} steps." if len(locked) > 1 else words
+    others = f" So {'do steps' if len(wrong) > 2 else 'does step'} {_few(wrong[1:])};" if wrong[1:] else ""
+    return f"{words}{others} {'equal' if others else 'Equal'}: {_few(right)}."
+
+
+def _few(numbers: Sequence[str]) -> str:
+    return ", ".join(numbers[:6]) + (f" and {len(numbers) - 6} more" if len(numbers) > 6 else "")
+
+
+def _part(row: Row, locked: Sequence[Row]) -> str:
+    """Name the part of a step that differs, of which all that comes before is equal."""
+    if row.quantity == "gradients" and row.parts > 1 and not any(r.passed for r in locked if r.parts > 1):
+        whole = "the loss is equal, as is the backward pass of a whole batch"
+        return f"; {whole}: the weights of the {row.parts} micro-batches differ"
+    if row.quantity == "values" and row.factor is not None:
+        times = f"{row.factor:.4g} times the reference's"
+        return f"; the optimizer's state is equal, and the update is {times}: its rate differs"
+    return {
+        "gradients": "; the loss is equal: the backward pass differs, or what a step leaves behind for the next",
+        "slots": "; loss and gradients are equal: the update differs",
+        "values": "; loss, gradients and the optimizer's state are equal: the update differs",
+        "average": "; the weights are equal: the moving average differs",
+    }.get(row.quantity or "", "")
 
 
 def _wrong(row: Row, before: str, after: str) -> str:
     """Name what is farthest apart at a step, and how far, or why that is no number."""
     if math.isfinite(row.error):
-        return f"{farthest(row)}{before}{row.error:.1e}{after}"
-    if row.quantity in ("values", "slots"):
+        apart = f"{row.error:.1e}" if row.scatter is None else beside(row)
+        return f"{farthest(row)}{before}{apart}{after}"
+    if row.quantity in ("gradients", "values", "slots", "average"):
         return f"{farthest(row)}{before}missing or not finite on one side{after}"
     return farthest(row)
 

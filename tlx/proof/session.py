@@ -40,6 +40,8 @@ class Session:
     copy_weights: bool  # start from the reference's values
     writer: Writer
     feed: Callable[[Any], Any]  # replaces the training loader; for planting faults
+    quick: bool = False
+    ended: str = ""  # the hash of the values that P7 judges, where they are those of the reference's trajectory
 
     @property
     def served(self) -> bool:

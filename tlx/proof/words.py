@@ -49,7 +49,10 @@ DECLARED = (
     "order, augmentation, first values, dropout masks: drawn by the core alone",
     "dampening is 0 and BatchNorm's momentum never None, as the backends differ",
 )
-QUANTITIES = {"loss": "loss", "correct": "correct count", "hyper": "rates and decays"}
+QUANTITIES = {
+    **{"loss": "loss", "correct": "correct count", "hyper": "rates and decays"},
+    **{"scales": "weights of the micro-batches", "max_norm": "norm that gradients are clipped to"},
+}
 
 
 def title(stage: Stage) -> str:
@@ -59,6 +62,8 @@ def title(stage: Stage) -> str:
 
 def measure(stage: Stage) -> str:
     """Name what a stage's figure is."""
+    if stage.id == "P6" and stage.facts.get("scatter", False):
+        return "x own scatter" if stage.enough else "steps"
     return "steps" if stage.id == "P6" and not stage.enough else MEASURES[stage.id]
 
 
@@ -106,7 +111,8 @@ NAMES: Mapping[str, Callable[[Row], str]] = {
     "correct": lambda row: "correct count",
     "buffer": lambda row: f"buffer {row.path}",
     "gradient": lambda row: f"gradient {row.path}",
-    "update": lambda row: f"{row.side}, update {row.number}: {array(row)}",
+    "update": lambda row: f"{row.side}, update {row.number}{' (clipped)' * (row.clipped is not None)}: {array(row)}",
+    "locked": lambda row: f"step {row.number} from the reference's own state",
     "step": lambda row: f"step {row.number}",
     "end": lambda row: "end",
     "count": lambda row: f"batch {row.number}: count of the {row.side}",
@@ -123,7 +129,7 @@ NAMES: Mapping[str, Callable[[Row], str]] = {
 
 def note(row: Row) -> str:
     """Say what else is known about a row; empty where that is nothing."""
-    if row.kind == "step":
+    if row.kind in ("step", "locked"):
         return _step_note(row)
     if row.kind == "size":
         return f"the {row.missing} cannot run: {row.stopped}"
@@ -176,14 +182,24 @@ def _step_note(row: Row) -> str:
         parts.append(stopped(row))
     elif row.band is not None:
         parts.append(f"band {row.band:.1e}")
+    elif row.silent:
+        parts.append(f"shows nothing: the reference's own runs are {row.scatter or 0.0:.1e} apart")
     elif not row.passed:
         parts.append(farthest(row))
+    if row.scatter is not None and row.apart is not None and not row.silent:
+        parts.append(beside(row))
     return "; ".join(parts)
 
 
 def farthest(row: Row) -> str:
     """Name what is farthest apart at a step."""
-    return QUANTITIES.get(row.quantity or "", array(row))
+    whose = {"gradients": "gradient ", "average": "moving average of "}.get(row.quantity or "", "")
+    return QUANTITIES.get(row.quantity or "", f"{whose}{array(row)}")
+
+
+def beside(row: Row) -> str:
+    """Set the distance at a step beside the reference's own scatter."""
+    return f"{row.apart or 0.0:.1e} apart, the reference from itself {row.scatter or 0.0:.1e}"
 
 
 def stopped(row: Row) -> str:
@@ -269,10 +285,45 @@ def _sizes(stage: Stage) -> str:
 
 
 def _steps(stage: Stage) -> str:
-    steps = stage.facts["steps"]
+    facts, free = stage.facts, [row for row in stage.rows if row.kind == "step"]
+    if not stage.enough and facts.get("why") == "stopped":
+        return f"both stopped before step {facts['steps']}: {facts['stopped']}"
+    if not stage.enough and facts.get("why") == "silent":
+        alone = "no step was taken from the reference's own state, so capture the candidate with --reference"
+        return f"{_silence(facts)}, and {alone}"
     if not stage.enough:
-        return f"only {steps} of {stage.facts['needed']} steps: more training images are needed"
-    return f"{steps} steps, {sum(bool(row.events) for row in stage.rows)} of them at a boundary"
+        return f"only {facts['steps']} of {facts['needed']} steps: more training images are needed"
+    words = f"{facts['steps']} steps, {sum(bool(row.events) for row in free)} of them at a boundary"
+    return "; ".join(filter(None, (words, strength(stage))))
+
+
+def strength(stage: Stage) -> str:
+    """Say how strong a trajectory is as a proof, and what would make it stronger; empty where nothing is known."""
+    facts = stage.facts
+    if not facts.get("scatter"):
+        return ""
+    if not facts["locked"]:
+        parts = ["no step was taken from the reference's own state"]
+    else:
+        steps = "1 step" if facts["locked"] == 1 else f"{facts['locked']} steps"
+        parts = [f"{steps} from the reference's own state"]
+        if "shown" in facts and not facts["weak"]:
+            parts[0] += f" would show a change of {figure(facts['shown'])} of any array's update ({facts['weakest']})"
+        elif "shown" in facts:
+            parts[0] += f" show nothing of {facts['weak']} of {facts['moved']} arrays, such as {facts['weakest']}"
+    if facts["silent"] is not None:
+        parts.append(_silence(facts))
+    weak = facts.get("weak") or facts.get("shown", 0.0) > WEAK or not facts["locked"]
+    if weak and facts.get("stronger"):
+        parts.append(f"{' or '.join(facts['stronger'])} would show more")
+    return "; ".join(parts)
+
+
+WEAK = 0.01  # of an array's update: if more than this could change unseen, say how to see more
+
+
+def _silence(facts: Mapping[str, Any]) -> str:
+    return f"the free run shows nothing from step {facts['silent']} on, where the reference leaves itself"
 
 
 def _float32_step(stage: Stage) -> str:
@@ -311,7 +362,7 @@ SUMMARIES: Mapping[str, Callable[[Stage], str]] = {
     "P4": lambda stage: f"{len(stage.rows)} outputs, losses, buffers and gradients; everything trains{_sizes(stage)}",
     "P5": lambda stage: (
         f"{stage.facts['optimizer']}, {stage.facts['updates']} updates, "
-        "groups frozen and unfrozen between them, against NumPy"
+        "groups frozen and unfrozen between them, the last one clipped, against NumPy"
     ),
     "P6": _steps,
     "P7": lambda stage: f"{stage.facts['batches']} batches of the test part",
