@@ -42,7 +42,10 @@ def layouts(sides: Sequence[Side]) -> dict[str, Layout]:
     other = _first(theirs)
     for path, visit in _first(ours).items():
         if path in other:
-            axes = _axes(visit.input, other[path].input), _axes(visit.output, other[path].output)
+            axes = (
+                _axes(*(_head(v.inputs) for v in (visit, other[path]))),
+                _axes(*(_head(v.outputs) for v in (visit, other[path]))),
+            )
             if axes != (None, None):
                 found[path] = axes
     return found
@@ -104,6 +107,10 @@ def _moved(name: str, array: Array) -> Array:
 
 def _first(visits: Sequence[Visit]) -> Mapping[str, Visit]:
     return {visit.path: visit for visit in reversed(visits)}
+
+
+def _head(arrays: Sequence[Array]) -> Array | None:
+    return arrays[0] if arrays else None
 
 
 def _axes(ours: Any, theirs: Any) -> Axes | None:

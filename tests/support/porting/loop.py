@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from support.porting import mbconv, vit
 from support.porting.case import Case, spread
 from tlx.backend import Batch, Handle, Hyper, Lazy, Model, OptimizerSpec
 from tlx.proof import faults
+from tlx.proof.loop_faults import Added, Clipped, FromZero, Kept, LateAverage, LateWarmup, OtherDecay
 from tlx.proof.module_faults import Dampening, ZeroedGradients
 from tlx.proof.recorder import Proxy
 
@@ -25,40 +27,11 @@ class OtherSpec(Proxy):
         return self.inner.optimizer(model, replace(spec, **self.scalars), groups)
 
 
-class ClippedByValue(Proxy):
-    """Clips each number of the gradients, not their norm."""
-
-    def update(self, model: Any, optimizer: Handle, max_norm: float | None = None) -> None:
-        if max_norm is not None:
-            for param in optimizer.params.values():
-                if param.grad is not None:
-                    param.grad.copy_(param.grad.clamp(-max_norm, max_norm))
-        self.inner.update(model, optimizer, None)
-
-
 class ClippedTwiceAsFar(Proxy):
     """Clips to twice the norm."""
 
     def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
         self.inner.update(model, optimizer, None if max_norm is None else 2 * max_norm)
-
-
-class OtherAverage(Proxy):
-    """Moves the average by half of what it should."""
-
-    def average(self, shadow: Model, model: Model, weight: float) -> None:
-        self.inner.average(shadow, model, weight / 2)
-
-
-class LateAverage(Proxy):
-    """Forgets the average's first ten moves."""
-
-    moves = 0
-
-    def average(self, shadow: Model, model: Model, weight: float) -> None:
-        self.moves += 1
-        if self.moves > 10:
-            self.inner.average(shadow, model, weight)
 
 
 class AverageWithoutBuffers(Proxy):
@@ -70,14 +43,6 @@ class AverageWithoutBuffers(Proxy):
         self.inner.average(shadow, model, weight)
         after = self.inner.dump_arrays(shadow)
         self.inner.load_arrays(shadow, {**after, **{name: before[name] for name in names}})
-
-
-class UnweightedParts(Proxy):
-    """Adds the gradients of micro-batches up as they are."""
-
-    def backward(self, model: Model, batch: Handle, scale: float = 1.0) -> tuple[Lazy, Lazy]:
-        metrics: tuple[Lazy, Lazy] = self.inner.backward(model, batch, 1.0)
-        return metrics
 
 
 class LastPartOnly(Proxy):
@@ -138,14 +103,16 @@ VIT = [
     Case(name="decay on norms and biases", plant=faults.DecayOnAll, fields={**ADAM, "decay_on": "weights"}, says="optimizer|decay"),
     Case(name="ten times the decay", plant=DecayTimesTen, fields=ADAM, says="optimizer|decay"),
     Case(name="one step count for all", plant=faults.OneStepCount, fields={**ADAM, **HEAD_FIRST}, says="optimizer|unfreez"),
-    Case(name="the average moves by half", plant=OtherAverage, fields={**ADAM, "ema": 0.9}, says="average"),
-    Case(name="the average begins late", plant=LateAverage, fields={"ema": 0.9}, says="average"),
+    Case(name="the average moves by half", plant=OtherDecay, fields={**ADAM, "ema": 0.9}, says="average"),
+    Case(name="the average a step late", plant=LateAverage, fields={"ema": 0.9}, says="average"),
+    Case(name="the average begins at zero", plant=FromZero, fields={"ema": 0.9}, says="average"),
+    Case(name="gradients kept for the next step", plant=Kept, says="gradient|backward"),
     Case(name="labels of the neighbours", plant=NextLabel, says="loss"),
-    Case(name="micro-batches unweighted", plant=UnweightedParts, fields={**ADAM, "micro_batch": 32}, says="micro|scale"),
+    Case(name="micro-batches unweighted", plant=Added, fields={**ADAM, "micro_batch": 32}, says="micro|scale"),
 ]  # fmt: skip
 MBCONV = [
-    Case(name="not clipped", plant=faults.Unclipped, fields={"clip_norm": 0.1}, says="clip"),
-    Case(name="clipped by value", plant=ClippedByValue, fields={"clip_norm": 0.1}, says="clip"),
+    Case(name="not clipped", plant=partial(Clipped, "clipped not at all"), fields={"clip_norm": 0.1}, says="clip"),
+    Case(name="clipped by value", plant=partial(Clipped, "clipped by value"), fields={"clip_norm": 0.1}, says="clip"),
     Case(name="clipped to twice the norm", plant=ClippedTwiceAsFar, fields={"clip_norm": 0.1}, says="clip"),
     Case(name="loss times four", plant=faults.SummedLoss, says="gradients"),
     Case(name="Nesterov", plant=lambda b: OtherSpec(b, nesterov=True), says="optimizer"),
@@ -153,7 +120,7 @@ MBCONV = [
     Case(name="the rate inside the momentum", plant=faults.RateInsideMomentum, says="optimizer|rate|momentum"),
     Case(name="momentum lost", plant=faults.MomentumLost, fields=HEAD_FIRST, says="momentum|optimizer|unfreez"),
     Case(name="a drop one step late", plant=faults.LateRate, says="rate"),
-    Case(name="warm-up one step late", plant=faults.LateRate, fields={"schedule": "cosine", "warmup": 1}, says="rate"),
+    Case(name="warm-up one step late", plant=LateWarmup, fields={"schedule": "cosine", "warmup": 1}, says="rate"),
     Case(name="an unfreeze one step late", plant=faults.LateUnfreeze, fields=HEAD_FIRST, says="unfreez"),
     Case(name="a frozen parameter moves", plant=faults.FrozenMoves, fields=HEAD_FIRST, says="optimizer|fr[oe]{2}ze"),
     Case(name="a frozen norm adapts", plant=faults.FrozenNormAdapts, fields=HEAD_FIRST, says=r"running_|bn\d"),

@@ -150,9 +150,7 @@ def port(fw: Any, **choices: Any) -> Any:
             act = to.act if self.last else to.swish
             y = swish(fw, self.norm_a(self.widen(x)), to.swish)
             if self.stride == 2 and to.same:  # as TensorFlow pads
-                y = functional.conv2d(
-                    functional.pad(y, (0, 1, 0, 1)), self.depthwise.weight, None, 2, 0, 1, EXPANDED
-                )
+                y = functional.conv2d(functional.pad(y, (0, 1, 0, 1)), self.depthwise.weight, None, 2, 0, 1, EXPANDED)
             else:
                 y = self.depthwise(y)
             if self.last and to.order == "excite before the activation":

@@ -51,9 +51,7 @@ def outcome(net: Net, case: Case) -> Outcome:
     else:
         kind, stage, named, first = judged(case, report), failed(report), place(report), report.first
     seconds = round(time.perf_counter() - started, 1)
-    return Outcome(
-        id=case.id, fault=not case.equal, kind=kind, stage=stage, named=named, first=first, seconds=seconds
-    )
+    return Outcome(id=case.id, fault=not case.equal, kind=kind, stage=stage, named=named, first=first, seconds=seconds)
 
 
 def compared(net: Net, case: Case) -> Report:

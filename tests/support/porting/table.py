@@ -72,7 +72,9 @@ faults lie in the loss, the optimizer or the loop; there the sentence must say s
 def summary(lines: Sequence[Line]) -> str:
     """Return a row of counts for each network."""
     nets = list(dict.fromkeys(line["id"].split("/")[0] for line in lines))
-    rows = ["| network | equal pairs | found equal | planted faults | named | named wrongly | missed | refused or crashed |"]
+    rows = [
+        "| network | equal pairs | found equal | planted faults | named | named wrongly | missed | refused or crashed |"
+    ]
     rows.append("|---" * 8 + "|")
     for net in [*nets, ""]:
         ours = [line for line in lines if not net or line["id"].startswith(f"{net}/")]
@@ -96,5 +98,7 @@ def every(lines: Sequence[Line]) -> str:
     for line in lines:
         net, framework, name = line["id"].split("/", 2)
         named = line["named"] if line["named"] not in ("-", "") else ""
-        rows.append(f"| {net} | {framework} | {name} | {line['kind']} | {line['stage']} | {named.replace('>', ' to ')} |")
+        rows.append(
+            f"| {net} | {framework} | {name} | {line['kind']} | {line['stage']} | {named.replace('>', ' to ')} |"
+        )
     return "\n".join(rows) + "\n"

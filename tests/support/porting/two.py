@@ -161,14 +161,18 @@ FAULTS = [
     Case(name="scale and shift swapped", choices={"film": "swapped"}, places=FILM),
     Case(name="scale without one", choices={"film": "without one"}, places=FILM),
     Case(name="scale detached", choices={"film": "detached"}, places=(*FILM, "scale")),
-    Case(name="scaled behind the convolution", choices={"film": "behind the convolution"}, places=(*FILM, "conv2>joined")),
+    Case(
+        name="scaled behind the convolution", choices={"film": "behind the convolution"}, places=(*FILM, "conv2>joined")
+    ),
     Case(name="measures first", choices={"order": "measures first"}, places=JOIN),
     Case(name="difference without its absolute value", choices={"abs": False}, places=JOIN),
     Case(name="sum for mean", choices={"pool": "sum"}, places=JOIN),
     Case(name="sigmoid for tanh", choices={"act": "sigmoid"}, places=MEASURE),
     Case(name="measures through float32", choices={"measures": "float32"}, places=(">measure", "measure")),
     Case(name="measures centred", choices={"measures": "centred"}, places=(">measure", "measure")),
-    Case(name="measures without their bias", choices={"bias": False}, places=("measure", *MEASURE, ">measure", ">scale")),
+    Case(
+        name="measures without their bias", choices={"bias": False}, places=("measure", *MEASURE, ">measure", ">scale")
+    ),
     Case(name="photo transposed", choices={"photo": "transposed"}, places=(">conv1", "measure>conv1", "conv1")),
     Case(name="stride off by one", choices={"stride": "after"}, places=("conv2", *FILM, *JOIN)),
     Case(name="activation missing", choices={"joined": "linear"}, places=("joined>head",)),

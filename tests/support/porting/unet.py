@@ -141,7 +141,9 @@ def port(fw: Any, **choices: Any) -> Any:
             b = self.encoder[1](self.pooled(a))
             c = self.encoder[2](self.pooled(b))
             grown = self.grown(c, b)
-            skip = {"detached": b.detach(), "missing": b * 0, "of the pool": functional.relu(b - b.mean())}.get(to.skip, b)
+            skip = {"detached": b.detach(), "missing": b * 0, "of the pool": functional.relu(b - b.mean())}.get(
+                to.skip, b
+            )
             y = self.decoder[0](fw.cat([grown, skip] if to.join == "up first" else [skip, grown], dim=1))
             y = self.enlarged(y, a)
             y = self.mixed(self.decoder[1](fw.cat([y, a] if to.join == "up first, at the top" else [a, y], dim=1)))

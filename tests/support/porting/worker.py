@@ -21,7 +21,9 @@ def main() -> None:
                 results.begin(case.id, fault=not case.equal)
                 line = outcome(net, case).to_dict()
                 results.add(line)
-                print(f"{line['kind']:14}{line['id']}  [{line['stage']} {line['named']}] {line['seconds']} s", flush=True)
+                print(
+                    f"{line['kind']:14}{line['id']}  [{line['stage']} {line['named']}] {line['seconds']} s", flush=True
+                )
 
 
 if __name__ == "__main__":

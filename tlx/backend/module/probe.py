@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import wraps
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -200,6 +201,7 @@ class Tape:
         )
 
     def _watched(self, path: str, module: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)  # so that its signature can still be asked for
         def watched(*args: Any, **kwargs: Any) -> Any:
             if path and not self._depth:  # computed again during the backward pass, to save memory
                 return forward(*args, **kwargs)
