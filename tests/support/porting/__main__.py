@@ -6,9 +6,11 @@ import argparse
 import json
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 from support.porting.nets import NETS
+from support.porting.outcome import RIGHT, judged
 from support.porting.table import Results, table
 
 
@@ -17,28 +19,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m support.porting", description=__doc__)
     parser.add_argument("-k", "--only", default="", help="pairs whose id holds this text")
     parser.add_argument("--results", type=Path, default=Path("parity-suite.jsonl"), help="where it goes on")
-    parser.add_argument("--again", default="", help="kinds of outcomes to repeat, with commas, or: all")
-    parser.add_argument("--list", action="store_true", help="print the pairs' ids")
+    parser.add_argument("--again", choices=("wrong", "all"), help="compare these pairs again")
+    parser.add_argument("--list", action="store_true", help="print the pairs' ids, and compare none")
     parser.add_argument("-o", "--output", type=Path, help="write the table to this file")
     options = parser.parse_args()
-    results = Results(options.results)
-    wanted = {case.id: net.name for net, cases in NETS for case in cases if options.only in case.id}
+    cases = [case for _, of_net in NETS for case in of_net if options.only in case.id]
     if options.list:
-        print("\n".join(wanted))
+        print("\n".join(case.id for case in cases))
         return 0
-    results.forget(options.again.split(","), set(wanted))
-    for net in dict.fromkeys(net.name for net, _ in NETS):
-        while ids := [case for case, of in wanted.items() if of == net and case not in results.done()]:
+    results = Results(options.results)
+    for case in cases:
+        if case.id in results.done() and options.again:
+            if options.again == "all" or judged(case, results.done()[case.id]) not in RIGHT:
+                results.begin(case.id)
+    for _, of_net in groupby(cases, key=lambda case: case.net):
+        ids = [case.id for case in of_net]
+        while left := [name for name in ids if name not in results.done()]:
             command = [sys.executable, "-m", "support.porting.worker", str(options.results)]
-            finished = subprocess.run(command, input=json.dumps(ids), text=True)
+            finished = subprocess.run(command, input=json.dumps(left), text=True)
             if finished.returncode:
-                results.crashed(finished.returncode)
-    lines = [line for line in results.done().values() if line["id"] in wanted]
+                results.crashed(finished.returncode, left)
+    lines = results.done()
     if options.output:
-        options.output.write_text(table(lines), encoding="utf-8")
+        options.output.write_text(table(cases, lines), encoding="utf-8")
     else:
-        print(table(lines))
-    return int(any(line["kind"] not in ("equal", "named") for line in lines))
+        print(table(cases, lines))
+    return int(any(judged(case, lines[case.id]) not in RIGHT for case in cases))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Line = dict[str, Any]  # an outcome as plain values
+from support.porting.case import Case
+from support.porting.outcome import RIGHT, Kind, judged
+
 BEGUN = "begun"
-KINDS = ("equal", "false alarm", "named", "named wrongly", "missed", "refused", "crash")
+HEAD = """# Ports of eight networks
+
+Each network is written twice by hand, as a reference in PyTorch and as a port in the way of porters: other names,
+functions for modules, merged or separate projections, another layout. `tlx.parity` compares pairs that mean the same,
+which it must find equal, and pairs with one planted fault, which it must find and name: the module, or the stretch
+between two modules. Some faults lie in the loss, the optimizer or the loop; there the sentence must say so.
+
+Made by `make parity-suite`.
+
+"""
+COUNTED: tuple[tuple[Kind, ...], ...] = (
+    ("named",),
+    ("named wrongly",),
+    ("missed", "underpowered"),
+    ("refused", "crash"),
+)
 
 
 class Results:
@@ -18,87 +35,69 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def lines(self) -> dict[str, Line]:
+    def lines(self) -> dict[str, dict[str, Any]]:
         """The last line of each pair."""
         if not self.path.exists():
             return {}
         texts = self.path.read_text(encoding="utf-8").splitlines()
         return {line["id"]: line for line in map(json.loads, texts)}
 
-    def done(self) -> dict[str, Line]:
+    def done(self) -> dict[str, dict[str, Any]]:
         """The outcomes by the pairs' ids."""
-        return {name: line for name, line in self.lines().items() if line["kind"] != BEGUN}
+        return {name: line for name, line in self.lines().items() if line["verdict"] != BEGUN}
 
-    def add(self, line: Line) -> None:
+    def add(self, line: Mapping[str, Any]) -> None:
         """Add a line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def begin(self, name: str, fault: bool) -> None:
-        """Note that a pair is being compared."""
-        self.add({"id": name, "fault": fault, "kind": BEGUN})
+    def begin(self, name: str) -> None:
+        """Note that a pair is being compared, or has to be compared again."""
+        self.add({"id": name, "verdict": BEGUN})
 
-    def crashed(self, code: int) -> None:
-        """Turn what had begun, and will never end, into a crash."""
-        begun = [line for line in self.lines().values() if line["kind"] == BEGUN]
+    def crashed(self, code: int, ids: Collection[str]) -> None:
+        """Turn what had begun in a process that ended early into a crash."""
+        begun = [name for name, line in self.lines().items() if line["verdict"] == BEGUN and name in ids]
         if not begun:
             raise SystemExit(f"the process ended with {code} before it compared a pair")
-        for line in begun:
-            text = f"the process ended with {code}"
-            self.add({**line, "kind": "crash", "stage": "", "named": "", "first": text, "seconds": 0.0})
-
-    def forget(self, kinds: Collection[str], ids: Collection[str]) -> None:
-        """Let pairs of some kinds be compared again."""
-        for name, line in self.lines().items():
-            if name in ids and (line["kind"] in kinds or "all" in kinds):
-                self.add({"id": name, "fault": line["fault"], "kind": BEGUN})
+        crash = {"verdict": "crash", "stage": "", "names": [], "first": f"the process ended with {code}", "seconds": 0}
+        self.add({"id": begun[-1], **crash})
 
 
-def table(lines: Sequence[Line]) -> str:
+def table(cases: Sequence[Case], lines: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the whole page."""
-    return HEAD + summary(lines) + "\n" + wrong(lines) + "\n" + every(lines)
+    kinds = {case.id: judged(case, lines[case.id]) for case in cases if case.id in lines}
+    compared = [case for case in cases if case.id in lines]
+    return "\n".join([HEAD + summary(compared, kinds), wrong(kinds, lines), every(compared, kinds, lines)])
 
 
-HEAD = """# Ports of eight networks
-
-Each network is written twice, as a reference for PyTorch and as its port, by hand and as porters write: other names,
-functions for modules, merged or separate projections, another layout. `tlx.parity` compares pairs that mean the same,
-and pairs with one planted fault, which it must find and name: the module, or the stretch between two modules. Some
-faults lie in the loss, the optimizer or the loop; there the sentence must say so. Made by `make parity-suite`.
-
-"""
-
-
-def summary(lines: Sequence[Line]) -> str:
+def summary(cases: Sequence[Case], kinds: Mapping[str, Kind]) -> str:
     """Return a row of counts for each network."""
-    nets = list(dict.fromkeys(line["id"].split("/")[0] for line in lines))
     rows = [
-        "| network | equal pairs | found equal | planted faults | named | named wrongly | missed | refused or crashed |"
+        "| network | equal pairs | found equal | planted faults | named | named wrongly | missed | refused, crashed |"
     ]
     rows.append("|---" * 8 + "|")
-    for net in [*nets, ""]:
-        ours = [line for line in lines if not net or line["id"].startswith(f"{net}/")]
-        count = {kind: sum(line["kind"] == kind for line in ours) for kind in KINDS}
-        faults = sum(line["fault"] for line in ours)
-        cells = (len(ours) - faults, count["equal"], faults, count["named"], count["named wrongly"], count["missed"])
-        rows.append(f"| {net or 'all'} | {' | '.join(map(str, (*cells, count['refused'] + count['crash'])))} |")
+    for net in [*dict.fromkeys(case.net for case in cases), ""]:
+        ours = [case for case in cases if case.net == net or not net]
+        faults = [kinds[case.id] for case in ours if not case.equal]
+        equal = [kinds[case.id] for case in ours if case.equal]
+        counts = [sum(kind in counted for kind in faults) for counted in COUNTED]
+        cells = (len(equal), equal.count("equal"), len(faults), *counts)
+        rows.append(f"| {net or 'all'} | {' | '.join(map(str, cells))} |")
     return "\n".join(rows) + "\n"
 
 
-def wrong(lines: Sequence[Line]) -> str:
+def wrong(kinds: Mapping[str, Kind], lines: Mapping[str, Mapping[str, Any]]) -> str:
     """List what was not judged rightly, with what was said."""
-    bad = [line for line in lines if line["kind"] not in ("equal", "named")]
-    listed = "\n".join(f"- `{line['id']}`: {line['kind']}. {line['first']}" for line in bad)
-    return f"## Not judged rightly\n\n{listed or 'None.'}\n"
+    bad = [f"- `{name}`: {kind}. {lines[name]['first']}" for name, kind in kinds.items() if kind not in RIGHT]
+    return "## Not judged rightly\n\n" + ("\n".join(bad) or "None.") + "\n"
 
 
-def every(lines: Sequence[Line]) -> str:
+def every(cases: Sequence[Case], kinds: Mapping[str, Kind], lines: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a row for each pair."""
     rows = ["## Every pair", "", "| network | port | pair | outcome | stage | named |", "|---|---|---|---|---|---|"]
-    for line in lines:
-        net, framework, name = line["id"].split("/", 2)
-        named = line["named"] if line["named"] not in ("-", "") else ""
-        rows.append(
-            f"| {net} | {framework} | {name} | {line['kind']} | {line['stage']} | {named.replace('>', ' to ')} |"
-        )
+    for case in cases:
+        line = lines[case.id]
+        named = ", in ".join(name.replace(">", " to ") for name in line["names"])
+        rows.append(f"| {case.net} | {case.framework} | {case.name} | {kinds[case.id]} | {line['stage']} | {named} |")
     return "\n".join(rows) + "\n"

@@ -1,4 +1,4 @@
-"""Compares the pairs of one network, whose ids come as JSON on stdin, and adds a line to the results for each."""
+"""Compares the pairs whose ids come as JSON on stdin, and adds a line to the results for each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from support.porting.nets import NETS
-from support.porting.outcome import outcome
+from support.porting.outcome import judged, outcome
 from support.porting.table import Results
 
 
@@ -18,12 +18,11 @@ def main() -> None:
     for net, cases in NETS:
         for case in cases:
             if case.id in wanted:
-                results.begin(case.id, fault=not case.equal)
-                line = outcome(net, case).to_dict()
+                results.begin(case.id)
+                line = outcome(net, case)
                 results.add(line)
-                print(
-                    f"{line['kind']:14}{line['id']}  [{line['stage']} {line['named']}] {line['seconds']} s", flush=True
-                )
+                names, seconds = " ".join(line["names"]), line["seconds"]
+                print(f"{judged(case, line):14}{case.id}  [{line['stage']} {names}] {seconds} s", flush=True)
 
 
 if __name__ == "__main__":
