@@ -18,7 +18,7 @@ from tlx.proof.report import Report
 Line = Mapping[str, Any]  # an outcome as plain values: a line of the results
 Kind = Literal["equal", "false alarm", "named", "named wrongly", "missed", "underpowered", "refused", "crash"]
 RIGHT: tuple[Kind, ...] = ("equal", "named")
-FIELDS: dict[str, Any] = {"schedule": "step", "step_size": 1, "epochs": 4, "lr": 0.02}
+FIELDS: dict[str, Any] = {"strategy": "full", "schedule": "step", "step_size": 1, "epochs": 4, "lr": 0.02}
 
 
 def outcome(net: Net, case: Case) -> dict[str, Any]:
