@@ -55,6 +55,14 @@ _truth: Check = lambda value: isinstance(value, bool)  # noqa: E731
 _list: Check = lambda value: isinstance(value, list)  # noqa: E731
 _texts, _layout = _some(_text), _some(_entry)
 
+_DRAW = {
+    **{"path": _text, "call": _whole, "function": _truth, "p": lambda value: _real(value) and 0 <= value <= 1},
+    **{"shape": _some(_whole), "after": _text, "around": _texts},
+}
+_draw: Check = lambda value: (  # noqa: E731
+    isinstance(value, dict) and value.keys() == _DRAW.keys() and all(_DRAW[name](value[name]) for name in _DRAW)
+)
+
 MANIFEST: Mapping[str, Check] = {
     "must": _mapping,
     "recipe": _mapping,
@@ -76,6 +84,8 @@ RECORDS: tuple[tuple[str, Mapping[str, Check]], ...] = (
     (r"P2/(train|test)/\d{4,9}/\d{4,9}", {**_BATCH, "pixels": _text, "targets?": _or_none(_text)}),
     (r"P[34]/visit/\d{4,9}", _VISIT),
     (r"P3/logits|P4/gradients|P4/buffers", {}),
+    (r"P4/draws", {"draws": _some(_draw)}),
+    (r"P[34]/random", {"path": _text, "kind": _text, "before": _texts}),
     (r"P4/loss", {"loss": _hex, "correct": _whole}),
     (
         r"P4/replay/\d{4,9}",

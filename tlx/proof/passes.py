@@ -9,6 +9,7 @@ from tlx.backend import Array
 from tlx.proof.artifact import MODULE, Capture, Record
 from tlx.proof.inputs import absent_side, measured, union
 from tlx.proof.measure import flips, floor_of, relative
+from tlx.proof.randomness import dropout_rows
 from tlx.proof.result import Kind, Row, Stage
 
 # Rounding in float64 was measured at 1e-15 to 1e-12, changes of meaning from 2e-7 up.
@@ -38,7 +39,7 @@ def compare_backward(a: Capture, b: Capture) -> Stage:
     gradients = [c.records["P4/gradients"].arrays() for c in (a, b)]
     rows += _array_rows("buffer", *buffers)
     rows += reversed(_array_rows("gradient", *gradients))
-    return measured("P4", LIMIT, rows)
+    return measured("P4", LIMIT, [*dropout_rows(a, b, rows), *rows])
 
 
 def loss_error(reference: float, candidate: float) -> float:

@@ -10,6 +10,7 @@ from tlx.backend import Array, Backend, Hyper, OptimizerSpec, Precision, Probe, 
 from tlx.errors import TlxError, one_line
 from tlx.proof.artifact import Writer
 from tlx.proof.measure import bundle
+from tlx.proof.randomness import search
 from tlx.proof.recorder import RecordedLoader, Recorder
 from tlx.proof.session import Session
 from tlx.proof.updates import SCRIPT, drawn_gradient
@@ -42,6 +43,7 @@ def evaluation(s: Session) -> None:
     lazies: list[Any] = []
     add_visits(s.writer, "P3", s.probe.record(lambda: lazies.append(s.backend.logits(s.model, batch))))
     s.writer.add("P3/logits", arrays={"logits": s.backend.fetch(lazies)[0]})
+    search(s, "P3", lambda: s.backend.logits(s.model, batch))
 
 
 def add_visits(writer: Writer, stage: str, visits: Iterable[Visit]) -> None:
@@ -75,6 +77,7 @@ def backward(s: Session) -> None:
         records = [r for r in s.reference.stage("P4/visit") if "input" in r.files]
         inputs = [(str(r.facts["path"]), r.array("input"), r.array("grad")) for r in records]
     add_replays(s.writer, probe, inputs, {v.path for v in visits})
+    search(s, "P4", lambda: s.backend.backward(s.model, batch))
 
 
 def add_replays(

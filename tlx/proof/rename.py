@@ -6,7 +6,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tlx.backend import Array, Arrays, Handle, Model, ModelSpec, OptimizerSpec, ParamSpec, Precision, Replay, Visit
+from tlx.backend import (
+    Array,
+    Arrays,
+    Draw,
+    Handle,
+    Model,
+    ModelSpec,
+    OptimizerSpec,
+    ParamSpec,
+    Precision,
+    Randomness,
+    Replay,
+    Visit,
+)
 from tlx.errors import RecipeError, closest
 from tlx.proof.recorder import Proxy
 
@@ -141,6 +154,18 @@ class RenamedProbe(Proxy):
         out = self.names._arrays_out
         renamed: Replay = replace(alone, gradients=out(alone.gradients), buffers=out(alone.buffers))
         return renamed
+
+    def draws(self, call: Callable[[], Any]) -> tuple[Draw, ...]:
+        out = self.names._out
+        return tuple(
+            replace(d, path=out(d.path), after=out(d.after), around=tuple(map(out, d.around)))
+            for d in self.inner.draws(call)
+        )
+
+    def random(self, call: Callable[[], Any]) -> Randomness | None:
+        found: Randomness | None = self.inner.random(call)
+        out = self.names._out
+        return found and replace(found, path=out(found.path), before=tuple(map(out, found.before)))
 
     def replay_transposed(self, path: str, x: Array) -> Array | None:
         output: Array | None = self.inner.replay_transposed(self.names._in(path), x)

@@ -12,7 +12,7 @@ SIDES: tuple[Side, Side] = ("reference", "candidate")
 
 # What a row is about.
 Inputs = Literal["field", "weight", "listing", "batch"]  # P0, P1, P1, P2
-Passes = Literal["output", "order", "logits", "loss", "correct", "buffer", "gradient"]  # P3 and P4
+Passes = Literal["output", "order", "logits", "loss", "correct", "buffer", "gradient", "dropout"]  # P3 and P4
 Training = Literal["update", "step", "end", "count", "predictions", "batches"]  # P5; P6 and P9; P6; P7
 Margins = Literal["envelope", "ratio", "pair", "mean", "margin if equal", "margin"]  # P8; P10
 Kind: TypeAlias = Inputs | Passes | Training | Margins

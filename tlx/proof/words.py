@@ -59,7 +59,8 @@ def title(stage: Stage) -> str:
 
 def measure(stage: Stage) -> str:
     """Name what a stage's figure is."""
-    return "steps" if stage.id == "P6" and not stage.enough else MEASURES[stage.id]
+    counts_steps = stage.id == "P6" and not stage.enough and "random" not in stage.facts
+    return "steps" if counts_steps else MEASURES[stage.id]
 
 
 def figure(value: float | None) -> str:
@@ -105,6 +106,7 @@ NAMES: Mapping[str, Callable[[Row], str]] = {
     "correct": lambda row: "correct count",
     "buffer": lambda row: f"buffer {row.path}",
     "gradient": lambda row: f"gradient {row.path}",
+    "dropout": lambda row: f"dropout {row.path}".strip(),
     "update": lambda row: f"{row.side}, update {row.number}: {array(row)}",
     "step": lambda row: f"step {row.number}",
     "end": lambda row: "end",
@@ -202,6 +204,7 @@ NOTES: Mapping[str, Callable[[Row], str]] = {
     "output": lambda row: f"{row.flips} signs flipped" if row.flips else "",
     "loss": lambda row: against(row, ".12g"),
     "correct": lambda row: "" if row.passed else against(row),
+    "dropout": lambda row: "" if row.passed else against(row, ".3g"),
     "end": stopped,
     "predictions": _predictions,
     "batches": lambda row: against(row),
@@ -216,6 +219,8 @@ def summary(stage: Stage) -> str:
     """Say in one line what a stage compared, or why it was not run; empty where its rows say it all."""
     if stage.figure is None:
         return NOT_RUN[stage.id]
+    if "random" in stage.facts:
+        return f"{stage.facts['random']}, so that a difference shows nothing"
     if not stage.rows and stage.id != "P0":
         return "nothing to compare"
     return SUMMARIES[stage.id](stage)

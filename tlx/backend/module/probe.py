@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tlx.backend import Array, Arrays, Replay, Visit
+from tlx.backend import Array, Arrays, Draw, Randomness, Replay, Visit
+from tlx.backend.module.random_search import find
+from tlx.backend.module.shared_masks import share
 
 if TYPE_CHECKING:
     from tlx.backend.module.base import ModuleBackend
@@ -38,7 +40,10 @@ class ModuleProbe:
         def hook(module: Any, args: Any, output: Any) -> None:
             visit: dict[str, Any] = {"path": path, "kind": type(module).__name__}
             visits.append(visit)
-            if not _owns(module) or not hasattr(output, "detach"):
+            if not _owns(module):
+                return
+            self.net.masks.after = path
+            if not hasattr(output, "detach"):
                 return
             first = args[0] if isinstance(args, (tuple, list)) else args
             visit["input"], visit["output"] = self.backend.array(first), self.backend.array(output)
@@ -63,7 +68,7 @@ class ModuleProbe:
     def replay(self, path: str, x: Array, dy: Array | None = None, *, training: bool = False) -> Replay:
         module, backend, fw = self.modules[path], self.backend, self.backend.fw
         prefix = path + "." if path else ""
-        with self._untouched(module, training):
+        with self._untouched(module, training), self.net.masks.alone():
             fed = backend.tensor(x, self.net.device).to(self.net.dtype)
             if dy is None:
                 with fw.no_grad():
@@ -94,6 +99,23 @@ class ModuleProbe:
             return self.replay(path, x).output
         finally:
             self._set(weight, original)
+
+    def draws(self, call: Callable[[], Any]) -> tuple[Draw, ...]:
+        masks = share(self.backend, self.net)
+        self.modules = dict(self.net.module.named_modules())
+        with masks.logged() as log:
+            self.record(call)
+        return tuple(log)
+
+    def follow(self, partners: Sequence[Draw | None]) -> None:
+        share(self.backend, self.net).follow(partners)
+
+    def act(self, acting: Sequence[bool]) -> None:
+        share(self.backend, self.net).act(acting)
+
+    def random(self, call: Callable[[], Any]) -> Randomness | None:
+        share(self.backend, self.net)
+        return find(self.backend, self.net, call)
 
     def _set(self, weight: Any, value: Array) -> None:
         with self.backend.fw.no_grad():
