@@ -18,7 +18,7 @@ import numpy as np
 from tlx import rng
 from tlx.backend.module import own
 from tlx.backend.module.boundary import replaced
-from tlx.backend.module.build import holder
+from tlx.backend.module.build import ancestors, holder
 from tlx.backend.module.dropout import CHANNELS, SAMPLES, UNITS, Layer, Masks, dropout_class, dropped
 from tlx.backend.protocol import Array, Draw
 
@@ -105,9 +105,9 @@ class SharedMasks(Masks):
 
     def _around(self, path: str) -> tuple[str, ...]:
         """Return the parameters beside which a dropout acts: see `ModuleBackend.set_phase`."""
-        names = {name for name, _ in self.net.module.named_parameters()}
-        around = holder(path, self.net.holding(names))
-        return tuple(name for name in names if around in self.net.holding({name}))
+        params = [spec for spec in self.net.specs if spec.role != "statistic"]
+        around = holder(path, self.net.holding({spec.name for spec in params}))
+        return tuple(p.name for p in params if any(around in ancestors(name) for name in (p.name, *p.aliases)))
 
     @contextmanager
     def logged(self) -> Iterator[list[Draw]]:
