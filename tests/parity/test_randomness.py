@@ -154,8 +154,10 @@ def beside(fw: Any, name: str, late: bool) -> Any:
 
 def test_a_match_by_order_alone_is_stated() -> None:
     report = compared(beside(framework("torch"), "drop", False), beside(framework("oneflow"), "spatial", True))
-    assert report.verdict == Verdict.EQUAL and report.notes == ("dropouts matched by order alone: drop with spatial",)
-    assert "Note: dropouts matched by order alone" in str(report) and report.to_dict()["notes"] == [*report.notes]
+    assert report.verdict == Verdict.EQUAL and report.notes == (
+        "Dropouts matched by their order alone: drop with spatial.",
+    )
+    assert report.notes[0] in str(report) and report.to_dict()["notes"] == [*report.notes]
 
 
 def attention(fw: Any, how: str) -> Any:
@@ -285,7 +287,7 @@ def test_a_drop_path_that_forgets_its_scale_does_not_pass(candidate: str) -> Non
     report = compared(deep(framework("torch"), stochastic_depth("torch")), deep(fw, drop_path(fw, "scale")))
     assert report.verdict == Verdict.UNDERPOWERED, str(report)
     assert any(
-        "the candidate draws random numbers of its own in training, first in path1 (DropPath)" in text
+        "The candidate draws random numbers of its own in training, first in path1 (DropPath)" in text
         for text in report.notes
     )
 
@@ -296,18 +298,18 @@ def faulty(fw: Any, fault: str) -> Any:
     def forward(net: Any, x: Any) -> Any:
         x = net.fc1(net.stem(x).flatten(1))
         x = net.drop1(fw.relu(x)) if fault != "before" else net.fc2(net.drop2(net.drop1(fw.relu(x))))
-        x = x if fault == "before" else net.fc2(x)
-        x = fw.relu(x)
+        x = fw.relu(x if fault == "before" else net.fc2(x))
+        if fault == "always":
+            return net.fc(fw.nn.functional.dropout(x, 0.3))
         return net.fc(x if fault in ("missing", "before") else net.drop2(x))
 
-    p = 0.2 if fault == "p" else 0.3
-    second = fw.nn.Dropout2d(p) if fault == "channels" else fw.nn.Dropout(p)
-    return network(fw, forward, drop1=fw.nn.Dropout(0.3), drop2=second)
+    return network(fw, forward, drop1=fw.nn.Dropout(0.3), drop2=fw.nn.Dropout(0.2 if fault == "p" else 0.3))
 
 
 FAULTS = {
     "p": "In training drop2 drops 0.3 of what enters it in the reference, 0.2 in the candidate.",
     "missing": "In training the reference drops 0.3 at drop2; the candidate has no dropout that fits.",
+    "always": "In eval mode the first output that differs is that of fc",
     "before": "first output that differs is that of fc2",
 }
 
@@ -345,10 +347,15 @@ def test_randomness_of_a_module_s_own_is_named_and_shows_nothing(how: str) -> No
     modes = ("evaluation", "training") if how == "noise in evaluation" else ("training",)
     for side in ("reference", "candidate"):
         for mode in modes:
-            start = f"the {side} draws random numbers of its own in {mode}, first in its own code (Net)"
+            start = f"The {side} draws random numbers of its own in {mode}, first in its outermost code (Net)"
             assert any(text.startswith(start) for text in report.notes), report.notes
     outcomes = {stage.id: stage.passed for stage in report.stages}
     assert outcomes["P3"] is (None if len(modes) == 2 else True) and outcomes["P4"] is None and outcomes["P5"] is True
+
+
+def test_a_function_that_no_one_can_draw_for_shows_nothing_beside_a_module() -> None:
+    report = compared(two(framework("torch")), by_itself(framework("oneflow"), "kept function"))
+    assert report.verdict == Verdict.UNDERPOWERED and not report.first, str(report)
 
 
 def test_a_fault_before_the_first_random_number_is_found() -> None:

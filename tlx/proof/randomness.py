@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 DRAWS = "P4/draws"
 RESTS_ON = {"P3": "P3", "P4": "P4", "P6": "P4", "P7": "P4", "P8": "P4", "P9": "P4"}  # on whose passes a stage rests
 MODES = {"P3": "evaluation", "P4": "training"}
+ADVICE = (
+    "What differs after that shows nothing. tlx draws the masks of nn.Dropout, of F.dropout looked up where it is "
+    "called (not imported by name), and of classes named like DropPath that do exactly what a dropout does."
+)
 Match: TypeAlias = dict[int, tuple[int, str]]  # candidate's draw -> the reference's, and by what it was found
 
 
@@ -185,9 +189,7 @@ def judged(stage: Stage, a: Capture, b: Capture) -> Stage:
     before = set.intersection(*(set(facts["before"]) for facts in sides.values()))
     if any(not row.passed and _ran_in(row, before) for row in stage.rows):
         return stage
-    side, facts = next(iter(sides.items()))
-    random = f"the {side} draws random numbers of its own in {MODES[basis]}{_where(facts)}"
-    return replace(stage, passed=None, enough=False, facts={**stage.facts, "random": random})
+    return replace(stage, passed=None, enough=False, facts={**stage.facts, "random": " and ".join(sides)})
 
 
 def _ran_in(row: Row, paths: set[str]) -> bool:
@@ -195,28 +197,29 @@ def _ran_in(row: Row, paths: set[str]) -> bool:
     return (row.kind == "output" and path in paths) or (row.kind == "buffer" and path.rpartition(".")[0] in paths)
 
 
-def _where(facts: Any) -> str:
-    return f", first in {facts['path'] or 'its own code'} ({facts['kind']})"
-
-
 def notes(a: Capture, b: Capture) -> tuple[str, ...]:
-    """Say how dropouts were matched that have no name in common, and which side draws by itself."""
+    """Say which side draws by itself, and which dropouts have neither name nor place in common."""
     texts = []
     for side, c in zip(SIDES, (a, b), strict=True):
         for stage, mode in MODES.items():
             if f"{stage}/random" in c.records:
-                where = _where(c.records[f"{stage}/random"].facts)
-                texts.append(
-                    f"the {side} draws random numbers of its own in {mode}{where}: what differs there shows nothing. "
-                    "Use nn.Dropout, or F.dropout called as a function of its module, whose masks tlx draws"
-                )
+                texts.append(f"{_of_its_own(side, mode, c.records[f'{stage}/random'].facts)}.")
+    if texts:
+        texts[-1] += f" {ADVICE}"
     reference, candidate = draws_of(a), draws_of(b)
-    found = match(reference, candidate).items()
     pairs = [
-        f"{reference[i].path or 'the model'} with {candidate[k].path or 'the model'}"
-        for k, (i, how) in found
+        f"{_place(reference[other].path)} with {_place(candidate[index].path)}"
+        for index, (other, how) in match(reference, candidate).items()
         if how == "order"
     ]
     if pairs:
-        texts.append(f"dropouts matched by order alone: {', '.join(dict.fromkeys(pairs))}")
+        texts.append(f"Dropouts matched by their order alone: {', '.join(dict.fromkeys(pairs))}.")
     return tuple(texts)
+
+
+def _of_its_own(side: Side, mode: str, facts: Mapping[str, Any]) -> str:
+    return f"The {side} draws random numbers of its own in {mode}, first in {_place(facts['path'])} ({facts['kind']})"
+
+
+def _place(path: str) -> str:
+    return path or "its outermost code"

@@ -147,7 +147,7 @@ def show(report: Report, console: Console) -> None:
         if outcome in ("underpowered", "not run") or (outcome == "FAIL" and stage.id in EXPLAINED):
             _line(console, f"{stage.id} {outcome}: {words.summary(stage)}")
     for text in report.notes:
-        console.print("Note:", text, overflow="fold")
+        console.print(text, overflow="fold")
     if report.declared:
         console.print("Declared differences of the backends", style="bold")
         for known in report.declared[:DECLARED_LINES]:

@@ -52,7 +52,7 @@ def _module(difference: Difference, row: Row) -> str:
 
 
 def _dropout(row: Row) -> str:
-    where = row.path or "the model's own code"
+    where = row.path or "its outermost code"
     ours, theirs = row.values or (0.0, 0.0)
     if row.missing is None:
         return (

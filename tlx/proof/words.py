@@ -220,7 +220,7 @@ def summary(stage: Stage) -> str:
     if stage.figure is None:
         return NOT_RUN[stage.id]
     if "random" in stage.facts:
-        return f"{stage.facts['random']}, so that a difference shows nothing"
+        return f"random by itself, so no difference counts: {stage.facts['random']}"
     if not stage.rows and stage.id != "P0":
         return "nothing to compare"
     return SUMMARIES[stage.id](stage)
