@@ -90,6 +90,24 @@ def functions(fw: Any) -> Any:
     return network(fw, forward)
 
 
+def subclassed(fw: Any) -> Any:
+    """A dropout of the user's own class, which the framework's own computes."""
+
+    class Thinning(fw.nn.Dropout):  # type: ignore[misc]
+        pass
+
+    class Drop(Thinning):
+        pass
+
+    return renewed(two(fw, "thin", "drop2"), thin=Thinning(0.3), drop2=Drop(0.3))
+
+
+def renewed(net: Any, **layers: Any) -> Any:
+    for name, layer in layers.items():
+        setattr(net, name, layer)
+    return net
+
+
 def nested(fw: Any) -> Any:
     """Each beside its layer in a Sequential of its own, so that it acts in the head's phase no more than that does."""
 
@@ -102,7 +120,7 @@ def nested(fw: Any) -> Any:
 
 
 @pytest.mark.parametrize("candidate", CANDIDATES)
-@pytest.mark.parametrize("port", [swapped, one, functions, nested])
+@pytest.mark.parametrize("port", [swapped, one, functions, subclassed, nested])
 def test_a_dropout_that_is_written_otherwise_is_equal(port: Callable[[Any], Any], candidate: str) -> None:
     report = compared(two(framework("torch")), port(framework(candidate)))
     assert report.verdict == Verdict.EQUAL, str(report)
