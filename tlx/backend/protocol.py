@@ -33,7 +33,9 @@ Arrays = Mapping[str, Array]
 Role = Literal["weight", "bias", "norm", "statistic"]
 Precision = Literal["float32", "bfloat16", "float64"]
 Handle = Any  # a backend's own object, which the core only passes back
-Model = Any  # a handle with `module`, the framework's own module, and perhaps `notes`, texts to show before a run
+# A handle with `module`, the framework's own module; perhaps `notes`, texts to show before a run; perhaps `redrawn`,
+# the paths of dropouts whose masks were others in runs that an earlier tlx saved.
+Model = Any
 Lazy = Any  # a scalar or array that may still be computing on the device
 
 
@@ -195,6 +197,28 @@ class Replay:
     buffers: Arrays = field(default_factory=dict)  # after the call, by full name
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One call of a dropout in a training pass, in order of execution."""
+
+    path: str  # of the dropout; of a function, that of the module in whose code it is called
+    call: int  # its number among the calls of this path in the pass, from 0
+    function: bool
+    p: float  # the probability of dropping
+    shape: tuple[int, ...]  # of what is drawn: axes of the input, the samples' first
+    after: str  # the path of the module with parameters that ran last before it; "" where there is none
+    around: tuple[str, ...]  # the parameters beside which it acts: one of them must train
+
+
+@dataclass(frozen=True, slots=True)
+class Randomness:
+    """Where a pass first draws a random number of the framework's, or of the module's own."""
+
+    path: str  # of the innermost module whose code draws
+    kind: str  # the class's name
+    before: tuple[str, ...]  # the paths of modules with parameters that ran before, and not after
+
+
 class Probe(Protocol):
     """Looks into a model, for `tlx parity` only: what an adapter may offer as ``probe(model)``."""
 
@@ -233,6 +257,28 @@ class Probe(Protocol):
         """Return the module's first output with its weight transposed; None where that is not square."""
 
 
+class DrawProbe(Probe, Protocol):
+    """A probe that also sees the dropouts of a model, and lets them draw as those of another model."""
+
+    def draws(self, call: Callable[[], Any]) -> tuple[Draw, ...]:
+        """Run `call`, a training pass in which everything trains, and return what its dropouts draw.
+
+        From here on functions and dropouts of the user's own take their masks from the core too, where they can.
+        """
+
+    def follow(self, partners: Sequence[Draw | None]) -> None:
+        """Give each draw, in the order of `draws`, the mask that its partner in another model has; None: its own."""
+
+    def act(self, acting: Sequence[bool]) -> None:
+        """Choose which draws act in training, in the order of `draws`, until the next `set_phase`."""
+
+    def random(self, call: Callable[[], Any]) -> Randomness | None:
+        """Run `call`, which passes through the model once from the same values, twice under other seeds.
+
+        Returns where the first random number is drawn that is not the core's; None where none is.
+        """
+
+
 @runtime_checkable
 class Backend(Protocol):
     """All that a framework must do. `tlx.conformance` tests the sentences of this file."""
@@ -259,7 +305,7 @@ class Backend(Protocol):
 
         `trainable` names parameters; all others have no gradient. `batch_norm` names the modules with running
         statistics that normalise by the batch and update those statistics; all others use and keep them. Dropout
-        acts only beside a trainable parameter.
+        acts only where the nearest module around it that holds parameters holds a trainable one.
         """
 
     def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:

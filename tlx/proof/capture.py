@@ -12,6 +12,7 @@ from tlx.errors import BackendError, TlxError
 from tlx.models.zoo import architecture
 from tlx.proof.artifact import MODULE, Capture, Writer
 from tlx.proof.listed import Listed
+from tlx.proof.randomness import Shared
 from tlx.proof.record import RECORD
 from tlx.proof.recorder import check_served
 from tlx.proof.session import Session
@@ -109,6 +110,8 @@ def capture(
         data = build.open_data(short)
         build.check_fit(short, data)
         classes = data.classes
+    if not isinstance(short.model, str):
+        loaded = Shared(loaded)
     writer = Writer(Path(out))
     session = Session(loaded, short, classes, data, other, copy_weights, writer, feed, quick)
     try:

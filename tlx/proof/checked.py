@@ -55,6 +55,14 @@ _truth: Check = lambda value: isinstance(value, bool)  # noqa: E731
 _list: Check = lambda value: isinstance(value, list)  # noqa: E731
 _texts, _layout = _some(_text), _some(_entry)
 
+_DRAW = {
+    **{"path": _text, "call": _whole, "function": _truth, "p": lambda value: _real(value) and 0 <= value <= 1},
+    **{"shape": _some(_whole), "after": _text, "around": _texts},
+}
+_draw: Check = lambda value: (  # noqa: E731
+    isinstance(value, dict) and value.keys() == _DRAW.keys() and all(_DRAW[name](value[name]) for name in _DRAW)
+)
+
 MANIFEST: Mapping[str, Check] = {
     "must": _mapping,
     "recipe": _mapping,
@@ -82,6 +90,8 @@ RECORDS: tuple[tuple[str, Mapping[str, Check]], ...] = (
     (r"P2/(train|test)/\d{4,9}/\d{4,9}", {**_BATCH, "pixels": _text, "targets?": _or_none(_text)}),
     (rf"P[34]{_SIZE}/visit/\d{{4,9}}", _VISIT),
     (rf"P3{_SIZE}/logits|P4{_SIZE}/gradients|P4{_SIZE}/buffers", {}),
+    (r"P4/draws", {"draws": _some(_draw)}),
+    (r"P[34]/random", {"path": _text, "kind": _text, "before": _texts}),
     (rf"P4{_SIZE}/loss", {"loss": _hex, "correct": _whole}),
     (rf"P[34]{_SIZE}/replay/\d{{4,9}}", {"path": _text, "call?": _whole, "why?": _text, **_REPLAY}),
     (r"P[34]/@\d{1,6}/error", {"text": _text}),

@@ -14,6 +14,7 @@ from tlx.proof.envelope import compare_float32
 from tlx.proof.inputs import compare_batches, compare_manifests, compare_weights
 from tlx.proof.locate import first_difference
 from tlx.proof.passes import compare_backward, compare_evaluation
+from tlx.proof.randomness import judged, notes
 from tlx.proof.report import Report
 from tlx.proof.result import Stage, Verdict
 from tlx.proof.steps import compare_curves, compare_metrics
@@ -58,6 +59,7 @@ def compare(reference: str | Path, candidate: str | Path) -> Report:
         stages=tuple(stages),
         difference=first_difference(a, b, stages),
         declared=words.DECLARED,
+        notes=notes(a, b),
         seconds=time.perf_counter() - started,
     )
 
@@ -70,7 +72,7 @@ def compared_stages(a: Capture, b: Capture) -> list[Stage]:
     stages = [manifest]
     for name, run in COMPARE.items():
         if name in a.manifest["must"]["stages"]:
-            stages.append(run(a, b))
+            stages.append(judged(run(a, b), a, b))
             if name == "P1" and any(row.missing for row in stages[-1].rows):
                 return stages  # what lacks a parameter cannot be compared further
     present = {stage.id for stage in stages}

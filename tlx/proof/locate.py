@@ -26,7 +26,7 @@ def first_difference(a: Capture, b: Capture, stages: Sequence[Stage]) -> Differe
         return None
     row = next((row for row in stage.rows if not row.passed), None)
     # Replaying a module says nothing about a loss that differs while every output is equal.
-    if row is None or stage.id not in ("P3", "P4") or row.kind in ("loss", "correct", "size"):
+    if row is None or stage.id not in ("P3", "P4") or row.kind in ("loss", "correct", "size", "dropout"):
         return Difference(stage, row)
     return Difference(stage, row, blame(a, b, stage.id, row))
 

@@ -18,6 +18,7 @@ from tlx.proof.artifact import Capture
 from tlx.proof.calls import LIMIT, Calls, Pair, sizes_of, why_not_replayed
 from tlx.proof.inputs import measured, union
 from tlx.proof.measure import flips, floor_of, relative
+from tlx.proof.randomness import dropout_rows
 from tlx.proof.result import Cause, Kind, Row, Stage
 
 _RowsAt: TypeAlias = Callable[[Capture, Capture, str], list[Row]]
@@ -82,7 +83,7 @@ def _backward(a: Capture, b: Capture, prefix: str) -> list[Row]:
     gradients = [c.records[f"{prefix}/gradients"].arrays() for c in (a, b)]
     rows += _array_rows("buffer", *buffers)
     rows += reversed(_array_rows("gradient", *gradients))
-    return rows
+    return [*dropout_rows(a, b, rows), *rows] if prefix == "P4" else rows
 
 
 def loss_error(reference: float, candidate: float) -> float:

@@ -9,6 +9,7 @@ from typing import Any, cast
 from tlx.backend import Backend, Batch, Hyper, OptimizerSpec, Precision
 from tlx.errors import TlxError
 from tlx.proof.locked import trajectory
+from tlx.proof.randomness import search
 from tlx.proof.recorder import RecordedLoader, Recorder
 from tlx.proof.replays import add_replays, add_visits, also_at_odd_size, bundles
 from tlx.proof.session import Session
@@ -50,6 +51,8 @@ def _evaluation(s: Session, stage: str, batch: Batch) -> None:
     add_visits(s.writer, stage, visits)
     s.writer.add(f"{stage}/logits", arrays={"logits": logits})
     add_replays(s, stage, probe, visits, training=False)
+    if stage == "P3":
+        search(s, stage, lambda: s.backend.logits(s.model, ready))
 
 
 def backward(s: Session) -> None:
@@ -76,6 +79,8 @@ def _backward(s: Session, stage: str, batch: Batch) -> None:
     s.start(s.model)
     s.train_everything(s.model)
     add_replays(s, stage, probe, visits, training=True)
+    if stage == "P4":
+        search(s, stage, lambda: s.backend.backward(s.model, ready))
 
 
 def updates(s: Session) -> None:

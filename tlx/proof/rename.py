@@ -12,7 +12,20 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from tlx.backend import Array, Arrays, Handle, Model, ModelSpec, OptimizerSpec, ParamSpec, Precision, Replay, Visit
+from tlx.backend import (
+    Array,
+    Arrays,
+    Draw,
+    Handle,
+    Model,
+    ModelSpec,
+    OptimizerSpec,
+    ParamSpec,
+    Precision,
+    Randomness,
+    Replay,
+    Visit,
+)
 from tlx.backend.module.build import ancestors
 from tlx.proof.mapping import Target, leaves, put_together, taken_apart
 from tlx.proof.matching import Axes, Layout, Match, Names
@@ -236,6 +249,23 @@ class RenamedProbe(Proxy):
             buffers=self.names._arrays_out(alone.buffers),
         )
         return renamed
+
+    def draws(self, call: Callable[[], Any]) -> tuple[Draw, ...]:
+        out, shared = self.names._out, self.names._shared
+        return tuple(
+            replace(
+                d,
+                path=out(d.path),
+                after=out(d.after),
+                around=tuple(dict.fromkeys(shared[name] for name in d.around if name in shared)),
+            )
+            for d in self.inner.draws(call)
+        )
+
+    def random(self, call: Callable[[], Any]) -> Randomness | None:
+        found: Randomness | None = self.inner.random(call)
+        out = self.names._out
+        return found and replace(found, path=out(found.path), before=tuple(map(out, found.before)))
 
     def replay_transposed(self, path: str, inputs: Sequence[Array], **options: Any) -> Array | None:
         own = self.names._in(path)

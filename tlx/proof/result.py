@@ -12,7 +12,7 @@ SIDES: tuple[Side, Side] = ("reference", "candidate")
 
 # What a row is about.
 Inputs = Literal["field", "weight", "listing", "batch"]  # P0, P1, P1, P2
-Passes = Literal["output", "logits", "loss", "correct", "buffer", "gradient", "size"]  # P3 and P4
+Passes = Literal["output", "logits", "loss", "correct", "buffer", "gradient", "size", "dropout"]  # P3 and P4
 # P5; P6, from the reference's own state; P6 and P9; P6; P7
 Training = Literal["update", "locked", "step", "end", "count", "predictions", "batches"]
 Margins = Literal["envelope", "ratio", "pair", "mean", "margin if equal", "margin"]  # P8; P10

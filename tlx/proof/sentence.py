@@ -35,6 +35,8 @@ def _module(difference: Difference, row: Row) -> str:
     """Name the module that differs by itself, or the stretch between two that do not."""
     if row.kind == "size":
         return f"At {row.size} px the candidate cannot run, and the reference can: {row.stopped.rstrip('.')}."
+    if row.kind == "dropout":
+        return _dropout(row)
     if row.kind == "loss":
         return f"Every module's output is equal and the loss is not ({note(row)}): the loss function differs."
     if row.kind == "correct":
@@ -52,6 +54,17 @@ def _module(difference: Difference, row: Row) -> str:
 
 def _error(row: Row) -> str:
     return f"{row.error:.1e}" if math.isfinite(row.error) or not note(row) else note(row)
+
+
+def _dropout(row: Row) -> str:
+    where = row.path or "its outermost code"
+    ours, theirs = row.values or (0.0, 0.0)
+    if row.missing is None:
+        return (
+            f"In training {where} drops {ours:.3g} of what enters it in the reference, {theirs:.3g} in the candidate."
+        )
+    other = "reference" if row.missing == "candidate" else "candidate"
+    return f"In training the {other} drops {ours:.3g} at {where}; the {row.missing} has no dropout that fits."
 
 
 def _symptom(stage: Stage, row: Row) -> str:

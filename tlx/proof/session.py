@@ -19,6 +19,7 @@ from tlx.errors import TlxError
 from tlx.models.zoo import Architecture
 from tlx.proof.artifact import MODULE, MUST_AGREE, Capture, Writer, hexed
 from tlx.proof.measure import sha256
+from tlx.proof.randomness import share
 from tlx.proof.recorder import RecordedLoader, ServedLoader
 from tlx.recipe import Recipe
 from tlx.training import build
@@ -94,6 +95,8 @@ class Session:
                 value = np.nextafter(single, np.where(up, np.float32(np.inf), np.float32(-np.inf)))
             arrays[spec.name] = np.asarray(value, dtype=spec.dtype)
         self.backend.load_arrays(model, arrays)
+        if share(self, model):
+            self.backend.load_arrays(model, arrays)
         return arrays
 
     @property

@@ -64,7 +64,8 @@ def measure(stage: Stage) -> str:
     """Name what a stage's figure is."""
     if stage.id == "P6" and stage.facts.get("scatter", False):
         return "x own scatter" if stage.enough else "steps"
-    return "steps" if stage.id == "P6" and not stage.enough else MEASURES[stage.id]
+    counts_steps = stage.id == "P6" and not stage.enough and "random" not in stage.facts
+    return "steps" if counts_steps else MEASURES[stage.id]
 
 
 def figure(value: float | None) -> str:
@@ -111,6 +112,7 @@ NAMES: Mapping[str, Callable[[Row], str]] = {
     "correct": lambda row: "correct count",
     "buffer": lambda row: f"buffer {row.path}",
     "gradient": lambda row: f"gradient {row.path}",
+    "dropout": lambda row: f"dropout {row.path}".strip(),
     "update": lambda row: f"{row.side}, update {row.number}{' (clipped)' * (row.clipped is not None)}: {array(row)}",
     "locked": lambda row: f"step {row.number} from the reference's own state",
     "step": lambda row: f"step {row.number}",
@@ -235,6 +237,7 @@ NOTES: Mapping[str, Callable[[Row], str]] = {
     "logits": lambda row: OUTPUTS.get(row.cause or "", ""),
     "loss": lambda row: against(row, ".12g"),
     "correct": lambda row: "" if row.passed else against(row),
+    "dropout": lambda row: "" if row.passed else against(row, ".3g"),
     "end": stopped,
     "predictions": _predictions,
     "batches": lambda row: against(row),
@@ -249,6 +252,8 @@ def summary(stage: Stage) -> str:
     """Say in one line what a stage compared, or why it was not run; empty where its rows say it all."""
     if stage.figure is None:
         return NOT_RUN[stage.id]
+    if "random" in stage.facts:
+        return f"random by itself, so no difference counts: {stage.facts['random']}"
     if not stage.rows and stage.id != "P0":
         return "nothing to compare"
     return SUMMARIES[stage.id](stage)

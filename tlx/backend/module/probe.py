@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlx.backend import Array, Arrays, Replay, Visit
+from tlx.backend import Array, Arrays, Draw, Randomness, Replay, Visit
 from tlx.backend.module import own
 from tlx.backend.module.calls import Call, Place, leaves, taken
+from tlx.backend.module.random_search import find
+from tlx.backend.module.shared_masks import share
 from tlx.errors import BackendError
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class ModuleProbe:
         self.calls: dict[tuple[str, int], Call] = {}
 
     def record(self, call: Callable[[], Any]) -> tuple[Visit, ...]:
-        tape = Tape(self.backend)
+        tape = Tape(self.backend, self.net)
         with tape.watching(self.modules):
             call()
         self.calls = tape.calls
@@ -60,7 +62,7 @@ class ModuleProbe:
         module, fw = self.modules[path], self.backend.fw
         recorded = self.calls.get((path, call), Call((tuple(map(Place, range(len(inputs)))), {}), len(inputs)))
         prefix = path + "." if path else ""
-        with self._untouched(module, training):
+        with self._untouched(module, training), self.net.masks.alone():
             if not any(grad is not None for grad in grads):
                 with fw.no_grad():
                     args, kwargs = recorded.filled([self._fed(x) for x in inputs])
@@ -118,6 +120,23 @@ class ModuleProbe:
     def _arrays(self, output: Any) -> tuple[Array, ...]:
         return tuple(self.backend.array(tensor) for tensor in leaves(output, self.is_tensor))
 
+    def draws(self, call: Callable[[], Any]) -> tuple[Draw, ...]:
+        masks = share(self.backend, self.net)
+        self.modules = dict(self.net.module.named_modules())
+        with masks.logged() as log:
+            self.record(call)
+        return tuple(log)
+
+    def follow(self, partners: Sequence[Draw | None]) -> None:
+        share(self.backend, self.net).follow(partners)
+
+    def act(self, acting: Sequence[bool]) -> None:
+        share(self.backend, self.net).act(acting)
+
+    def random(self, call: Callable[[], Any]) -> Randomness | None:
+        share(self.backend, self.net)
+        return find(self.backend, self.net, call)
+
     def _set(self, weight: Any, value: Array) -> None:
         with self.backend.fw.no_grad():
             weight.copy_(self.backend.tensor(np.ascontiguousarray(value), self.net.device))
@@ -160,8 +179,8 @@ class _Noted:
 class Tape:
     """Notes every call of every module during one pass."""
 
-    def __init__(self, backend: ModuleBackend) -> None:
-        self.backend = backend
+    def __init__(self, backend: ModuleBackend, net: Net) -> None:
+        self.backend, self.net = backend, net
         self.calls: dict[tuple[str, int], Call] = {}
         self._noted: list[_Noted] = []
         self._counts: Counter[str] = Counter()
@@ -214,6 +233,8 @@ class Tape:
                 output = forward(*args, **kwargs)
             finally:
                 self._depth -= 1
+            if module._parameters:
+                self.net.masks.after = path
             self._note(noted, output)
             return output
 
