@@ -28,7 +28,7 @@ def improve(module: Any) -> None:
         if module.momentum is None:
             raise BackendError("oneflow: BatchNorm with momentum=None (cumulative average) is not supported")
         if module.affine and module.track_running_stats:
-            module.__class__ = _accurate(type(module))
+            module.__class__ = _accurate(module.__class__)
     elif type(module) is flow.nn.Conv2d and module.stride == (1, 1):
         reach = zip(module.dilation, module.kernel_size, module.padding, strict=True)
         if all(p <= d * (k - 1) for d, k, p in reach):  # else the gradient would need a negative padding
@@ -127,7 +127,7 @@ def _parts(x: Any, weight: Any, padding: Any, dilation: Pair) -> Iterator[tuple[
 
 
 @cache
-def _accurate(base: Any) -> Any:
+def _accurate(base: type) -> type:
     """Derive a BatchNorm that trains in float64; a class of the user's own keeps what it does around that."""
     native = next(kind for kind in BATCH_NORMS if issubclass(base, kind))
     if base is native:

@@ -245,7 +245,7 @@ class OwnInputs(ModuleBackend):
 
     def _entries(self, outputs: Any) -> list[tuple[str, Any]]:
         """Return the tensors in what a model gives, by name, in the reference's layout."""
-        entries = list(tensors_in(outputs, ""))
+        entries = list(tensors_in(outputs))
         if not entries:
             raise BackendError(f"The model returns a {type(outputs).__name__} without a tensor on {self.name}")
         if self.axes is None:
@@ -263,7 +263,7 @@ def accepted(module: Any, names: Iterable[str]) -> list[str]:
     return [name for name in names if name in keywords]
 
 
-def tensors_in(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the tensors of nested tuples, dictionaries and dataclasses; those of a dictionary by their names' order."""
     if hasattr(value, "detach"):
         yield name or "output", value

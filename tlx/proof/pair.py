@@ -13,7 +13,8 @@ from tlx.backend import Backend, registry
 from tlx.backend.module.base import ModuleBackend
 from tlx.errors import RecipeError, closest
 from tlx.proof import trial
-from tlx.proof.matching import Layout, Match, Names, match, names_of
+from tlx.proof.matching import Match, match
+from tlx.proof.names import Layout, Names, names_of
 from tlx.proof.own import UNSEEN, batches_of, check_fields, losses_of, with_inputs
 from tlx.proof.propose import proposal
 from tlx.proof.rename import Renamed, views

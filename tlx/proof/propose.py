@@ -14,7 +14,8 @@ from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from tlx.errors import RecipeError
 from tlx.proof.mapping import Shape, concat, layout, reshape, split, transpose
-from tlx.proof.matching import Match, Names, match
+from tlx.proof.matching import Match, match
+from tlx.proof.names import Names
 from tlx.proof.shorten import shortened
 
 IMPOSSIBLE = 1e6

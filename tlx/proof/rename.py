@@ -15,7 +15,8 @@ import numpy as np
 from tlx.backend import Array, Arrays, Handle, Model, ModelSpec, OptimizerSpec, ParamSpec, Precision, Replay, Visit
 from tlx.backend.module.build import ancestors
 from tlx.proof.mapping import Target, leaves, put_together, taken_apart
-from tlx.proof.matching import Axes, Layout, Match, Names
+from tlx.proof.matching import Match
+from tlx.proof.names import Axes, Layout, Names
 from tlx.proof.recorder import Proxy
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from tlx.errors import RecipeError
 from tlx.proof.mapping import leaves, renamed
-from tlx.proof.matching import Names, match, matched
+from tlx.proof.matching import match, matched
+from tlx.proof.names import Names
 
 STARS = 3  # at most, in one pattern
 Entry = tuple[Any, Any]  # of rename

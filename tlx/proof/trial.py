@@ -12,8 +12,8 @@ import numpy as np
 from tlx import rng
 from tlx.backend import Array, Batch, ModelSpec, Preprocess, Visit
 from tlx.errors import RecipeError, TlxError
-from tlx.proof.matching import Axes, Layout, Names
 from tlx.proof.measure import relative
+from tlx.proof.names import Axes, Layout, Names
 from tlx.proof.own import tensors_in
 from tlx.recipe import Recipe
 from tlx.training import build
