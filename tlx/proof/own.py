@@ -111,23 +111,17 @@ def check_fields(given: Iterable[str], strategy: Any, schedule: Any) -> None:
         raise RecipeError("schedule 'plateau' reads a validation part, which batch= does not have; use another")
 
 
-def with_inputs(backend: Any, batches: list[Inputs], loss: Loss | None, axes: tuple[int, ...] | None) -> OwnInputs:
+def with_inputs(backend: Any, batches: list[Inputs], loss: Loss | None) -> OwnInputs:
     """Return a backend that feeds these batches.
 
     Args:
-        backend: of the module's framework.
+        backend: of the module's framework, a `ModuleBackend`.
         batches: as `batches_of` returns them.
         loss: None: the one that the core draws.
-        axes: where the model gives outputs in another layout than the reference: from its order of axes to this one's.
-
-    Raises:
-        RecipeError: the backend is built on something else than `ModuleBackend`.
     """
-    if not isinstance(backend, ModuleBackend):
-        raise RecipeError(f"batch= needs a backend made with tlx.backend.module; {backend.name!r} is not")
     own: Any = copy.copy(backend)
     own.__class__ = type("OwnInputs", (OwnInputs, type(backend)), {})
-    own.batches, own.loss, own.axes = batches, loss, axes
+    own.batches, own.loss = batches, loss
     return own  # type: ignore[no-any-return]
 
 
@@ -136,7 +130,18 @@ class OwnInputs(ModuleBackend):
 
     batches: list[Inputs]
     loss: Loss | None
-    axes: tuple[int, ...] | None
+    axes: tuple[int, ...] | None = None
+
+    def laid_out_by(self, axes: tuple[int, ...] | None) -> OwnInputs:
+        """Return the same for a model whose outputs have these axes of the reference's."""
+        other = copy.copy(self)
+        other.axes = axes
+        return other
+
+    @property
+    def unseen(self) -> Iterable[str]:
+        """The fields of a recipe that say nothing here."""
+        return UNSEEN
 
     @property
     def must_agree(self) -> dict[str, Any]:
@@ -240,7 +245,7 @@ class OwnInputs(ModuleBackend):
 
     def _entries(self, outputs: Any) -> list[tuple[str, Any]]:
         """Return the tensors in what a model gives, by name, in the reference's layout."""
-        entries = list(_tensors(outputs, ""))
+        entries = list(tensors_in(outputs))
         if not entries:
             raise BackendError(f"The model returns a {type(outputs).__name__} without a tensor on {self.name}")
         if self.axes is None:
@@ -258,7 +263,7 @@ def accepted(module: Any, names: Iterable[str]) -> list[str]:
     return [name for name in names if name in keywords]
 
 
-def _tensors(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the tensors of nested tuples, dictionaries and dataclasses; those of a dictionary by their names' order."""
     if hasattr(value, "detach"):
         yield name or "output", value
@@ -271,4 +276,4 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     elif is_dataclass(value):
         parts = {f.name: getattr(value, f.name) for f in fields(value)}
     for key, part in parts.items():
-        yield from _tensors(part, f"{name}.{key}".lstrip("."))
+        yield from tensors_in(part, f"{name}.{key}".lstrip("."))

@@ -10,9 +10,11 @@ import numpy as np
 
 from tlx import rng
 from tlx.backend import Backend, registry
+from tlx.backend.module.base import ModuleBackend
 from tlx.errors import RecipeError, closest
 from tlx.proof import trial
-from tlx.proof.matching import Layout, Match, Names, match, names_of
+from tlx.proof.matching import Match, match
+from tlx.proof.names import Layout, Names, names_of
 from tlx.proof.own import UNSEEN, batches_of, check_fields, losses_of, with_inputs
 from tlx.proof.propose import proposal
 from tlx.proof.rename import Renamed, views
@@ -29,7 +31,8 @@ class Pair:
     backends: tuple[Any, Any]
     modules: tuple[Any, Any]
     recipe: Recipe  # of the reference
-    stages: tuple[str, ...] | None  # None: all
+    stages: tuple[str, ...] | None = None  # None: all
+    replaces_head: bool = False  # where images of the user's own may have other classes
 
     def sides(self, rename: object) -> list[tuple[Backend, Recipe]]:
         """Return the backend and the recipe of each side; both have the names and the arrays that both share.
@@ -51,7 +54,9 @@ class Pair:
     def _sides(self, found: Match, reference: Names, candidate: Names) -> list[tuple[Backend, Recipe]]:
         both = views(found, reference, candidate)
         laid_out = [self._laid_out(b, view.layouts) for b, view in zip(self.backends, both, strict=True)]
-        backends: list[Any] = [Renamed(backend, view) for backend, view in zip(laid_out, both, strict=True)]
+        backends: list[Any] = [
+            Renamed(backend, view, self.replaces_head) for backend, view in zip(laid_out, both, strict=True)
+        ]
         return [(backend, self._recipe(side)) for side, backend in enumerate(backends)]
 
     def _recipe(self, side: int) -> Recipe:
@@ -61,7 +66,7 @@ class Pair:
         """Tell a backend of the user's own inputs in which layout its model gives outputs."""
         if self.stages is None or "" not in layouts:
             return backend
-        return with_inputs(backend, backend.batches, backend.loss, layouts[""][1])
+        return backend.laid_out_by(layouts[""][1])
 
     def _refuse(self, found: Match, reference: Names, candidate: Names, rename: Any) -> None:
         """Raise RecipeError with a map that fits; arrays of another shape, which none fits, are left to the proof."""
@@ -104,22 +109,22 @@ def pair_of(
     Raises:
         RecipeError: a module is of no framework that has a backend, or something given contradicts another.
     """
-    backends = tuple(registry.load(backend_of(module)) for module in modules)
-    unwrapped = tuple(_unwrapped(backend, module) for backend, module in zip(backends, modules, strict=True))
+    backends: tuple[Any, ...] = tuple(registry.load(backend_of(module)) for module in modules)
+    for backend in backends:
+        if not isinstance(backend, ModuleBackend):
+            raise RecipeError(f"modules are compared by backends made with tlx.backend.module; {backend.name!r} is not")
+    unwrapped = tuple(backend.unwrapped(module) for backend, module in zip(backends, modules, strict=True))
     if batch is None:
         if loss is not None:
             raise RecipeError("loss= needs batch=, your own inputs; images are judged by the cross-entropy of labels")
         given: Mapping[str, Any] = fields if recipe is not None else {**defaults, **fields}
-        own = as_recipe(recipe, {**given, **_image_fields(unwrapped[0], given)})
-        return Pair((backends[0], backends[1]), (unwrapped[0], unwrapped[1]), own, None)
+        own = as_recipe(recipe, {**given, **image_fields(backends[0], unwrapped[0], given)})
+        theirs = given.get("data", DATA) != DATA
+        return Pair((backends[0], backends[1]), (unwrapped[0], unwrapped[1]), own, replaces_head=theirs)
     own = _input_recipe(recipe, fields, unwrapped[0])
     batches, losses = batches_of(batch), losses_of(loss)
-    fed = [with_inputs(backend, batches, one, None) for backend, one in zip(backends, losses, strict=True)]
+    fed = [with_inputs(backend, batches, one) for backend, one in zip(backends, losses, strict=True)]
     return Pair((fed[0], fed[1]), (unwrapped[0], unwrapped[1]), own, STAGES_OF_INPUTS)
-
-
-def _unwrapped(backend: Any, module: Any) -> Any:
-    return backend.unwrapped(module) if hasattr(backend, "unwrapped") else module
 
 
 def _input_recipe(recipe: Any, fields: Mapping[str, Any], module: Any) -> Recipe:
@@ -133,20 +138,27 @@ def _input_recipe(recipe: Any, fields: Mapping[str, Any], module: Any) -> Recipe
     return as_recipe(None, {"epochs": 4, "schedule": "step", "step_size": 1, **given, **UNSEEN, "model": module})
 
 
-def _image_fields(module: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a comparison by images needs beyond the defaults: the head, and images that the core draws."""
-    weights = {name: p for name, p in module.named_parameters() if len(p.shape) > 1}
-    if not weights:
+def image_fields(backend: Any, module: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a comparison by images needs beyond the defaults: the head, and images that the core draws.
+
+    Raises:
+        RecipeError: the head is no layer, or the module gives something else than logits.
+    """
+    matrices = {name: tuple(p.shape) for name, p in module.named_parameters() if len(p.shape) > 1}
+    if not matrices:
         raise RecipeError(f"{type(module).__name__} has no layer with a weight matrix, so nothing to compare")
-    head = fields.get("head") or list(weights)[-1].rpartition(".")[0]
-    if f"{head}.weight" not in weights:
-        layers = [name.rpartition(".")[0] for name in weights]
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in matrices))
+    extra: dict[str, Any] = {"model": module, "weights": "own", "augment": fields.get("augment", "none")}
+    head = fields.get("head")
+    if head is not None and head not in layers:
         raise RecipeError(f"head is {head!r}, which is no layer of the reference.{closest(str(head), layers)}")
-    extra: dict[str, Any] = {"head": head, "model": module, "weights": "own", "augment": fields.get("augment", "none")}
-    if fields.get("data", DATA) == DATA:
-        classes = int(weights[f"{head}.weight"].shape[0])
-        extra["data"] = drawn_images(classes, int(fields.get("image_size", IMAGE_SIZE)))
-    return extra
+    if fields.get("data", DATA) != DATA:
+        return {**extra, "head": head or layers[-1]}
+    size = int(fields.get("image_size", IMAGE_SIZE))
+    classes = trial.classes(backend, module, size)
+    fitting = [name.rpartition(".")[0] for name, shape in matrices.items() if classes in (shape[0], shape[-1])]
+    head = head or (fitting or layers)[-1] or "outputs"
+    return {**extra, "head": head, "data": drawn_images(classes, size)}
 
 
 def drawn_images(classes: int, size: int) -> dict[str, Any]:

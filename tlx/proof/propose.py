@@ -13,11 +13,13 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
 
 from tlx.errors import RecipeError
-from tlx.proof.mapping import Shape, concat, reshape, split, transpose
-from tlx.proof.matching import Match, Names, match
+from tlx.proof.mapping import Shape, concat, layout, reshape, split, transpose
+from tlx.proof.matching import Match, match
+from tlx.proof.names import Names
 from tlx.proof.shorten import shortened
 
 IMPOSSIBLE = 1e6
+LAYOUTS = ((0, 2, 3, 1), (0, 3, 1, 2))  # of a whole model: tried where it cannot take what the reference takes
 # How much the order, the last word of a name, its other words and its role weigh. One after another is tried.
 WEIGHTS = ((4.0, 4.0, 1.0, 0.5), (1.0, 4.0, 4.0, 0.5), (0.0, 1.0, 8.0, 0.0))
 WORDS = {
@@ -51,14 +53,14 @@ class Atom:
         return [word for part in parts if (word := WORDS.get(part.lower(), part.lower()))]
 
 
-def proposal(reference: Names, candidate: Names, rename: Any, alike: Callable[[Match], bool]) -> str:
+def proposal(reference: Names, candidate: Names, rename: Any, alike: Callable[[Match], bool | None]) -> str:
     """Derive a map, try it, and write it as `rename=`; empty where none fits by shape.
 
     Args:
         reference: the names of one side.
         candidate: those of the other.
         rename: what was given, which the map keeps.
-        alike: whether a match gives equal outputs once the values are copied.
+        alike: whether a match gives equal outputs once the values are copied; None: it cannot be tried.
     """
     first = ""
     tried: list[dict[Any, Any]] = []
@@ -72,10 +74,14 @@ def proposal(reference: Names, candidate: Names, rename: Any, alike: Callable[[M
             continue
         if found.missing or found.extra or found.misfits(reference, candidate):
             continue
-        written = f"rename={derived!r}"
-        if "mapping." in written:
-            written += " with `from tlx import mapping`"
-        if alike(found):
+        equal = alike(found)
+        for axes in LAYOUTS if equal is None and "" not in derived else ():
+            turned = {"": layout("", axes), **derived}
+            if alike(match(reference, candidate, turned)):
+                equal, derived = True, turned
+                break
+        written = f"rename={derived!r}" + (" with `from tlx import mapping`" if "mapping." in repr(derived) else "")
+        if equal:
             return f" This map gives equal outputs: {written}"
         first = first or f" This map fits by shape, but its outputs differ: {written}"
     return first
@@ -170,7 +176,7 @@ def _cost(a: Atom, b: Atom, weights: tuple[float, ...]) -> float:
     ours, theirs = a.words, b.words
     ends = float(ours[-1:] != theirs[-1:])
     unlike = 1 - SequenceMatcher(None, ours, theirs, autojunk=False).ratio()
-    return last * ends + words * unlike + role * (a.role != b.role) + 3.0 * (way != ())
+    return last * ends + words * unlike + role * (a.role != b.role) + 3.0 * (way != SAME)
 
 
 def _order_cost(ours: Sequence[Atom], theirs: Sequence[Atom]) -> Any:
@@ -183,23 +189,53 @@ def _order_cost(ours: Sequence[Atom], theirs: Sequence[Atom]) -> Any:
     return abs(np.array(places(ours))[:, None] - np.array(places(theirs))[None, :])
 
 
-def _way(ours: Shape, theirs: Shape) -> tuple[int, ...] | str | None:
-    """Return how one shape becomes another: as it is (), by these axes, by "reshape", or not at all: None."""
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How one shape becomes another: by another order of axes, with or without axes of length 1."""
+
+    axes: tuple[int, ...] | None = None
+    before: Shape | None = None  # into this shape first
+    after: bool = False  # into the target's own shape last
+
+    def to(self, target: Any) -> Any:
+        """Write it around a target."""
+        if self.after:
+            target = reshape(target)
+        if self.axes:
+            target = transpose(target, None if self.axes == (1, 0) else self.axes)
+        return reshape(target, self.before) if self.before else target
+
+
+SAME, TURNED, RESHAPED = Way(), Way((1, 0)), Way(after=True)
+
+
+def _way(ours: Shape, theirs: Shape) -> Way | None:
+    """Return how one shape becomes another; None: not at all."""
     if ours == theirs:
-        return ()
+        return SAME
     if np.prod(ours) != np.prod(theirs):
         return None
-    if len(ours) == len(theirs) <= 4:
-        usual = [(1, 0), (2, 3, 1, 0), (0, 2, 3, 1)]
-        for axes in (*usual, *permutations(range(len(ours)))):
-            if len(axes) == len(ours) and tuple(ours[axis] for axis in axes) == theirs:
-                return tuple(axes)
-    return "reshape"
+    if axes := _axes(ours, theirs):
+        return Way(axes)
+    one, other = (tuple(n for n in shape if n != 1) for shape in (ours, theirs))
+    if axes := _axes(one, other):
+        return Way(axes, one if one != ours else None, other != theirs)
+    return RESHAPED
+
+
+def _axes(ours: Shape, theirs: Shape) -> tuple[int, ...] | None:
+    if len(ours) != len(theirs) or len(ours) > 4:
+        return None
+    orders = ((1, 0), (2, 3, 1, 0), (3, 2, 0, 1), *permutations(range(len(ours))))
+    fitting = (axes for axes in orders if len(axes) == len(ours) and tuple(ours[axis] for axis in axes) == theirs)
+    axes = next(fitting, None)
+    return None if axes == tuple(range(len(ours))) else axes
 
 
 def _turns(pairs: Sequence[tuple[Atom | None, Atom | None]]) -> bool:
     """Whether some matrix is transposed, so that square ones may be too."""
-    return any(a and b and _way(a.shape, b.shape) == (1, 0) for a, b in pairs)
+    ways = [_way(a.shape, b.shape) for a, b in pairs if a and b]
+    return any(way is not None and way.axes == (1, 0) for way in ways)
 
 
 def _entry(a: Atom | None, b: Atom | None, turn: bool) -> tuple[Any, Any]:
@@ -208,16 +244,14 @@ def _entry(a: Atom | None, b: Atom | None, turn: bool) -> tuple[Any, Any]:
         alone = a or b
         assert alone is not None
         return (alone.names[0], None) if b is None else (None, alone.names[0])
-    way = _way(a.shape, b.shape)
-    if way == () and turn and len(a.shape) == 2:
-        way = (1, 0)
-    target: Any = b.names if len(b.names) > 1 else b.names[0]
-    if len(b.names) > 1 and (b.axis or way):
-        target = split(*b.names, axis=b.axis)
-    if way == "reshape":
-        target = reshape(target)
-    elif way:
-        target = transpose(target) if way == (1, 0) else transpose(target, way)  # type: ignore[arg-type]
+    way = _way(a.shape, b.shape) or SAME
+    if way == SAME and turn and len(a.shape) == 2 and a.shape[0] == a.shape[1]:
+        way = TURNED
+    target: Any = b.names[0]
+    if len(b.names) > 1:
+        target = split(*b.names, axis=b.axis) if b.axis or way != SAME else b.names
+    if way != SAME:
+        target = way.to(target)
     if len(a.names) == 1:
         return a.names[0], target
     return a.names, concat(target, a.axis) if a.axis else target

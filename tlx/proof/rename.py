@@ -28,7 +28,8 @@ from tlx.backend import (
 )
 from tlx.backend.module.build import ancestors
 from tlx.proof.mapping import Target, leaves, put_together, taken_apart
-from tlx.proof.matching import Axes, Layout, Match, Names
+from tlx.proof.matching import Match
+from tlx.proof.names import Axes, Layout, Names
 from tlx.proof.recorder import Proxy
 
 
@@ -65,10 +66,10 @@ def _distinct(modules: Mapping[str, str], reference: Names, candidate: Names) ->
 class Renamed(Proxy):
     """A backend whose model has the arrays that both sides share; everything else passes through."""
 
-    def __init__(self, inner: Any, view: View) -> None:
-        """Translate what passes to and from `inner`."""
+    def __init__(self, inner: Any, view: View, replaces_head: bool = False) -> None:
+        """Translate what passes to and from `inner`; the head stays as it is unless it is replaced by a new one."""
         super().__init__(inner)
-        self.view = view
+        self.view, self.replaces_head = view, replaces_head
         self._shapes = view.names.shapes
         self._module_out = {own: path for path, own in view.modules.items()}
         self._shared = {own: name for name, target in view.targets.items() for own in leaves(target)}
@@ -77,8 +78,9 @@ class Renamed(Proxy):
     def _in(self, path: str) -> str:
         return self.view.modules.get(path, path)
 
-    def _out(self, path: str) -> str:
-        return self._module_out.get(path, path)
+    def _out(self, name: str) -> str:
+        """Return the shared name of a module's path, or of an array."""
+        return self._module_out.get(name, self._shared.get(name, name))
 
     def _arrays_in(self, arrays: Arrays) -> dict[str, Array]:
         own: dict[str, Array] = {}
@@ -105,8 +107,7 @@ class Renamed(Proxy):
 
     def build(self, spec: ModelSpec, device: str, precision: Precision) -> Model:
         given = self.view.layouts.get("")  # what tries a model out gives it images as the reference takes them
-        kept = any((s.name, s.shape[:1]) == (f"{spec.head}.weight", (spec.classes,)) for s in self.view.specs)
-        head = "" if kept or not spec.head else self._in(spec.head)
+        head = self._in(spec.head) if self.replaces_head and spec.head else ""
         spec = replace(spec, head=head, image_size=0 if given else spec.image_size)
         model = self.inner.build(spec, device, precision)
         arrays = self.inner.dump_arrays(model)
@@ -140,8 +141,9 @@ class Renamed(Proxy):
             if spec.role == "statistic":
                 modules = {own[name] for name in leaves(self.view.targets[spec.name]) if name in own}
                 adapts |= {module: spec.module in batch_norm for module in modules}
+        holding = {path for name in self._shapes if name not in own for path in ancestors(name)}
         around = {path for name in trains for path in ancestors(name)}
-        return frozenset(module for module in own.values() if adapts.get(module, module in around))
+        return frozenset(m for m in own.values() if adapts.get(m, (m if m in holding else _owner(m)) in around))
 
     def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:
         own = [tuple(self._names_in(group)) for group in groups]
@@ -191,6 +193,10 @@ class Renamed(Proxy):
         return RenamedProbe(self.inner.probe(model), self)
 
 
+def _owner(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
 def turned(value: Any, axes: Axes | None, how: str = "transpose") -> Any:
     """Give every array, or tensor, with so many axes another order of them, also in tuples, lists and dictionaries."""
     if axes is None:
@@ -218,15 +224,18 @@ class RenamedProbe(Proxy):
         self.names = names
 
     def record(self, call: Callable[[], Any]) -> tuple[Visit, ...]:
-        return tuple(self._as_reference(visit) for visit in self.inner.record(call))
+        visits = self.inner.record(call)
+        return tuple(replace(self._turned_back(v, v.path), path=self.names._out(v.path)) for v in visits)
 
-    def _as_reference(self, visit: Visit) -> Visit:
-        entering, leaving = map(_back, self._layout(visit.path))
-        values = {
-            f.name: turned(getattr(visit, f.name), entering if f.name.startswith("input") else leaving)
-            for f in fields(visit)
+    def _turned_back(self, facts: Any, own: str) -> Any:
+        """Give activations the reference's layout: those that entered a module of this side, and those that left it."""
+        entering, leaving = map(_back, self._layout(own))
+        activations = {
+            f.name: entering if f.name.startswith("input") else leaving
+            for f in fields(facts)
+            if f.name.startswith(("input", "output", "grad")) and f.name != "gradients"
         }
-        return replace(visit, **{**values, "path": self.names._out(visit.path)})
+        return replace(facts, **{name: turned(getattr(facts, name), axes) for name, axes in activations.items()})
 
     def _layout(self, own: str) -> Layout:
         return self.names.view.layouts.get(own, (None, None))
@@ -237,17 +246,13 @@ class RenamedProbe(Proxy):
     def set_gradients(self, gradients: Arrays) -> None:
         self.inner.set_gradients(self.names._arrays_in(gradients))
 
-    def replay(self, path: str, inputs: Sequence[Array], grads: Sequence[Array | None] = (), **options: Any) -> Replay:
+    def replay(self, path: str, *tensors: Any, **options: Any) -> Replay:
         own = self.names._in(path)
         entering, leaving = self._layout(own)
-        alone = self.inner.replay(own, turned(tuple(inputs), entering), turned(tuple(grads), leaving), **options)
-        renamed: Replay = replace(
-            alone,
-            outputs=turned(alone.outputs, _back(leaving)),
-            input_grads=turned(alone.input_grads, _back(entering)),
-            gradients=self.names._arrays_out(alone.gradients),
-            buffers=self.names._arrays_out(alone.buffers),
-        )
+        given = [turned(tensor, axes) for tensor, axes in zip(tensors, (entering, leaving), strict=False)]
+        alone = self.inner.replay(own, *given, **options)
+        shared = {name: self.names._arrays_out(getattr(alone, name)) for name in ("gradients", "buffers")}
+        renamed: Replay = replace(self._turned_back(alone, own), **shared)
         return renamed
 
     def draws(self, call: Callable[[], Any]) -> tuple[Draw, ...]:
@@ -267,9 +272,8 @@ class RenamedProbe(Proxy):
         out = self.names._out
         return found and replace(found, path=out(found.path), before=tuple(map(out, found.before)))
 
-    def replay_transposed(self, path: str, inputs: Sequence[Array], **options: Any) -> Array | None:
+    def replay_transposed(self, path: str, tensors: Any, **options: Any) -> Array | None:
         own = self.names._in(path)
         entering, leaving = self._layout(own)
-        whole = self.inner.replay_transposed(own, turned(tuple(inputs), entering), **options)
-        output: Array | None = turned(whole, _back(leaving))
-        return output
+        output: Array | None = self.inner.replay_transposed(own, turned(tensors, entering), **options)
+        return turned(output, _back(leaving))  # type: ignore[no-any-return]

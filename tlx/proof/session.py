@@ -155,7 +155,7 @@ class Session:
         return {
             "must": {**self._must_agree(recipe), "stages": list(stages)},
             "first_data": self._first_data(),
-            "recipe": {name: value for name, value in recipe.items() if value is not None},
+            "recipe": self._told(recipe),
             "backend": self.backend.name,
             "versions": dict(capabilities.versions),
             "device": self.recipe.device,
@@ -168,6 +168,11 @@ class Session:
             "replayed": self.reference.manifest["inputs"] if self.reference is not None else None,
             "inputs": sha256(np.array([sha256(a) for a in self.initial.values()])),
         }
+
+    def _told(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """Return what the recipe says; of inputs of the user's own it says nothing."""
+        unseen = getattr(self.backend, "unseen", ())
+        return {name: value for name, value in recipe.items() if value is not None and name not in unseen}
 
     def _first_data(self) -> str | None:
         """The fingerprint as tlx 0.1.0 made it, for a comparison with a capture of that time."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 from tlx.errors import RecipeError
 from tlx.proof.mapping import leaves, renamed
-from tlx.proof.matching import Names, match, matched
+from tlx.proof.matching import match, matched
+from tlx.proof.names import Names
 
 STARS = 3  # at most, in one pattern
 Entry = tuple[Any, Any]  # of rename
@@ -135,29 +136,27 @@ def _heads(pattern: Entry) -> tuple[str, ...]:
     return tuple(name.rpartition("*")[0] for name in (*_names(pattern[0]), *_names(pattern[1])))
 
 
-def _patterns(key: Any, value: Any) -> Iterator[Entry]:
-    """Yield an entry with some of its numbers as stars: the same ones, in order, in all of its names."""
+def _patterns(key: Any, value: Any) -> set[Entry]:
+    """Return an entry with some of its numbers as stars: the same ones, in order, in all of its names."""
     names = [*_names(key), *_names(value)]
     if key is None or not names or any("*" in name for name in names):
-        return
-    numbers = re.findall(r"\d+", names[0])
+        return set()
+    found = set()
+    for numbers, starred in _starred(names[0]):
+        ways = [[pattern for chosen, pattern in _starred(name) if chosen == numbers] for name in names[1:]]
+        for patterns in product(*ways):
+            new = dict(zip(names, (starred, *patterns), strict=True))
+            found.add((_mapped(key, new.__getitem__), _mapped(value, new.__getitem__)))
+    return found
+
+
+def _starred(name: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield a name with stars for some of its numbers, and these."""
+    pieces = re.split(r"(\d+)", name)  # every second one is a number
     for count in range(1, STARS + 1):
-        for chosen in combinations(range(len(numbers)), count):
-            wanted = [numbers[place] for place in chosen]
-            starred = {name: _starred(name, wanted) or "" for name in names}
-            if all(starred.values()):
-                yield _mapped(key, starred.__getitem__), _mapped(value, starred.__getitem__)
-
-
-def _starred(name: str, wanted: Sequence[str]) -> str | None:
-    """Put a star for each of these numbers, in order; None where the name does not have them."""
-    pieces, rest = [], list(wanted)
-    for piece in re.split(r"(\d+)", name):
-        if rest and piece == rest[0]:
-            rest.pop(0)
-            piece = "*"
-        pieces.append(piece)
-    return None if rest else "".join(pieces)
+        for places in combinations(range(1, len(pieces), 2), count):
+            pattern = "".join("*" if i in places else piece for i, piece in enumerate(pieces))
+            yield tuple(pieces[i] for i in places), pattern
 
 
 def _without_equal(rename: Mapping[Any, Any], reference: Names, candidate: Names) -> dict[Any, Any]:

@@ -1,4 +1,4 @@
-"""Two modules run once side by side, before any proof: whether a map is right, in which order and layout they compute."""
+"""Two modules run once, before any proof: whether a map is right, and in which order and layout they compute."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from tlx import rng
-from tlx.backend import Array, ModelSpec, Visit
-from tlx.errors import TlxError
-from tlx.proof.matching import Axes, Layout, Names
+from tlx.backend import Array, Batch, ModelSpec, Preprocess, Visit
+from tlx.errors import RecipeError, TlxError
 from tlx.proof.measure import relative
+from tlx.proof.names import Axes, Layout, Names
+from tlx.proof.own import tensors_in
 from tlx.recipe import Recipe
 from tlx.training import build
 
@@ -23,12 +24,12 @@ USUAL: tuple[Axes, ...] = ((0, 2, 3, 1), (0, 3, 1, 2), (0, 2, 1))
 Side: TypeAlias = tuple[Any, Recipe]  # a backend, and the recipe with the module
 
 
-def alike(sides: Sequence[Side]) -> bool:
-    """Whether both give the same outputs from the same values, in eval mode and float64."""
+def alike(sides: Sequence[Side]) -> bool | None:
+    """Whether both give the same outputs from the same values, in eval mode and float64; None: one cannot be run."""
     try:
         (reference, _), (candidate, _) = _run(sides)
     except TlxError:
-        return False
+        return None
     return relative(reference, candidate) <= LIMIT
 
 
@@ -42,13 +43,38 @@ def layouts(sides: Sequence[Side]) -> dict[str, Layout]:
     other = _first(theirs)
     for path, visit in _first(ours).items():
         if path in other:
-            axes = (
-                _axes(*(_head(v.inputs) for v in (visit, other[path]))),
-                _axes(*(_head(v.outputs) for v in (visit, other[path]))),
+            entering, leaving = (
+                _axes(_tensor(visit, what), _tensor(other[path], what)) for what in ("input", "output")
             )
+            axes = entering, leaving
             if axes != (None, None):
                 found[path] = axes
     return found
+
+
+def classes(backend: Any, module: Any, size: int) -> int:
+    """Return the number of logits that a module gives for images of that size.
+
+    Raises:
+        RecipeError: it cannot be run on images, or gives something else.
+    """
+    spec = ModelSpec(type(module).__name__, 1, head="", module=module)
+    model = backend.build(spec, "cpu", "float64")
+    pixels = rng.words(0, "parity/trial", 0, 2, 3 * size * size // 4 + 1).view(np.uint8)
+    images = pixels[:, : 3 * size * size].reshape(2, 3, size, size)
+    ready = backend.put(model, Batch(images, np.zeros(2, np.int64), np.arange(2), Preprocess(size)))
+    name, fix = type(module).__name__, "for other inputs and outputs pass batch="
+    try:
+        with backend.fw.no_grad():
+            output = backend.outputs(model, ready)
+    except Exception as error:
+        raise RecipeError(f"{name}: {backend.failure(model, ready, error)}", fix=fix) from error
+    shapes = [tuple(tensor.shape) for _, tensor in tensors_in(output)]
+    logits = [shape[1] for shape in shapes if len(shape) == 2 and shape[0] == 2]
+    if not logits:
+        found = " and ".join(str(list(shape)) for shape in shapes) or f"a {type(output).__name__}"
+        raise RecipeError(f"{name} gives {found} for two images, no logits [images, classes]", fix=fix)
+    return int(logits[0])
 
 
 def ordered(names: Names, side: Side) -> Names:
@@ -109,12 +135,14 @@ def _first(visits: Sequence[Visit]) -> Mapping[str, Visit]:
     return {visit.path: visit for visit in reversed(visits)}
 
 
-def _head(arrays: Sequence[Array]) -> Array | None:
-    return arrays[0] if arrays else None
+def _tensor(visit: Visit, what: str) -> Any:
+    """Return the first tensor that entered or left."""
+    several = getattr(visit, f"{what}s", None)
+    return getattr(visit, what, None) if several is None else next(iter(several), None)
 
 
 def _axes(ours: Any, theirs: Any) -> Axes | None:
-    """Return how one activation becomes the other by another order of axes: by their numbers, or else by their shapes."""
+    """Return how one activation becomes the other by another order of axes: by numbers, or else by shapes."""
     if not isinstance(ours, np.ndarray) or not isinstance(theirs, np.ndarray) or ours.ndim != theirs.ndim:
         return None
     if not 3 <= ours.ndim <= 5 or relative(ours, theirs) <= LIMIT:

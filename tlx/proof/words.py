@@ -388,6 +388,8 @@ def subject(recipe: Mapping[str, Any], steps: int, boundaries: int) -> str:
     """Say what was compared: model, strategy, data, and how long."""
     strategy = recipe.get("strategy")
     named = strategy.get("name") if isinstance(strategy, Mapping) else strategy
+    if "data" not in recipe:
+        return f"{recipe.get('model')}, everything trains, your own batch, {recipe.get('optimizer')}; {steps} steps"
     sizes = f"batches of {recipe.get('batch_size')} at {recipe.get('image_size')} px"
     crossing = f"{steps} steps, {boundaries} of them at a boundary"
     model, data, optimizer = (recipe.get(field) for field in ("model", "data", "optimizer"))
