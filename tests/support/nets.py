@@ -125,10 +125,8 @@ class Nets:
 
             def forward(self, x: Any) -> Any:
                 identity = x
-                if fault == "in place":
-                    x = self.act(x)  # which changes the identity too
-                else:
-                    x = self.act_(x.clone() if style == "in place" else x)
+                # In place it changes the identity too.
+                x = self.act(x) if fault == "in place" else self.act_(x.clone() if style == "in place" else x)
                 x = functional.pad(x, (1, 1, 1, 1)) if style == "padding" else x
                 x = self.norm(self.conv(x))
                 if fault == "training only" and self.training:

@@ -15,10 +15,8 @@ import numpy as np
 from tlx.backend import Array
 from tlx.proof.artifact import Capture, Record
 from tlx.proof.measure import FLOOR, distances, relative, unbundle
-from tlx.proof.replays import tensors
+from tlx.proof.replays import LIMIT, tensors
 
-# Rounding in float64 was measured at 1e-15 to 1e-12, changes of meaning from 2e-7 up.
-LIMIT = 1e-10
 Key = tuple[str, int]  # a module's path, and which call of it
 State = Literal["equal", "different", "incomparable"]
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from tlx.proof.artifact import Capture
-from tlx.proof.calls import LIMIT, Call, Calls, why_not_replayed
+from tlx.proof.calls import Call, Calls, why_not_replayed
 from tlx.proof.measure import relative, unbundle
+from tlx.proof.replays import LIMIT
 from tlx.proof.result import Alone, Between, Blame, Difference, Outside, Row, Stage
 
 Modules = tuple[tuple[str, str], ...]

@@ -7,7 +7,7 @@ sides: a port may share the work out otherwise among its parts, or lay a tensor 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -15,10 +15,12 @@ import numpy as np
 
 from tlx.backend import Array
 from tlx.proof.artifact import Capture
-from tlx.proof.calls import LIMIT, Calls, Pair, sizes_of, why_not_replayed
-from tlx.proof.inputs import measured, union
-from tlx.proof.measure import flips, floor_of, relative
+from tlx.proof.calls import Calls, Pair, sizes_of, why_not_replayed
+from tlx.proof.inputs import measured
+from tlx.proof.measure import distances, flips, relative
 from tlx.proof.randomness import dropout_rows
+from tlx.proof.replays import LIMIT, sketched
+from tlx.proof.replays import loss_error as loss_error
 from tlx.proof.result import Cause, Kind, Row, Stage
 
 _RowsAt: TypeAlias = Callable[[Capture, Capture, str], list[Row]]
@@ -79,29 +81,18 @@ def _backward(a: Capture, b: Capture, prefix: str) -> list[Row]:
     rows.append(
         Row(kind="correct", error=float(abs(counts[0] - counts[1])), passed=counts[0] == counts[1], values=counts)
     )
-    buffers = [c.records[f"{prefix}/buffers"].arrays() for c in (a, b)]
-    gradients = [c.records[f"{prefix}/gradients"].arrays() for c in (a, b)]
-    rows += _array_rows("buffer", *buffers)
-    rows += reversed(_array_rows("gradient", *gradients))
+    kinds: tuple[Kind, ...] = ("buffer", "gradient")
+    for kind in kinds:
+        ours, theirs = (sketched(c.records[f"{prefix}/{kind}s"], f"{kind}s") for c in (a, b))
+        errors = distances(ours, theirs)
+        of_kind = [Row(kind=kind, path=name, error=error, passed=error <= LIMIT) for name, error in errors.items()]
+        rows += reversed(of_kind) if kind == "gradient" else of_kind
     return [*dropout_rows(a, b, rows), *rows] if prefix == "P4" else rows
-
-
-def loss_error(reference: float, candidate: float) -> float:
-    """Return the relative distance of two losses; infinity where one is not finite."""
-    if not (math.isfinite(reference) and math.isfinite(candidate)):
-        return math.inf
-    return abs(reference - candidate) / (abs(reference) or 1)
 
 
 def _logits_row(x: Array, y: Array) -> Row:
     error = relative(x, y)
     return Row(kind="logits", error=error, passed=error <= LIMIT, cause=_cause(x, y))
-
-
-def _array_rows(kind: Kind, left: Mapping[str, Array], right: Mapping[str, Array]) -> list[Row]:
-    floor = floor_of(list(left.values()))
-    errors = {name: relative(left.get(name), right.get(name), floor) for name in union(left, right)}
-    return [Row(kind=kind, path=name, error=error, passed=error <= LIMIT) for name, error in errors.items()]
 
 
 def _output_rows(calls: Calls, result_equal: bool) -> list[Row]:

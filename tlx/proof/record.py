@@ -11,7 +11,7 @@ from tlx.errors import TlxError
 from tlx.proof.locked import trajectory
 from tlx.proof.randomness import search
 from tlx.proof.recorder import RecordedLoader, Recorder
-from tlx.proof.replays import add_replays, add_visits, also_at_odd_size, bundles
+from tlx.proof.replays import add_replays, add_visits, also_at_odd_size, bundles, is_settled
 from tlx.proof.session import Session
 from tlx.proof.updates import SCRIPT, drawn_gradient
 from tlx.strategy.schedule import float32_exact
@@ -50,7 +50,8 @@ def _evaluation(s: Session, stage: str, batch: Batch) -> None:
     logits = s.backend.fetch(lazies)[0]
     add_visits(s.writer, stage, visits)
     s.writer.add(f"{stage}/logits", arrays={"logits": logits})
-    add_replays(s, stage, probe, visits, training=False)
+    if not is_settled(s, stage, {"logits": {"logits": logits}}):
+        add_replays(s, stage, probe, visits, training=False)
     if stage == "P3":
         search(s, stage, lambda: s.backend.logits(s.model, ready))
 
@@ -73,12 +74,17 @@ def _backward(s: Session, stage: str, batch: Batch) -> None:
     buffers = {p.name: values[p.name] for p in specs if p.role == "statistic" and p.name in values}
     add_visits(s.writer, stage, visits)
     s.writer.add(f"{stage}/loss", {"loss": float(loss).hex(), "correct": int(correct)})
-    s.writer.add(f"{stage}/gradients", arrays={p.name: gradients[p.name] for p in specs if p.name in gradients})
+    ordered = {p.name: gradients[p.name] for p in specs if p.name in gradients}
+    if "@" in stage:  # those of the recipe's size are there in full, which for a large model is gigabytes
+        s.writer.add(f"{stage}/gradients", *bundles({"gradients": ordered}))
+    else:
+        s.writer.add(f"{stage}/gradients", arrays=ordered)
     s.writer.add(f"{stage}/buffers", arrays=buffers)
     probe.set_gradients({})
-    s.start(s.model)
-    s.train_everything(s.model)
-    add_replays(s, stage, probe, visits, training=True)
+    if not is_settled(s, stage, {"gradients": ordered, "buffers": buffers}, float(loss), int(correct)):
+        s.start(s.model)
+        s.train_everything(s.model)
+        add_replays(s, stage, probe, visits, training=True)
     if stage == "P4":
         search(s, stage, lambda: s.backend.backward(s.model, ready))
 
