@@ -57,6 +57,17 @@ def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
     )
 
 
+def left_out(recipe: Recipe) -> list[str]:
+    """Name the fields of a recipe that `reduced` takes out of play, so that nothing of a proof is about them."""
+    played = {
+        "val_fraction": not recipe.val_fraction or recipe.schedule == "plateau",
+        "patience": recipe.patience is None,
+        "feature_cache": recipe.feature_cache == "off",
+        "precision": recipe.precision != "bfloat16",
+    }
+    return [name for name, plays in played.items() if not plays]
+
+
 def capture(
     recipe: Recipe | None,
     backend: str | Backend,
@@ -99,11 +110,11 @@ def capture(
             raise TlxError("capture needs a recipe, or the capture of another backend as its reference")
         short = replace(Recipe.from_dict(other.manifest["recipe"], str(reference)), backend=loaded.name, workers=0)
         classes = tuple(other.manifest["must"]["classes"])
-        data = None
+        data, unplayed = None, other.manifest.get("not_run", [])
         check_served(other, short)
     else:
         short = build.resolve_placement(replace(reduced(recipe.resolved(), quick), backend=loaded.name), loaded)
-        data = build.open_data(short)
+        data, unplayed = build.open_data(short), left_out(recipe)
         build.check_fit(short, data)
         classes = data.classes
     writer = Writer(Path(out))
@@ -111,7 +122,7 @@ def capture(
     try:
         for stage in stages:
             RECORD[stage](session)
-        writer.close(session.manifest(stages, quick))
+        writer.close({**session.manifest(stages, quick), "not_run": unplayed})
     except BaseException:
         writer.abandon()
         raise

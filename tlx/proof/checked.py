@@ -109,6 +109,7 @@ def check_manifest(where: str, manifest: Mapping[str, Any]) -> None:
     """Raise TlxError, naming it, where a fact of the manifest is of another kind than it has to be."""
     _check(where, "", manifest, MANIFEST)
     _check(where, "must.", manifest["must"], MUST)
+    _check(where, "", manifest, {"not_run?": _texts})
 
 
 def check_record(where: str, key: str, facts: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from tlx import rng
 from tlx.backend import Array, Backend
+from tlx.backend.protocol import FLOAT32_MAX
 from tlx.errors import FrozenMovedError, TlxError
 from tlx.proof.artifact import Record, Writer
 from tlx.proof.measure import bundle, sha256
@@ -225,7 +226,9 @@ def _state(training: Training) -> dict[str, Array]:
 
 
 def _single(array: Array) -> Array:
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+    """Round to float32, unless a number is larger than that holds."""
+    holds = array.dtype == np.float64 and bool((np.abs(array) <= FLOAT32_MAX).all())
+    return array.astype(np.float32) if holds else array
 
 
 def _double(array: Array) -> Array:
