@@ -164,6 +164,17 @@ def test_a_run_that_shows_nothing_without_steps_from_the_reference_is_underpower
     assert "capture the candidate with --reference" in words.summary(stage_of(report))
 
 
+def test_a_step_whose_gradients_scatter_shows_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """A ReLU may fall on either side there, and two more runs of the reference need not show it."""
+    scattered = shifted(pair[0], tmp_path / "A", lambda key: 1e-9 * (key == "P6/scatter/1/0030"), "gradients")
+    report = compare(
+        scattered, shifted(pair[1], tmp_path / "B", lambda key: 0.1 * (key == "P6/locked/0030"), "gradients")
+    )
+    stage = stage_of(report)
+    assert report.verdict == Verdict.EQUAL and stage.facts["locked"] == 39
+    assert [row.number for row in rows_of(stage, "locked") if row.silent] == [30]
+
+
 def test_two_captures_that_know_nothing_of_each_other_are_compared(fields: dict[str, Any], tmp_path: Path) -> None:
     recipe = Recipe(**fields, backend="loopback")
     a, b = (capture(recipe, Loopback(), tmp_path / name, stages=STAGES, quick=True) for name in "AB")
@@ -268,6 +279,8 @@ def test_the_schedule_plateau_drops_in_single_steps_where_it_does_in_the_run(
     a = Capture(pair[0])
     for record in a.stage("P6/locked"):
         assert record.facts["hyper"] == a.records[f"P6/{record.key[-4:]}"].facts["hyper"]
+    served = compare(pair[0], capture(None, Loopback(), tmp_path / "served", pair[0], stages=STAGES, quick=True))
+    assert served.verdict == Verdict.EQUAL, "what has only the reference has its validation part, too"
 
 
 class Diverging(Proxy):

@@ -77,7 +77,7 @@ _BATCH = {"indices": _some(_whole), "labels": _some(_whole), "stream": _some(_wh
 # By the pattern of its key, the facts that a record has; those behind "?" may be missing.
 RECORDS: tuple[tuple[str, Mapping[str, Check]], ...] = (
     (r"P1", {"specs": _list}),
-    (r"P2/(train|test)/\d{4,9}/\d{4,9}", {**_BATCH, "pixels": _text, "targets?": _or_none(_text)}),
+    (r"P2/(train|val|test)/\d{4,9}/\d{4,9}", {**_BATCH, "pixels": _text, "targets?": _or_none(_text)}),
     (r"P[34]/visit/\d{4,9}", _VISIT),
     (r"P3/logits|P4/gradients|P4/buffers", {}),
     (r"P4/loss", {"loss": _hex, "correct": _whole}),
