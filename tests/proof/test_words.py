@@ -10,7 +10,7 @@ import pytest
 
 from tlx.proof.result import Alone, Between, Blame, Difference, Outside, Row, Stage
 from tlx.proof.sentence import first_difference
-from tlx.proof.words import name, note, summary
+from tlx.proof.words import name, note, strength, summary
 
 
 def row(kind: Any, error: float = math.inf, passed: bool = False, **facts: Any) -> Row:
@@ -79,18 +79,94 @@ def test_a_row_is_named_and_explained(of: Row, named: str, noted: str) -> None:
     assert (name(of), note(of)) == (named, noted)
 
 
-def test_a_step_that_differs_names_the_boundary_it_lies_at() -> None:
+def test_a_step_that_differs_blames_no_boundary_that_merely_lies_near() -> None:
     equal = row("step", 1e-15, True, number=0, events=("the learning rate changes",))
     wrong = row("step", 2e-3, number=1, quantity="slots", path="fc.weight", slot="momentum")
-    assert sentence("P6", equal, wrong) == (
-        "Equal until step 1, just after step 0, where the learning rate changes. "
-        "First wrong: fc.weight/momentum (2.0e-03)."
-    )
+    assert sentence("P6", equal, wrong) == ("Equal until step 1. First wrong: fc.weight/momentum (2.0e-03).")
     assert sentence("P6", row("step", number=0, quantity="correct")) == (
         "The first step already differs (correct count), though all of P1 to P5 is equal."
     )
     lacking = row("step", number=1, quantity="slots", path="fc.weight", slot="momentum")
     assert "fc.weight/momentum (missing or not finite on one side)" in sentence("P6", equal, lacking)
+
+
+def locked(number: int, passed: bool = True, **facts: Any) -> Row:
+    error = 0.5 if passed else 1e6
+    return row("locked", error, passed, number=number, **{"apart": 1e-9, "scatter": 1e-15, **facts})
+
+
+UNFREEZE = ("6 arrays unfreeze",)
+
+
+def test_a_boundary_is_named_where_its_step_alone_is_wrong() -> None:
+    wrong = locked(20, False, quantity="loss", events=UNFREEZE)
+    assert sentence("P6", locked(19), wrong, locked(21)) == (
+        "From the reference's own state, step 20, where 6 arrays unfreeze, differs: "
+        "loss (1.0e-09 apart, the reference from itself 1.0e-15). Equal: steps 19, 21."
+    )
+    after = locked(21, False, quantity="loss")
+    assert "unfreeze" not in sentence("P6", locked(19), wrong, after, locked(22))
+    assert "unfreeze" not in sentence("P6", wrong, locked(21))
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"quantity": "gradients", "path": "fc.weight", "parts": 2}, "the weights of the 2 micro-batches differ"),
+        ({"quantity": "gradients", "path": "fc.weight", "parts": 1}, "gradient fc.weight"),
+        ({"quantity": "slots", "path": "fc.weight", "slot": "momentum"}, "loss and gradients are equal: the update"),
+        ({"quantity": "values", "path": "fc.weight", "factor": 0.5}, "is 0.5 times the reference's: its rate differs"),
+        ({"quantity": "values", "path": "fc.weight"}, "and the optimizer's state are equal: the update differs"),
+        ({"quantity": "average", "path": "fc.weight"}, "the weights are equal: the moving average differs"),
+        ({"quantity": "scales"}, "weights of the micro-batches"),
+    ],
+)
+def test_the_part_of_a_step_that_differs_is_named(facts: dict[str, Any], words: str) -> None:
+    assert words in sentence("P6", locked(0, False, **facts), locked(1, False, **facts))
+
+
+def test_gradients_that_are_right_in_other_steps_are_not_blamed_on_micro_batches() -> None:
+    wrong = locked(1, False, quantity="gradients", path="fc.weight", parts=2)
+    assert "micro-batches" not in sentence("P6", locked(0, parts=2), wrong)
+
+
+def test_a_free_run_that_departs_where_single_steps_are_equal_is_told_apart() -> None:
+    departs = row("step", 1e5, number=3, quantity="values", path="fc.weight", apart=1e-9, scatter=1e-14)
+    words = sentence("P6", locked(0), row("step", 0.0, True, number=2), departs)
+    assert words.startswith(
+        "Each of 1 steps is equal where both start from the reference's own state, and the free run"
+    )
+    assert "departs at step 3: fc.weight (1.0e-09 apart, the reference from itself 1.0e-14)" in words
+    begins = row("step", 1e5, number=0, quantity="average", path="fc.weight", apart=1e-1, scatter=1e-16)
+    assert sentence("P6", locked(0), begins).endswith("what it begins with differs.")
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        ("clipped not at all", "are not clipped at all"),
+        ("clipped by group", "by the norm of each group"),
+        (None, "neither"),
+    ],
+)
+def test_wrong_clipping_is_named(cause: Any, words: str) -> None:
+    wrong = row("update", 1e-3, path="fc.weight", side="candidate", number=5, clipped=0.5, cause=cause)
+    said = sentence("P5", wrong)
+    assert "the clipping differs" in said and words in said and "a joint norm of 0.5" in said
+
+
+def test_the_strength_of_a_trajectory_is_said_and_what_would_show_more() -> None:
+    facts: dict[str, Any] = {"scatter": True, "locked": 8, "silent": 22, "weak": 0, "moved": 60, "shown": 1e-7}
+    facts |= {"weakest": "fc.weight", "stronger": ["pretrained weights", "SGD"]}
+    strong = strength(Stage("P6", 1.0, 100.0, True, (), facts))
+    assert (
+        "8 steps from the reference's own state would show a change of 1.0e-7 of any array's update (least fc.weight)"
+        in strong
+    )
+    assert "the free run shows nothing from step 22 on" in strong and "pretrained" not in strong
+    weak = strength(Stage("P6", 1.0, 100.0, True, (), {**facts, "weak": 2, "shown": 3.0}))
+    assert "show nothing of 2 of 60 arrays, such as fc.weight" in weak
+    assert weak.endswith("pretrained weights or SGD would show more")
 
 
 def test_a_side_that_stopped_is_mentioned_after_the_difference() -> None:

@@ -27,6 +27,7 @@ QUICK = tuple(stage for stage in STAGES if stage != "P9")  # which is no gate
 def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
     """Shorten a recipe to what a proof needs: at least 40 steps with each of its boundaries, on few small images."""
     smallest = architecture(recipe.model).min_size if isinstance(recipe.model, str) else recipe.image_size
+    largest = 32 if quick else max(64, smallest + 5)  # with room for an odd and an even size
     batch = min(recipe.batch_size, 8)  # BatchNorm over fewer values is so unsteady that float64 does not settle it
     epochs = min(recipe.epochs, STEPS)
     shrink = epochs / recipe.epochs
@@ -47,7 +48,7 @@ def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
         phase_epochs=phase_epochs,
         step_size=max(round(recipe.step_size * shrink), 1),
         warmup=recipe.warmup * shrink,
-        image_size=max(min(recipe.image_size, 32 if quick else 64), smallest),
+        image_size=max(min(recipe.image_size, largest), smallest),
         limit_train=round(images / (1 - share)),
         limit_test=4 * batch,
         val_fraction=share,
@@ -57,6 +58,17 @@ def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
         feature_cache="off",
         out=None,
     )
+
+
+def left_out(recipe: Recipe) -> list[str]:
+    """Name the fields of a recipe that `reduced` takes out of play, so that nothing of a proof is about them."""
+    played = {
+        "val_fraction": not recipe.val_fraction or recipe.schedule == "plateau",
+        "patience": recipe.patience is None,
+        "feature_cache": recipe.feature_cache == "off",
+        "precision": recipe.precision != "bfloat16",
+    }
+    return [name for name, plays in played.items() if not plays]
 
 
 def capture(
@@ -103,11 +115,11 @@ def capture(
             raise TlxError("capture needs a recipe, or the capture of another backend as its reference")
         short = replace(Recipe.from_dict(other.manifest["recipe"], str(reference)), backend=loaded.name, workers=0)
         classes = tuple(other.manifest["must"]["classes"])
-        data = None
+        data, unplayed = None, other.manifest.get("not_run", [])
         check_served(other, short)
     else:
         short = build.resolve_placement(replace(reduced(recipe.resolved(), quick), backend=loaded.name), loaded)
-        data = build.open_data(short)
+        data, unplayed = build.open_data(short), left_out(recipe)
         build.check_fit(short, data)
         classes = data.classes
     if not isinstance(short.model, str):
@@ -117,7 +129,7 @@ def capture(
     try:
         for stage in stages:
             RECORD[stage](session)
-        writer.close(session.manifest(stages, quick))
+        writer.close({**session.manifest(stages, quick), "not_run": unplayed})
     except BaseException:
         writer.abandon()
         raise

@@ -87,7 +87,7 @@ _BATCH = {"indices": _some(_whole), "labels": _some(_whole), "stream": _some(_wh
 # By the pattern of its key, the facts that a record has; those behind "?" may be missing.
 RECORDS: tuple[tuple[str, Mapping[str, Check]], ...] = (
     (r"P1", {"specs": _list}),
-    (r"P2/(train|test)/\d{4,9}/\d{4,9}", {**_BATCH, "pixels": _text, "targets?": _or_none(_text)}),
+    (r"P2/(train|val|test)/\d{4,9}/\d{4,9}", {**_BATCH, "pixels": _text, "targets?": _or_none(_text)}),
     (rf"P[34]{_SIZE}/visit/\d{{4,9}}", _VISIT),
     (rf"P3{_SIZE}/logits|P4{_SIZE}/buffers", {}),
     (r"P4/draws", {"draws": _some(_draw)}),
@@ -120,6 +120,7 @@ def check_manifest(where: str, manifest: Mapping[str, Any]) -> None:
     """Raise TlxError, naming it, where a fact of the manifest is of another kind than it has to be."""
     _check(where, "", manifest, MANIFEST)
     _check(where, "must.", manifest["must"], MUST)
+    _check(where, "", manifest, {"not_run?": _texts})
 
 
 def check_record(where: str, key: str, facts: Mapping[str, Any]) -> None:

@@ -32,7 +32,8 @@ def compare_manifests(a: Capture, b: Capture) -> Stage:
         for key in sorted({*left, *right})
         if left.get(key) != right.get(key)
     )
-    return Stage("P0", float(len(rows)), 0, not rows, rows, {"equal": len({*left, *right}) - len(rows)})
+    facts = {"equal": len({*left, *right}) - len(rows), "not_run": list(a.manifest.get("not_run", ()))}
+    return Stage("P0", float(len(rows)), 0, not rows, rows, facts)
 
 
 def _must(capture: Capture, first: bool) -> dict[str, Any]:

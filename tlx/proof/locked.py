@@ -18,6 +18,7 @@ import numpy as np
 
 from tlx import rng
 from tlx.backend import Array, Backend
+from tlx.backend.protocol import FLOAT32_MAX
 from tlx.errors import FrozenMovedError, TlxError
 from tlx.proof.artifact import Record, Writer
 from tlx.proof.measure import bundle, sha256
@@ -27,8 +28,8 @@ from tlx.training.loop import State, Training, train
 
 BUDGET = 1 << 30  # bytes of the states that a reference writes down
 QUICK_STEPS = 8  # selected with --quick
-SCATTERS, QUICK_SCATTERS = 3, 2  # times that the reference takes each selected step again
-ENVELOPES, QUICK_ENVELOPES = 2, 1  # times that it runs free again
+SCATTERS = 2  # times that the reference takes each selected step again
+ENVELOPES = 1  # times that it runs free again
 PARTS = ("values", "slots", "average")  # of a state
 
 
@@ -40,13 +41,13 @@ def trajectory(s: Session) -> None:
     alone = s.reference is None  # which makes this capture one that others start from
     starts = Starts(s.writer, {} if s.reference is None else _numbered(s.reference.stage("P6/start")))
     if alone:
-        for nudge in range(1, (QUICK_ENVELOPES if s.quick else ENVELOPES) + 1):
+        for nudge in range(1, ENVELOPES + 1):
             _free(s, f"P6/envelope/{nudge}", nudge)
     recorder, training = _free(s, "P6", starts=starts if alone else None)
     validated, ended = _validated(s, recorder), _ended(s, training)
     _locked(s, "P6/locked", starts, validated)
     if alone:
-        for nudge in range(1, (QUICK_SCATTERS if s.quick else SCATTERS) + 1):
+        for nudge in range(1, SCATTERS + 1):
             _locked(s, f"P6/scatter/{nudge}", starts, validated, nudge)
     s.backend.load_arrays(s.model, ended)
 
@@ -225,7 +226,9 @@ def _state(training: Training) -> dict[str, Array]:
 
 
 def _single(array: Array) -> Array:
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+    """Round to float32, unless a number is larger than that holds."""
+    holds = array.dtype == np.float64 and bool((np.abs(array) <= FLOAT32_MAX).all())
+    return array.astype(np.float32) if holds else array
 
 
 def _double(array: Array) -> Array:

@@ -43,12 +43,21 @@ class Added(Proxy):
 
 
 class Kept(Proxy):
-    """Leaves the gradients of a step to the next one."""
+    """Adds the gradients of a step to those of the next one, as where they are not set back."""
+
+    kept: Mapping[str, Array] | None = None
+
+    def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:
+        self.kept = None
+        return self.inner.optimizer(model, spec, groups)
 
     def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
-        gradients = self.inner.probe(model).gradients()
+        probe = self.inner.probe(model)
+        own = probe.gradients()
+        kept = self.kept or {}
+        probe.set_gradients({name: g + kept.get(name, 0.0) for name, g in own.items()})
         self.inner.update(model, optimizer, max_norm)
-        self.inner.probe(model).set_gradients(gradients)
+        self.kept = own
 
 
 class LateWarmup(Proxy):

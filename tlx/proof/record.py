@@ -29,9 +29,13 @@ def weights(s: Session) -> None:
 
 def batches(s: Session) -> None:
     """P2: every batch of every epoch."""
-    loader = RecordedLoader(s.training(s.model, s.backend).loader, s.writer)
+    training = s.training(s.model, s.backend)
+    loader = RecordedLoader(training.loader, s.writer)
     for epoch in range(s.recipe.epochs):
         for _ in loader.epoch(epoch):
+            pass
+    if training.val is not None:  # by which the schedule plateau decides
+        for _ in RecordedLoader(training.val, s.writer, "val").epoch(0):
             pass
     assert s.tests
 

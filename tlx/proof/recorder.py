@@ -175,7 +175,7 @@ class RecordedLoader(Proxy):
     """Writes every batch down: what it held, by hash, and its pixels, so that another backend can be fed the same."""
 
     def __init__(self, inner: Any, writer: Writer, part: str = "train") -> None:
-        """Record what `inner` yields; `part` is "train" or "test"."""
+        """Record what `inner` yields; `part` is "train", "val" or "test"."""
         super().__init__(inner)
         self.writer, self.part = writer, part
 
@@ -219,7 +219,7 @@ class ServedLoader:
     """Serves the batches that another capture wrote down."""
 
     def __init__(self, reference: Any, part: str) -> None:
-        """Serve a part, "train" or "test", of the capture `reference`."""
+        """Serve a part, "train", "val" or "test", of the capture `reference`."""
         self.reference, self.part = reference, part
         self.steps = len(reference.stage(f"P2/{part}/0000"))
 

@@ -146,8 +146,8 @@ def show(report: Report, console: Console) -> None:
         outcome = words.outcome(stage)
         if outcome in ("underpowered", "not run") or (outcome == "FAIL" and stage.id in EXPLAINED):
             _line(console, f"{stage.id} {outcome}: {words.summary(stage)}")
-        if stage.enough and (strength := words.strength(stage)):
-            console.print(f"{stage.id}: {strength}.", overflow="fold")
+        for said in filter(None, (words.strength(stage) if stage.enough else "", words.unplayed(stage))):
+            console.print(f"{stage.id}: {said}.", overflow="fold")
     for text in report.notes:
         console.print(text, overflow="fold")
     if report.declared:

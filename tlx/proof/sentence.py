@@ -207,8 +207,8 @@ def _from_own_state(stage: Stage, row: Row) -> str:
     wrong, right = ([str(r.number) for r in locked if r.passed is passed] for passed in (False, True))
     if not right:
         return f"{words} So does each other of {len(locked)} steps." if len(locked) > 1 else words
-    others = f" So {'do steps' if len(wrong) > 2 else 'does step'} {_few(wrong[1:])};" if wrong[1:] else ""
-    return f"{words}{others} {'equal' if others else 'Equal'}: {_few(right)}."
+    others = f" So {'do steps' if len(wrong) > 2 else 'does step'} {_few(wrong[1:])}." if wrong[1:] else ""
+    return f"{words}{others} Equal: {'steps' if len(right) > 1 else 'step'} {_few(right)}."
 
 
 def _few(numbers: Sequence[str]) -> str:

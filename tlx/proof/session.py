@@ -120,8 +120,11 @@ class Session:
     def training(self, model: Model, backend: Any) -> Training:
         """Return the production job, with the reference's batches where it serves them."""
         training = build.make_training(self.recipe, backend, self.data or self._stand_in(), model, self.arch)
-        loader: Any = ServedLoader(self.reference, "train") if self.served else self.feed(training.loader)
-        return replace(training, loader=loader, val=None if self.served else training.val)
+        if not self.served:
+            return replace(training, loader=self.feed(training.loader))
+        assert self.reference is not None
+        train, val = (cast(Any, ServedLoader(self.reference, part)) for part in ("train", "val"))
+        return replace(training, loader=train, val=val if val.steps else None)
 
     def _stand_in(self) -> Data:
         """Return data of the reference's length, so that the schedule has its steps; its pixels are never read."""

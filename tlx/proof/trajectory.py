@@ -8,7 +8,10 @@ unit off). So no fixed limit tells rounding from a change of meaning. What is me
   stands beside the scatter of the reference, which took the same step from states one float64 unit off.
 - The free run, beside how far the reference's free runs from such initial values lie apart. A ReLU input within
   rounding of zero sets gradients apart by a percent and more, and of millions some lie that near as soon as the runs
-  are 1e-10 apart, so from there on a free run shows nothing, and is no gate.
+  are 1e-10 apart, so from there on a free run shows nothing, and is no gate. The same holds for a single step.
+
+Distances are of whole arrays. Those of single elements would say more only where a few elements scatter so much that a
+change of the others is lost among them; how much could be lost is measured, too, as a part of each array's update.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from tlx.proof.updates import split_slot
 FACTOR = 100.0
 # What counts as scatter at least, as a relative L2 distance: sums in another order differ by more than one unit.
 LEAST = 1e-14
-SILENT = 1e-10  # a free run shows nothing once the reference's own runs are so far apart
+SILENT = 1e-10  # where the reference's own runs, or gradients of a step, are farther apart, nothing is shown
 FIXED = 1e-9  # the limit where a capture holds no scatter, as those of tlx 0.1.0
 NEEDED = 40  # steps that a trajectory must have at least
 
@@ -58,7 +61,12 @@ def compare_trajectory(a: Capture, b: Capture) -> Stage:
     judged = [row.error for row in rows if not row.silent]
     facts: dict[str, Any] = {
         **{"steps": steps, "needed": NEEDED, "silent": free.silent, "stopped": free.stopped},
-        **{"locked": len(locked), "scatter": free.scattered, **_strength(locked), "stronger": _stronger(a)},
+        **{
+            "locked": sum(not step.row.silent for step in locked),
+            "scatter": free.scattered,
+            **_strength(locked),
+            "stronger": _stronger(a),
+        },
     }
     passed = all(row.passed for row in rows)
     if passed and (why := _too_little(facts)):
@@ -112,10 +120,11 @@ def _locked(a: Capture, b: Capture) -> Iterator[_Step]:
         if y is None or y.facts["start"] != x.facts["start"] or not nudged:
             continue
         found = _distances(x, y, nudged)
-        row = _row("locked", x, found)
+        scatter = max((d.scatter for place, d in found.items() if place[0] in ("loss", "gradients")), default=0.0)
+        row = _row("locked", x, found, silent=scatter > SILENT)
         if row.quantity == "values" and not row.passed:
             row = replace(row, factor=_factor(_moves(a, x), _moves(a, y), row.path))
-        yield _Step(row, _shown(_moves(a, x), x, found))
+        yield _Step(row, {} if row.silent else _shown(_moves(a, x), x, found))
 
 
 def _moves(a: Capture, after: Record) -> Sketches:

@@ -270,7 +270,13 @@ NOT_RUN = {
 
 def _manifest(stage: Stage) -> str:
     differing = "; ".join(f"{name(row)}: {note(row)}" for row in stage.rows[:3])
-    return differing or f"{stage.facts['equal']} facts are equal"
+    return differing or "; ".join(filter(None, (f"{stage.facts['equal']} facts are equal", unplayed(stage))))
+
+
+def unplayed(stage: Stage) -> str:
+    """Say which parts of the recipe nothing was run for; empty where everything was."""
+    names = stage.facts.get("not_run", ())
+    return f"of the recipe, not run: {', '.join(names)}" if names else ""
 
 
 def _data(stage: Stage) -> str:
@@ -313,7 +319,9 @@ def strength(stage: Stage) -> str:
         steps = "1 step" if facts["locked"] == 1 else f"{facts['locked']} steps"
         parts = [f"{steps} from the reference's own state"]
         if "shown" in facts and not facts["weak"]:
-            parts[0] += f" would show a change of {figure(facts['shown'])} of any array's update ({facts['weakest']})"
+            parts[0] += (
+                f" would show a change of {figure(facts['shown'])} of any array's update (least {facts['weakest']})"
+            )
         elif "shown" in facts:
             parts[0] += f" show nothing of {facts['weak']} of {facts['moved']} arrays, such as {facts['weakest']}"
     if facts["silent"] is not None:
@@ -328,7 +336,7 @@ WEAK = 0.01  # of an array's update: if more than this could change unseen, say 
 
 
 def _silence(facts: Mapping[str, Any]) -> str:
-    return f"the free run shows nothing from step {facts['silent']} on, where the reference leaves itself"
+    return f"the free run shows nothing from step {facts['silent']} on, where the reference's own runs part"
 
 
 def _float32_step(stage: Stage) -> str:
