@@ -33,7 +33,8 @@ def outcome(net: Net, case: Case) -> dict[str, Any]:
         line |= {"verdict": "crash", "first": one_line(f"{type(error).__name__}: {error}")}
     else:
         stage = next((stage.id for stage in report.stages if stage.passed is False), "")
-        line |= {"verdict": report.verdict.name.lower(), "stage": stage, "names": names(report), "first": report.first}
+        line |= {"verdict": report.verdict.name.lower(), "stage": stage, "names": names(report)}
+        line["first"] = " ".join([report.first, *report.notes]).strip()
     return {**line, "seconds": round(time.perf_counter() - started, 1)}
 
 
@@ -66,6 +67,8 @@ def planted(case: Case) -> AbstractContextManager[Any]:
 def names(report: Report) -> list[str]:
     """What a report names: a module's path, or a stretch between two as "a>b", and the module whose own code that is."""
     difference = report.to_dict()["difference"]
+    if difference and difference["row"] and difference["row"]["kind"] == "dropout":
+        return [difference["row"].get("path", "")]
     replay = difference and difference["replay"]
     if not replay:
         return []
@@ -78,15 +81,21 @@ def names(report: Report) -> list[str]:
 def judged(case: Case, line: Line) -> Kind:
     """Say whether a verdict is right, and whether what is to blame is named."""
     verdict = line["verdict"]
-    if verdict in ("refused", "not_comparable"):
+    if verdict in ("crash", "refused"):
+        return "crash" if verdict == "crash" else "refused"
+    if verdict == "not_comparable":
         return "refused"
-    if verdict == "crash":
-        return "crash"
-    if verdict == "underpowered":
-        return "underpowered"
     if case.equal:
-        return "equal" if verdict == "equal" else "false alarm"
+        return "equal" if verdict == "equal" else "underpowered" if verdict == "underpowered" else "false alarm"
     if verdict == "equal":
         return "missed"
     said = bool(case.says and re.search(case.says, line["first"]))
-    return "named" if said or set(line["names"]) & set(case.places) else "named wrongly"
+    return "named" if said or any(fits(name, p) for name in line["names"] for p in case.places) else "named wrongly"
+
+
+def fits(name: str, place: str) -> bool:
+    """Whether what was named is the place: the module, or the stretch, whose ends may be named by what holds them."""
+    if ">" not in name or ">" not in place:
+        return name == place
+    ends = zip(name.split(">"), place.split(">"), strict=True)
+    return all(end == meant or (end and meant.startswith(f"{end}.")) for end, meant in ends)
