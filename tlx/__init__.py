@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tlx import errors
     from tlx.data import Data, load_data
     from tlx.errors import TlxError
+    from tlx.proof import mapping
     from tlx.proof.prove import parity
     from tlx.recipe import Recipe
     from tlx.runs.evaluation import Evaluation, evaluate
@@ -43,6 +44,8 @@ _PUBLIC = {
     "run": "tlx.runs.job",
 }
 
+_MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
+
 __all__ = [
     "Data",
     "Evaluation",
@@ -60,6 +63,7 @@ __all__ = [
     "evaluate",
     "load_data",
     "load_model",
+    "mapping",
     "parity",
     "plan",
     "predict",
@@ -71,8 +75,8 @@ def __getattr__(name: str) -> Any:
     value: Any
     if name in _PUBLIC:
         value = getattr(import_module(_PUBLIC[name]), name)
-    elif name == "errors":
-        value = import_module("tlx.errors")
+    elif name in _MODULES:
+        value = import_module(_MODULES[name])
     elif name == "__version__":
         from importlib.metadata import version
 

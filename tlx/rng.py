@@ -43,16 +43,19 @@ def words(seed: int, purpose: str, epoch: int, n: int, per_sample: int) -> NDArr
     return _raw(seed, purpose, (epoch,), -(-count // 2)).view("<u4")[:count].reshape(n, per_sample)
 
 
-def keep_mask(seed: int, step: int, row: int, layer: int, shape: tuple[int, ...], p: float) -> NDArray[np.bool_]:
+def keep_mask(
+    seed: int, step: int, row: int, layer: int, shape: tuple[int, ...], p: float, call: int = 0
+) -> NDArray[np.bool_]:
     """Dropout's mask: True where a unit is kept. Each is dropped with probability `p`, rounded to 1/65536.
 
-    `row` is the place of the first sample in its step, so that the parts of a batch get the whole batch's mask.
+    `row` is the place of the first sample in its step, so that the parts of a batch get the whole batch's mask. `call`
+    counts the calls of the layer in a pass, from 0.
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability must be in 0..1, got {p}")
     skipped = row * math.prod(shape[1:])
     count = skipped + math.prod(shape)
-    drawn = _raw(seed, "dropout", (step, layer), -(-count // 4)).view("<u2")[skipped:count]
+    drawn = _raw(seed, "dropout", (step, layer, call), -(-count // 4)).view("<u2")[skipped:count]
     return np.asarray(drawn >= round(p * 65536)).reshape(shape)
 
 

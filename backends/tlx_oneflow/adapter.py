@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from tlx.backend import Array, Capabilities, OptimizerSpec
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
+from tlx.backend.module.dropout import FUNCTIONS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
 from tlx.models.zoo import ARCHITECTURES
 from tlx_oneflow.bootstrap import cuda_driver, flow, flowvision
@@ -80,6 +81,11 @@ class OneFlowBackend(ModuleBackend):
             new._forward_hooks = copy.deepcopy(old._forward_hooks, memo)
             new._forward_pre_hooks = copy.deepcopy(old._forward_pre_hooks, memo)
         return copied
+
+    def dropping_functions(self, drop: Drop) -> list[tuple[Any, str, Callable[..., Any]]]:
+        # Its modules call these.
+        own = [(flow._C, name, function(drop, axes)) for name, axes in FUNCTIONS.items()]
+        return [*super().dropping_functions(drop), *own]
 
     def generators(self, device: str) -> list[Any]:
         return [flow.default_generator]

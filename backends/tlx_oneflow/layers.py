@@ -128,8 +128,11 @@ def _parts(x: Any, weight: Any, padding: Any, dilation: Pair) -> Iterator[tuple[
 
 @cache
 def _accurate(base: type) -> type:
-    """Derive a BatchNorm that trains in float64."""
-    return type(base.__name__, (_Float64Training, base), {})
+    """Derive a BatchNorm that trains in float64; a class of the user's own keeps what it does around that."""
+    native = next(kind for kind in BATCH_NORMS if issubclass(base, kind))
+    if base is native:
+        return type(base.__name__, (_Float64Training, base), {})
+    return type(base.__name__, (base, _accurate(native)), {})
 
 
 class _Float64Training:

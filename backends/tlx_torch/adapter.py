@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ import torchvision
 
 from tlx.backend import Array, Capabilities, OptimizerSpec, float32_exact
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
+from tlx.backend.module.dropout import UNITS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
 from tlx.errors import BackendError
 from tlx.models.zoo import ARCHITECTURES
@@ -76,6 +77,12 @@ class TorchBackend(ModuleBackend):
     def generators(self, device: str) -> list[torch.Generator]:
         current = [torch.cuda.default_generators[torch.cuda.current_device()]] if device == "cuda" else []
         return [torch.default_generator, *current]
+
+    def dropping_functions(self, drop: Drop) -> list[tuple[Any, str, Callable[..., Any]]]:
+        functional = torch.nn.functional
+        attention = own.attention(functional.scaled_dot_product_attention, drop)
+        others = [(torch, "dropout", function(drop, UNITS)), (functional, "scaled_dot_product_attention", attention)]
+        return [*super().dropping_functions(drop), *others]
 
     def lay_out_plainly(self, net: Net) -> bool:
         net.module.to(memory_format=torch.contiguous_format)

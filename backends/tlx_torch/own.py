@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
 
+from tlx.backend.module.dropout import UNITS, Drop
 from tlx.errors import BackendError
 
 PARALLEL = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
@@ -42,3 +46,30 @@ def copied(module: torch.nn.Module) -> torch.nn.Module:
     kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor)]
     memo = {id(value): value.detach().clone() for value in kept if value.grad_fn is not None}
     return copy.deepcopy(module, memo)
+
+
+def attention(native: Callable[..., torch.Tensor], drop: Drop) -> Callable[..., torch.Tensor]:
+    """Make scaled_dot_product_attention whose weights are dropped by `drop`, after the formula of its documentation."""
+
+    def attend(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **others: Any,
+    ) -> torch.Tensor:
+        if dropout_p == 0 or others.get("enable_gqa"):
+            return native(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others)
+        scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+        if is_causal:
+            scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -math.inf)
+        if attn_mask is not None:
+            hidden = attn_mask.dtype is torch.bool
+            scores = scores.masked_fill(~attn_mask, -math.inf) if hidden else scores + attn_mask
+        weights: torch.Tensor = drop(scores.softmax(-1), dropout_p, True, UNITS)
+        return weights @ value
+
+    return attend

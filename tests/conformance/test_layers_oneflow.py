@@ -93,6 +93,23 @@ def test_a_class_of_the_users_own_is_left_alone() -> None:
     assert type(conv) is Conv2d
 
 
+def test_a_batch_norm_of_the_users_own_keeps_what_it_does_around_the_better_one() -> None:
+    class ChannelsLast(flow.nn.BatchNorm2d):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    x = flow.tensor(images(4, 5))
+    found = []
+    for norm, order, back in (
+        (flow.nn.BatchNorm2d(4), (0, 1, 2, 3), (0, 1, 2, 3)),
+        (ChannelsLast(4), (0, 2, 3, 1), (0, 3, 1, 2)),
+    ):
+        layers.improve(norm.double())
+        found.append(norm(x.permute(*order).contiguous()).permute(*back).numpy())
+        assert isinstance(norm, layers._Float64Training)
+    np.testing.assert_array_equal(*found)
+
+
 def test_an_image_smaller_than_the_kernel_is_refused_where_oneflow_would_end_the_process() -> None:
     conv = pair(8, 8, 3, dtype=flow.float32)[1]
     with pytest.raises(ValueError, match="images larger than the kernel: 2 x 9 pixels come to Conv2d"):

@@ -13,7 +13,7 @@ from support.distance import relative_distance
 from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess, registry
 from tlx.models.initial_values import initial_values
 from tlx.models.zoo import ARCHITECTURES, Architecture, architecture
-from tlx.proof.zoo_table import measured
+from tlx.proof.zoo_table import measured, sizes
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs(*FRAMEWORKS)]
 
@@ -70,13 +70,14 @@ def test_both_backends_compute_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0", "mobilenet_v2"])
 def test_a_line_of_the_table_of_all_models(name: str) -> None:
     """By the command that makes docs/parity-zoo.md, which has a line for each model of ImageNet."""
-    line = measured(name)
-    assert line.equal and line.report is not None
-    figures = {stage.id: stage.figure for stage in line.report.stages if stage.figure is not None}
-    assert figures.keys() == {"P0", "P1", "P3", "P4"}
-    assert figures["P1"] == 0 and 0 < figures["P3"] <= 1e-10 and 0 < figures["P4"] <= 1e-10
-    assert f"{line.parameters / 1e6:.1f} M" in str(line) and line.parameters > 500_000
-    listed = [row.split(" | ")[0][2:] for row in TABLE.read_text(encoding="utf-8").splitlines() if " M | " in row]
+    cell = measured(name, "sgd", sizes(name)[1])
+    assert cell.equal and cell.locked > 4 and cell.unseen is not None and cell.unseen < 1e-2, str(cell)
+    assert cell.figures.keys() == {"P0", "P1", "P2", "P3", "P4", "P5", "P6"}
+    assert cell.figures["P1"] == cell.figures["P2"] == 0 and 0 < cell.figures["P4"] <= 1e-10
+    assert 0 < cell.figures["P6"] <= 100
+    assert f"{cell.parameters / 1e6:.1f} M" in str(cell) and cell.parameters > 500_000
+    rows = [row.split(" | ")[0][2:] for row in TABLE.read_text(encoding="utf-8").splitlines() if " M | " in row]
+    listed = list(dict.fromkeys(rows))
     assert listed == [arch.name for arch in ARCHITECTURES.values() if arch.imagenet]
 
 

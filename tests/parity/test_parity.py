@@ -26,7 +26,9 @@ def test_two_backends_are_equal_on_resnet18() -> None:
     report = tlx.parity(quick=True)
     assert report.verdict == Verdict.EQUAL, str(report)
     figures = {stage.id: stage for stage in report.stages}
-    assert len(figures["P3"].rows) == 42 and len(figures["P6"].rows) == 40
+    assert figures["P3"].facts["sizes"] == figures["P4"].facts["sizes"] == [32, 45]
+    # 41 modules own parameters; further rows are their activations, pools and blocks, and the logits.
+    assert len(figures["P3"].rows) == 2 * 76 and len(figures["P6"].rows) == 40
     assert sum("unfreeze" in " ".join(row.events) for row in figures["P6"].rows) == 1
     # Bits that are all the same would mean that one backend was compared with itself.
     assert figures["P3"].figure and figures["P6"].figure
@@ -51,8 +53,8 @@ MESSAGES = {
     "BatchNorm keeps the biased variance": ("P4", "running statistics are not (buffer norm.running_var"),
     "a square weight is used transposed": ("P3", "the weight is used transposed"),
     "the pool pads on one side only": ("P3", "pool (MaxPool2d)"),
-    "an activation is swapped": ("P3", "block.act (ReLU) in the reference, block.act (LeakyReLU) in the candidate"),
-    "a residual is added after the activation": ("P3", "between block.norm and fc"),
+    "an activation is swapped": ("P3", "block.act (ReLU, in the candidate LeakyReLU)"),
+    "a residual is added after the activation": ("P3", "between block.norm and block.act, in the code of block itself"),
     "dampening 0.1": ("P5", "optimizer slot momentum"),
     "gradients are set to zero, not None": ("P6", ""),
 }
@@ -109,7 +111,7 @@ def test_a_port_is_equal() -> None:
     ("fault", "words"),
     [
         ("eps", "norm (LayerNorm), fed the reference's own input, gives another output"),
-        ("activation", "act (GELU) in the reference, act (ReLU) in the candidate"),
+        ("activation", "act (GELU, in the candidate ReLU)"),
         ("transposed", "With its square weight transposed it is equal"),
     ],
 )
@@ -130,7 +132,7 @@ def test_weights_that_were_not_brought_along_are_the_first_difference() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rename": {}}, "this may be right: rename={'stem': 'patchify', 'attend': 'mixer'}"),
+        ({"rename": {}}, "This map gives equal outputs: rename={'stem': 'patchify', 'attend': 'mixer'}"),
         ({"rename": {"stemm": "patchify"}}, "the reference has no 'stemm'. Did you mean 'stem'"),
         ({"rename": {"stem": "patch"}}, "the candidate has no 'patch'. Did you mean 'patchify'"),
         ({"head": "fc"}, "head is 'fc', which is no layer of the reference"),

@@ -65,7 +65,7 @@ def test_the_difference_is_also_there_as_facts(findings: dict[str, list[Finding]
     assert values["stage"] == "P1" and values["row"]["path"] == "fc1.weight" and values["row"]["missing"] == "candidate"
     (finding,) = findings["channels are swapped (BGR)"]
     values = finding.report.to_dict()["difference"]
-    assert values["row"]["kind"] == "output" and values["replay"]["previous"] == ""
+    assert values["row"]["kind"] == "output" and values["replay"]["where"] == "input"
 
 
 def test_the_selftest_fails_where_a_fault_is_missed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -33,7 +33,9 @@ Arrays = Mapping[str, Array]
 Role = Literal["weight", "bias", "norm", "statistic"]
 Precision = Literal["float32", "bfloat16", "float64"]
 Handle = Any  # a backend's own object, which the core only passes back
-Model = Any  # a handle with `module`, the framework's own module, and perhaps `notes`, texts to show before a run
+# A handle with `module`, the framework's own module; perhaps `notes`, texts to show before a run; perhaps `redrawn`,
+# the paths of dropouts whose masks were others in runs that an earlier tlx saved.
+Model = Any
 Lazy = Any  # a scalar or array that may still be computing on the device
 
 
@@ -73,7 +75,7 @@ class ModelSpec:
 
     name: str
     classes: int
-    head: str  # module path, such as "fc" or "classifier.1"
+    head: str  # module path, such as "fc" or "classifier.1"; "": the module stays as it is
     options: tuple[tuple[str, bool], ...] = ()
     module: Any = None
     hidden: tuple[int, ...] = ()
@@ -174,23 +176,47 @@ def divided(count: int, size: int | None) -> list[int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Visit:
-    """One call of a module, in order of execution. Modules that own no parameters leave only their kind."""
+    """One call of a module. Calls are in the order in which they end, so a module comes after those within it."""
 
-    path: str
+    path: str  # "": the whole model
     kind: str  # the class's name
-    input: Array | None = None
-    output: Array | None = None
-    grad: Array | None = None  # of the loss to the output, where a backward pass went through
+    inputs: tuple[Array, ...] = ()  # as they were before the call, in the order of its signature, those of dicts by key
+    outputs: tuple[Array, ...] = ()  # those of a dict by key; what is no tensor is left out
+    grads: tuple[Array | None, ...] = ()  # of the loss to each output, where a backward pass went through
+    call: int = 1  # which call of this module it is
+    depth: int = 0  # how many calls of other modules it lies within
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replay:
     """What one module gives by itself; the last three only where an output gradient was given."""
 
-    output: Array
-    input_grad: Array | None = None
+    outputs: tuple[Array, ...]
+    input_grads: tuple[Array | None, ...] = ()  # None: of integers, or of what does not reach an output
     gradients: Arrays = field(default_factory=dict)  # by the parameter's full name
     buffers: Arrays = field(default_factory=dict)  # after the call, by full name
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One call of a dropout in a training pass, in order of execution."""
+
+    path: str  # of the dropout; of a function, that of the module in whose code it is called
+    call: int  # its number among the calls of this path in the pass, from 0
+    function: bool
+    p: float  # the probability of dropping
+    shape: tuple[int, ...]  # of what is drawn: axes of the input, the samples' first
+    after: str  # the path of the module with parameters that ran last before it; "" where there is none
+    around: tuple[str, ...]  # the parameters beside which it acts: one of them must train
+
+
+@dataclass(frozen=True, slots=True)
+class Randomness:
+    """Where a pass first draws a random number of the framework's, or of the module's own."""
+
+    path: str  # of the innermost module whose code draws
+    kind: str  # the class's name
+    before: tuple[str, ...]  # the paths of modules with parameters that ran before, and not after
 
 
 class Probe(Protocol):
@@ -205,11 +231,52 @@ class Probe(Protocol):
     def set_gradients(self, gradients: Arrays) -> None:
         """Set these gradients; all others become None."""
 
-    def replay(self, path: str, x: Array, dy: Array | None = None, *, training: bool = False) -> Replay:
-        """Run the module at `path` ("": the whole) on `x` and, where given, backward from `dy`; changes nothing."""
+    def replay(
+        self,
+        path: str,
+        inputs: Sequence[Array],
+        grads: Sequence[Array | None] = (),
+        *,
+        call: int = 1,
+        training: bool = False,
+    ) -> Replay:
+        """Run the module at `path` ("": the whole) by itself; changes nothing.
 
-    def replay_transposed(self, path: str, x: Array) -> Array | None:
-        """Return the module's output on `x` with its weight transposed; None where that is not square."""
+        Args:
+            path: as in a visit.
+            inputs: in place of the tensors that it got in its own recorded call; everything else is as it was there.
+            grads: where given, runs backward from these gradients of its outputs.
+            call: which recorded call is meant.
+            training: the mode of the module and of all within it.
+
+        Raises:
+            Exception: the module cannot be run on these inputs; each framework has its own for that.
+        """
+
+    def replay_transposed(self, path: str, inputs: Sequence[Array], *, call: int = 1) -> Array | None:
+        """Return the module's first output with its weight transposed; None where that is not square."""
+
+
+class DrawProbe(Probe, Protocol):
+    """A probe that also sees the dropouts of a model, and lets them draw as those of another model."""
+
+    def draws(self, call: Callable[[], Any]) -> tuple[Draw, ...]:
+        """Run `call`, a training pass in which everything trains, and return what its dropouts draw.
+
+        From here on functions and dropouts of the user's own take their masks from the core too, where they can.
+        """
+
+    def follow(self, partners: Sequence[Draw | None]) -> None:
+        """Give each draw, in the order of `draws`, the mask that its partner in another model has; None: its own."""
+
+    def act(self, acting: Sequence[bool]) -> None:
+        """Choose which draws act in training, in the order of `draws`, until the next `set_phase`."""
+
+    def random(self, call: Callable[[], Any]) -> Randomness | None:
+        """Run `call`, which passes through the model once from the same values, twice under other seeds.
+
+        Returns where the first random number is drawn that is not the core's; None where none is.
+        """
 
 
 @runtime_checkable
@@ -238,7 +305,7 @@ class Backend(Protocol):
 
         `trainable` names parameters; all others have no gradient. `batch_norm` names the modules with running
         statistics that normalise by the batch and update those statistics; all others use and keep them. Dropout
-        acts only beside a trainable parameter.
+        acts only where the nearest module around it that holds parameters holds a trainable one.
         """
 
     def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class LoopbackProbe:
         def recorded(model: Net, batch: DeviceBatch, train: bool = False) -> Pass:
             run = forward(model, batch, train)
             visits.extend(
-                Visit(path, kind, x.copy(), y.copy())
+                Visit(path, kind, (x.copy(),), (y.copy(),))
                 for path, kind, x, y in (
                     ("fc1", "Linear", run.x, run.a),
                     ("bn1", "BatchNorm", run.a, run.y),
@@ -49,12 +49,21 @@ class LoopbackProbe:
     def set_gradients(self, gradients: Arrays) -> None:
         self.net.grads = {name: np.asarray(grad, self.net.dtype) for name, grad in gradients.items()}
 
-    def replay(self, path: str, x: Array, dy: Array | None = None, *, training: bool = False) -> Replay:
-        p = self.net.module.arrays
+    def replay(
+        self,
+        path: str,
+        inputs: Sequence[Array],
+        grads: Sequence[Array | None] = (),
+        *,
+        call: int = 1,
+        training: bool = False,
+    ) -> Replay:
+        (x,), p = inputs, self.net.module.arrays
         if path != "bn1":
-            return Replay(reference.linear(x, p[f"{path}.weight"], p[f"{path}.bias"]))
+            return Replay((reference.linear(x, p[f"{path}.weight"], p[f"{path}.bias"]),))
         moments = reference.moments(x) if training else (p["bn1.running_mean"], p["bn1.running_var"])
-        return Replay(reference.normalise(x, *moments, self.backend.bn_eps) * p["bn1.weight"] + p["bn1.bias"])
+        normalised = reference.normalise(x, *moments, self.backend.bn_eps)
+        return Replay((normalised * p["bn1.weight"] + p["bn1.bias"],))
 
-    def replay_transposed(self, path: str, x: Array) -> Array | None:
+    def replay_transposed(self, path: str, inputs: Sequence[Array], *, call: int = 1) -> Array | None:
         return None  # no weight is square

@@ -114,9 +114,22 @@ class Writer:
             raise TlxError(f"Cannot write to {folder}: {error.strerror}. Choose another folder.") from error
         self.folder, self.count, self.created = folder, 0, created
 
-    def add(self, key: str, facts: Mapping[str, Any] | None = None, arrays: Arrays | None = None) -> None:
-        """Write one record: a line of JSON, and a file for each array. Raises TlxError where the disk is full."""
-        files = {}
+    def add(
+        self,
+        key: str,
+        facts: Mapping[str, Any] | None = None,
+        arrays: Arrays | None = None,
+        written: Mapping[str, str] | None = None,
+    ) -> Record:
+        """Write one record: a line of JSON, and a file for each array. Raises TlxError where the disk is full.
+
+        Args:
+            key: what it is found by.
+            facts: plain values.
+            arrays: by name.
+            written: further arrays by name, each as the file of an earlier record that holds the same numbers.
+        """
+        files = dict(written or {})
         with self._writing():
             for name, array in (arrays or {}).items():
                 files[name] = f"{self.count:06d}.npy"
@@ -125,6 +138,7 @@ class Writer:
             line = json.dumps({"key": key, "facts": facts or {}, "files": files}).encode() + b"\n"
             if self._trace.write(line) != len(line):
                 raise OSError("the disk is full")
+        return Record(self.folder, key, facts or {}, files)
 
     def close(self, manifest: Mapping[str, Any]) -> None:
         """Finish the capture; raises TlxError where the disk is full."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tlx.backend import Backend, registry
 from tlx.errors import BackendError, TlxError
 from tlx.models.zoo import architecture
-from tlx.proof.artifact import Capture, Writer
+from tlx.proof.artifact import MODULE, Capture, Writer
+from tlx.proof.listed import Listed
+from tlx.proof.randomness import Shared
 from tlx.proof.record import RECORD
 from tlx.proof.recorder import check_served
 from tlx.proof.session import Session
@@ -25,6 +27,7 @@ QUICK = tuple(stage for stage in STAGES if stage != "P9")  # which is no gate
 def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
     """Shorten a recipe to what a proof needs: at least 40 steps with each of its boundaries, on few small images."""
     smallest = architecture(recipe.model).min_size if isinstance(recipe.model, str) else recipe.image_size
+    largest = 32 if quick else max(64, smallest + 5)  # with room for an odd and an even size
     batch = min(recipe.batch_size, 8)  # BatchNorm over fewer values is so unsteady that float64 does not settle it
     epochs = min(recipe.epochs, STEPS)
     shrink = epochs / recipe.epochs
@@ -45,7 +48,7 @@ def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
         phase_epochs=phase_epochs,
         step_size=max(round(recipe.step_size * shrink), 1),
         warmup=recipe.warmup * shrink,
-        image_size=max(min(recipe.image_size, 32 if quick else 64), smallest),
+        image_size=max(min(recipe.image_size, largest), smallest),
         limit_train=round(images / (1 - share)),
         limit_test=4 * batch,
         val_fraction=share,
@@ -55,6 +58,17 @@ def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
         feature_cache="off",
         out=None,
     )
+
+
+def left_out(recipe: Recipe) -> list[str]:
+    """Name the fields of a recipe that `reduced` takes out of play, so that nothing of a proof is about them."""
+    played = {
+        "val_fraction": not recipe.val_fraction or recipe.schedule == "plateau",
+        "patience": recipe.patience is None,
+        "feature_cache": recipe.feature_cache == "off",
+        "precision": recipe.precision != "bfloat16",
+    }
+    return [name for name, plays in played.items() if not plays]
 
 
 def capture(
@@ -94,24 +108,28 @@ def capture(
         )
     stages = stages or (QUICK if quick else STAGES)
     other = Capture(reference) if reference is not None else None
+    if other is not None and other.manifest["must"]["model"] == MODULE:
+        loaded = cast(Backend, Listed(loaded, other))
     if recipe is None:
         if other is None:
             raise TlxError("capture needs a recipe, or the capture of another backend as its reference")
         short = replace(Recipe.from_dict(other.manifest["recipe"], str(reference)), backend=loaded.name, workers=0)
         classes = tuple(other.manifest["must"]["classes"])
-        data = None
+        data, unplayed = None, other.manifest.get("not_run", [])
         check_served(other, short)
     else:
         short = build.resolve_placement(replace(reduced(recipe.resolved(), quick), backend=loaded.name), loaded)
-        data = build.open_data(short)
+        data, unplayed = build.open_data(short), left_out(recipe)
         build.check_fit(short, data)
         classes = data.classes
+    if not isinstance(short.model, str):
+        loaded = Shared(loaded)
     writer = Writer(Path(out))
-    session = Session(loaded, short, classes, data, other, copy_weights, writer, feed)
+    session = Session(loaded, short, classes, data, other, copy_weights, writer, feed, quick)
     try:
         for stage in stages:
             RECORD[stage](session)
-        writer.close(session.manifest(stages, quick))
+        writer.close({**session.manifest(stages, quick), "not_run": unplayed})
     except BaseException:
         writer.abandon()
         raise

@@ -55,6 +55,14 @@ _truth: Check = lambda value: isinstance(value, bool)  # noqa: E731
 _list: Check = lambda value: isinstance(value, list)  # noqa: E731
 _texts, _layout = _some(_text), _some(_entry)
 
+_DRAW = {
+    **{"path": _text, "call": _whole, "function": _truth, "p": lambda value: _real(value) and 0 <= value <= 1},
+    **{"shape": _some(_whole), "after": _text, "around": _texts},
+}
+_draw: Check = lambda value: (  # noqa: E731
+    isinstance(value, dict) and value.keys() == _DRAW.keys() and all(_DRAW[name](value[name]) for name in _DRAW)
+)
+
 MANIFEST: Mapping[str, Check] = {
     "must": _mapping,
     "recipe": _mapping,
@@ -67,28 +75,42 @@ MANIFEST: Mapping[str, Check] = {
     "inputs": _text,
 }
 MUST: Mapping[str, Check] = {"model": _text, "stages": _texts, "classes": _texts, "data": _text}
-_VISIT = {"path": _text, "kind": _text}
-_STEP = {"loss": _hex, "correct": _whole, "hyper": _some(_some(_hex, 2)), "events": _texts}
+_VISIT = {"path": _text, "kind": _text, "call?": _whole, "depth?": _whole}
+_REPLAY = {"forward?": _layout, "gradients?": _layout, "buffers?": _layout, "transposed?": _layout}
+_SIZE = r"(/@\d{1,6})?"  # of the image, where it is not the recipe's
+_STEP = {
+    **{"loss": _hex, "correct": _whole, "hyper": _some(_some(_hex, 2)), "events": _texts},
+    **{"scales?": _some(_hex), "max_norm?": _or_none(_hex)},
+    **{"values?": _layout, "slots?": _layout, "average?": _layout},
+}
 _BATCH = {"indices": _some(_whole), "labels": _some(_whole), "stream": _some(_whole, 3), "size": _whole}
 # By the pattern of its key, the facts that a record has; those behind "?" may be missing.
 RECORDS: tuple[tuple[str, Mapping[str, Check]], ...] = (
     (r"P1", {"specs": _list}),
-    (r"P2/(train|test)/\d{4,9}/\d{4,9}", {**_BATCH, "pixels": _text, "targets?": _or_none(_text)}),
-    (r"P[34]/visit/\d{4,9}", _VISIT),
-    (r"P3/logits|P4/gradients|P4/buffers", {}),
-    (r"P4/loss", {"loss": _hex, "correct": _whole}),
-    (
-        r"P4/replay/\d{4,9}",
-        {"path": _text, "forward": _layout, "gradients": _layout, "buffers": _layout, "transposed?": _layout},
-    ),
+    (r"P2/(train|val|test)/\d{4,9}/\d{4,9}", {**_BATCH, "pixels": _text, "targets?": _or_none(_text)}),
+    (rf"P[34]{_SIZE}/visit/\d{{4,9}}", _VISIT),
+    (rf"P3{_SIZE}/logits|P4{_SIZE}/buffers", {}),
+    (r"P4/draws", {"draws": _some(_draw)}),
+    (r"P[34]/random", {"path": _text, "kind": _text, "before": _texts}),
+    (rf"P4{_SIZE}/gradients", {"gradients?": _layout}),
+    (rf"P4{_SIZE}/loss", {"loss": _hex, "correct": _whole}),
+    (rf"P[34]{_SIZE}/replay/\d{{4,9}}", {"path": _text, "call?": _whole, "why?": _text, **_REPLAY}),
+    (r"P[34]/@\d{1,6}/error", {"text": _text}),
     (r"P5/script", {"optimizer": _text, "groups": _some(_texts)}),
     (
         r"P5/update/\d{1,9}",
-        {"hyper": _some(_some(_real, 2)), "trains": _texts, "values": _layout, "slots": _layout},
+        {
+            **{"hyper": _some(_some(_real, 2)), "trains": _texts, "values": _layout, "slots": _layout},
+            "max_norm?": _or_none(_real),
+        },
     ),
-    (r"P[69]/error", {"text": _text}),
-    (r"P6/\d{4,9}", {**_STEP, "values?": _layout, "slots?": _layout}),
-    (r"P7/\d{4,9}", {"correct": _whole, "labels": _some(_whole)}),
+    (r"P[69]/error|P6/locked/error", {"text": _text, "moved?": _truth}),
+    (r"P6/(envelope/\d{1,9}/)?\d{4,9}", _STEP),
+    (r"P6/start/\d{4,9}", {"digest": _text, "sketch": _layout}),
+    (r"P6/(locked|scatter/\d{1,9})/\d{4,9}", {**_STEP, "start": _text, "gradients": _layout}),
+    (r"P6/validated", {"losses": _some(_hex), "correct": _some(_whole)}),
+    (r"P7/model", {"digest": _text}),
+    (r"P7/\d{4,9}", {"correct": _whole, "labels": _some(_whole), "model?": _text}),
     (r"P8/(float64|float32|float32-nudged)/\d{1,9}", {"gradients": _layout, "buffers": _layout}),
     (r"P9/(plain|nudged)/\d{4,9}", {"loss": _hex}),
 )
@@ -98,6 +120,7 @@ def check_manifest(where: str, manifest: Mapping[str, Any]) -> None:
     """Raise TlxError, naming it, where a fact of the manifest is of another kind than it has to be."""
     _check(where, "", manifest, MANIFEST)
     _check(where, "must.", manifest["must"], MUST)
+    _check(where, "", manifest, {"not_run?": _texts})
 
 
 def check_record(where: str, key: str, facts: Mapping[str, Any]) -> None:

@@ -14,9 +14,11 @@ from tlx.proof.envelope import compare_float32
 from tlx.proof.inputs import compare_batches, compare_manifests, compare_weights
 from tlx.proof.locate import first_difference
 from tlx.proof.passes import compare_backward, compare_evaluation
+from tlx.proof.randomness import judged, notes
 from tlx.proof.report import Report
 from tlx.proof.result import Stage, Verdict
-from tlx.proof.steps import compare_curves, compare_metrics, compare_trajectory, steps_of
+from tlx.proof.steps import compare_curves, compare_metrics
+from tlx.proof.trajectory import compare_trajectory, steps_of
 from tlx.proof.updates import compare_updates
 
 COMPARE: dict[str, Callable[[Capture, Capture], Stage]] = {
@@ -30,7 +32,7 @@ COMPARE: dict[str, Callable[[Capture, Capture], Stage]] = {
     "P8": compare_float32,
     "P9": compare_curves,
 }
-NOT_RUN = (Stage("P9", None, None, None), Stage("P10", None, None, None))
+NOT_RUN = tuple(Stage(name, None, None, None) for name in ("P2", "P7", "P8", "P9", "P10"))
 
 
 def compare(reference: str | Path, candidate: str | Path) -> Report:
@@ -57,6 +59,7 @@ def compare(reference: str | Path, candidate: str | Path) -> Report:
         stages=tuple(stages),
         difference=first_difference(a, b, stages),
         declared=words.DECLARED,
+        notes=notes(a, b),
         seconds=time.perf_counter() - started,
     )
 
@@ -69,11 +72,12 @@ def compared_stages(a: Capture, b: Capture) -> list[Stage]:
     stages = [manifest]
     for name, run in COMPARE.items():
         if name in a.manifest["must"]["stages"]:
-            stages.append(run(a, b))
+            stages.append(judged(run(a, b), a, b))
             if name == "P1" and any(row.missing for row in stages[-1].rows):
                 return stages  # what lacks a parameter cannot be compared further
     present = {stage.id for stage in stages}
-    return [*stages, *(stage for stage in NOT_RUN if stage.id not in present)]
+    stages += [stage for stage in NOT_RUN if stage.id not in present]
+    return sorted(stages, key=lambda stage: int(stage.id[1:]))
 
 
 def verdict_of(stages: Sequence[Stage]) -> Verdict:

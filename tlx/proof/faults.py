@@ -13,6 +13,7 @@ import numpy as np
 from tlx.backend import Array, Arrays, Backend, Batch, Handle, Hyper, Lazy, Model, OptimizerSpec
 from tlx.conformance.loopback import Loopback
 from tlx.conformance.mutants import BiasedRunningVariance
+from tlx.proof.loop_faults import Added, Clipped, FromZero, Kept, LateAverage, LateWarmup, OtherDecay
 from tlx.proof.module_faults import (
     Dampening,
     Edited,
@@ -53,7 +54,16 @@ def faults(backend: Backend) -> list[Fault]:
         Fault("images are enlarged by the nearest pixel", Nearest),
         Fault("label smoothing is forgotten", Unsmoothed),
         Fault("the loss is summed, not averaged", SummedLoss),
-        Fault("gradients are not clipped", Unclipped),
+        Fault("gradients are not clipped", partial(Clipped, "clipped not at all")),
+        Fault("gradients are clipped by value", partial(Clipped, "clipped by value")),
+        Fault("gradients are clipped by group", partial(Clipped, "clipped by group")),
+        Fault("each gradient is clipped by itself", partial(Clipped, "clipped by array")),
+        Fault("micro-batches are added, not weighed", Added),
+        Fault("gradients are kept from the step before", Kept),
+        Fault("warm-up comes one step late", LateWarmup),
+        Fault("the moving average has another decay", OtherDecay),
+        Fault("the moving average begins at zero", FromZero),
+        Fault("the moving average is a step late", LateAverage),
         Fault("a frozen BatchNorm adapts", FrozenNormAdapts),
         Fault("a frozen parameter moves", FrozenMoves),
         Fault("unfreezing comes one step late", LateUnfreeze),
@@ -170,7 +180,7 @@ class MissingKey(Proxy):
     loaded = False
 
     def load_arrays(self, model: Model, arrays: Arrays) -> None:
-        self.inner.load_arrays(model, arrays)
+        self.inner.load_arrays(model, {**self.inner.dump_arrays(model), **arrays})
         self.loaded = True
 
     def dump_arrays(self, model: Model) -> dict[str, Array]:
@@ -184,13 +194,6 @@ class SummedLoss(Proxy):
     def backward(self, model: Model, batch: Handle, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         metrics: tuple[Lazy, Lazy] = self.inner.backward(model, batch, scale * 4)
         return metrics
-
-
-class Unclipped(Proxy):
-    """Never clips the gradients."""
-
-    def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
-        self.inner.update(model, optimizer, None)
 
 
 class FrozenNormAdapts(Proxy):

@@ -9,14 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tlx import rng
 from tlx.backend import Backend, registry
-from tlx.errors import Interrupted, RecipeError, TlxError, closest
+from tlx.errors import Interrupted, RecipeError, TlxError
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
-from tlx.proof.rename import Renamed, partners
+from tlx.proof.pair import DATA, IMAGE_SIZE, pair_of
+from tlx.proof.pair import drawn_images as drawn_images
 from tlx.proof.report import Report
 from tlx.proof.result import Difference, Verdict
 from tlx.proof.statistics import equivalence, verdict_of
@@ -27,9 +25,9 @@ if TYPE_CHECKING:
 
 # Where nothing else is asked for: no network, and each kind of boundary is crossed.
 DEFAULTS: Mapping[str, Any] = {
-    "data": "digits",
+    "data": DATA,
     "weights": "none",
-    "image_size": 64,
+    "image_size": IMAGE_SIZE,
     "strategy": "head_then_full",
     "phase_epochs": 2,
     "schedule": "step",
@@ -45,7 +43,9 @@ def parity(
     *,
     reference: Any = "torch",
     candidate: Any = "oneflow",
-    rename: Mapping[str, str] | None = None,
+    rename: Mapping[Any, Any] | None = None,
+    batch: Any = None,
+    loss: Any = None,
     copy_weights: bool = False,
     quick: bool = False,
     seeds: int = 0,
@@ -60,7 +60,14 @@ def parity(
             boundary of its strategy. Default: ResNet-18 on scanned digits, the head first, then everything.
         reference: the backend that counts as right, by name or itself; or a module of any framework that has a backend.
         candidate: the backend, or the module, that is compared with it.
-        rename: for modules, the candidate's name for each path or parameter of the reference that has another there.
+        rename: for modules, what each path or array of the reference is in the candidate, where that is another: a
+            path, with stars for what varies, or a transform of `tlx.mapping`.
+        batch: for modules, inputs of your own instead of images: a NumPy array, a tuple of them (positional), a
+            dictionary (by keyword), or a list of such batches, which the steps take in turn. Floating-point numbers are
+            cast to the model's dtype. Everything trains at one rate; there are no labels, so P2, P7 and P8 are not run.
+        loss: with `batch`, ``(outputs, batch) -> scalar tensor``, or one for each side as a pair. It is given the
+            batch as tensors; a key of a dictionary that `forward` does not take is for the loss alone. Default: the
+            mean of each floating-point output times numbers that the core draws.
         copy_weights: give the candidate's module, on a copy, the reference's values first, where the question is only
             whether it computes the same.
         quick: smaller images, and without P9, which is no gate.
@@ -81,11 +88,14 @@ def parity(
     for name, instead in (("backend", "reference and candidate"), ("out", "keep")):
         if name in fields:
             raise RecipeError(f"parity has no {name}; use {instead}")
-    asked: Mapping[str, Any] = fields if recipe is not None else defaults(fields)
     modules = [side for side in (reference, candidate) if not isinstance(side, (str, Backend))]
+    stages = None
     sides: list[tuple[Backend, Recipe]]
     if not modules:
-        shared = as_recipe(recipe, asked)
+        for name, given in (("rename", rename), ("batch", batch), ("loss", loss)):
+            if given is not None:
+                raise RecipeError(f"{name} is for two modules; reference and candidate are backends")
+        shared = as_recipe(recipe, fields if recipe is not None else defaults(fields))
         backends = [registry.load(side) if isinstance(side, str) else side for side in (reference, candidate)]
         sides = [(backend, shared) for backend in backends]
     elif len(modules) == 1:
@@ -93,13 +103,15 @@ def parity(
     else:
         if seeds:
             raise RecipeError("seeds needs two backends; two modules are compared step by step only")
-        shared = as_recipe(recipe, {**asked, **_pair_fields(reference, asked)})
-        sides = _pair(shared, reference, candidate, rename or {})
+        pair = pair_of(recipe, fields, defaults(fields), (reference, candidate), batch, loss)
+        sides, stages = pair.sides({} if rename is None else rename), pair.stages
     with TemporaryDirectory(prefix="tlx-parity-") as scratch:
         home = Path(scratch if keep is None else keep)
         (backend, own), (other_backend, other) = sides
-        first = capture(own, backend, home / "reference", quick=quick)
-        second = capture(other, other_backend, home / "candidate", first, quick=quick, copy_weights=copy_weights)
+        first = capture(own, backend, home / "reference", quick=quick, stages=stages)
+        second = capture(
+            other, other_backend, home / "candidate", first, quick=quick, copy_weights=copy_weights, stages=stages
+        )
         report = compare(first, second)
     if seeds and report.verdict != Verdict.NOT_COMPARABLE:
         report = _with_seeds(report, [(backend.name, r) for backend, r in sides], seeds, margin)
@@ -157,55 +169,3 @@ def final_accuracy(recipe: Recipe) -> float:
     if result.test_accuracy is None:
         raise TlxError("seeds compares test accuracies, but the data has no test part")
     return result.test_accuracy
-
-
-def _pair_fields(module: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a comparison of modules needs beyond the defaults: the head, and images that the core draws."""
-    weights = {name: p for name, p in module.named_parameters() if len(p.shape) > 1}
-    if not weights:
-        raise RecipeError(f"{type(module).__name__} has no layer with a weight matrix, so nothing to compare")
-    head = fields.get("head") or list(weights)[-1].rpartition(".")[0]
-    if f"{head}.weight" not in weights:
-        layers = [name.rpartition(".")[0] for name in weights]
-        raise RecipeError(f"head is {head!r}, which is no layer of the reference.{closest(str(head), layers)}")
-    extra: dict[str, Any] = {"head": head, "model": module, "weights": "own", "augment": fields.get("augment", "none")}
-    if fields.get("data", DEFAULTS["data"]) == DEFAULTS["data"]:
-        classes = int(weights[f"{head}.weight"].shape[0])
-        extra["data"] = drawn_images(classes, int(fields.get("image_size", DEFAULTS["image_size"])))
-    return extra
-
-
-def drawn_images(classes: int, size: int) -> dict[str, Any]:
-    """Draw random images, uint8 of shape (n, 3, size, size), and labels of which every class occurs, as `data=`."""
-    count = max(400, 2 * classes)
-    pixels = rng.words(0, "parity/pixels", 0, count, 3 * size * size // 4 + 1).view(np.uint8)
-    images = np.ascontiguousarray(pixels[:, : 3 * size * size].reshape(count, size, size, 3))
-    labels = np.arange(count) % classes
-    names = [str(label) for label in range(classes)]
-    part = max(count // 8, classes)
-    return {"train": (images, labels), "test": (images[:part], labels[:part]), "classes": names}
-
-
-def _pair(recipe: Recipe, reference: Any, candidate: Any, rename: Mapping[str, str]) -> list[tuple[Backend, Recipe]]:
-    """Return the backend and the recipe of each of two modules; the candidate's backend takes the reference's names."""
-    own, other = (registry.load(backend_of(module)) for module in (reference, candidate))
-    renamed: Any = Renamed(other, partners(reference, candidate, rename))
-    return [
-        (own, replace(recipe, model=reference, backend=own.name)),
-        (renamed, replace(recipe, model=candidate, backend=other.name)),
-    ]
-
-
-def backend_of(module: Any) -> str:
-    """Name the backend of a module's framework, by the packages of its base classes.
-
-    Raises:
-        RecipeError: it is no module of a framework that has a backend.
-    """
-    roots = {kind.__module__.partition(".")[0] for kind in type(module).__mro__}
-    known = [entry.name for entry in registry.available()]
-    if hasattr(module, "named_parameters"):
-        for name in known:
-            if name in roots:
-                return name
-    raise RecipeError(f"{type(module).__name__} is no module of a framework that has a backend: {', '.join(known)}")

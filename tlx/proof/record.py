@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any, cast
 
-from tlx.backend import Array, Backend, Hyper, OptimizerSpec, Precision, Probe, Visit
-from tlx.errors import TlxError, one_line
-from tlx.proof.artifact import Writer
-from tlx.proof.measure import bundle
+from tlx.backend import Backend, Batch, Hyper, OptimizerSpec, Precision
+from tlx.errors import TlxError
+from tlx.proof.locked import trajectory
+from tlx.proof.randomness import search
 from tlx.proof.recorder import RecordedLoader, Recorder
+from tlx.proof.replays import add_replays, add_visits, also_at_odd_size, bundles, is_settled
 from tlx.proof.session import Session
 from tlx.proof.updates import SCRIPT, drawn_gradient
 from tlx.strategy.schedule import float32_exact
@@ -28,88 +29,72 @@ def weights(s: Session) -> None:
 
 def batches(s: Session) -> None:
     """P2: every batch of every epoch."""
-    loader = RecordedLoader(s.training(s.model, s.backend).loader, s.writer)
+    training = s.training(s.model, s.backend)
+    loader = RecordedLoader(training.loader, s.writer)
     for epoch in range(s.recipe.epochs):
         for _ in loader.epoch(epoch):
+            pass
+    if training.val is not None:  # by which the schedule plateau decides
+        for _ in RecordedLoader(training.val, s.writer, "val").epoch(0):
             pass
     assert s.tests
 
 
 def evaluation(s: Session) -> None:
-    """P3: every module's output in eval mode."""
+    """P3: every module's output in eval mode, at two sizes; then modules alone."""
     s.start(s.model)
-    batch = s.backend.put(s.model, s.tests[0])
+    _evaluation(s, "P3", s.tests[0])
+    also_at_odd_size(s, "P3", s.tests[0], _evaluation)
+
+
+def _evaluation(s: Session, stage: str, batch: Batch) -> None:
+    probe, ready = s.probe, s.backend.put(s.model, batch)
     lazies: list[Any] = []
-    add_visits(s.writer, "P3", s.probe.record(lambda: lazies.append(s.backend.logits(s.model, batch))))
-    s.writer.add("P3/logits", arrays={"logits": s.backend.fetch(lazies)[0]})
-
-
-def add_visits(writer: Writer, stage: str, visits: Iterable[Visit]) -> None:
-    """Write one record for each call of a module, in order of execution."""
-    for number, visit in enumerate(visits):
-        named = {"input": visit.input, "output": visit.output, "grad": visit.grad}
-        arrays = {name: array for name, array in named.items() if array is not None}
-        writer.add(f"{stage}/visit/{number:04d}", {"path": visit.path, "kind": visit.kind}, arrays)
+    visits = probe.record(lambda: lazies.append(s.backend.logits(s.model, ready)))
+    logits = s.backend.fetch(lazies)[0]
+    add_visits(s.writer, stage, visits)
+    s.writer.add(f"{stage}/logits", arrays={"logits": logits})
+    if not is_settled(s, stage, {"logits": {"logits": logits}}):
+        add_replays(s, stage, probe, visits, training=False)
+    if stage == "P3":
+        search(s, stage, lambda: s.backend.logits(s.model, ready))
 
 
 def backward(s: Session) -> None:
-    """P4: outputs, loss, gradients and buffers of one training step where everything trains; then modules alone."""
+    """P4: outputs, loss, gradients and buffers of one training step where everything trains, at two sizes."""
+    _backward(s, "P4", s.batches[0])
+    also_at_odd_size(s, "P4", s.batches[0], _backward)
+
+
+def _backward(s: Session, stage: str, batch: Batch) -> None:
     s.start(s.model)
     s.train_everything(s.model)
-    probe, batch = s.probe, s.backend.put(s.model, s.batches[0])
+    probe, ready = s.probe, s.backend.put(s.model, batch)
     lazies: list[Any] = []
-    visits = probe.record(lambda: lazies.extend(s.backend.backward(s.model, batch)))
+    visits = probe.record(lambda: lazies.extend(s.backend.backward(s.model, ready)))
     loss, correct = s.backend.fetch(lazies)
     specs = s.backend.param_specs(s.model)
     values, gradients = s.backend.dump_arrays(s.model), probe.gradients()
     buffers = {p.name: values[p.name] for p in specs if p.role == "statistic" and p.name in values}
-    add_visits(s.writer, "P4", visits)
-    s.writer.add("P4/loss", {"loss": float(loss).hex(), "correct": int(correct)})
-    s.writer.add("P4/gradients", arrays={p.name: gradients[p.name] for p in specs if p.name in gradients})
-    s.writer.add("P4/buffers", arrays=buffers)
+    add_visits(s.writer, stage, visits)
+    s.writer.add(f"{stage}/loss", {"loss": float(loss).hex(), "correct": int(correct)})
+    ordered = {p.name: gradients[p.name] for p in specs if p.name in gradients}
+    if "@" in stage:  # those of the recipe's size are there in full, which for a large model is gigabytes
+        s.writer.add(f"{stage}/gradients", *bundles({"gradients": ordered}))
+    else:
+        s.writer.add(f"{stage}/gradients", arrays=ordered)
+    s.writer.add(f"{stage}/buffers", arrays=buffers)
     probe.set_gradients({})
-    s.start(s.model)
-    s.train_everything(s.model)
-    inputs = [(v.path, v.input, v.grad) for v in visits if v.output is not None]
-    if s.reference is not None:
-        records = [r for r in s.reference.stage("P4/visit") if "input" in r.files]
-        inputs = [(str(r.facts["path"]), r.array("input"), r.array("grad")) for r in records]
-    add_replays(s.writer, probe, inputs, {v.path for v in visits})
-
-
-def add_replays(
-    writer: Writer, probe: Probe, inputs: Iterable[tuple[str, Array | None, Array | None]], known: set[str]
-) -> None:
-    """Feed each module of `known` alone: path, input and output gradient. Write down what it gives."""
-    for number, (path, x, dy) in enumerate(inputs):
-        if path not in known or x is None:
-            continue
-        try:
-            alone = probe.replay(path, x, dy, training=True)
-        except Exception as error:  # each framework has its own for an input of another shape
-            problem = f"{path} cannot be fed the reference's input {list(x.shape)}: {one_line(str(error))}"
-            raise TlxError(problem, fix="capture both by one recipe") from error
-        forward = {"output": alone.output}
-        if alone.input_grad is not None:
-            forward["input gradient"] = alone.input_grad
-        parts = {"forward": forward, "gradients": alone.gradients, "buffers": alone.buffers}
-        if (transposed := probe.replay_transposed(path, x)) is not None:
-            parts["transposed"] = {"output": transposed}
-        layouts, sketches = bundles(parts)
-        writer.add(f"P4/replay/{number:04d}", {"path": path, **layouts}, sketches)
-
-
-def bundles(parts: Mapping[str, Mapping[str, Array]]) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Sketch several kinds of arrays: return the layout and the numbers of each kind, by its name."""
-    bundled = {kind: bundle(arrays) for kind, arrays in parts.items()}
-    return (
-        {kind: layout for kind, (layout, _) in bundled.items()},
-        {kind: numbers for kind, (_, numbers) in bundled.items()},
-    )
+    if not is_settled(s, stage, {"gradients": ordered, "buffers": buffers}, float(loss), int(correct)):
+        s.start(s.model)
+        s.train_everything(s.model)
+        add_replays(s, stage, probe, visits, training=True)
+    if stage == "P4":
+        search(s, stage, lambda: s.backend.backward(s.model, ready))
 
 
 def updates(s: Session) -> None:
-    """P5: four updates from gradients that the core draws, with parts frozen before and after."""
+    """P5: updates from gradients that the core draws, with parts frozen before and after; the last one clips."""
     arrays = s.start(s.model)
     training = s.training(s.model, s.backend)
     groups = training.plan.groups
@@ -121,7 +106,7 @@ def updates(s: Session) -> None:
     spec = OptimizerSpec(s.recipe.optimizer, float32_exact(s.recipe.momentum))
     scalars = {name: value for name, value in asdict(spec).items() if name != "name"}
     s.writer.add("P5/script", {"optimizer": spec.name, "groups": [list(g.params) for g in groups], **scalars})
-    for number, (only_late, factor) in enumerate(SCRIPT):
+    for number, (only_late, factor, max_norm) in enumerate(SCRIPT):
         trains = late if only_late else frozenset(names)
         hyper = [
             Hyper(float32_exact((rates.get(g.name) or 1e-4) * factor), float32_exact(g.weight_decay)) for g in groups
@@ -129,32 +114,22 @@ def updates(s: Session) -> None:
         s.backend.set_phase(s.model, trains, frozenset())
         s.backend.set_hyper(training.optimizer, hyper)
         probe.set_gradients({n: drawn_gradient(n, number, arrays[n].shape) for n in names if n in trains})
-        s.backend.update(s.model, training.optimizer)
-        facts = {"hyper": [[h.lr, h.weight_decay] for h in hyper], "trains": sorted(trains)}
+        s.backend.update(s.model, training.optimizer, max_norm)
+        facts = {"hyper": [[h.lr, h.weight_decay] for h in hyper], "trains": sorted(trains), "max_norm": max_norm}
         layouts, sketches = bundles(
             {"values": s.backend.dump_arrays(s.model), "slots": s.backend.dump_optimizer(training.optimizer)}
         )
         s.writer.add(f"P5/update/{number}", {**facts, **layouts}, sketches)
 
 
-def trajectory(s: Session) -> None:
-    """P6: the production loop, from its first step to its last."""
-    s.start(s.model)
-    recorder = Recorder(s.backend, s.writer, "P6")
-    try:
-        for _ in train(s.training(s.model, cast(Backend, recorder)), State()):
-            pass
-    except TlxError as error:
-        s.writer.add("P6/error", {"step": recorder.step, "text": str(error)})
-
-
 def metrics(s: Session) -> None:
-    """P7: logits, and the counts and losses that the backend makes of them, after the trajectory."""
+    """P7: logits, and the counts and losses that the backend makes of them, of what the trajectory ended with."""
     for number, batch in enumerate(s.tests):
         ready = s.backend.put(s.model, batch)
         (logits,) = s.backend.fetch([s.backend.logits(s.model, ready)])
         loss, correct = s.backend.fetch([*s.backend.evaluate(s.model, ready)])
         facts = {"loss": float(loss).hex(), "correct": int(correct), "labels": batch.labels.tolist()}
+        facts |= {"model": s.ended} if s.ended else {}
         s.writer.add(f"P7/{number:04d}", facts, {"logits": logits})
 
 
@@ -181,10 +156,10 @@ def float32_steps(s: Session) -> None:
 def float32_curves(s: Session) -> None:
     """P9: loss curves in float32, from the initial values; the reference also from values one unit off."""
     model, _ = s.build("float32")
-    single = replace(s, recipe=replace(s.recipe, precision="float32"))
+    single, averaged = replace(s, recipe=replace(s.recipe, precision="float32")), s.recipe.ema is not None
     for nudged in (False, True) if s.reference is None else (False,):
         s.start(model, nudged=nudged)
-        recorder = Recorder(s.backend, s.writer, "P9/nudged" if nudged else "P9/plain", values=False)
+        recorder = Recorder(s.backend, s.writer, "P9/nudged" if nudged else "P9/plain", values=False, averaged=averaged)
         try:
             for _ in train(single.training(model, cast(Backend, recorder)), State()):
                 if recorder.step >= CURVE:

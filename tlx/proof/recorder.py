@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tlx.backend import Batch, Handle, Hyper, Lazy, Model, Preprocess
+from tlx.backend import Array, Arrays, Batch, Handle, Hyper, Lazy, Model, Preprocess
 from tlx.errors import TlxError
 from tlx.proof.artifact import Capture, Writer
 from tlx.proof.measure import bundle, sha256
@@ -29,20 +29,66 @@ class Proxy:
 
 
 class Recorder(Proxy):
-    """Writes one record a step: loss, count, scalars, events; with `values`, sketches of model and optimizer."""
+    """Writes one record a step: loss, count, scalars, events; with `values`, sketches of model and optimizer.
 
-    def __init__(self, inner: Any, writer: Writer, stage: str, values: bool = True) -> None:
-        """Record what `inner` does below the key `stage`, such as "P6"."""
+    The production loop runs through it from beginning to end. Steps that are not selected are not taken: the loop goes
+    on with the last metrics, and with what an earlier run measured on the validation part.
+    """
+
+    def __init__(
+        self,
+        inner: Any,
+        writer: Writer,
+        stage: str,
+        *,
+        values: bool = True,
+        gradients: bool = False,
+        averaged: bool = False,
+        selected: Container[int] | None = None,
+        before: Callable[[int], Mapping[str, Any]] = lambda step: {},
+        validated: Sequence[tuple[Array, Array]] | None = None,
+    ) -> None:
+        """Record what `inner` does below the key `stage`.
+
+        Args:
+            inner: the backend.
+            writer: of the capture.
+            stage: such as "P6".
+            values: write sketches of what the model and the optimizer hold after each step.
+            gradients: also of the gradients that the step adds up, before they are clipped.
+            averaged: a moving average follows each update, and is part of the step.
+            selected: the steps that are taken; None: all.
+            before: is called with the number of each selected step before anything of it happens, also a change of the
+                phase. The facts that it returns belong to the step's record.
+            validated: what an earlier run measured on the validation part, in its order; None: measure it.
+        """
         super().__init__(inner)
-        self.writer, self.stage, self.values = writer, stage, values
-        self.step = 0
+        self.writer, self.stage, self.values, self.with_gradients = writer, stage, values, gradients
+        self.averaged, self.selected, self.before = averaged, selected, before
+        self.validated = None if validated is None else iter(validated)
+        self.measured: list[Lazy] = []  # on the validation part: loss and count of each batch
+        self.step, self.begun = 0, -1
         self.events: list[str] = []
+        self.metrics: tuple[Lazy, Lazy]
+        self.facts: dict[str, Any] = {}  # of the step under way
+        self.arrays: dict[str, Array] = {}
         self.lazies: list[Lazy] = []
         self.hyper: Sequence[Hyper] = ()
         self.phase: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
 
+    @property
+    def taken(self) -> bool:
+        """Whether the step under way is one of the selected."""
+        return self.selected is None or self.step in self.selected
+
+    def _begin(self) -> None:
+        if self.taken and self.begun != self.step:
+            self.begun = self.step
+            self.facts, self.arrays, self.lazies = {"scales": [], **self.before(self.step)}, {}, []
+
     def set_phase(self, model: Model, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
         """Note how many arrays and norm layers change, unless this is the first phase."""
+        self._begin()
         before, norms = self.phase
         self.inner.set_phase(model, trainable, batch_norm)
         self.phase = (trainable, batch_norm)
@@ -57,42 +103,79 @@ class Recorder(Proxy):
 
     def set_hyper(self, optimizer: Handle, values: Sequence[Hyper]) -> None:
         """Note a change of the learning rate, and the values for the next step's record."""
+        self._begin()
         if self.hyper and [h.lr for h in values] != [h.lr for h in self.hyper]:
             self.events.append("the learning rate changes")
         self.inner.set_hyper(optimizer, values)
         self.hyper = tuple(values)
 
     def backward(self, model: Model, batch: Handle, scale: float = 1.0) -> tuple[Lazy, Lazy]:
-        """Keep loss and count for the step's record."""
-        metrics: tuple[Lazy, Lazy] = self.inner.backward(model, batch, scale)
-        self.lazies += metrics
-        return metrics
+        """Keep loss, count and scale for the step's record."""
+        if self.taken:
+            self.metrics = self.inner.backward(model, batch, scale)
+            self.lazies += self.metrics
+            self.facts["scales"].append(float(scale).hex())
+        return self.metrics
 
     def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
-        """Write the step's record."""
-        self.inner.update(model, optimizer, max_norm)
-        fetched = self.inner.fetch(self.lazies)
-        facts: dict[str, Any] = {
-            "step": self.step,
-            "loss": float(sum(float(x) for x in fetched[::2])).hex(),
-            "correct": sum(int(x) for x in fetched[1::2]),
-            "hyper": [[h.lr.hex(), h.weight_decay.hex()] for h in self.hyper],
-            "events": self.events,
-        }
-        arrays = {}
-        if self.values:
-            facts["values"], arrays["values"] = bundle(self.inner.dump_arrays(model))
-            facts["slots"], arrays["slots"] = bundle(self.inner.dump_optimizer(optimizer))
-        self.writer.add(f"{self.stage}/{self.step:04d}", facts, arrays)
-        self.step += 1
-        self.lazies, self.events = [], []
+        """Write the step's record, unless a moving average is still to follow."""
+        if self.taken:
+            self.facts["max_norm"] = None if max_norm is None else float(max_norm).hex()
+            if self.with_gradients:
+                self._sketch("gradients", self.inner.probe(model).gradients())
+            self.inner.update(model, optimizer, max_norm)
+            if self.values:
+                self._sketch("values", self.inner.dump_arrays(model))
+                self._sketch("slots", self.inner.dump_optimizer(optimizer))
+        if not self.averaged:
+            self._end()
+
+    def average(self, shadow: Model, model: Model, weight: float) -> None:
+        """Write the step's record, with the moving average."""
+        if self.taken:
+            self.inner.average(shadow, model, weight)
+            if self.values:
+                self._sketch("average", self.inner.dump_arrays(shadow))
+        self._end()
+
+    def evaluate(self, model: Model, batch: Handle) -> tuple[Lazy, Lazy]:
+        """Measure on the validation part, or return what was measured before."""
+        if self.validated is not None:
+            return next(self.validated)
+        metrics: tuple[Lazy, Lazy] = self.inner.evaluate(model, batch)
+        self.measured += metrics
+        return metrics
+
+    def fetch(self, lazies: Sequence[Lazy]) -> list[Array]:
+        """Fetch what is lazy; what was measured before is there already."""
+        there = all(isinstance(lazy, np.ndarray) for lazy in lazies)
+        fetched: list[Array] = list(lazies) if there else self.inner.fetch(lazies)
+        return fetched
+
+    def _sketch(self, kind: str, arrays: Arrays) -> None:
+        self.facts[kind], self.arrays[kind] = bundle(arrays)
+
+    def _end(self) -> None:
+        if self.taken:
+            fetched = self.inner.fetch(self.lazies)
+            facts: dict[str, Any] = {
+                "step": self.step,
+                "loss": float(sum(float(x) for x in fetched[::2])).hex(),
+                "correct": sum(int(x) for x in fetched[1::2]),
+                "hyper": [[h.lr.hex(), h.weight_decay.hex()] for h in self.hyper],
+                "events": self.events,
+                **self.facts,
+            }
+            self.writer.add(f"{self.stage}/{self.step:04d}", facts, self.arrays)
+            self.arrays = {}
+        self.step, self.events = self.step + 1, []
 
 
 class RecordedLoader(Proxy):
     """Writes every batch down: what it held, by hash, and its pixels, so that another backend can be fed the same."""
 
     def __init__(self, inner: Any, writer: Writer, part: str = "train") -> None:
-        """Record what `inner` yields; `part` is "train" or "test"."""
+        """Record what `inner` yields; `part` is "train", "val" or "test"."""
         super().__init__(inner)
         self.writer, self.part = writer, part
 
@@ -136,7 +219,7 @@ class ServedLoader:
     """Serves the batches that another capture wrote down."""
 
     def __init__(self, reference: Any, part: str) -> None:
-        """Serve a part, "train" or "test", of the capture `reference`."""
+        """Serve a part, "train", "val" or "test", of the capture `reference`."""
         self.reference, self.part = reference, part
         self.steps = len(reference.stage(f"P2/{part}/0000"))
 

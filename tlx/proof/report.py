@@ -41,6 +41,7 @@ class Report:
     difference: Difference | None = None  # the first; None: there is none
     declared: tuple[str, ...] = ()  # known differences between the backends and what tlx does about each
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()  # what a reader should know beside the figures
 
     @property
     def first(self) -> str:
@@ -88,6 +89,7 @@ class Report:
                 "subject": self.subject,
                 "seconds": self.seconds,
                 "declared": self.declared,
+                "notes": self.notes,
                 "stages": stages,
             }
         )
@@ -144,6 +146,10 @@ def show(report: Report, console: Console) -> None:
         outcome = words.outcome(stage)
         if outcome in ("underpowered", "not run") or (outcome == "FAIL" and stage.id in EXPLAINED):
             _line(console, f"{stage.id} {outcome}: {words.summary(stage)}")
+        for said in filter(None, (words.strength(stage) if stage.enough else "", words.unplayed(stage))):
+            console.print(f"{stage.id}: {said}.", overflow="fold")
+    for text in report.notes:
+        console.print(text, overflow="fold")
     if report.declared:
         console.print("Declared differences of the backends", style="bold")
         for known in report.declared[:DECLARED_LINES]:

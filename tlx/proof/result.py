@@ -12,16 +12,20 @@ SIDES: tuple[Side, Side] = ("reference", "candidate")
 
 # What a row is about.
 Inputs = Literal["field", "weight", "listing", "batch"]  # P0, P1, P1, P2
-Passes = Literal["output", "order", "logits", "loss", "correct", "buffer", "gradient"]  # P3 and P4
-Training = Literal["update", "step", "end", "count", "predictions", "batches"]  # P5; P6 and P9; P6; P7
+Passes = Literal["output", "logits", "loss", "correct", "buffer", "gradient", "size", "dropout"]  # P3 and P4
+# P5; P6, from the reference's own state; P6 and P9; P6; P7
+Training = Literal["update", "locked", "step", "end", "count", "predictions", "batches"]
 Margins = Literal["envelope", "ratio", "pair", "mean", "margin if equal", "margin"]  # P8; P10
 Kind: TypeAlias = Inputs | Passes | Training | Margins
-# What explains a difference of weights (the first) or of a batch (the others).
-Cause = Literal[
-    "transposed", "reordered", "dropped", "another batch", "another stream", "label", "label count", "content"
-]
+# What explains a difference of weights (the first), of a batch, of an update that clips, or of an output: one that is
+# made up for within the module around it, whose output is equal; one that is only laid out in another order of its
+# axes; numbers that are not finite.
+Batches = Literal["reordered", "dropped", "another batch", "another stream", "label", "label count", "content"]
+Clipping = Literal["clipped not at all", "clipped by value", "clipped by group", "clipped by array"]
+Outputs = Literal["made up for", "laid out", "shape", "not finite", "empty"]
+Cause: TypeAlias = Literal["transposed"] | Batches | Clipping | Outputs
 # What of a step is farthest apart.
-Quantity = Literal["loss", "correct", "hyper", "values", "slots"]
+Quantity = Literal["loss", "correct", "scales", "max_norm", "hyper", "gradients", "values", "slots", "average"]
 
 
 class Verdict(IntEnum):
@@ -90,8 +94,15 @@ class Row:
     samples: tuple[int, ...] = ()  # the samples concerned, by their index
     margins: tuple[float, ...] = ()  # for each of them, by how much the reference's first class leads its second
     twin: str = ""  # the reference's batch that holds the samples which this batch of the candidate holds
+    size: int | None = None  # of the images, where it is not the recipe's
     differing: tuple[str, ...] = ()  # the facts of a batch that differ
     flips: int = 0  # elements that a ReLU would let through on one side only
+    apart: float | None = None  # at a step of P6: the relative L2 distance behind `error`
+    scatter: float | None = None  # that of the reference from itself, moved by one unit in the last place of float64
+    silent: bool = False  # the reference's own runs are so far apart that this row shows nothing
+    factor: float | None = None  # which multiple of the reference's update of that array the candidate's is
+    parts: int = 0  # into how many micro-batches the step's batch was divided
+    clipped: float | None = None  # the norm that an update's gradients were clipped to
     band: float | None = None  # how far a nudge of the weights has moved the reference's own loss so far
     distances: Distances | None = None
 
@@ -115,7 +126,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """A module that differs by itself, fed the reference's own input and output gradient."""
+    """A module that differs by itself: from equal inputs it gives something else."""
 
     path: str
     quantity: str  # "output", "input gradient", or the name of a parameter or buffer
@@ -123,17 +134,36 @@ class Alone:
     classes: tuple[str, str]  # the module's class in the reference and in the candidate; "?" where it has none
     others: int  # other modules that differ by themselves
     transposed: bool  # the candidate's is equal once its square weight is transposed
+    call: int = 1  # which of its calls
+    calls: int = 1  # how often the reference calls it
+    replay: Literal["different", "equal", "none"] = "different"  # what it gives when it is fed the same by itself
+    why: str = ""  # why it was not fed the same by itself
 
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """Every module is equal by itself, so the difference lies between two of them, or in how a result is used."""
+    """Every module that was compared is equal by itself, so the difference lies in the code between two of them."""
 
-    path: str  # the module whose output or gradient differs
-    previous: str  # the last module with parameters before it; empty: there is none, so the model's input differs
-    input_equal: bool  # what enters the module is equal, so the result is used differently afterwards
-    reference: tuple[tuple[str, str], ...]  # path and class of the modules without parameters that lie between
-    candidate: tuple[tuple[str, str], ...]
+    path: str  # the module whose input differs; that of `within` where what it returns differs
+    previous: str  # the last module before it that is equal; empty: there is none
+    reference: tuple[tuple[str, str], ...] = ()  # path and class of the modules without a partner that lie between
+    candidate: tuple[tuple[str, str], ...] = ()
+    within: str = ""  # the module whose own code it is; empty: the whole model
+    including: bool = False  # the module at `path` is part of the stretch, as it could not be fed the same by itself
+    swapped: bool = False  # its inputs are those of the reference in another order
+    backward: bool = False  # the outputs are equal, and a gradient is not
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """No module and nothing between two of them is to blame, but what lies around the model, or around one module."""
+
+    where: Literal["input", "loss gradient", "logits", "statistics"]
+    path: str = ""  # of the module whose statistics they are
+    calls: tuple[int, int] = (1, 1)  # how often the reference and the candidate call it
+
+
+Blame: TypeAlias = Alone | Between | Outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +172,7 @@ class Difference:
 
     stage: Stage
     row: Row | None  # None: the stage has no rows at all
-    replay: Alone | Between | None = None
+    replay: Blame | None = None
 
 
 def _stated(facts: Any) -> dict[str, Any]:

@@ -31,6 +31,9 @@ FIELDS: dict[str, Any] = {
     "decay_on": "weights",
     "label_smoothing": 0.1,
     "clip_norm": 1.0,
+    "micro_batch": 4,
+    "warmup": 0.5,
+    "ema": 0.99,
     "augment": "flips",
 }
 

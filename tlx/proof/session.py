@@ -19,6 +19,7 @@ from tlx.errors import TlxError
 from tlx.models.zoo import Architecture
 from tlx.proof.artifact import MODULE, MUST_AGREE, Capture, Writer, hexed
 from tlx.proof.measure import sha256
+from tlx.proof.randomness import share
 from tlx.proof.recorder import RecordedLoader, ServedLoader
 from tlx.recipe import Recipe
 from tlx.training import build
@@ -40,6 +41,8 @@ class Session:
     copy_weights: bool  # start from the reference's values
     writer: Writer
     feed: Callable[[Any], Any]  # replaces the training loader; for planting faults
+    quick: bool = False
+    ended: str = ""  # the hash of the values that P7 judges, where they are those of the reference's trajectory
 
     @property
     def served(self) -> bool:
@@ -92,6 +95,8 @@ class Session:
                 value = np.nextafter(single, np.where(up, np.float32(np.inf), np.float32(-np.inf)))
             arrays[spec.name] = np.asarray(value, dtype=spec.dtype)
         self.backend.load_arrays(model, arrays)
+        if share(self, model):
+            self.backend.load_arrays(model, arrays)
         return arrays
 
     @property
@@ -115,8 +120,11 @@ class Session:
     def training(self, model: Model, backend: Any) -> Training:
         """Return the production job, with the reference's batches where it serves them."""
         training = build.make_training(self.recipe, backend, self.data or self._stand_in(), model, self.arch)
-        loader: Any = ServedLoader(self.reference, "train") if self.served else self.feed(training.loader)
-        return replace(training, loader=loader, val=None if self.served else training.val)
+        if not self.served:
+            return replace(training, loader=self.feed(training.loader))
+        assert self.reference is not None
+        train, val = (cast(Any, ServedLoader(self.reference, part)) for part in ("train", "val"))
+        return replace(training, loader=train, val=val if val.steps else None)
 
     def _stand_in(self) -> Data:
         """Return data of the reference's length, so that the schedule has its steps; its pixels are never read."""
@@ -150,7 +158,7 @@ class Session:
         return {
             "must": {**self._must_agree(recipe), "stages": list(stages)},
             "first_data": self._first_data(),
-            "recipe": {name: value for name, value in recipe.items() if value is not None},
+            "recipe": self._told(recipe),
             "backend": self.backend.name,
             "versions": dict(capabilities.versions),
             "device": self.recipe.device,
@@ -163,6 +171,11 @@ class Session:
             "replayed": self.reference.manifest["inputs"] if self.reference is not None else None,
             "inputs": sha256(np.array([sha256(a) for a in self.initial.values()])),
         }
+
+    def _told(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """Return what the recipe says; of inputs of the user's own it says nothing."""
+        unseen = getattr(self.backend, "unseen", ())
+        return {name: value for name, value in recipe.items() if value is not None and name not in unseen}
 
     def _first_data(self) -> str | None:
         """The fingerprint as tlx 0.1.0 made it, for a comparison with a capture of that time."""
@@ -178,4 +191,5 @@ class Session:
         must = {name: hexed(recipe[name]) for name in MUST_AGREE}
         if not isinstance(self.recipe.model, str):
             must["model"] = MODULE  # whose class may have another name in a port
-        return {**must, "classes": list(self.classes), "data": self.data.fingerprint}
+        own = getattr(self.backend, "must_agree", {})  # inputs of the user's own
+        return {**must, "classes": list(self.classes), "data": self.data.fingerprint, **own}

@@ -49,7 +49,10 @@ DECLARED = (
     "order, augmentation, first values, dropout masks: drawn by the core alone",
     "dampening is 0 and BatchNorm's momentum never None, as the backends differ",
 )
-QUANTITIES = {"loss": "loss", "correct": "correct count", "hyper": "rates and decays"}
+QUANTITIES = {
+    **{"loss": "loss", "correct": "correct count", "hyper": "rates and decays"},
+    **{"scales": "weights of the micro-batches", "max_norm": "norm that gradients are clipped to"},
+}
 
 
 def title(stage: Stage) -> str:
@@ -59,7 +62,10 @@ def title(stage: Stage) -> str:
 
 def measure(stage: Stage) -> str:
     """Name what a stage's figure is."""
-    return "steps" if stage.id == "P6" and not stage.enough else MEASURES[stage.id]
+    if stage.id == "P6" and stage.facts.get("scatter", False):
+        return "x own scatter" if stage.enough else "steps"
+    counts_steps = stage.id == "P6" and not stage.enough and "random" not in stage.facts
+    return "steps" if counts_steps else MEASURES[stage.id]
 
 
 def figure(value: float | None) -> str:
@@ -94,18 +100,21 @@ def array(row: Row) -> str:
 
 def name(row: Row) -> str:
     """Name the place that a row measures."""
-    return NAMES[row.kind](row) if row.kind in NAMES else row.path
+    words = NAMES[row.kind](row) if row.kind in NAMES else row.path
+    return words if row.size is None or row.kind == "size" else f"{words} at {row.size} px"
 
 
 NAMES: Mapping[str, Callable[[Row], str]] = {
     "listing": lambda row: "order and roles",
-    "order": lambda row: "order of execution",
+    "size": lambda row: f"images of {row.size} px",
     "logits": lambda row: "logits",
     "loss": lambda row: "loss",
     "correct": lambda row: "correct count",
     "buffer": lambda row: f"buffer {row.path}",
     "gradient": lambda row: f"gradient {row.path}",
-    "update": lambda row: f"{row.side}, update {row.number}: {array(row)}",
+    "dropout": lambda row: f"dropout {row.path}".strip(),
+    "update": lambda row: f"{row.side}, update {row.number}{' (clipped)' * (row.clipped is not None)}: {array(row)}",
+    "locked": lambda row: f"step {row.number} from the reference's own state",
     "step": lambda row: f"step {row.number}",
     "end": lambda row: "end",
     "count": lambda row: f"batch {row.number}: count of the {row.side}",
@@ -122,8 +131,10 @@ NAMES: Mapping[str, Callable[[Row], str]] = {
 
 def note(row: Row) -> str:
     """Say what else is known about a row; empty where that is nothing."""
-    if row.kind == "step":
+    if row.kind in ("step", "locked"):
         return _step_note(row)
+    if row.kind == "size":
+        return f"the {row.missing} cannot run: {row.stopped}"
     if row.missing:
         return "run as a module on one side only" if row.kind == "output" else f"missing in the {row.missing}"
     return NOTES[row.kind](row) if row.kind in NOTES else ""
@@ -153,20 +164,44 @@ def _batch(row: Row) -> str:
     return causes.get(row.cause or "", ", ".join(row.differing))
 
 
+OUTPUTS = {
+    "made up for": "shared out otherwise within a module whose output is equal",
+    "laid out": "the same numbers in another order of axes",
+    "shape": "another shape",
+    "not finite": "not finite",
+    "empty": "empty",
+}
+
+
+def _output(row: Row) -> str:
+    flips = f"{row.flips} signs flipped" if row.flips else ""
+    return "; ".join(filter(None, (OUTPUTS.get(row.cause or "", ""), flips)))
+
+
 def _step_note(row: Row) -> str:
     parts = [f"boundary: {', '.join(row.events)}"] if row.events else []
     if row.missing:
         parts.append(stopped(row))
     elif row.band is not None:
         parts.append(f"band {row.band:.1e}")
+    elif row.silent:
+        parts.append(f"shows nothing: the reference's own runs are {row.scatter or 0.0:.1e} apart")
     elif not row.passed:
         parts.append(farthest(row))
+    if row.scatter is not None and row.apart is not None and not row.silent:
+        parts.append(beside(row))
     return "; ".join(parts)
 
 
 def farthest(row: Row) -> str:
     """Name what is farthest apart at a step."""
-    return QUANTITIES.get(row.quantity or "", array(row))
+    whose = {"gradients": "gradient ", "average": "moving average of "}.get(row.quantity or "", "")
+    return QUANTITIES.get(row.quantity or "", f"{whose}{array(row)}")
+
+
+def beside(row: Row) -> str:
+    """Set the distance at a step beside the reference's own scatter."""
+    return f"{row.apart or 0.0:.1e} apart, the reference from itself {row.scatter or 0.0:.1e}"
 
 
 def stopped(row: Row) -> str:
@@ -197,11 +232,12 @@ NOTES: Mapping[str, Callable[[Row], str]] = {
     "field": lambda row: against(row),
     "weight": _weight,
     "listing": lambda row: "the backends list their parameters differently",
-    "order": lambda row: "modules run in another order",
     "batch": _batch,
-    "output": lambda row: f"{row.flips} signs flipped" if row.flips else "",
+    "output": lambda row: _output(row),
+    "logits": lambda row: OUTPUTS.get(row.cause or "", ""),
     "loss": lambda row: against(row, ".12g"),
     "correct": lambda row: "" if row.passed else against(row),
+    "dropout": lambda row: "" if row.passed else against(row, ".3g"),
     "end": stopped,
     "predictions": _predictions,
     "batches": lambda row: against(row),
@@ -216,17 +252,31 @@ def summary(stage: Stage) -> str:
     """Say in one line what a stage compared, or why it was not run; empty where its rows say it all."""
     if stage.figure is None:
         return NOT_RUN[stage.id]
+    if "random" in stage.facts:
+        return f"random by itself, so no difference counts: {stage.facts['random']}"
     if not stage.rows and stage.id != "P0":
         return "nothing to compare"
     return SUMMARIES[stage.id](stage)
 
 
-NOT_RUN = {"P9": "left out by --quick; it is no gate", "P10": "--seeds 5 or more trains whole runs for it"}
+NOT_RUN = {
+    "P2": "the batches are your own, and were given to both",
+    "P7": "your own batches have no labels that the core knows",
+    "P8": "not run on batches of your own",
+    "P9": "left out by --quick, and with batches of your own; it is no gate",
+    "P10": "--seeds 5 or more trains whole runs for it",
+}
 
 
 def _manifest(stage: Stage) -> str:
     differing = "; ".join(f"{name(row)}: {note(row)}" for row in stage.rows[:3])
-    return differing or f"{stage.facts['equal']} facts are equal"
+    return differing or "; ".join(filter(None, (f"{stage.facts['equal']} facts are equal", unplayed(stage))))
+
+
+def unplayed(stage: Stage) -> str:
+    """Say which parts of the recipe nothing was run for; empty where everything was."""
+    names = stage.facts.get("not_run", ())
+    return f"of the recipe, not run: {', '.join(names)}" if names else ""
 
 
 def _data(stage: Stage) -> str:
@@ -234,11 +284,59 @@ def _data(stage: Stage) -> str:
     return words + ("; the batches of one capture were served to the other" if stage.facts["served"] else "")
 
 
+def _sizes(stage: Stage) -> str:
+    """List the image sizes that a pass was run at, and why it was not run at another one."""
+    sizes, error = stage.facts.get("sizes", ()), stage.facts.get("one_size", "")
+    words = f"; at {' and '.join(map(str, sizes))} px" if sizes else ""
+    if error:
+        words += f"; the reference takes one size only ({error})"
+    elif stage.facts.get("not_run"):
+        words += f"; at {' and '.join(map(str, stage.facts['not_run']))} px not run in the candidate"
+    return words
+
+
 def _steps(stage: Stage) -> str:
-    steps = stage.facts["steps"]
+    facts, free = stage.facts, [row for row in stage.rows if row.kind == "step"]
+    if not stage.enough and facts.get("why") == "stopped":
+        return f"both stopped before step {facts['steps']}: {facts['stopped']}"
+    if not stage.enough and facts.get("why") == "silent":
+        alone = "no step was taken from the reference's own state, so capture the candidate with --reference"
+        return f"{_silence(facts)}, and {alone}"
     if not stage.enough:
-        return f"only {steps} of {stage.facts['needed']} steps: more training images are needed"
-    return f"{steps} steps, {sum(bool(row.events) for row in stage.rows)} of them at a boundary"
+        return f"only {facts['steps']} of {facts['needed']} steps: more training images are needed"
+    words = f"{facts['steps']} steps, {sum(bool(row.events) for row in free)} of them at a boundary"
+    return "; ".join(filter(None, (words, strength(stage))))
+
+
+def strength(stage: Stage) -> str:
+    """Say how strong a trajectory is as a proof, and what would make it stronger; empty where nothing is known."""
+    facts = stage.facts
+    if not facts.get("scatter"):
+        return ""
+    if not facts["locked"]:
+        parts = ["no step was taken from the reference's own state"]
+    else:
+        steps = "1 step" if facts["locked"] == 1 else f"{facts['locked']} steps"
+        parts = [f"{steps} from the reference's own state"]
+        if "shown" in facts and not facts["weak"]:
+            parts[0] += (
+                f" would show a change of {figure(facts['shown'])} of any array's update (least {facts['weakest']})"
+            )
+        elif "shown" in facts:
+            parts[0] += f" show nothing of {facts['weak']} of {facts['moved']} arrays, such as {facts['weakest']}"
+    if facts["silent"] is not None:
+        parts.append(_silence(facts))
+    weak = facts.get("weak") or facts.get("shown", 0.0) > WEAK or not facts["locked"]
+    if weak and facts.get("stronger"):
+        parts.append(f"{' or '.join(facts['stronger'])} would show more")
+    return "; ".join(parts)
+
+
+WEAK = 0.01  # of an array's update: if more than this could change unseen, say how to see more
+
+
+def _silence(facts: Mapping[str, Any]) -> str:
+    return f"the free run shows nothing from step {facts['silent']} on, where the reference's own runs part"
 
 
 def _float32_step(stage: Stage) -> str:
@@ -273,11 +371,11 @@ SUMMARIES: Mapping[str, Callable[[Stage], str]] = {
     "P0": _manifest,
     "P1": lambda stage: f"{stage.facts['arrays']} arrays",
     "P2": _data,
-    "P3": lambda stage: f"outputs of {len(stage.rows)} modules",
-    "P4": lambda stage: f"{len(stage.rows)} outputs, losses, buffers and gradients; everything trains",
+    "P3": lambda stage: f"{len(stage.rows)} outputs{_sizes(stage)}",
+    "P4": lambda stage: f"{len(stage.rows)} outputs, losses, buffers and gradients; everything trains{_sizes(stage)}",
     "P5": lambda stage: (
         f"{stage.facts['optimizer']}, {stage.facts['updates']} updates, "
-        "groups frozen and unfrozen between them, against NumPy"
+        "groups frozen and unfrozen between them, the last one clipped, against NumPy"
     ),
     "P6": _steps,
     "P7": lambda stage: f"{stage.facts['batches']} batches of the test part",
@@ -298,6 +396,8 @@ def subject(recipe: Mapping[str, Any], steps: int, boundaries: int) -> str:
     """Say what was compared: model, strategy, data, and how long."""
     strategy = recipe.get("strategy")
     named = strategy.get("name") if isinstance(strategy, Mapping) else strategy
+    if "data" not in recipe:
+        return f"{recipe.get('model')}, everything trains, your own batch, {recipe.get('optimizer')}; {steps} steps"
     sizes = f"batches of {recipe.get('batch_size')} at {recipe.get('image_size')} px"
     crossing = f"{steps} steps, {boundaries} of them at a boundary"
     model, data, optimizer = (recipe.get(field) for field in ("model", "data", "optimizer"))

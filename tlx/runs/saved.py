@@ -11,7 +11,10 @@ from tlx.runs.facts import Facts, parse_object
 from tlx.training.loop import Training
 from tlx.training.metrics import EpochEnded, Meter, Metrics
 
-VERSION = 2  # 1, of tlx 0.1.0, held the history, and a digest of the arrays, and a fingerprint that saw no contents
+# Version 1, of tlx 0.1.0, held the history, and a digest of the arrays, and a fingerprint that saw no contents. Up to
+# version 2 a dropout that a pass calls several times dropped the same each time, and one in a module without parameters
+# dropped nothing.
+VERSION = 3
 _FIX = "start the run again"
 _LOSS = 1e300  # losses are finite; sums of several stay so
 _SECONDS = 1e12  # of an epoch; the clock has a finer step than the least of them
@@ -46,9 +49,16 @@ class Saved:
     frozen: dict[str, str]
     data: str  # the fingerprint
     sha256: str | None  # of the values; None where the run's manifest holds the digest
+    redraws: bool  # of an earlier tlx, which drew some masks otherwise
 
     def check(self, training: Training) -> None:
         """Raise TlxError where the counters contradict each other, or what trains now."""
+        if self.redraws and (paths := getattr(training.model, "redrawn", ())):
+            raise TlxError(
+                f"{self.where} is of an earlier tlx, which drew other masks for dropout {paths[0]!r}: the same for all "
+                "its calls in a pass, or none in a module without parameters",
+                fix=_FIX,
+            )
         steps, epochs = training.loader.steps, training.plan.schedule.epochs
         under_way = self.step - len(self.history) * steps
         names = {spec.name for spec in training.backend.param_specs(training.model)}
@@ -89,6 +99,7 @@ def parse(content: bytes, path: Path, history: list[EpochEnded]) -> Saved:
         frozen={name: frozen.text(name) for name in frozen.values},
         data=facts.text("data"),
         sha256=facts.text("sha256") if version == 1 else None,
+        redraws=version < 3,
     )
 
 

@@ -43,7 +43,8 @@ from tlx.backend.module.boundary import (
     stand_ins,
     stop_class,
 )
-from tlx.backend.module.build import ancestors, describe, dropout_class, locate, replace_dropouts, replace_head
+from tlx.backend.module.build import describe, holder, locate, replace_head
+from tlx.backend.module.dropout import FUNCTIONS, Drop, Masks, dropout_class, function, replace_dropouts
 from tlx.backend.module.net import DeviceBatch, Net, Optimizer
 from tlx.errors import BackendError, closest, one_line
 
@@ -65,7 +66,6 @@ class ModuleBackend:
         nn = framework.nn
         self.batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         self.norms = (*self.batch_norms, nn.LayerNorm, nn.GroupNorm)
-        self.dropout = dropout_class(framework)
         self.stop = stop_class(nn.Module)
         self.proxy = proxy_class(nn.Module)
 
@@ -86,6 +86,13 @@ class ModuleBackend:
     def generators(self, device: str) -> Sequence[Any]:
         """Return the framework's own generators, from which a module may draw on a device."""
         return ()
+
+    def dropping_functions(self, drop: Drop) -> list[tuple[Any, str, Callable[..., Any]]]:
+        """Return the framework's functions that drop, as (owner, name, what does the same by `drop`)."""
+        functional = self.fw.nn.functional
+        return [
+            (functional, name, function(drop, axes)) for name, axes in FUNCTIONS.items() if hasattr(functional, name)
+        ]
 
     def lay_out_plainly(self, net: Net) -> bool:
         """Undo what `prepare` did to the layout in memory; False: it did nothing."""
@@ -144,14 +151,16 @@ class ModuleBackend:
             module = self.construct(spec.name, **dict(spec.options))
         else:
             raise BackendError(f"backend {self.name!r} has no model {spec.name!r}; `tlx models` lists what it has")
-        replace_head(fw.nn, module, spec)
-        dropouts = replace_dropouts(fw.nn, self.depth, self.dropout, module, spec.own)
+        if spec.head:
+            replace_head(fw.nn, module, spec)
+        masks = Masks()
+        dropouts = replace_dropouts(fw.nn, self.depth, dropout_class(fw, masks), module, spec.own)
         dtype = fw.float64 if precision == "float64" else fw.float32
         module = module.to(dtype).to(device)
         specs = tuple(describe(module, self.norms))
         modes = dict.fromkeys(module.modules(), True)
         net = Net(module, spec.head, spec.classes, device, dtype, precision == "bfloat16", modes, specs)
-        net.dropouts, net.own, net.notes = dropouts, spec.own, notes
+        net.masks, net.dropouts, net.own, net.notes = masks, dropouts, spec.own, notes
         self.prepare(net)
         module.eval()
         if spec.own:
@@ -159,6 +168,7 @@ class ModuleBackend:
             net.notes += [f"one value under several names, saved under the first: {names}" for names in shared]
             if spec.image_size:
                 own.try_out(self, net, spec.image_size)
+        masks.tried = True
         return net
 
     def param_specs(self, model: Net) -> tuple[ParamSpec, ...]:
@@ -186,15 +196,14 @@ class ModuleBackend:
         for name, param in params.items():
             param.requires_grad_(name in trainable)
             param.grad = None
-        names = (name for s in model.specs if s.name in trainable for name in (s.name, *s.aliases))
-        around_what_trains = {path for name in names for path in ancestors(name)}
+        holding = model.holding(params)
+        around_what_trains = model.holding(trainable)
         for path, module in model.module.named_modules():
             if path in statistics:
                 model.training[module] = path in batch_norm
             else:
-                # A module without parameters, such as dropout, acts where the module around it holds one that trains.
-                owns = any(True for _ in module.parameters())
-                model.training[module] = (path if owns else path.rpartition(".")[0]) in around_what_trains
+                # A module without parameters, such as dropout, acts where the nearest around it that holds some trains.
+                model.training[module] = holder(path, holding) in around_what_trains
         model.mode = "eval"
         model.module.eval()
 
@@ -255,15 +264,15 @@ class ModuleBackend:
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         self._set_mode(model, "train")
         self.reuse_memory(model, model.autocast or not next(model.module.parameters()).requires_grad)
-        for layer in model.dropouts:
-            layer.key = batch.key
         with self.fw.enable_grad(), self._seeded(model, batch.key):
             logits = self._run(model, batch)
+            model.masks.end()
             mean = self._loss(logits, batch)
             (mean if scale == 1.0 else mean * scale).backward()
         return mean.detach() * batch.size, self._correct(logits, batch.labels)
 
     def _seeded(self, model: Net, key: own.Key) -> AbstractContextManager[None]:
+        model.masks.begin(key)
         return own.seeded(self, model, key) if model.own else nullcontext()
 
     def _loss(self, logits: Any, batch: DeviceBatch) -> Any:
@@ -319,9 +328,12 @@ class ModuleBackend:
         failed = [paths[id(owner)] for owner in frames if id(owner) in paths]
         where = f" at {failed[-1]!r}" if failed and failed[-1] else ""
         fix = " Lower batch_size, micro_batch or image_size." if "memory" in str(error) else ""
-        shape = list(batch.images.shape)
+        shape = self.described(batch)
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         return f"{self.name} cannot run the model on {shape}{where}: {one_line(f'{kind}{error}')}.{fix}"
+
+    def described(self, batch: DeviceBatch) -> str:
+        return str(list(batch.images.shape))
 
     def outputs(self, model: Net, batch: DeviceBatch) -> Any:
         """Return whatever the module returns on pixels."""

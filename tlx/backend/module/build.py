@@ -1,14 +1,11 @@
-"""Building a model from a framework's module: its head, its dropouts, its description."""
+"""Building a model from a framework's module: its head, its description."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
-from tlx import rng
 from tlx.backend import ModelSpec, ParamSpec, Role
 from tlx.errors import BackendError, closest
 
@@ -112,6 +109,13 @@ def ancestors(name: str) -> list[str]:
     return [".".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
+def holder(path: str, holding: Collection[str]) -> str:
+    """Return a path, or that of the nearest module around it, which is in `holding`; "" where none is."""
+    while path and path not in holding:
+        path = path.rpartition(".")[0]
+    return path
+
+
 def locate(module: Any, path: str, model: str) -> tuple[Any, str, Any]:
     """Return the parent, attribute and module at a path."""
     modules = dict(module.named_modules())
@@ -119,33 +123,6 @@ def locate(module: Any, path: str, model: str) -> tuple[Any, str, Any]:
         raise BackendError(f"{model}: no module {path!r}.{closest(path, modules)}")
     parent, _, attribute = path.rpartition(".")
     return modules[parent], attribute, modules[path]
-
-
-UNITS, SAMPLES, CHANNELS = 0, 1, 2  # what a dropout drops: leading axes of its mask; 0: all
-
-
-def replace_dropouts(nn: Any, depth: Any, make: Callable[[float, int, int], Any], module: Any, own: bool) -> list[Any]:
-    """Replace every dropout, and every stochastic depth, by what `make` makes; returns these in the module's order.
-
-    Others, whose masks the core does not draw, are refused in a zoo's model. In somebody's own they draw from the
-    framework's generator, which is seeded.
-    """
-    by_channel = tuple(getattr(nn, name) for name in ("Dropout1d", "Dropout2d", "Dropout3d") if hasattr(nn, name))
-    # Through the parents, because a module that two of them share has one path only.
-    new: dict[Any, Any] = {}
-    for path, parent in list(module.named_modules()):
-        for attribute, old in list(parent._modules.items()):
-            axes = UNITS if type(old) is nn.Dropout else CHANNELS if type(old) in by_channel else None
-            if isinstance(old, depth) and old.mode == "row":
-                axes = SAMPLES
-            if axes is not None:
-                if old not in new:
-                    new[old] = make(old.p, len(new), axes)
-                setattr(parent, attribute, new[old])
-            elif not own and (isinstance(old, depth) or "Dropout" in type(old).__name__):
-                name = f"{path}.{attribute}".lstrip(".")
-                raise BackendError(f"{name} is a {type(old).__name__}, whose masks tlx does not draw; use nn.Dropout")
-    return list(new.values())
 
 
 def describe(module: Any, norms: tuple[Any, ...]) -> Iterator[ParamSpec]:
@@ -172,26 +149,3 @@ def _every_name(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, child in module._modules.items():
         if child is not None:
             yield from _every_name(child, f"{prefix}{name}.")
-
-
-def dropout_class(fw: Any) -> Callable[[float, int, int], Any]:
-    """Make the layer whose mask the core draws, so that every framework drops the same units, channels or samples.
-
-    The last is stochastic depth (Huang et al. 2016): a residual branch is dropped as a whole.
-    """
-
-    class Dropout(fw.nn.Module):  # type: ignore[misc]
-        def __init__(self, p: float, layer: int, axes: int) -> None:
-            super().__init__()
-            self.p, self.layer, self.axes, self.key = p, layer, axes, (0, 0, 0)
-
-        def forward(self, x: Any) -> Any:
-            if not self.training or self.p == 0.0:
-                return x
-            axes = self.axes or x.ndim
-            shape = (*x.shape[:axes], *([1] * (x.ndim - axes)))
-            keep = rng.keep_mask(*self.key, self.layer, shape, self.p)
-            mask = fw.tensor(keep.astype(np.uint8), device=x.device).to(x.dtype)
-            return x * mask * (1.0 / (1.0 - self.p))
-
-    return Dropout

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from tlx.backend.module.boundary import Entered
+from tlx.backend.module.build import ancestors
+from tlx.backend.module.dropout import Masks
 from tlx.backend.optimizers import OptimizerSpec
 from tlx.backend.protocol import ParamSpec
 
@@ -24,7 +26,9 @@ class Net:
     training: dict[Any, bool]  # module -> mode while training, set by the phase
     specs: tuple[ParamSpec, ...]
     mode: str = "eval"
-    dropouts: list[Any] = field(default_factory=list)
+    masks: Masks = field(default_factory=Masks)
+    dropouts: list[Any] = field(default_factory=list)  # the layers that `masks` is for
+    salt: int = 0  # of the framework's own generators; another one shows what draws from them
     own: bool = False  # code of somebody's own is part of it
     trial: Any = None  # of an own module: the batch it was tried on
     mixes: bool = False  # an own module: an image's outputs depend on its batch
@@ -32,6 +36,21 @@ class Net:
     notes: list[str] = field(default_factory=list)
     entering: dict[str, Entered] = field(default_factory=dict)  # by boundary
     stand_ins: dict[str, int] = field(default_factory=dict)  # boundary -> number of the one that comes to it
+
+    def holding(self, names: Collection[str]) -> set[str]:
+        """Return the paths of the modules that hold one of these parameters, by any of its names."""
+        all_names = (name for s in self.specs if s.name in names for name in (s.name, *s.aliases))
+        return {path for name in all_names for path in ancestors(name)}
+
+    @property
+    def redrawn(self) -> tuple[str, ...]:
+        """The paths of dropouts that tlx drew otherwise in saved runs up to version 2.
+
+        It drew one mask for all calls in a pass, and none where the module around the dropout holds no parameter.
+        """
+        holding = self.holding({s.name for s in self.specs if s.role != "statistic"})
+        bare = [layer.path for layer in self.dropouts if layer.p and layer.path.rpartition(".")[0] not in holding]
+        return (*self.masks.by_call, *bare)
 
     @property
     def changing(self) -> set[Any]:

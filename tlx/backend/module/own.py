@@ -50,8 +50,9 @@ def seeded(backend: ModuleBackend, net: Net, key: Key) -> Iterator[None]:
 
     Afterwards the user's own random state is as before, where the framework can restore it.
     """
-    number = rng.framework_seed(*key)
-    with undisturbed(backend, net.device):
+    seed, step, row = key
+    number = rng.framework_seed(seed + net.salt, step, row)
+    with undisturbed(backend, net.device), net.masks.functions():
         random.seed(number)
         np.random.seed(number % 2**32)
         for generator in backend.generators(net.device):
@@ -135,6 +136,8 @@ def _trial(backend: ModuleBackend, net: Net, batch: DeviceBatch) -> list[str]:
     if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1, atol=1e-3):
         notes.append("its outputs look like probabilities, but the loss takes logits: leave its softmax out")
     first, second = (_train(backend, net, batch) for _ in range(2))
+    if net.masks.together:  # which is known after the first pass
+        first = _train(backend, net, batch)
     if not np.array_equal(first, second, equal_nan=True):
         notes.append(
             "two passes from one seed differ (a generator of its own, or a state that is no buffer?), "
@@ -150,11 +153,11 @@ def _train(backend: ModuleBackend, net: Net, batch: DeviceBatch) -> Any:
         param.requires_grad_(True)
     for module in net.training:
         module.training = True
-    for layer in net.dropouts:
-        layer.key = batch.key
+    net.masks.begin(batch.key)
     with backend.fw.enable_grad(), seeded(backend, net, EVALUATION):
         able = (next(net.module.parameters()) * 1).requires_grad  # False in PyTorch's inference mode
         logits = checked(net, batch, _outputs(backend, net, batch))
+        net.masks.end()
         if able and not logits.requires_grad:
             raise BackendError("The model cuts its gradients off (no_grad or detach in its forward pass?)")
         if able:

@@ -2,54 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import wraps
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from tlx.backend import Array, Arrays, Replay, Visit
+import numpy as np
+
+from tlx.backend import Array, Arrays, Draw, Randomness, Replay, Visit
+from tlx.backend.module import own
+from tlx.backend.module.calls import Call, Place, leaves, taken
+from tlx.backend.module.random_search import find
+from tlx.backend.module.shared_masks import share
+from tlx.errors import BackendError
 
 if TYPE_CHECKING:
     from tlx.backend.module.base import ModuleBackend
     from tlx.backend.module.net import Net
 
-KEY = "tlx-probe"  # OneFlow numbers its hooks by their count, so removing one and adding one overwrites another
+KEY = "tlx-probe"
 
 
 class ModuleProbe:
-    """Hooks the modules that own parameters, and those without children, whose kind alone is kept."""
+    """Looks into each call of each module, by a `forward` that stands before the module's own."""
 
     def __init__(self, backend: ModuleBackend, net: Net) -> None:
         self.backend, self.net = backend, net
         self.modules = dict(net.module.named_modules())
+        self.calls: dict[tuple[str, int], Call] = {}
 
     def record(self, call: Callable[[], Any]) -> tuple[Visit, ...]:
-        visits: list[dict[str, Any]] = []
-        hooked = {path: m for path, m in self.modules.items() if _owns(m) or not any(True for _ in m.children())}
-        for path, module in hooked.items():
-            module._forward_hooks[KEY] = self._hook(path, visits)
-        try:
+        tape = Tape(self.backend, self.net)
+        with tape.watching(self.modules):
             call()
-        finally:
-            for module in hooked.values():
-                del module._forward_hooks[KEY]
-        return tuple(Visit(**visit) for visit in visits)
-
-    def _hook(self, path: str, visits: list[dict[str, Any]]) -> Callable[[Any, Any, Any], None]:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            visit: dict[str, Any] = {"path": path, "kind": type(module).__name__}
-            visits.append(visit)
-            if not _owns(module) or not hasattr(output, "detach"):
-                return
-            first = args[0] if isinstance(args, (tuple, list)) else args
-            visit["input"], visit["output"] = self.backend.array(first), self.backend.array(output)
-            if output.requires_grad:
-
-                def keep(grad: Any) -> None:
-                    visit["grad"] = self.backend.array(grad)
-
-                output.register_hook(keep)
-
-        return hook
+        self.calls = tape.calls
+        return tape.visits()
 
     def gradients(self) -> dict[str, Array]:
         named = self.net.module.named_parameters()
@@ -60,55 +50,108 @@ class ModuleProbe:
             gradient = gradients.get(name)
             param.grad = None if gradient is None else self.backend.tensor(gradient, self.net.device).to(param.dtype)
 
-    def replay(self, path: str, x: Array, dy: Array | None = None, *, training: bool = False) -> Replay:
-        module, backend, fw = self.modules[path], self.backend, self.backend.fw
+    def replay(
+        self,
+        path: str,
+        inputs: Sequence[Array],
+        grads: Sequence[Array | None] = (),
+        *,
+        call: int = 1,
+        training: bool = False,
+    ) -> Replay:
+        module, fw = self.modules[path], self.backend.fw
+        recorded = self.calls.get((path, call), Call((tuple(map(Place, range(len(inputs)))), {}), len(inputs)))
         prefix = path + "." if path else ""
-        with self._untouched(module, training):
-            fed = backend.tensor(x, self.net.device).to(self.net.dtype)
-            if dy is None:
+        with self._untouched(module, training), self.net.masks.alone():
+            if not any(grad is not None for grad in grads):
                 with fw.no_grad():
-                    output = module(fed)
-                return Replay(backend.array(output))
+                    args, kwargs = recorded.filled([self._fed(x) for x in inputs])
+                    return Replay(self._arrays(module(*args, **kwargs)))
             for param in module.parameters():
                 param.requires_grad_(True)
                 param.grad = None
-            fed.requires_grad_(True)
-            output = module(fed)
-            # The product's gradient is dy itself; the output may be changed in place, so it is copied first.
-            copied = backend.array(output)
-            (output * backend.tensor(dy, self.net.device).to(output.dtype)).sum().backward()
+            with fw.enable_grad():
+                fed = [self._fed(x) for x in inputs]
+                for tensor in fed:
+                    if tensor.is_floating_point():
+                        tensor.requires_grad_(True)
+                # Products, as a module may change its inputs in place, which a leaf forbids.
+                args, kwargs = recorded.filled([t * 1 if t.requires_grad else t for t in fed])
+                outputs = list(leaves(module(*args, **kwargs), self.is_tensor))
+                copied = tuple(self.backend.array(output) for output in outputs)
+                self._backward(outputs, grads)
             return Replay(
                 copied,
-                backend.array(fed.grad),
-                {prefix + n: backend.array(p.grad) for n, p in module.named_parameters() if p.grad is not None},
-                {prefix + n: backend.array(b) for n, b in module.named_buffers()},
+                tuple(None if t.grad is None else self.backend.array(t.grad) for t in fed),
+                {prefix + n: self.backend.array(p.grad) for n, p in module.named_parameters() if p.grad is not None},
+                {prefix + n: self.backend.array(b) for n, b in module.named_buffers()},
             )
 
-    def replay_transposed(self, path: str, x: Array) -> Array | None:
-        weight = getattr(self.modules[path], "weight", None)
+    def _backward(self, outputs: Sequence[Any], grads: Sequence[Array | None]) -> None:
+        """Run backward from these gradients: each is the gradient of its product with the output."""
+        if len(outputs) < len(grads):
+            raise BackendError(f"it gives {len(outputs)} tensors here, and the reference's gives {len(grads)}")
+        parts = [
+            (output * self.backend.tensor(grad, self.net.device).to(output.dtype)).sum()
+            for output, grad in zip(outputs, grads, strict=False)
+            if grad is not None and output.requires_grad
+        ]
+        if parts:
+            sum(parts[1:], parts[0]).backward()
+
+    def replay_transposed(self, path: str, inputs: Sequence[Array], *, call: int = 1) -> Array | None:
+        weight = self.modules[path]._parameters.get("weight")
         if weight is None or weight.ndim < 2 or weight.shape[0] != weight.shape[1]:
             return None
         original = self.backend.array(weight)
         self._set(weight, original.swapaxes(0, 1))
         try:
-            return self.replay(path, x).output
+            return self.replay(path, inputs, call=call).outputs[0]
         finally:
             self._set(weight, original)
 
+    def is_tensor(self, value: Any) -> bool:
+        return is_tensor(self.backend, value)
+
+    def _fed(self, x: Array) -> Any:
+        tensor = self.backend.tensor(x, self.net.device)
+        return tensor.to(self.net.dtype) if tensor.is_floating_point() else tensor
+
+    def _arrays(self, output: Any) -> tuple[Array, ...]:
+        return tuple(self.backend.array(tensor) for tensor in leaves(output, self.is_tensor))
+
+    def draws(self, call: Callable[[], Any]) -> tuple[Draw, ...]:
+        masks = share(self.backend, self.net)
+        self.modules = dict(self.net.module.named_modules())
+        with masks.logged() as log:
+            self.record(call)
+        return tuple(log)
+
+    def follow(self, partners: Sequence[Draw | None]) -> None:
+        share(self.backend, self.net).follow(partners)
+
+    def act(self, acting: Sequence[bool]) -> None:
+        share(self.backend, self.net).act(acting)
+
+    def random(self, call: Callable[[], Any]) -> Randomness | None:
+        share(self.backend, self.net)
+        return find(self.backend, self.net, call)
+
     def _set(self, weight: Any, value: Array) -> None:
         with self.backend.fw.no_grad():
-            weight.copy_(self.backend.tensor(value, self.net.device))
+            weight.copy_(self.backend.tensor(np.ascontiguousarray(value), self.net.device))
 
     @contextmanager
     def _untouched(self, module: Any, training: bool) -> Iterator[None]:
-        """Give back modes, buffers, gradients and what trains, whatever happens."""
+        """Give back modes, buffers, gradients, what trains and the random state, whatever happens."""
         modes = {m: m.training for m in module.modules()}
         buffers = [(b, self.backend.array(b)) for _, b in module.named_buffers()]
         params = [(p, p.requires_grad, p.grad) for p in module.parameters()]
         try:
             for m in modes:
                 m.training = training
-            yield
+            with own.seeded(self.backend, self.net, own.EVALUATION) if self.net.own else nullcontext():
+                yield
         finally:
             for m, mode in modes.items():
                 m.training = mode
@@ -120,5 +163,113 @@ class ModuleProbe:
                 param.grad = grad
 
 
-def _owns(module: Any) -> bool:
-    return any(True for _ in module.parameters(recurse=False))
+@dataclass(slots=True, eq=False)
+class _Noted:
+    """A visit that is being written."""
+
+    path: str
+    kind: str
+    call: int
+    depth: int
+    inputs: list[Array]
+    outputs: list[Array] = field(default_factory=list)
+    grads: dict[int, Array] = field(default_factory=dict)  # by the output's number
+
+
+class Tape:
+    """Notes every call of every module during one pass."""
+
+    def __init__(self, backend: ModuleBackend, net: Net) -> None:
+        self.backend, self.net = backend, net
+        self.calls: dict[tuple[str, int], Call] = {}
+        self._noted: list[_Noted] = []
+        self._counts: Counter[str] = Counter()
+        self._depth = 0
+        self._kept: dict[bytes, Array] = {}
+
+    @contextmanager
+    def watching(self, modules: dict[str, Any]) -> Iterator[None]:
+        """Watch modules while the block runs."""
+        before = {path: vars(module).get("forward") for path, module in modules.items()}
+        for path, module in modules.items():
+            vars(module)["forward"] = self._watched(path, module, module.forward)
+            module._forward_hooks[KEY] = _nothing  # where a module has a hook, torch takes no way around its children
+        try:
+            yield
+        finally:
+            for path, module in modules.items():
+                del module._forward_hooks[KEY]
+                if before[path] is None:
+                    del vars(module)["forward"]
+                else:
+                    vars(module)["forward"] = before[path]
+
+    def visits(self) -> tuple[Visit, ...]:
+        """Return what was noted."""
+        return tuple(
+            Visit(
+                n.path,
+                n.kind,
+                tuple(n.inputs),
+                tuple(n.outputs),
+                tuple(n.grads.get(i) for i in range(len(n.outputs))) if n.grads else (),
+                n.call,
+                n.depth,
+            )
+            for n in self._noted
+        )
+
+    def _watched(self, path: str, module: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)  # so that its signature can still be asked for
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if path and not self._depth:  # computed again during the backward pass, to save memory
+                return forward(*args, **kwargs)
+            self._counts[path] += 1
+            call, tensors = taken(forward, args, kwargs, self._is_tensor)
+            self.calls[path, self._counts[path]] = call
+            noted = _Noted(path, type(module).__name__, self._counts[path], self._depth, [*map(self._array, tensors)])
+            self._depth += 1
+            try:
+                output = forward(*args, **kwargs)
+            finally:
+                self._depth -= 1
+            if module._parameters:
+                self.net.masks.after = path
+            self._note(noted, output)
+            return output
+
+        return watched
+
+    def _note(self, noted: _Noted, output: Any) -> None:
+        self._noted.append(noted)
+        for number, tensor in enumerate(leaves(output, self._is_tensor)):
+            noted.outputs.append(self._array(tensor))
+            if tensor.requires_grad:
+                tensor.register_hook(self._keeping(noted, number))
+
+    def _keeping(self, noted: _Noted, number: int) -> Callable[[Any], None]:
+        def keep(grad: Any) -> None:
+            noted.grads[number] = self._array(grad)
+
+        return keep
+
+    def _is_tensor(self, value: Any) -> bool:
+        return is_tensor(self.backend, value)
+
+    def _array(self, tensor: Any) -> Array:
+        """Copy a tensor; equal ones are one array, as what leaves a module mostly enters the next."""
+        array = self.backend.array(tensor)
+        digest = sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).digest()
+        return self._kept.setdefault(digest, array)
+
+
+def is_tensor(backend: ModuleBackend, value: Any) -> bool:
+    """Whether it is a tensor of real numbers, integers or truth values, as NumPy has them."""
+    return isinstance(value, backend.fw.Tensor) and not any(kind in str(value.dtype) for kind in UNREADABLE)
+
+
+UNREADABLE = ("complex", "bfloat16")
+
+
+def _nothing(module: Any, args: Any, output: Any) -> None:
+    """Change nothing."""

@@ -1,0 +1,71 @@
+"""The table of all models: what a cell says, what is done again, and what cannot be measured here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tlx.models.zoo import ARCHITECTURES
+from tlx.proof import zoo_table
+from tlx.proof.zoo_table import Cell, complete, main, obstacle, read, sizes, table
+
+pytestmark = pytest.mark.needs("loopback")
+
+EQUAL: dict[str, Any] = {"parameters": 700_000, "verdict": "EQUAL", "figures": {"P1": 0.0, "P6": 4.0}, "unseen": 1e-7}
+
+
+def test_each_model_is_measured_at_an_even_and_an_odd_size_that_it_takes() -> None:
+    assert sizes("resnet18") == (64, 49) and sizes("inception_v3") == (80, 75) and sizes("alexnet") == (68, 63)
+    for arch in ARCHITECTURES.values():
+        if arch.imagenet:
+            even, odd = sizes(arch.name)
+            assert even % 2 == 0 and odd % 2 == 1 and min(even, odd) >= arch.min_size
+
+
+def test_what_is_equal_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[tuple[str, int]] = []
+
+    def measured(model: str, optimizer: str, size: int) -> Cell:
+        run.append((optimizer, size))
+        return (
+            Cell(model, optimizer, size, why="differs", verdict="DIFFERENT")
+            if size == 64
+            else Cell(model, optimizer, size, **EQUAL)
+        )
+
+    monkeypatch.setattr(zoo_table, "measured", measured)
+    wanted = [("sgd", 64), ("sgd", 49)]
+    assert [cell.equal for cell in complete("resnet18", tmp_path, wanted)] == [False, True]
+    complete("resnet18", tmp_path, wanted)
+    assert run == [("sgd", 64), ("sgd", 49), ("sgd", 64)]
+    assert len((tmp_path / "resnet18.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    assert main(["resnet18", "--optimizer", "sgd", "--odd", "--results", str(tmp_path)]) == 0
+    assert main(["resnet18", "--optimizer", "sgd", "--results", str(tmp_path)]) == 1
+
+
+def test_a_model_that_does_not_fit_has_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo_table, "free_memory", lambda: 8 * 10**9)
+    assert obstacle(11_000_000) == ""
+    cell = zoo_table.measured("regnet_y_128gf", "sgd", 64)
+    assert "not measured: it takes about 71 GB of memory, and 8 GB were free" in str(cell)
+    monkeypatch.setattr(zoo_table, "free_disk", lambda: 10**9)
+    assert "GB of disk" in obstacle(11_000_000)
+
+
+def test_a_cell_is_made_of_two_processes_and_one_that_fails_is_a_row() -> None:
+    cell = zoo_table.measured("tiny-mlp", "sgd", 17, "loopback", "loopback")
+    assert cell.equal and cell.locked == 40 and cell.unseen is not None and cell.silent is None, str(cell)
+    assert cell.figures.keys() == {"P0", *zoo_table.STAGES}
+    assert "backend 'loopback' has no model" in zoo_table.measured("resnet18", "sgd", 64, "loopback", "loopback").why
+
+
+def test_the_table_has_every_model(tmp_path: Path) -> None:
+    (tmp_path / "squeezenet1_1.jsonl").write_text("", encoding="utf-8")
+    zoo_table.append(tmp_path / "squeezenet1_1.jsonl", Cell("squeezenet1_1", "sgd", 49, locked=9, silent=22, **EQUAL))
+    lines = table(tmp_path, ["resnet18", "squeezenet1_1"]).splitlines()
+    assert lines[-2].startswith("| resnet18 | 11.7 M | - | 0 |") and "not run yet" in lines[-2]
+    assert lines[-1] == "| squeezenet1_1 | 0.7 M | sgd | 49 | 0 | - | - | - | - | 4 | 9 | 1.0e-7 | 22 | equal |"
+    assert lines[-2].count("|") == lines[-1].count("|") == lines[-3].count("|")
+    assert read(tmp_path / "none.jsonl") == {}

@@ -1,0 +1,217 @@
+"""The masks of two models that are compared: drawn by the path and the call of a dropout, whatever it is written as.
+
+A dropout may be a module registered anywhere, a function called in a forward pass, or a module of the user's own that
+acts as one. What is none of these draws from the framework's generator, which `tlx parity` finds.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tlx import rng
+from tlx.backend.module import own
+from tlx.backend.module.boundary import replaced
+from tlx.backend.module.build import ancestors, holder
+from tlx.backend.module.dropout import CHANNELS, SAMPLES, UNITS, Layer, Masks, dropout_class, dropped
+from tlx.backend.protocol import Array, Draw
+
+if TYPE_CHECKING:
+    from tlx.backend.module.base import ModuleBackend
+    from tlx.backend.module.net import Net
+
+Label = tuple[str, bool, int]  # path, whether it is a function, call
+DROPS = re.compile(r"drop|stochastic_?depth", re.IGNORECASE)  # names of classes that may act as a dropout
+RATES = ("p", "drop_prob", "drop_rate", "prob")  # names of its probability
+TRIED = 4096  # samples that such a class is tried on
+SIGMAS = 6  # by which the fraction that it drops may be off
+
+
+def share(backend: ModuleBackend, net: Net) -> SharedMasks:
+    """Let all dropouts of a model, as far as the core can draw for them, take their masks from a `SharedMasks`."""
+    if not isinstance(net.masks, SharedMasks):
+        masks = SharedMasks(backend, net)
+        with own.seeded(backend, net, own.EVALUATION):
+            adopt(backend, net)
+        for layer in net.dropouts:
+            layer.masks = masks
+        masks.paths = {id(module): path for path, module in net.module.named_modules()}
+        net.masks = masks
+    return net.masks
+
+
+class SharedMasks(Masks):
+    """Masks whose streams are named by path and call, or as those of a partner in another model."""
+
+    def __init__(self, backend: ModuleBackend, net: Net) -> None:
+        super().__init__()
+        self.backend, self.net, self.tried = backend, net, True
+        self.paths: dict[int, str] = {}  # by the module's id
+        self.together = {layer.path for layer in net.dropouts if layer.layer in net.masks.together}
+        self.log: list[Draw] | None = None
+        self.shapes: dict[Label, tuple[int, ...]] = {}  # of the draws that were logged, in order
+        self.partners: dict[Label, tuple[Label, tuple[int, ...]]] = {}  # with the order in which that has the axes
+        self.acting: set[Label] | None = None  # None: all act that would by themselves
+        self.silent = False  # nothing is dropped
+
+    def keep(self, layer: Layer, shape: tuple[int, ...]) -> Array | None:
+        """Return the mask of a layer's call; None where it does not act in this phase."""
+        return self._keep((layer.path, False, self.call(layer.path, layer.path)), shape, layer.p)
+
+    @contextmanager
+    def functions(self) -> Iterator[None]:
+        """Draw the masks of functions too, while the block runs."""
+        with replaced(self.backend.dropping_functions(self.function)):
+            yield
+
+    def function(self, x: Any, p: float, training: bool, axes: int) -> Any:
+        """Do what a function does that drops parts of x."""
+        if p == 0:
+            return x
+        path = self._caller()
+        label = (path, True, self.call((path, True), path))
+        known = self.net.mode == "train" and self.acting is not None and label in self.shapes
+        if not (known or training):
+            return x
+        return dropped(self.backend.fw, x, p, self._keep(label, tuple(x.shape[: axes or x.ndim]), p))
+
+    def _caller(self) -> str:
+        """Return the path of the innermost module whose code is running."""
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            path = self.paths.get(id(frame.f_locals.get("self")))
+            if path is not None:
+                return path
+            frame = frame.f_back
+        return ""
+
+    def _keep(self, label: Label, shape: tuple[int, ...], p: float) -> Array | None:
+        path, function, call = label
+        if self.silent:
+            return None
+        if self.log is not None and not self.over:
+            self.log.append(Draw(path, call, function, p, shape, self.after, self._around(path)))
+        if self.net.mode == "train" and self.acting is not None and label in self.shapes and label not in self.acting:
+            return None
+        partner, order = self.partners.get(label, (label, tuple(range(len(shape)))))
+        mask = rng.keep_mask(*self.key, _number(*partner), tuple(shape[axis] for axis in order), p)
+        return mask.transpose(np.argsort(order))
+
+    def _around(self, path: str) -> tuple[str, ...]:
+        """Return the parameters beside which a dropout acts: see `ModuleBackend.set_phase`."""
+        params = [spec for spec in self.net.specs if spec.role != "statistic"]
+        around = holder(path, self.net.holding({spec.name for spec in params}))
+        return tuple(p.name for p in params if any(around in ancestors(name) for name in (p.name, *p.aliases)))
+
+    @contextmanager
+    def logged(self) -> Iterator[list[Draw]]:
+        """Write down what is drawn while the block runs."""
+        log: list[Draw] = []
+        self.log = log
+        try:
+            yield log
+        finally:
+            self.log = None
+        self.shapes = {(draw.path, draw.function, draw.call): draw.shape for draw in log}
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Drop nothing while the block runs, so that a module by itself is the same on both sides."""
+        self.begin(self.key)
+        self.silent = True
+        try:
+            with self.functions():
+                yield
+        finally:
+            self.silent = False
+
+    def follow(self, partners: Sequence[Draw | None]) -> None:
+        """Let each of the logged draws be as its partner's."""
+        for (label, shape), partner in zip(self.shapes.items(), partners, strict=True):
+            if partner is not None:
+                theirs = partner.path, partner.function, partner.call
+                self.partners[label] = theirs, _order(partner.shape, shape)
+
+    def act(self, acting: Sequence[bool]) -> None:
+        """Choose which of the logged draws act in training."""
+        self.acting = {label for label, acts in zip(self.shapes, acting, strict=True) if acts}
+        known = {path for path, function, _ in self.shapes if not function}
+        for layer in self.net.dropouts:
+            if layer.path in known:
+                self.net.training[layer] = any(label[:2] == (layer.path, False) for label in self.acting)
+
+
+def _number(path: str, function: bool, call: int) -> int:
+    """Return the number of the stream of a draw, which fits any other use of a layer's number."""
+    return int.from_bytes(sha256(f"{path}\0{function}\0{call}".encode()).digest()[:7], "little")
+
+
+def _order(reference: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the axes of `shape` in the order in which the reference has them; its own where they are not the same."""
+    order: list[int] = []
+    if sorted(reference) == sorted(shape):
+        for size in reference:
+            order.append(next(axis for axis, own in enumerate(shape) if own == size and axis not in order))
+    return tuple(order or range(len(shape)))
+
+
+def adopt(backend: ModuleBackend, net: Net) -> None:
+    """Replace each module of the user's own that acts as a dropout or as stochastic depth by one of tlx."""
+    make = dropout_class(backend.fw, net.masks)
+    new: dict[Any, Any] = {}
+    for path, parent in list(net.module.named_modules()):
+        for attribute, old in list(parent._modules.items()):
+            if old is None or old in net.dropouts or not DROPS.search(type(old).__name__):
+                continue
+            if old not in new:
+                found = acts_as(backend, net, old)
+                if found is None:
+                    continue
+                new[old] = make(found[0], len(net.dropouts), found[1], f"{path}.{attribute}".lstrip("."))
+                net.dropouts.append(new[old])
+                net.training[new[old]] = net.training.pop(old)
+            setattr(parent, attribute, new[old])
+
+
+def acts_as(backend: ModuleBackend, net: Net, module: Any) -> tuple[float, int] | None:
+    """Try a module without parameters; return p and the axes of its mask where it drops exactly as a dropout does."""
+    if any(True for _ in module.parameters()) or any(True for _ in module.children()):
+        return None
+    for shape in ((TRIED, 2, 2, 2), (TRIED, 2, 4), (TRIED, 8)):
+        ones = backend.tensor(np.ones(shape), net.device).to(net.dtype)
+        try:
+            with backend.fw.no_grad():
+                module.training = False
+                evaluated = backend.array(module(ones))
+                module.training = True
+                left = backend.array(module(ones))
+        except Exception:  # whatever it raises at what it was not written for
+            continue
+        finally:
+            module.training = False
+        found = _likeness(module, left) if left.shape == shape and (evaluated == 1).all() else None
+        if found is not None:
+            return found
+    return None
+
+
+def _likeness(module: Any, left: Array) -> tuple[float, int] | None:
+    """Return p and axes where what is left of ones is 0 or 1 / (1 - p) as often and as independently as it must."""
+    kept, scale = left != 0, float(left.max())
+    if scale <= 1 or not np.array_equal(left, kept * left.max()):
+        return None
+    stated = [float(p) for name in RATES if isinstance(p := getattr(module, name, None), (int, float))]
+    p = next((p for p in stated if abs(scale * (1 - p) - 1) < 1e-6), 1 - 1 / scale if not stated else -1.0)
+    for axes in (SAMPLES, CHANNELS, left.ndim):
+        drawn = kept.reshape(*kept.shape[:axes], -1)
+        if 0 < p < 1 and (drawn == drawn[..., :1]).all():
+            units = drawn[..., 0].size
+            off = abs(1 - drawn[..., 0].mean() - p) / (p * (1 - p) / units) ** 0.5
+            return (p, UNITS if axes == left.ndim else axes) if off < SIGMAS else None
+    return None
