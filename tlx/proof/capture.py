@@ -13,6 +13,7 @@ from tlx.models.zoo import architecture
 from tlx.proof.artifact import Capture, Writer
 from tlx.proof.record import RECORD
 from tlx.proof.recorder import check_served
+from tlx.proof.serving import SERVE
 from tlx.proof.session import Session
 from tlx.recipe import Recipe
 from tlx.training import build
@@ -111,6 +112,8 @@ def capture(
     try:
         for stage in stages:
             RECORD[stage](session)
+            if other is None and stage in SERVE:
+                SERVE[stage](session)
         writer.close(session.manifest(stages, quick))
     except BaseException:
         writer.abandon()

@@ -21,7 +21,7 @@ Cause = Literal[
     "transposed", "reordered", "dropped", "another batch", "another stream", "label", "label count", "content"
 ]
 # What of a step is farthest apart.
-Quantity = Literal["loss", "correct", "hyper", "values", "slots"]
+Quantity = Literal["loss", "correct", "hyper", "gradients", "values", "slots", "average"]
 
 
 class Verdict(IntEnum):

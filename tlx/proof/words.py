@@ -59,6 +59,8 @@ def title(stage: Stage) -> str:
 
 def measure(stage: Stage) -> str:
     """Name what a stage's figure is."""
+    if stage.facts.get("float32"):
+        return "error / own scatter"
     return "steps" if stage.id == "P6" and not stage.enough else MEASURES[stage.id]
 
 
@@ -215,12 +217,19 @@ NOTES: Mapping[str, Callable[[Row], str]] = {
 def summary(stage: Stage) -> str:
     """Say in one line what a stage compared, or why it was not run; empty where its rows say it all."""
     if stage.figure is None:
-        return NOT_RUN[stage.id]
+        return WHY_NOT.get(stage.facts.get("why", ""), "") or NOT_RUN.get(stage.id, "")
     if not stage.rows and stage.id != "P0":
         return "nothing to compare"
     return SUMMARIES[stage.id](stage)
 
 
+WHY_NOT = {
+    "reference only": "only the reference has it",
+    "candidate only": "only the candidate has it",
+    "nothing shared": "both captures have the stage, but nothing in it under one name",
+    "no scatter": "float32 needs the reference's own scatter, which its capture does not hold: capture it anew",
+    "float32 loop": "rounding moves a float32 loop too far, unless both are float32 and the reference has nudged steps",
+}
 NOT_RUN = {"P9": "left out by --quick; it is no gate", "P10": "--seeds 5 or more trains whole runs for it"}
 
 
@@ -236,6 +245,9 @@ def _data(stage: Stage) -> str:
 
 def _steps(stage: Stage) -> str:
     steps = stage.facts["steps"]
+    if not stage.enough and stage.facts.get("lost") is not None:
+        lost = stage.facts["lost"]
+        return f"from step {lost} on, one unit in the last place moves the reference so far that nothing can be shown"
     if not stage.enough:
         return f"only {steps} of {stage.facts['needed']} steps: more training images are needed"
     return f"{steps} steps, {sum(bool(row.events) for row in stage.rows)} of them at a boundary"
@@ -290,15 +302,18 @@ SUMMARIES: Mapping[str, Callable[[Stage], str]] = {
 def side(manifest: Mapping[str, Any]) -> str:
     """Name the backend of a capture, with its version and device."""
     backend = str(manifest["backend"])
-    words = (backend, str(manifest["versions"].get(backend, "")), f"({manifest['device']})")
+    how = ", float32: judged by the reference's own scatter" if manifest.get("precision") == "float32" else ""
+    words = (backend, str(manifest["versions"].get(backend, "")), f"({manifest['device']}{how})")
     return " ".join(filter(None, words))
 
 
 def subject(recipe: Mapping[str, Any], steps: int, boundaries: int) -> str:
     """Say what was compared: model, strategy, data, and how long."""
+    crossing = f"{steps} steps, {boundaries} of them at a boundary"
+    if not recipe:
+        return f"a loop by hand; {crossing}"
     strategy = recipe.get("strategy")
     named = strategy.get("name") if isinstance(strategy, Mapping) else strategy
     sizes = f"batches of {recipe.get('batch_size')} at {recipe.get('image_size')} px"
-    crossing = f"{steps} steps, {boundaries} of them at a boundary"
     model, data, optimizer = (recipe.get(field) for field in ("model", "data", "optimizer"))
     return f"{model}, strategy {named}, {data}, {optimizer}; {sizes}, {crossing}"
