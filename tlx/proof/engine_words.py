@@ -10,9 +10,9 @@ from tlx.proof.result import Row, Stage
 from tlx.proof.words import QUANTITIES, against, array, figure, name
 
 SCALED = {
-    "gradients": "every gradient is {factor:.6g} times the reference's, as by clipping or by the scale of the loss",
+    "gradients": "each that differs is {factor:.6g} times the reference's, as by clipping or by the scale of the loss",
     "slots": "the optimizer's state is {factor:.6g} times the reference's",
-    "values": "every update is {factor:.6g} times the reference's, as by another rate",
+    "values": "the update of all that differs is {factor:.6g} times the reference's, as by another rate",
     "average": "the average moves {factor:.6g} times as far",
 }
 
@@ -32,17 +32,26 @@ def _outputs(stage: Stage, row: Row) -> str:
     """Name the output that differs first, and the last one before it that both captures hold and that is equal."""
     mode = "In eval mode" if stage.id == "P3" else "In training mode"
     if row.kind == "loss":
-        return f"Every recorded output is equal and the loss is not ({against(row, '.9g')}): the loss function differs."
+        words = f"Every recorded output is equal and the loss is not ({against(row, '.9g')}): the loss function differs"
+        ours, theirs = row.values or (0.0, 0.0)
+        times = theirs / ours if ours else 0.0
+        whole = round(times) if 1.5 < times < 1e6 else 0
+        return f"{words}; it is {whole} times the reference's." if abs(times - whole) < 1e-5 * times else f"{words}."
     if row.kind in ("gradient", "buffer"):
         which = "the gradients are not" if row.kind == "gradient" else "running statistics are not"
-        return f"What was recorded of the forward pass is equal and {which}: first {name(row)} ({_size(stage, row)})."
+        words = f"What was recorded of the forward pass is equal and {which}: first {name(row)} ({_size(stage, row)})"
+        back = [other.path for other in stage.rows[: stage.rows.index(row)] if other.kind == row.kind]
+        return (
+            f"{words}, going back from {back[-1]}, which is equal." if back and row.kind == "gradient" else f"{words}."
+        )
     before = [other for other in stage.rows[: stage.rows.index(row)] if other.kind == "output"]
     lead = f"{mode} the first output that differs is {name(row) if row.kind == 'logits' else f'that of {row.path}'}"
     equal = next((other.path for other in reversed(before) if not other.missing), "")
     unknown = [other.path for other in before if other.missing == "candidate"]
     unknown = unknown[[other.path for other in before].index(equal) + 1 :] if equal and unknown else unknown
-    where = f"after {equal}, the last one that is equal" if equal else "at the input, or in what comes before it"
-    words = f"{lead} ({_size(stage, row)}): the fault lies {where}"
+    within = f"in {row.path}, or " if row.path else ""
+    where = f"after {equal}, the last output before it that is equal" if equal else "in what enters it"
+    words = f"{lead} ({_size(stage, row)}): the fault lies {within}{where}"
     return f"{words}; not recorded: {', '.join(unknown[:6])}." if unknown else f"{words}."
 
 

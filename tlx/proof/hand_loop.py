@@ -14,10 +14,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from tlx.backend import Array
 from tlx.proof.artifact import Capture, Record
 from tlx.proof.engines import not_run, samples, single
 from tlx.proof.inputs import measured
-from tlx.proof.measure import Sketches, distances, relative, unbundle
+from tlx.proof.measure import Sketches, distances, relative, sketch, unbundle
 from tlx.proof.passes import loss_error
 from tlx.proof.result import Quantity, Row, Stage
 from tlx.proof.updates import split_slot
@@ -52,9 +53,12 @@ def compare_loop(a: Capture, b: Capture) -> Stage:
     if single(a, b) and (a.precision != b.precision or not envelope.runs):
         return not_run("P6", "float32 loop")
     shared = _shared_names(left, right)
-    rows = []
+    rows: list[Row] = []
+    before: tuple[Mapping[str, Sketches], Mapping[str, Sketches]]
+    before = _initial(a), _initial(b)
     for number, (x, y) in enumerate(zip(left, right, strict=False)):
-        rows.append(_step_row(x, y, (left, right), number, shared, envelope.until(number)))
+        rows.append(_step_row(x, y, before, shared, envelope.until(number)))
+        before = x.parts, y.parts
     if not rows:
         return not_run("P6", "nothing shared")
     steps = len(rows)
@@ -80,6 +84,12 @@ def _step(record: Record, count: int) -> Step:
     parts = {kind: unbundle(facts[kind], record.array(kind)) for kind in KINDS if kind in facts}
     events = tuple(map(str, facts.get("events", ())))
     return Step(int(record.key.rpartition("/")[2]), float.fromhex(facts["loss"]) / count, hyper, events, parts)
+
+
+def _initial(c: Capture) -> dict[str, Sketches]:
+    """Return the sketches of what a capture starts from."""
+    arrays = c.records["P1"].arrays() if "P1" in c.records else {}
+    return {"values": {name: (array.shape, sketch(array)) for name, array in arrays.items()}}
 
 
 def _shared_names(left: list[Step], right: list[Step]) -> dict[str, set[str]]:
@@ -133,8 +143,7 @@ def _apart(x: Step, y: Step) -> dict[str, float]:
 def _step_row(
     x: Step,
     y: Step,
-    runs: tuple[list[Step], list[Step]],
-    number: int,
+    before: tuple[Mapping[str, Sketches], Mapping[str, Sketches]],
     shared: Mapping[str, set[str]],
     limits: Mapping[str, float],
 ) -> Row:
@@ -158,10 +167,10 @@ def _step_row(
     elif first == "loss":
         values = x.loss, y.loss
     elif first is not None:
-        values = _common_factor(runs, number, first, shared[first])
+        values = _common_factor((x, y), before, first, [name for _, name in chosen])
     return Row(
         kind="step",
-        number=number,
+        number=x.number,
         path=path,
         slot=slot,
         quantity=quantity,
@@ -195,13 +204,19 @@ def _differing_rates(x: Step, y: Step) -> tuple[Any, Any] | None:
 
 
 def _common_factor(
-    runs: tuple[list[Step], list[Step]], number: int, kind: Quantity, names: set[str]
+    steps: tuple[Step, Step],
+    before: tuple[Mapping[str, Sketches], Mapping[str, Sketches]],
+    kind: Quantity,
+    names: list[str],
 ) -> tuple[float, float] | None:
-    """Return (1, factor) where every array, or every update of a value, is the reference's times one factor.
+    """Return (1, factor) where each of these arrays, or each update of a value, is the reference's times one factor.
 
     Sketches are linear, so what is a multiple of another has a sketch that is. None where there is no such factor.
     """
-    ours, theirs = (_joined(steps, number, kind, names) for steps in runs)
+    earlier = [of_side.get(kind, {}) for of_side in before] if kind in ("values", "average") else [None, None]
+    ours, theirs = (
+        _joined(step.parts.get(kind, {}), of_side, names) for step, of_side in zip(steps, earlier, strict=True)
+    )
     if ours is None or theirs is None or ours.shape != theirs.shape or not (square := float(ours @ ours)):
         return None
     factor = float(ours @ theirs) / square
@@ -209,12 +224,15 @@ def _common_factor(
     return (1.0, factor) if close else None
 
 
-def _joined(steps: list[Step], number: int, kind: Quantity, names: set[str]) -> Any:
-    """Return the sketches of a step end to end; of values, how far the step moved them."""
-    parts = steps[number].parts.get(kind, {})
-    before = steps[number - 1].parts.get(kind, {}) if number else {}
-    moved = kind in ("values", "average")
-    if not all(name in parts and (not moved or name in before) for name in names):
+def _joined(parts: Sketches, before: Sketches | None, names: list[str]) -> Array | None:
+    """Return sketches end to end; where there are some of before the step, how far it moved them."""
+    if not all(name in parts and (before is None or name in before) for name in names):
         return None
-    arrays = [parts[name][1] - before[name][1] if moved else parts[name][1] for name in sorted(names)]
-    return np.concatenate([np.zeros(0), *arrays])
+    arrays = [np.asarray(parts[name][1], np.float64) for name in names]
+    if before is not None:
+        earlier = [before[name][1] for name in names]
+        if any(x.shape != y.shape for x, y in zip(arrays, earlier, strict=True)):
+            return None
+        arrays = [x - y for x, y in zip(arrays, earlier, strict=True)]
+    joined: Array = np.concatenate([np.zeros(0), *arrays])
+    return joined

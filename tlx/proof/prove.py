@@ -128,6 +128,24 @@ def capture_recipe(
     return capture(whole, whole.backend, out, reference, quick=quick)
 
 
+def capture_module(module: Any, folder: str | Path, *, quick: bool = False, **fields: Unpack[RecipeFields]) -> Path:
+    """Capture a module of your own, as the reference of an engine outside tlx or of a loop by hand.
+
+    Args:
+        module: of any framework that has a backend.
+        folder: where it goes, new or empty.
+        quick: smaller images, and without P9, which is no gate.
+        **fields: recipe fields, as for `parity`.
+
+    Raises:
+        TlxError: the input is not as it must be.
+    """
+    asked: Any = defaults(fields)
+    recipe = as_recipe(None, {**asked, **_pair_fields(module, asked)})
+    backend = backend_of(module)
+    return capture(replace(recipe, backend=backend), backend, folder, quick=quick)
+
+
 def _with_seeds(report: Report, sides: list[tuple[str, Recipe]], seeds: int, margin: float) -> Report:
     """Add P10: train the whole recipe on both sides with each seed, and compare the final accuracies."""
     accuracies: tuple[list[float], list[float]] = ([], [])

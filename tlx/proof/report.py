@@ -140,10 +140,13 @@ def show(report: Report, console: Console) -> None:
     console.print(table)
     if report.first:
         console.print(styled("First difference:", "bold"), report.first, overflow="fold")
+    explained: dict[str, list[str]] = {}  # what was not run for one reason is one line
     for stage in report.stages:
         outcome = words.outcome(stage)
         if outcome in ("underpowered", "not run") or (outcome == "FAIL" and stage.id in EXPLAINED):
-            _line(console, f"{stage.id} {outcome}: {words.summary(stage)}")
+            explained.setdefault(f"{outcome}: {words.summary(stage)}", []).append(stage.id)
+    for why, ids in explained.items():
+        _line(console, f"{', '.join(ids)} {why}")
     if report.declared:
         console.print("Declared differences of the backends", style="bold")
         for known in report.declared[:DECLARED_LINES]:
