@@ -56,7 +56,7 @@ def train(fw: Any, cap: CaptureWriter, weights: Mapping[str, np.ndarray], batche
     momentum = float32_exact(0.8) if fault == "another momentum" else MOMENTUM
     optimizer = fw.optim.SGD(list(params.values()), lr=0.1, momentum=momentum, weight_decay=DECAY)
     smoothing = 0.1 if fault == "label smoothing" else 0.0
-    average = {name: array for name, array in arrays(params).items()}
+    average = arrays(params)
     model.train()
     batches = list(batches)
     for step, batch in enumerate(batches):
@@ -72,7 +72,7 @@ def train(fw: Any, cap: CaptureWriter, weights: Mapping[str, np.ndarray], batche
         gradients = arrays({name: p.grad for name, p in params.items()})
         optimizer.step()
         share = 1 - (0.9 if fault == "another average" and step else AVERAGE)
-        average = {name: old + share * (new - old) for (name, old), new in zip(average.items(), arrays(params).values())}
+        average = {name: average[name] + share * (new - average[name]) for name, new in arrays(params).items()}
         cap.step(
             float(loss.detach().numpy()),
             arrays(model.state_dict()),

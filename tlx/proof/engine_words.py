@@ -46,9 +46,9 @@ def _outputs(stage: Stage, row: Row) -> str:
         )
     before = [other for other in stage.rows[: stage.rows.index(row)] if other.kind == "output"]
     lead = f"{mode} the first output that differs is {name(row) if row.kind == 'logits' else f'that of {row.path}'}"
-    equal = next((other.path for other in reversed(before) if not other.missing), "")
-    unknown = [other.path for other in before if other.missing == "candidate"]
-    unknown = unknown[[other.path for other in before].index(equal) + 1 :] if equal and unknown else unknown
+    known = [number for number, other in enumerate(before) if not other.missing]
+    equal = before[known[-1]].path if known else ""
+    unknown = [other.path for other in before[known[-1] + 1 if known else 0 :] if other.missing == "candidate"]
     within = f"in {row.path}, or " if row.path else ""
     where = f"after {equal}, the last output before it that is equal" if equal else "in what enters it"
     words = f"{lead} ({_size(stage, row)}): the fault lies {within}{where}"

@@ -86,12 +86,15 @@ def compare_backward(a: Capture, b: Capture) -> Stage:
     if losses:
         x, y = passes[0]
         rows.append(_median_row(a, b, "loss", "", losses, (x.loss, y.loss)))
-    for kind, what in (("buffer", "buffers"), ("gradient", "gradients")):
+    kinds: tuple[tuple[Kind, str], ...] = (("buffer", "buffers"), ("gradient", "gradients"))
+    order = a.records["P1"].files if "P1" in a.records else {}
+    for kind, what in kinds:
         named = [_named_distances(x, y, what) for x, y in passes]
-        names = list(dict.fromkeys(name for of_batch in named for name in of_batch))
+        found = dict.fromkeys(name for of_batch in named for name in of_batch)
+        names = [*(name for name in order if name in found), *(name for name in found if name not in order)]
         for name in reversed(names) if kind == "gradient" else names:
-            found = [of_batch[name] for of_batch in named if name in of_batch]
-            rows.append(_median_row(a, b, kind, name, found))  # type: ignore[arg-type]
+            pairs = [of_batch[name] for of_batch in named if name in of_batch]
+            rows.append(_median_row(a, b, kind, name, pairs))
     return judged("P4", a, b, rows)
 
 

@@ -15,7 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from capture_writer import CaptureWriter, Reference, float32_exact
 
-FAULTS = ("GELU in place of the last ReLU", "the loss is summed", "Nesterov's momentum")
+FAULTS = (
+    "GELU in place of the last ReLU",
+    "the loss is summed",
+    "Nesterov's momentum",
+    "BatchNorm's eps is 1e-3",
+)
 EPS, MOMENTUM = float32_exact(1e-5), 1 - float32_exact(0.9)  # of BatchNorm, as tlx rounds them
 LAYERS = ("stem", "norm", "conv", "mix", "fc")
 
@@ -34,6 +39,7 @@ def dense(p, name, x):
 
 def forward(p, x, training, fault):
     """What each layer gives, by its name, and the running statistics after it."""
+    eps = 1e-3 if fault == FAULTS[3] else EPS
     y, moved = {"stem": convolved(p, "stem", x, 2)}, {}
     mean, var = p["norm.running_mean"], p["norm.running_var"]
     if training:
@@ -42,7 +48,7 @@ def forward(p, x, training, fault):
         moved["norm.running_mean"] = mean + MOMENTUM * (batch_mean - mean)
         moved["norm.running_var"] = var + MOMENTUM * (batch_var * count / (count - 1) - var)
         mean, var = batch_mean, batch_var
-    normal = (y["stem"] - mean[:, None, None]) / jnp.sqrt(var + EPS)[:, None, None]
+    normal = (y["stem"] - mean[:, None, None]) / jnp.sqrt(var + eps)[:, None, None]
     y["norm"] = normal * p["norm.weight"][:, None, None] + p["norm.bias"][:, None, None]
     y["conv"] = convolved(p, "conv", jax.nn.relu(y["norm"]), 1)
     y["mix"] = dense(p, "mix", jax.nn.relu(y["conv"]).mean((2, 3)))

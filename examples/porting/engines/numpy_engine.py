@@ -126,7 +126,7 @@ def loop(cap, reference, fault):
 
 
 if __name__ == "__main__":
-    capture, out, fault = sys.argv[1], sys.argv[2], "".join(sys.argv[3:])
+    capture, out, fault = sys.argv[1], sys.argv[2], "".join(sys.argv[3:4])
     served = Reference(capture)
     with CaptureWriter(out, f"numpy {np.__version__}", reference=served) as writer:
         passes(writer, served, fault)

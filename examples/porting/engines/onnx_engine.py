@@ -44,7 +44,7 @@ def graph(weights, fault):
 
 
 if __name__ == "__main__":
-    capture, out, fault = sys.argv[1], sys.argv[2], "".join(sys.argv[3:])
+    capture, out, fault = sys.argv[1], sys.argv[2], "".join(sys.argv[3:4])
     served = Reference(capture)
     weights = {n: a.astype(np.float32) for n, a in served.weights.items() if a.dtype.kind == "f"}
     session = onnxruntime.InferenceSession(
@@ -52,6 +52,7 @@ if __name__ == "__main__":
     )
     with CaptureWriter(out, f"onnxruntime {onnxruntime.__version__}", "float32", served) as cap:
         cap.weights(weights)
-        for name, array in zip(LAYERS, session.run(LAYERS, {"x": served.inputs.astype(np.float32)})):
+        outputs = session.run(LAYERS, {"x": served.inputs.astype(np.float32)})
+        for name, array in zip(LAYERS, outputs, strict=True):
             cap.output(name, array)
-        cap.logits(array)
+        cap.logits(outputs[-1])
