@@ -247,7 +247,7 @@ def _steps(stage: Stage) -> str:
     steps = stage.facts["steps"]
     if not stage.enough and stage.facts.get("lost") is not None:
         lost = stage.facts["lost"]
-        return f"from step {lost} on, one unit in the last place moves the reference so far that nothing can be shown"
+        return f"from step {lost} on the reference's own scatter hides all"
     if not stage.enough:
         return f"only {steps} of {stage.facts['needed']} steps: more training images are needed"
     return f"{steps} steps, {sum(bool(row.events) for row in stage.rows)} of them at a boundary"
