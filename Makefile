@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench growth peers parity-zoo matrix fuzz clean
+.PHONY: help setup demo test lint docs bench growth peers parity-zoo parity-engines matrix fuzz clean
 
 help:
 	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (10 GB)"
@@ -10,6 +10,7 @@ help:
 	@echo "make bench   speed against hand-written loops, fastai and Lightning (4.5 hours); parts: make bench JOBS=full"
 	@echo "make growth  how cost grows with image, batch, data and classes, for docs/growth.png (10 minutes)"
 	@echo "make parity-zoo   compare every shared model on the two frameworks, for docs/parity-zoo.md (40 minutes)"
+	@echo "make parity-engines   compare NumPy, JAX and ONNX Runtime with PyTorch, for docs/capture.md (2 minutes)"
 	@echo "make matrix   run every shared model with every strategy on both, for docs/matrix.md (hours; continues)"
 	@echo "make fuzz   20,000 hostile inputs to the command line, for docs/fuzz.md; other ones: make fuzz SEED=1"
 	@echo "make clean   remove .venv and caches"
@@ -48,6 +49,14 @@ growth:
 parity-zoo: setup
 	.venv/bin/python -m tlx.proof.zoo_table -o docs/parity-zoo.md
 
+parity-engines: setup .venv-engines/installed
+	.venv/bin/python examples/porting/6_other_engines.py --python .venv-engines/bin/python
+
+.venv-engines/installed: constraints-engines.txt
+	.venv/bin/python -m venv .venv-engines
+	.venv-engines/bin/python -m pip install --quiet --constraint constraints-engines.txt jax onnx onnxruntime
+	@touch $@
+
 matrix: setup
 	.venv/bin/python -m tlx.proof.matrix -o docs/matrix.md
 
@@ -56,4 +65,4 @@ fuzz: setup
 	TLX_FUZZ=700 TLX_FUZZ_TABLE=docs/fuzz.md .venv/bin/pytest tests/fuzz --hypothesis-seed=$(SEED)
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-engines .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

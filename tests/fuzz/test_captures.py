@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,17 @@ from hypothesis import strategies as st
 
 from support.altered import DEEP, alterations, arrays, fewer_inputs, mutated, to_json, workplace
 from support.hostile import Outcome, call, check
+from tlx.proof.artifact import Capture
+from tlx.proof.capture_writer import CaptureWriter, Reference
 
 RECIPE = (
     *("--backend", "loopback", "--model", "tiny-mlp", "--data", "digits", "--weights", "none", "--image-size", "8"),
     *("--strategy", "head_then_full", "--schedule", "step", "--step-size", "1", "--epochs", "4", "--workers", "0"),
 )
+PAIRS = [
+    *(("A", "B"), ("B", "A"), ("A", "float64"), ("float64", "A"), ("A", "float32"), ("float32", "A")),
+    *(("float64", "float64"), ("float32", "float32")),
+]
 COMMANDS = {
     "compare": ("compare", "A", "B"),
     "compare with the altered one as reference": ("compare", "B", "A"),
@@ -33,16 +40,42 @@ DTYPES = ("<f8", "<f4", "<i8", "|u1", "|b1", "<c16", "|V8", "<U4", "|S8", "<M8[s
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two captures, of which the second was served by the first."""
+    """A folder with captures: one, one that it served, and two of an engine that began from it."""
     home = tmp_path_factory.mktemp("captures")
     assert call("parity", "capture", "-o", "A", *RECIPE, folder=home).code == 0
     assert call("parity", "capture", "--backend", "loopback", "--reference", "A", "-o", "B", folder=home).code == 0
+    for precision in ("float64", "float32"):
+        engine(home / "A", home / precision, precision)
     return home
 
 
+def engine(reference: Path, folder: Path, precision: str) -> None:
+    """What an engine would record that does exactly what the reference does, with a record of each kind."""
+    served, capture = Reference(reference), Capture(reference)
+    steps = [record for record in capture.stage("P6") if re.fullmatch(r"P6/\d+", record.key)]
+    with CaptureWriter(folder, "by hand 1", precision, served) as cap:
+        cap.weights(served.weights)
+        for stage in ("P3", "P4"):
+            for record in capture.stage(f"{stage}/visit"):
+                cap.output(record.facts["path"], record.needed("output"), training=stage == "P4")
+        cap.logits(capture.records["P3/logits"].needed("logits"))
+        gradients = capture.records["P4/gradients"].arrays()
+        for number in range(2):
+            cap.loss(float.fromhex(capture.records["P4/loss"].facts["loss"]) / 8, number)
+            for name, gradient in gradients.items():
+                cap.gradient(name, gradient, number)
+            cap.buffer("bn1.running_mean", served.weights["bn1.running_mean"], number)
+        for nudged in (False, True):
+            for record, batch in zip(steps, served.steps(), strict=True):
+                loss = float.fromhex(record.facts["loss"]) / len(batch.labels)
+                values = {"fc.weight": served.weights["fc.weight"]}
+                state = {"fc.weight/momentum": served.weights["fc.weight"]}
+                cap.step(loss, values, state, gradients=values, average=values, lr=0.1, batch=batch, nudged=nudged)
+
+
 def copied(pair: Path, folder: Path, data: st.DataObject | None = None) -> Path:
-    """The two captures as links to their files, where `A` is either of them and `B` the one to alter."""
-    names = ("A", "B") if data is None or data.draw(st.booleans()) else ("B", "A")
+    """Two captures as links to their files, where `A` is either of them and `B` the one to alter."""
+    names = ("A", "B") if data is None else data.draw(st.sampled_from(PAIRS))
     for name, original in zip(("A", "B"), names, strict=True):
         shutil.copytree(pair / original, folder / name, copy_function=os.link)
     return folder / "B"
@@ -63,6 +96,13 @@ def use(target: str, folder: Path, command: str) -> Outcome:
 def test_captures_that_nobody_touched_are_used(command: str, pair: Path, tmp_path: Path) -> None:
     copied(pair, tmp_path)
     assert use("untouched", tmp_path, command).code == 0
+
+
+@pytest.mark.parametrize("names", PAIRS)
+def test_captures_of_engines_are_compared(names: tuple[str, str], pair: Path, tmp_path: Path) -> None:
+    for name, original in zip(("A", "B"), names, strict=True):
+        shutil.copytree(pair / original, tmp_path / name, copy_function=os.link)
+    assert use("engines", tmp_path, "compare").code == 0
 
 
 @fewer_inputs

@@ -177,11 +177,12 @@ class Capture:
         self.manifest: dict[str, Any] = self._object(self._text("manifest.json"))
         if self.manifest.get("format") != FORMAT:
             raise TlxError(f"{self.folder}: a capture of format {self.manifest.get('format')}; this tlx reads {FORMAT}")
-        missing = [name for name in MANIFEST if name not in self.manifest]
+        missing = [name for name in MANIFEST if name not in self.manifest and not name.endswith("?")]
         if missing:
             raise TlxError(f"{self.folder}: the manifest lacks {', '.join(missing)}; capture anew")
         check_manifest(f"{self.folder}/manifest.json", self.manifest)
-        self.manifest["must"] = _current(self.manifest["must"])
+        if not self.engine:
+            self.manifest["must"] = _current(self.manifest["must"])
         self.records = Records()
         self.records.folder = self.folder
         for line in self._text("trace.jsonl").splitlines():
@@ -193,8 +194,18 @@ class Capture:
             for file in files.values():
                 if not isinstance(file, str) or not _FILE.fullmatch(file):
                     raise TlxError(f"{self.folder}/trace.jsonl: {file!r} is no array file; expected such as 000012.npy")
-            check_record(f"{self.folder}/trace.jsonl", key, facts)
+            check_record(f"{self.folder}/trace.jsonl", key, facts, self.engine)
             self.records[key] = Record(self.folder, key, facts, files)
+
+    @property
+    def engine(self) -> bool:
+        """Whether an engine outside tlx wrote it, with tlx/proof/capture_writer.py; it may then lack any record."""
+        return "engine" in self.manifest
+
+    @property
+    def precision(self) -> str:
+        """What it was computed in, but for the stages in float32: "float64", or "float32" where an engine has that."""
+        return str(self.manifest["precision"]) if self.engine else "float64"
 
     def stage(self, prefix: str) -> list[Record]:
         """Return the records whose key begins with ``prefix/``, in the order in which they were written."""

@@ -15,6 +15,7 @@ from tlx.proof.listed import Listed
 from tlx.proof.randomness import Shared
 from tlx.proof.record import RECORD
 from tlx.proof.recorder import check_served
+from tlx.proof.serving import SERVE
 from tlx.proof.session import Session
 from tlx.recipe import Recipe
 from tlx.training import build
@@ -129,6 +130,8 @@ def capture(
     try:
         for stage in stages:
             RECORD[stage](session)
+            if other is None and stage in SERVE and not hasattr(loaded, "unseen"):  # an engine is fed images
+                SERVE[stage](session)
         writer.close({**session.manifest(stages, quick), "not_run": unplayed})
     except BaseException:
         writer.abandon()

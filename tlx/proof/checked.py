@@ -50,6 +50,16 @@ def _entry(value: Any) -> bool:
     return _text(name) and _some(_whole)(shape) and _whole(length)
 
 
+def _rates(value: Any) -> bool:
+    """Whether it is the rate and the decay of a group, of which the decay may not be known."""
+    return _some(_or_none(_hex), 2)(value) and value[0] is not None
+
+
+def _distances(value: Any) -> bool:
+    """Whether it holds a distance by the name of each output."""
+    return isinstance(value, dict) and all(map(_hex, value.values()))
+
+
 _mapping: Check = lambda value: isinstance(value, dict)  # noqa: E731
 _truth: Check = lambda value: isinstance(value, bool)  # noqa: E731
 _list: Check = lambda value: isinstance(value, list)  # noqa: E731
@@ -73,7 +83,10 @@ MANIFEST: Mapping[str, Check] = {
     "planned": _truth,
     "replayed": _or_none(_text),
     "inputs": _text,
+    "loss?": _text,
 }
+# What a capture by tlx/proof/capture_writer.py has besides.
+ENGINE_MANIFEST: Mapping[str, Check] = {"engine": _text, "precision": lambda value: value in ("float64", "float32")}
 MUST: Mapping[str, Check] = {"model": _text, "stages": _texts, "classes": _texts, "data": _text}
 _VISIT = {"path": _text, "kind": _text, "call?": _whole, "depth?": _whole}
 _REPLAY = {"forward?": _layout, "gradients?": _layout, "buffers?": _layout, "transposed?": _layout}
@@ -113,19 +126,39 @@ RECORDS: tuple[tuple[str, Mapping[str, Check]], ...] = (
     (r"P7/\d{4,9}", {"correct": _whole, "labels": _some(_whole), "model?": _text}),
     (r"P8/(float64|float32|float32-nudged)/\d{1,9}", {"gradients": _layout, "buffers": _layout}),
     (r"P9/(plain|nudged)/\d{4,9}", {"loss": _hex}),
+    # For engines outside tlx: what enters the network, and how far float32 moves the reference's own outputs.
+    (r"P3/input|P4/input/\d{1,9}", {}),
+    (r"P3/float32", {"outputs": _distances, "logits": _hex}),
+    (r"P4/float32", {"outputs": _distances}),
+)
+_ENGINE_STEP = {"loss": _hex, "hyper?": _some(_rates), "values?": _layout, "slots?": _layout}
+_ENGINE_STEP |= {"gradients?": _layout, "average?": _layout, "events?": _texts}
+# The records of a capture by an engine, where they say less than tlx's own.
+ENGINE_RECORDS: tuple[tuple[str, Mapping[str, Check]], ...] = (
+    (r"P[34]/visit/\d{4,9}", {**_VISIT, "call?": _whole}),
+    (r"P4/loss", {"loss": _hex}),
+    (r"P8/(float64|float32)/\d{1,9}", {"loss?": _hex, "gradients": _layout, "buffers": _layout}),
+    (r"P6/input/\d{4,9}", {}),
+    (r"P6/(envelope/\d{1,9}/)?\d{4,9}", _ENGINE_STEP),
 )
 
 
 def check_manifest(where: str, manifest: Mapping[str, Any]) -> None:
     """Raise TlxError, naming it, where a fact of the manifest is of another kind than it has to be."""
     _check(where, "", manifest, MANIFEST)
+    if "engine" in manifest:
+        _check(where, "", manifest, ENGINE_MANIFEST)
     _check(where, "must.", manifest["must"], MUST)
     _check(where, "", manifest, {"not_run?": _texts})
 
 
-def check_record(where: str, key: str, facts: Mapping[str, Any]) -> None:
-    """Raise TlxError where a record has an unknown key, or a fact is missing or of another kind."""
-    checks = next((checks for pattern, checks in RECORDS if re.fullmatch(pattern, key)), None)
+def check_record(where: str, key: str, facts: Mapping[str, Any], engine: bool = False) -> None:
+    """Raise TlxError where a record has an unknown key, or a fact is missing or of another kind.
+
+    `engine` says that no tlx wrote the capture.
+    """
+    known = (*ENGINE_RECORDS, *RECORDS) if engine else RECORDS
+    checks = next((checks for pattern, checks in known if re.fullmatch(pattern, key)), None)
     if checks is None:
         raise TlxError(f"{where}: this tlx knows no record {shortened(key)}", fix="capture anew")
     _check(where, f"{key}, ", facts, checks)

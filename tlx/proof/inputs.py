@@ -21,6 +21,8 @@ def compare_manifests(a: Capture, b: Capture) -> Stage:
     """P0: what must be equal for a comparison to mean anything."""
     first = any(is_first(capture.manifest["must"]["data"]) for capture in (a, b))
     left, right = (_must(capture, first) for capture in (a, b))
+    if a.engine or b.engine:
+        left, right = _stated_by_both(a, b, left, right)
     rows = tuple(
         Row(
             kind="field",
@@ -38,10 +40,23 @@ def compare_manifests(a: Capture, b: Capture) -> Stage:
 
 def _must(capture: Capture, first: bool) -> dict[str, Any]:
     """What must be equal; with the fingerprint that tlx 0.1.0 made where the other capture has no other."""
-    must = dict(capture.manifest["must"])
+    must = {name: value for name, value in capture.manifest["must"].items() if name != "stages"}
     if first and not is_first(must["data"]):
         must["data"] = capture.manifest.get("first_data", must["data"])
     return must
+
+
+def _stated_by_both(
+    a: Capture, b: Capture, left: Mapping[str, Any], right: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what both sides say, where an engine wrote one and may say less; and which capture it started from."""
+    stated = [
+        name for name in left if name in right and all(side[name] not in ("", [], MODULE) for side in (left, right))
+    ]
+    ours, theirs = ({name: side[name] for name in stated} for side in (left, right))
+    if b.engine and b.manifest["replayed"] is not None:
+        ours["weights and batches"], theirs["weights and batches"] = a.manifest["inputs"], b.manifest["replayed"]
+    return ours, theirs
 
 
 def compare_weights(a: Capture, b: Capture) -> Stage:

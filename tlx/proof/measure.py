@@ -92,7 +92,9 @@ def unbundle(layout: Sequence[Sequence[Any]], numbers: Array | None) -> Sketches
         raise TlxError("a capture is damaged: an array of sketches does not fit its layout", fix="capture anew")
     numbers = np.zeros(0) if numbers is None else numbers
     for name, shape, length in layout:
-        sketches[str(name)] = tuple(shape), numbers[start : start + length]
+        part = numbers[start : start + length]
+        # A writer that makes no sketches gives the whole array.
+        sketches[str(name)] = tuple(shape), sketch(part) if length == math.prod(shape) else part
         start += length
     return sketches
 

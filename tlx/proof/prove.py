@@ -13,7 +13,7 @@ from tlx.backend import Backend, registry
 from tlx.errors import Interrupted, RecipeError, TlxError
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
-from tlx.proof.pair import DATA, IMAGE_SIZE, pair_of
+from tlx.proof.pair import DATA, IMAGE_SIZE, backend_of, image_fields, pair_of
 from tlx.proof.pair import drawn_images as drawn_images
 from tlx.proof.report import Report
 from tlx.proof.result import Difference, Verdict
@@ -138,6 +138,23 @@ def capture_recipe(
         return capture(None, backend, out, reference, quick=quick)
     whole = as_recipe(recipe, fields if recipe is not None else defaults(fields))
     return capture(whole, whole.backend, out, reference, quick=quick)
+
+
+def capture_module(module: Any, folder: str | Path, *, quick: bool = False, **fields: Unpack[RecipeFields]) -> Path:
+    """Capture a module of your own, as the reference of an engine outside tlx or of a loop by hand.
+
+    Args:
+        module: of any framework that has a backend.
+        folder: where it goes, new or empty.
+        quick: smaller images, and without P9, which is no gate.
+        **fields: recipe fields, as for `parity`.
+
+    Raises:
+        TlxError: the input is not as it must be.
+    """
+    backend, asked = registry.load(backend_of(module)), defaults(fields)
+    recipe = as_recipe(None, {**asked, **image_fields(backend, module, asked)})
+    return capture(replace(recipe, backend=backend.name), backend, folder, quick=quick)
 
 
 def _with_seeds(report: Report, sides: list[tuple[str, Recipe]], seeds: int, margin: float) -> Report:

@@ -142,12 +142,15 @@ def show(report: Report, console: Console) -> None:
     console.print(table)
     if report.first:
         console.print(styled("First difference:", "bold"), report.first, overflow="fold")
+    explained: dict[str, list[str]] = {}  # what was not run for one reason is one line
     for stage in report.stages:
         outcome = words.outcome(stage)
         if outcome in ("underpowered", "not run") or (outcome == "FAIL" and stage.id in EXPLAINED):
-            _line(console, f"{stage.id} {outcome}: {words.summary(stage)}")
+            explained.setdefault(f"{outcome}: {words.summary(stage)}", []).append(stage.id)
         for said in filter(None, (words.strength(stage) if stage.enough else "", words.unplayed(stage))):
             console.print(f"{stage.id}: {said}.", overflow="fold")
+    for why, ids in explained.items():
+        _line(console, f"{', '.join(ids)} {why}")
     for text in report.notes:
         console.print(text, overflow="fold")
     if report.declared:

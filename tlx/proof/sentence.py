@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from tlx.proof.engine_words import ENGINE
 from tlx.proof.result import Alone, Between, Difference, Outside, Row, Stage
 from tlx.proof.words import array, beside, farthest, name, note, stopped, summary, title
 
@@ -14,6 +15,8 @@ def first_difference(difference: Difference | None) -> str:
     if difference is None:
         return ""
     stage, row = difference.stage, difference.row
+    if row is not None and stage.facts.get("engine") and stage.id in ENGINE:
+        return ENGINE[stage.id](stage, row)
     if row is None:
         return f"{stage.id}, {title(stage)}: {summary(stage)}."
     return FIRST.get(stage.id, _plain)(difference, row)

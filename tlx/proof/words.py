@@ -62,6 +62,8 @@ def title(stage: Stage) -> str:
 
 def measure(stage: Stage) -> str:
     """Name what a stage's figure is."""
+    if stage.facts.get("float32"):
+        return "error / own scatter"
     if stage.id == "P6" and stage.facts.get("scatter", False):
         return "x own scatter" if stage.enough else "steps"
     counts_steps = stage.id == "P6" and not stage.enough and "random" not in stage.facts
@@ -251,7 +253,7 @@ NOTES: Mapping[str, Callable[[Row], str]] = {
 def summary(stage: Stage) -> str:
     """Say in one line what a stage compared, or why it was not run; empty where its rows say it all."""
     if stage.figure is None:
-        return NOT_RUN[stage.id]
+        return WHY_NOT.get(stage.facts.get("why", ""), "") or NOT_RUN.get(stage.id, "")
     if "random" in stage.facts:
         return f"random by itself, so no difference counts: {stage.facts['random']}"
     if not stage.rows and stage.id != "P0":
@@ -259,6 +261,13 @@ def summary(stage: Stage) -> str:
     return SUMMARIES[stage.id](stage)
 
 
+WHY_NOT = {
+    "reference only": "only the reference has it",
+    "candidate only": "only the candidate has it",
+    "nothing shared": "both captures have the stage, but nothing in it under one name",
+    "no scatter": "float32 needs the reference's own scatter, which its capture does not hold: capture it anew",
+    "float32 loop": "rounding moves a float32 loop too far, unless both are float32 and the reference has nudged steps",
+}
 NOT_RUN = {
     "P2": "the batches are your own, and were given to both",
     "P7": "your own batches have no labels that the core knows",
@@ -302,6 +311,8 @@ def _steps(stage: Stage) -> str:
     if not stage.enough and facts.get("why") == "silent":
         alone = "no step was taken from the reference's own state, so capture the candidate with --reference"
         return f"{_silence(facts)}, and {alone}"
+    if not stage.enough and facts.get("lost") is not None:
+        return f"from step {facts['lost']} on the reference's own scatter hides all"
     if not stage.enough:
         return f"only {facts['steps']} of {facts['needed']} steps: more training images are needed"
     words = f"{facts['steps']} steps, {sum(bool(row.events) for row in free)} of them at a boundary"
@@ -388,17 +399,20 @@ SUMMARIES: Mapping[str, Callable[[Stage], str]] = {
 def side(manifest: Mapping[str, Any]) -> str:
     """Name the backend of a capture, with its version and device."""
     backend = str(manifest["backend"])
-    words = (backend, str(manifest["versions"].get(backend, "")), f"({manifest['device']})")
+    how = ", float32: judged by the reference's own scatter" if manifest.get("precision") == "float32" else ""
+    words = (backend, str(manifest["versions"].get(backend, "")), f"({manifest['device']}{how})")
     return " ".join(filter(None, words))
 
 
 def subject(recipe: Mapping[str, Any], steps: int, boundaries: int) -> str:
     """Say what was compared: model, strategy, data, and how long."""
+    crossing = f"{steps} steps, {boundaries} of them at a boundary"
+    if not recipe:
+        return f"a loop by hand; {crossing}"
     strategy = recipe.get("strategy")
     named = strategy.get("name") if isinstance(strategy, Mapping) else strategy
     if "data" not in recipe:
         return f"{recipe.get('model')}, everything trains, your own batch, {recipe.get('optimizer')}; {steps} steps"
     sizes = f"batches of {recipe.get('batch_size')} at {recipe.get('image_size')} px"
-    crossing = f"{steps} steps, {boundaries} of them at a boundary"
     model, data, optimizer = (recipe.get(field) for field in ("model", "data", "optimizer"))
     return f"{model}, strategy {named}, {data}, {optimizer}; {sizes}, {crossing}"
