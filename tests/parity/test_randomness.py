@@ -126,6 +126,27 @@ def test_a_dropout_that_is_written_otherwise_is_equal(port: Callable[[Any], Any]
     assert report.verdict == Verdict.EQUAL, str(report)
 
 
+def saving(names: tuple[str, str]) -> Any:
+    """Both parts are computed again in the backward pass, as gradient checkpointing does."""
+    from torch.utils.checkpoint import checkpoint
+
+    fw = framework("torch")
+
+    def forward(net: Any, x: Any) -> Any:
+        first, second = (getattr(net, name) for name in names)
+        x = net.stem(x).flatten(1)
+        x = checkpoint(lambda x: first(fw.relu(net.fc1(x))), x, use_reentrant=False)
+        return net.fc(checkpoint(lambda x: second(fw.relu(net.fc2(x))), x, use_reentrant=False))
+
+    return network(fw, forward, **{name: fw.nn.Dropout(0.3) for name in names})
+
+
+@pytest.mark.parametrize("names", [("drop1", "drop2"), ("drop", "drop")])
+def test_gradient_checkpointing_draws_the_same_masks_again(names: tuple[str, str]) -> None:
+    report = compared(saving(names), two(framework("oneflow")))
+    assert report.verdict == Verdict.EQUAL, str(report)
+
+
 def inside(fw: Any) -> Any:
     """The first beside its layer in a block, which is frozen in the head's phase, and the second in the root."""
 

@@ -67,7 +67,8 @@ class SharedMasks(Masks):
         self.paths: dict[int, str] = {}  # by the module's id
         self.together = {layer.path for layer in net.dropouts if layer.layer in net.masks.together}
         self.log: list[Draw] | None = None
-        self.shapes: dict[Label, tuple[int, ...]] = {}  # of the draws that were logged, in order
+        self.labels: list[Label] = []  # of the draws that were logged; one dropped alike in all calls comes again
+        self.shapes: dict[Label, tuple[int, ...]] = {}
         self.partners: dict[Label, tuple[Label, tuple[int, ...]]] = {}  # with the order in which that has the axes
         self.acting: set[Label] | None = None  # None: all act that would by themselves
         self.silent = False  # nothing is dropped
@@ -130,7 +131,8 @@ class SharedMasks(Masks):
             yield log
         finally:
             self.log = None
-        self.shapes = {(draw.path, draw.function, draw.call): draw.shape for draw in log}
+        self.labels = [(draw.path, draw.function, draw.call) for draw in log]
+        self.shapes = {label: draw.shape for label, draw in zip(self.labels, log, strict=True)}
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -145,14 +147,14 @@ class SharedMasks(Masks):
 
     def follow(self, partners: Sequence[Draw | None]) -> None:
         """Let each of the logged draws be as its partner's."""
-        for (label, shape), partner in zip(self.shapes.items(), partners, strict=True):
+        for label, partner in zip(self.labels, partners, strict=True):
             if partner is not None:
                 theirs = partner.path, partner.function, partner.call
-                self.partners[label] = theirs, _order(partner.shape, shape)
+                self.partners[label] = theirs, _order(partner.shape, self.shapes[label])
 
     def act(self, acting: Sequence[bool]) -> None:
         """Choose which of the logged draws act in training."""
-        self.acting = {label for label, acts in zip(self.shapes, acting, strict=True) if acts}
+        self.acting = {label for label, acts in zip(self.labels, acting, strict=True) if acts}
         known = {path for path, function, _ in self.shapes if not function}
         for layer in self.net.dropouts:
             if layer.path in known:
