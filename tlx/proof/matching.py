@@ -114,9 +114,7 @@ def _target(keys: tuple[Any, ...], value: object) -> Target | None:
     if isinstance(value, tuple):
         value = split(*value)
     if value is not None and not isinstance(value, (str, Transform)):
-        raise RecipeError(
-            f"rename: {keys[0]!r} becomes {shown(value)}; expected a path, a transform of mapping, or None"
-        )
+        raise RecipeError(f"rename: {keys[0]!r} becomes {shown(value)}; expected a path, a transform, or None")
     if isinstance(value, (str, Transform)):
         several = isinstance(value, Transform) and value.word == "concat"
         if len(keys) > 1 and not several:
@@ -217,7 +215,7 @@ def _check_rules(rules: Sequence[Rule], alone: Sequence[str], reference: Names, 
             if pattern not in paths and not any(matched(pattern, path) for path in paths):
                 raise RecipeError(f"rename: the {names.side} has no {pattern!r}.{_near(pattern, paths)}")
     paths = candidate.paths()
-    for path in reference.paths():
+    for path in sorted(reference.paths(), key=lambda path: (path.count("."), path)):
         found = find(rules, path)
         if found is None or found.rest or found.target is None:
             continue
