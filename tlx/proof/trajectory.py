@@ -160,16 +160,20 @@ def _shown(moves: Sketches, x: Record, found: Mapping[Place, _Distance]) -> dict
 
 
 def _strength(steps: Sequence[_Step]) -> dict[str, Any]:
-    """Say how strong the single steps are: the array of whose update the largest part could change unseen."""
+    """Say how strong the single steps are: which part of an array's update could change unseen.
+
+    "weak" are the arrays of which a whole update could, as where it is rounding alone, "shown" is of the others.
+    """
     best: dict[str, float] = {}
     for step in steps:
         for name, part in step.shown.items():
             best[name] = min(part, best.get(name, math.inf))
     if not best:
         return {}
-    weakest = max(best, key=lambda name: best[name])
-    weak = sum(part >= 1 for part in best.values())
-    return {"weakest": weakest, "shown": best[weakest], "weak": weak, "moved": len(best)}
+    weak = [name for name, part in best.items() if part >= 1]
+    shown = {name: part for name, part in best.items() if part < 1}
+    facts: dict[str, Any] = {"moved": len(best), "weak": len(weak), "weakest": max(best, key=lambda name: best[name])}
+    return {**facts, "shown": max(shown.values())} if shown else facts
 
 
 def _stronger(c: Capture) -> list[str]:
