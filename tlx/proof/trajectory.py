@@ -30,7 +30,10 @@ from tlx.proof.passes import loss_error
 from tlx.proof.result import SIDES, Quantity, Row, Side, Stage
 from tlx.proof.updates import split_slot
 
-# How many times the reference's own scatter is allowed. Measured between PyTorch and OneFlow: FILL
+# How many times the reference's own scatter is allowed. Between PyTorch and OneFlow, at 32 px from random weights,
+# single steps were at most this many times as far apart: mobilenet_v2 11 (SGD), shufflenet_v2_x0_5 10 (SGD) and 6
+# (AdamW), efficientnet_b0 5 (AdamW), googlenet 4 (SGD); free runs at most 15 times (the loss of googlenet). As scatter
+# is 1e-16 to 1e-12 of an array, what is 100 times that is still far below any change of meaning.
 FACTOR = 100.0
 # What counts as scatter at least, as a relative L2 distance: sums in another order differ by more than one unit.
 LEAST = 1e-14
