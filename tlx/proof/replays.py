@@ -52,9 +52,9 @@ def add_visits(writer: Writer, stage: str, visits: Iterable[Visit]) -> None:
     files: dict[str, str] = {}
     for number, visit in enumerate(visits):
         named = {
-            **_numbered("input", visit.inputs),
-            **_numbered("output", visit.outputs),
-            **_numbered("grad", visit.grads),
+            **numbered("input", visit.inputs),
+            **numbered("output", visit.outputs),
+            **numbered("grad", visit.grads),
         }
         digests = {name: sha256(array) for name, array in named.items()}
         new = {name: named[name] for name, digest in digests.items() if digest not in files}
@@ -64,7 +64,8 @@ def add_visits(writer: Writer, stage: str, visits: Iterable[Visit]) -> None:
         files.update({digests[name]: record.files[name] for name in new})
 
 
-def _numbered(what: str, arrays: Sequence[Array | None]) -> dict[str, Array]:
+def numbered(what: str, arrays: Sequence[Array | None]) -> dict[str, Array]:
+    """Name tensors as a record does: `what` where there is one, and what.0, what.1 and so on."""
     if len(arrays) == 1:
         return {} if arrays[0] is None else {what: arrays[0]}
     return {f"{what}.{number}": array for number, array in enumerate(arrays) if array is not None}

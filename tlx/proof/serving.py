@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-from tlx.backend import Array, Arrays, Batch, Model
-from tlx.proof.artifact import Record, Writer
+from tlx.backend import Array, Batch, Model, Visit
+from tlx.proof.artifact import Record
 from tlx.proof.measure import relative
-from tlx.proof.replays import add_visits
+from tlx.proof.replays import numbered
 from tlx.proof.session import Session
 
 LOGITS = "the logits"  # the name of no module, as it has a space
 
 
-@dataclass
-class Outputs:
-    """Takes the place of a writer, and keeps what modules give: by path, and from the second call on path#call."""
-
-    arrays: dict[str, Array] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-
-    def add(self, key: str, facts: Mapping[str, Any], arrays: Arrays) -> None:
-        """Keep the outputs of one record; `key` is that of a visit."""
-        self.arrays |= {name: arrays[file] for name, file in named_outputs(facts, arrays, self.calls).items()}
+def outputs_of(visits: Iterable[Visit]) -> dict[str, Array]:
+    """Return what modules gave: by path, and from the second call on path#call."""
+    calls: dict[str, int] = {}
+    found: dict[str, Array] = {}
+    for visit in visits:
+        arrays = numbered("output", visit.outputs)
+        found |= {name: arrays[part] for name, part in named_outputs({"path": visit.path}, arrays, calls).items()}
+    return found
 
 
 def named_outputs(facts: Mapping[str, Any], arrays: Iterable[str], calls: dict[str, int]) -> dict[str, str]:
@@ -91,17 +88,15 @@ def _scatter(s: Session, outputs: Callable[[Model], dict[str, Array]]) -> dict[s
 
 
 def _evaluated(s: Session, model: Model, batch: Batch) -> dict[str, Array]:
-    kept = Outputs()
     lazies: list[Any] = []
     ready = s.backend.put(model, batch)
     visits = s.probe_of(model).record(lambda: lazies.append(s.backend.logits(model, ready)))
-    add_visits(cast(Writer, kept), "P3", visits)
-    return {**kept.arrays, LOGITS: s.backend.fetch(lazies)[0]}
+    return {**outputs_of(visits), LOGITS: s.backend.fetch(lazies)[0]}
 
 
 def _trained(s: Session, model: Model, batch: Batch) -> dict[str, Array]:
     s.train_everything(model)
-    kept, probe, ready = Outputs(), s.probe_of(model), s.backend.put(model, batch)
-    add_visits(cast(Writer, kept), "P4", probe.record(lambda: s.backend.backward(model, ready)))
+    probe, ready = s.probe_of(model), s.backend.put(model, batch)
+    outputs = outputs_of(probe.record(lambda: s.backend.backward(model, ready)))
     probe.set_gradients({})
-    return kept.arrays
+    return outputs
