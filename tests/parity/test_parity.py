@@ -41,7 +41,7 @@ def test_two_backends_are_equal_on_resnet18() -> None:
 @both
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "optimizer"), [("mobilenet_v2", "sgd"), ("efficientnet_b0", "adamw")])
-def test_chaos_is_no_difference(model: str, optimizer: str) -> None:
+def test_chaos_is_no_difference(model: str, optimizer: Any) -> None:
     """From random weights one float64 unit grows to 1e-7 and more in 40 steps of such networks, on either backend."""
     report = tlx.parity(model=model, optimizer=optimizer, quick=True)
     assert report.verdict == Verdict.EQUAL, str(report)

@@ -104,6 +104,10 @@ def test_a_boundary_is_named_where_its_step_alone_is_wrong() -> None:
         "From the reference's own state, step 20, where 6 arrays unfreeze, differs: "
         "loss (1.0e-09 apart, the reference from itself 1.0e-15). Equal: steps 19, 21."
     )
+    both = locked(20, False, quantity="loss", events=(*UNFREEZE, "the learning rate changes"))
+    assert "step 20, where 6 arrays unfreeze, differs" in sentence(
+        "P6", locked(10, events=("the learning rate changes",)), both, locked(21)
+    ), "the rate changed at step 10, too, which is equal"
     after = locked(21, False, quantity="loss")
     assert "unfreeze" not in sentence("P6", locked(19), wrong, after, locked(22))
     assert "unfreeze" not in sentence("P6", wrong, locked(21))
