@@ -249,6 +249,14 @@ def test_a_module_that_is_called_twice_is_compared_call_by_call(tmp_path: Path) 
     assert report.verdict == Verdict.DIFFERENT and "that of shared#2" in report.first
 
 
+def test_each_output_of_a_module_is_compared(tmp_path: Path) -> None:
+    for folder, second in (("A", 2.0), ("B", 2.0), ("C", 3.0)):
+        with CaptureWriter(tmp_path / folder, "by hand") as cap:
+            cap.output("two", (np.ones(4), np.full(3, second)))
+    assert compare(tmp_path / "A", tmp_path / "B").verdict == Verdict.EQUAL
+    assert "that of two.output.1" in compare(tmp_path / "A", tmp_path / "C").first
+
+
 def test_outputs_that_one_side_has_are_named_and_judge_nothing(reference: Path, tmp_path: Path) -> None:
     outputs = {record.facts["path"]: record.needed("output") for record in Capture(reference).stage("P3/visit")}
     for folder, moved in (("B", 0.0), ("C", 1e-3)):
