@@ -52,7 +52,7 @@ class Reference:
         try:
             self.manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text("utf-8"))
             records = map(json.loads, (self.folder / "trace.jsonl").read_text("utf-8").splitlines())
-            self._records: dict[str, dict[str, Any]] = {str(record["key"]): record for record in records}
+            self._records = {str(r["key"]): {part: dict(r[part]) for part in ("facts", "files")} for r in records}
             found = self.manifest["format"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CaptureError(f"{folder} holds no finished capture: {error}") from error
