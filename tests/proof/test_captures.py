@@ -17,6 +17,7 @@ from support.training import training_of
 from tlx.errors import TlxError
 from tlx.proof.artifact import Capture, hexed, readable
 from tlx.proof.capture import capture
+from tlx.proof.capture_writer import CaptureWriter, Reference
 from tlx.proof.compare import compare
 from tlx.proof.result import Verdict
 from tlx.recipe import Recipe
@@ -122,6 +123,17 @@ def test_a_capture_of_0_1_0_equals_a_new_one_of_its_recipe(saved: Path, tmp_path
 def test_a_capture_of_0_1_0_can_be_the_reference_that_all_comes_from(saved: Path, tmp_path: Path) -> None:
     report = compare(saved, capture(None, "loopback", tmp_path / "served", saved, quick=True))
     assert report.verdict == Verdict.EQUAL, str(report)
+
+
+def test_a_capture_of_0_1_0_serves_an_engine(saved: Path, tmp_path: Path) -> None:
+    served = Reference(saved)
+    assert len(list(served.steps())) >= 40 and len(served.batches) == 5 and served.inputs.dtype == np.float64
+    for folder, factor in (("B", 1.0), ("C", 1.001)):
+        with CaptureWriter(tmp_path / folder, "by hand 1", reference=served) as cap:
+            cap.weights(served.weights)
+            cap.logits(Capture(saved).records["P3/logits"].needed("logits") * factor)
+    assert compare(saved, tmp_path / "B").verdict == Verdict.EQUAL
+    assert compare(saved, tmp_path / "C").verdict == Verdict.DIFFERENT
 
 
 @pytest.mark.parametrize("value", [0.1, -1e-300, 3, "0x12", "a 0x1.8p+0", None, [0.5, "x"], {"lr": 0.25}])

@@ -232,6 +232,23 @@ def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
         Reference(tmp_path / "full")
 
 
+@pytest.mark.parametrize("line", ["{", "[]", "null", '{"key": "P1"}', '{"key": "P1", "facts": 1, "files": {}}'])
+def test_a_damaged_capture_serves_nobody(line: str, reference: Path, tmp_path: Path) -> None:
+    shutil.copy(reference / "manifest.json", tmp_path)
+    (tmp_path / "trace.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    with pytest.raises(CaptureError, match="holds no finished capture"):
+        Reference(tmp_path)
+
+
+def test_an_array_outside_the_folder_is_not_read(tmp_path: Path) -> None:
+    with CaptureWriter(tmp_path / "A", "by hand") as cap:
+        cap.weights({"w": np.ones(3)})
+    trace = tmp_path / "A" / "trace.jsonl"
+    trace.write_text(trace.read_text(encoding="utf-8").replace("000000.npy", "../../x.npy"), encoding="utf-8")
+    with pytest.raises(CaptureError, match="names what is no array file"):
+        _ = Reference(tmp_path / "A").weights
+
+
 def test_a_capture_that_ends_in_an_exception_is_none(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), CaptureWriter(tmp_path / "B", "by hand") as cap:
         cap.logits(np.zeros((2, 3)))
@@ -247,6 +264,14 @@ def test_a_module_that_is_called_twice_is_compared_call_by_call(tmp_path: Path) 
     assert compare(tmp_path / "A", tmp_path / "B").verdict == Verdict.EQUAL
     report = compare(tmp_path / "A", tmp_path / "C")
     assert report.verdict == Verdict.DIFFERENT and "that of shared#2" in report.first
+
+
+def test_each_output_of_a_module_is_compared(tmp_path: Path) -> None:
+    for folder, second in (("A", 2.0), ("B", 2.0), ("C", 3.0)):
+        with CaptureWriter(tmp_path / folder, "by hand") as cap:
+            cap.output("two", (np.ones(4), np.full(3, second)))
+    assert compare(tmp_path / "A", tmp_path / "B").verdict == Verdict.EQUAL
+    assert "that of two.output.1" in compare(tmp_path / "A", tmp_path / "C").first
 
 
 def test_outputs_that_one_side_has_are_named_and_judge_nothing(reference: Path, tmp_path: Path) -> None:

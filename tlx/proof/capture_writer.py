@@ -51,9 +51,8 @@ class Reference:
         self.folder = Path(folder)
         try:
             self.manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text("utf-8"))
-            lines = (self.folder / "trace.jsonl").read_text("utf-8").splitlines()
-            records = [json.loads(line) for line in lines]
-            self._records: dict[str, dict[str, Any]] = {str(record["key"]): record for record in records}
+            records = map(json.loads, (self.folder / "trace.jsonl").read_text("utf-8").splitlines())
+            self._records = {str(r["key"]): {part: dict(r[part]) for part in ("facts", "files")} for r in records}
             found = self.manifest["format"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CaptureError(f"{folder} holds no finished capture: {error}") from error
@@ -126,13 +125,10 @@ class Reference:
     def _arrays(self, key: str) -> dict[str, Array]:
         if key not in self._records:
             raise CaptureError(f"{self.folder} has no record {key!r}; capture it anew, with all stages")
-        return {name: self._array(file) for name, file in self._records[key]["files"].items()}
-
-    def _array(self, file: str) -> Array:
-        if not re.fullmatch(r"\d{6}\.npy", str(file)):
-            raise CaptureError(f"{self.folder}: {file!r} is no array file; expected such as 000012.npy")
-        array: Array = np.load(self.folder / file, allow_pickle=False)
-        return array
+        files = self._records[key]["files"]
+        if not all(re.fullmatch(r"\d{6}\.npy", str(file)) for file in files.values()):
+            raise CaptureError(f"{self.folder}: {key} names what is no array file, such as 000012.npy")
+        return {name: np.load(self.folder / file, allow_pickle=False) for name, file in files.items()}
 
 
 class CaptureWriter:
@@ -151,7 +147,7 @@ class CaptureWriter:
         Args:
             folder: where it goes.
             engine: what computes, and its version, such as "jax 0.6.2".
-            precision: what it computes in, "float64" or "float32".
+            precision: "float64" or "float32".
             reference: the capture that this one will be compared with. Names are then checked as they are recorded.
             device: where it computes.
         """
@@ -163,11 +159,10 @@ class CaptureWriter:
         if any(self.folder.iterdir()):
             raise CaptureError(f"{folder} is not empty, and nothing is overwritten; choose another folder")
         self._lines: list[str] = []
-        self._files = 0
+        self._files, self._inputs = 0, ""  # how many there are, and a hash of the weights
         self._calls: dict[tuple[str, str], int] = {}  # (stage, path) -> how often it was called
         self._steps = {False: 0, True: 0}  # nudged or not
         self._passes: dict[int, dict[str, dict[str, Any]]] = {}  # batch -> kind -> name -> value
-        self._inputs = ""  # a hash of the weights
         self._stages: set[str] = set()
         self._known = self.reference.names if self.reference else []
         self._slots = self.reference.known(r"P6/\d+", "slots") if self.reference else []
@@ -183,15 +178,16 @@ class CaptureWriter:
     def output(self, path: str, array: Any, *, training: bool = False) -> None:
         """Record what the module at a path gives: for `Reference.test` (P3), or while training on `batches[0]` (P4).
 
-        Images are [N, channels, height, width]. A second record of a path is that module's second call.
+        Images are [N, channels, height, width]. A path recorded again is its second call; a tuple is one call's.
         """
         stage = "P4" if training else "P3"
-        known = self.reference.known(rf"{stage}/visit/\d+") if self.reference else ()
-        self._check([path], known, "output")
+        self._check([path], self.reference.known(rf"{stage}/visit/\d+") if self.reference else [], "output")
         number = self._calls[stage, path] = self._calls.get((stage, path), 0) + 1
         place = sum(count for (of, _), count in self._calls.items() if of == stage) - 1
         facts = {"path": path, "kind": "", "call": number}
-        self._add(f"{stage}/visit/{place:04d}", facts, _plain({"output": array}))
+        several = isinstance(array, (tuple, list))
+        outputs = {f"output.{n}": part for n, part in enumerate(array)} if several else {"output": array}
+        self._add(f"{stage}/visit/{place:04d}", facts, _plain(outputs))
 
     def logits(self, array: Any) -> None:
         """Record the network's output for `Reference.test`, in eval mode (P3)."""
@@ -273,8 +269,7 @@ class CaptureWriter:
             (self.folder / f"{number:06d}.npy").unlink()
 
     def _manifest(self) -> dict[str, Any]:
-        name, _, version = self.engine.rpartition(" ")
-        name, version = (name, version) if name else (version, "")
+        name, _, version = self.engine.partition(" ")
         must: dict[str, Any] = {"model": "a module", "classes": [], "data": ""}
         of = self.reference.manifest if self.reference else {}
         return {
@@ -290,29 +285,26 @@ class CaptureWriter:
             "planned": self.reference is not None,
             "replayed": of.get("inputs"),
             "inputs": self._inputs,
-            "numpy": np.__version__,
         }
 
     def _write_pass(self, batch: int, kinds: Mapping[str, Mapping[str, Any]]) -> None:
         facts: dict[str, Any] = {"loss": kinds["loss"][""].hex()} if "loss" in kinds else {}
-        if batch == 0:
-            if facts:
-                self._add("P4/loss", facts)
-            for kind in ("gradients", "buffers"):
-                if kind in kinds:
-                    self._add(f"P4/{kind}", {}, kinds[kind])
-            return
+        if facts and not batch:
+            self._add("P4/loss", facts)
         arrays = {}
         for kind in ("gradients", "buffers"):
-            facts[kind], arrays[kind] = bundle(kinds.get(kind, {}))
-        self._add(f"P8/{self.precision}/{batch}", facts, arrays)
+            if batch:
+                facts[kind], arrays[kind] = bundle(kinds.get(kind, {}))
+            elif kind in kinds:
+                self._add(f"P4/{kind}", {}, kinds[kind])
+        if batch:
+            self._add(f"P8/{self.precision}/{batch}", facts, arrays)
 
     def _pass(self, batch: int, kind: str) -> dict[str, Any]:
         return self._passes.setdefault(batch, {}).setdefault(kind, {})
 
-    def _check(self, names: Iterable[str], known: Iterable[str], what: str) -> None:
+    def _check(self, names: Iterable[str], known: Sequence[str], what: str) -> None:
         """Raise CaptureError for a name that the reference, where there is one that knows any, does not have."""
-        known = list(known)
         for name in names:
             if known and name not in known:
                 closest = difflib.get_close_matches(name, known, 3, 0.3) or known[:3]
