@@ -156,6 +156,14 @@ def leaves(target: Target) -> tuple[str, ...]:
     return (target,) if isinstance(target, str) else tuple(name for part in target.to for name in leaves(part))
 
 
+def words(target: Target, numbered: bool = False) -> list[str]:
+    """Return the kinds of transforms in a target; with `numbered`, of those that say axes or a shape."""
+    if isinstance(target, str):
+        return []
+    own = [target.word] if target.numbers is not None or not numbered else []
+    return own + [word for part in target.to for word in words(part, numbered)]
+
+
 def renamed(target: Target, translate: Callable[[str], str]) -> Target:
     """Replace the names in a target."""
     if isinstance(target, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from tlx.proof.mapping import (
     simplified,
     split,
     taken_apart,
+    words,
 )
 from tlx.proof.names import Layout, Names, prefixes
 
@@ -94,6 +96,8 @@ def rules_of(rename: object) -> tuple[list[Rule], tuple[str, ...]]:
         if key is None:
             alone += [_pattern(name) for name in (value if isinstance(value, tuple) else (value,))]
             continue
+        if not keys:
+            raise RecipeError("rename: () names nothing; expected the paths of two arrays or more")
         rules.append(Rule(tuple(map(_pattern, keys)), _target(keys, value)))
     return rules, tuple(alone)
 
@@ -110,9 +114,7 @@ def _target(keys: tuple[Any, ...], value: object) -> Target | None:
     if isinstance(value, tuple):
         value = split(*value)
     if value is not None and not isinstance(value, (str, Transform)):
-        raise RecipeError(
-            f"rename: {keys[0]!r} becomes {shown(value)}; expected a path, a transform of mapping, or None"
-        )
+        raise RecipeError(f"rename: {keys[0]!r} becomes {shown(value)}; expected a path, a transform, or None")
     if isinstance(value, (str, Transform)):
         several = isinstance(value, Transform) and value.word == "concat"
         if len(keys) > 1 and not several:
@@ -128,11 +130,17 @@ def _target(keys: tuple[Any, ...], value: object) -> Target | None:
 
 def matched(pattern: str, name: str) -> tuple[tuple[str, ...], str] | None:
     """Return what the stars of a pattern stand for, and the rest of the name; None where it is another name."""
-    if not pattern:
-        return (), name
-    regex = "([^.]+)".join(map(re.escape, pattern.split("*")))
-    found = re.match(rf"{regex}(?:\.|$)", name)
+    if "*" not in pattern:
+        if not pattern or name == pattern:
+            return (), name if not pattern else ""
+        return ((), name[len(pattern) + 1 :]) if name.startswith(pattern + ".") else None
+    found = _compiled(pattern).match(name)
     return None if found is None else (found.groups(), name[found.end() :])
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile("([^.]+)".join(map(re.escape, pattern.split("*"))) + r"(?:\.|$)")
 
 
 def find(rules: Iterable[Rule], name: str) -> Found | None:
@@ -188,12 +196,13 @@ def match(reference: Names, candidate: Names, rename: object) -> Match:
         result.pairs.append(_merged(found, members, reference, candidate, claimed))
     order = list(reference.specs)
     result.pairs.sort(key=lambda pair: order.index(leaves(pair.reference)[0]))
-    unclaimed = [name for name in candidate.specs if name not in claimed]
-    result.extra = [
-        name
-        for name in unclaimed
-        if not any(matched(p, alias) for p in alone for alias in (name, *candidate.specs[name].aliases))
-    ]
+    for name, spec in candidate.specs.items():
+        pattern = next((p for p in alone for alias in (name, *spec.aliases) if matched(p, alias)), None)
+        if pattern is not None and name in claimed:
+            raise RecipeError(f"rename: {{None: {pattern!r}}} leaves out {name!r}, which {claimed[name]!r} becomes")
+        if pattern is None and name not in claimed:
+            result.extra.append(name)
+    _check_used(rules, result.pairs)
     result.modules = _modules(result.pairs, rules, reference, candidate)
     result.layouts = _layouts(rules, reference)
     return result
@@ -206,7 +215,7 @@ def _check_rules(rules: Sequence[Rule], alone: Sequence[str], reference: Names, 
             if pattern not in paths and not any(matched(pattern, path) for path in paths):
                 raise RecipeError(f"rename: the {names.side} has no {pattern!r}.{_near(pattern, paths)}")
     paths = candidate.paths()
-    for path in reference.paths():
+    for path in sorted(reference.paths(), key=lambda path: (path.count("."), path)):
         found = find(rules, path)
         if found is None or found.rest or found.target is None:
             continue
@@ -214,6 +223,18 @@ def _check_rules(rules: Sequence[Rule], alone: Sequence[str], reference: Names, 
             if end not in paths:
                 of = f" for {path!r}" if "*" in pattern else ""
                 raise RecipeError(f"rename: the candidate has no {end!r}{of}.{_near(end, paths)}")
+
+
+def _check_used(rules: Sequence[Rule], pairs: Sequence[Pair]) -> None:
+    """Raise RecipeError where a transform that says a shape, or the order of axes, fits no array."""
+    used: dict[int, set[str]] = {}
+    for pair in pairs:
+        if (found := find(rules, leaves(pair.reference)[0])) is not None:
+            used.setdefault(id(found.rule), set()).update(words(pair.candidate))
+    for rule in rules:
+        said = {"transpose", "reshape"}.intersection(words(rule.to, numbered=True) if rule.to is not None else ())
+        if id(rule) in used and said - used[id(rule)]:
+            raise RecipeError(f"rename: {rule.keys[0]!r} becomes {rule.to!r}, which changes none of its arrays")
 
 
 def _near(pattern: str, paths: Iterable[str]) -> str:

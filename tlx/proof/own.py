@@ -18,7 +18,7 @@ from tlx import rng
 from tlx.backend import Array, Batch, Lazy, ModelSpec, Precision
 from tlx.backend.module.base import ModuleBackend
 from tlx.backend.module.net import DeviceBatch, Net
-from tlx.errors import BackendError, RecipeError, closest, one_line, shown
+from tlx.errors import BackendError, RecipeError, one_line, shown
 from tlx.proof.measure import sha256
 
 Inputs: TypeAlias = Any  # an array, a tuple of arrays (positional), or a dictionary of them (by keyword)
@@ -58,26 +58,26 @@ def batches_of(batch: object) -> list[Inputs]:
 def _checked(inputs: object) -> Inputs:
     if isinstance(inputs, Mapping):
         if not inputs or not all(isinstance(name, str) for name in inputs):
-            raise RecipeError(f"batch is {shown(inputs)}; expected a dictionary from the names of inputs to arrays")
-        return {name: _array(name, value) for name, value in inputs.items()}
+            raise RecipeError(f"batch has the keys {shown(list(inputs))}; expected the names of inputs")
+        return {name: _array(f"batch[{name!r}]", value) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
         if not inputs:
             raise RecipeError("batch is an empty tuple; expected the arrays that the model takes")
-        return tuple(_array(f"input {number}", value) for number, value in enumerate(inputs))
+        return tuple(_array(f"batch[{number}]", value) for number, value in enumerate(inputs))
     return _array("batch", inputs)
 
 
-def _array(name: str, value: object) -> Array:
+def _array(where: str, value: object) -> Array:
     if not isinstance(value, np.ndarray):
-        fix = "; pass tensor.numpy()" if hasattr(value, "numpy") else ""
-        kind = f"{type(value).__module__}.{type(value).__name__}"
-        raise RecipeError(f"batch: {name} is a {kind}; expected a NumPy array, or a tuple or dictionary of them{fix}")
+        fix = "; pass tensor.numpy()" if hasattr(value, "detach") else ""
+        kind = type(value).__name__
+        raise RecipeError(f"{where} is of type {kind}; expected a NumPy array, or a tuple or dictionary of them{fix}")
     if value.dtype.kind not in "fiub":
-        raise RecipeError(f"batch: {name} holds {value.dtype}; expected floating-point or whole numbers, or bool")
+        raise RecipeError(f"{where} holds {value.dtype}; expected floating-point or whole numbers, or bool")
     if not value.size:
-        raise RecipeError(f"batch: {name} is empty, {list(value.shape)}")
+        raise RecipeError(f"{where} is empty: {list(value.shape)}")
     if value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise RecipeError(f"batch: {name} holds numbers that are not finite")
+        raise RecipeError(f"{where} holds numbers that are not finite")
     if value.dtype.kind in "iu" and value.dtype != np.uint8:
         return value.astype(np.int64)
     return value.astype(np.float64) if value.dtype.kind == "f" else value
@@ -104,7 +104,8 @@ def check_fields(given: Iterable[str], strategy: Any, schedule: Any) -> None:
     """Raise RecipeError where a recipe speaks of what a user's own inputs do not have, such as images and a head."""
     for name in given:
         if name not in FIELDS:
-            raise RecipeError(f"batch= brings your own inputs, so {name} means nothing.{closest(name, FIELDS)}")
+            known = f"with batch= a recipe says only {', '.join(sorted(FIELDS))}"
+            raise RecipeError(f"{name} says nothing about inputs of your own: {known}", fix=f"leave out {name}")
     if strategy not in (None, "full"):
         raise RecipeError(f"strategy is {shown(strategy)}; with batch= there is no head, so only 'full' can train")
     if schedule == "plateau":
@@ -130,12 +131,13 @@ class OwnInputs(ModuleBackend):
 
     batches: list[Inputs]
     loss: Loss | None
-    axes: tuple[int, ...] | None = None
+    axes: tuple[int, ...] | None = None  # where outputs have another layout: from the reference's order of axes
+    order: tuple[str, ...] = ()  # the names of the reference's outputs
 
-    def laid_out_by(self, axes: tuple[int, ...] | None) -> OwnInputs:
-        """Return the same for a model whose outputs have these axes of the reference's."""
+    def like(self, axes: tuple[int, ...] | None, order: tuple[str, ...]) -> OwnInputs:
+        """Return the same for a model that gives its outputs in this layout, to be taken in this order."""
         other = copy.copy(self)
-        other.axes = axes
+        other.axes, other.order = axes, order
         return other
 
     @property
@@ -238,16 +240,18 @@ class OwnInputs(ModuleBackend):
             entries = self._entries(self._forward(model, batch))
             return self.fw.cat([tensor.to(model.dtype).reshape(-1) for _, tensor in entries])
 
-    def listed(self, model: Net, batch: DeviceBatch) -> dict[str, tuple[int, ...]]:
-        """Return the names and shapes of what the model gives in eval mode."""
+    def listed(self, model: Net, batch: DeviceBatch) -> tuple[str, ...]:
+        """Return the names of what the model gives in eval mode; numbers where it gives a tuple."""
         with self.fw.no_grad():
-            return {name: tuple(tensor.shape) for name, tensor in self._entries(self._forward(model, batch))}
+            return tuple(name for name, _ in self._entries(self._forward(model, batch)))
 
     def _entries(self, outputs: Any) -> list[tuple[str, Any]]:
-        """Return the tensors in what a model gives, by name, in the reference's layout."""
+        """Return the tensors in what a model gives, by name, in the reference's order and layout."""
         entries = list(tensors_in(outputs))
         if not entries:
             raise BackendError(f"The model returns a {type(outputs).__name__} without a tensor on {self.name}")
+        if {name for name, _ in entries} == set(self.order):
+            entries.sort(key=lambda entry: self.order.index(entry[0]))
         if self.axes is None:
             return entries
         back = tuple(int(axis) for axis in np.argsort(self.axes))
@@ -264,13 +268,13 @@ def accepted(module: Any, names: Iterable[str]) -> list[str]:
 
 
 def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the tensors of nested tuples, dictionaries and dataclasses; those of a dictionary by their names' order."""
+    """Yield the tensors of nested tuples, dictionaries and dataclasses, by name, in their order."""
     if hasattr(value, "detach"):
         yield name or "output", value
         return
     parts: Mapping[Any, Any] = {}
     if isinstance(value, Mapping):
-        parts = dict(sorted(value.items(), key=lambda item: str(item[0])))
+        parts = value
     elif isinstance(value, (tuple, list)):
         parts = dict(enumerate(value))
     elif is_dataclass(value):

@@ -14,7 +14,7 @@ from tlx.backend.module.base import ModuleBackend
 from tlx.errors import RecipeError, closest
 from tlx.proof import trial
 from tlx.proof.matching import Match, match
-from tlx.proof.names import Layout, Names, names_of
+from tlx.proof.names import Names, names_of
 from tlx.proof.own import UNSEEN, batches_of, check_fields, losses_of, with_inputs
 from tlx.proof.propose import proposal
 from tlx.proof.rename import Renamed, views
@@ -28,8 +28,8 @@ STAGES_OF_INPUTS = ("P1", "P3", "P4", "P5", "P6")  # what needs neither labels n
 class Pair:
     """Two modules, each with its framework's backend and the recipe by which it is proved."""
 
-    backends: tuple[Any, Any]
-    modules: tuple[Any, Any]
+    backends: tuple[Any, ...]
+    modules: tuple[Any, ...]
     recipe: Recipe  # of the reference
     stages: tuple[str, ...] | None = None  # None: all
     replaces_head: bool = False  # where images of the user's own may have other classes
@@ -47,26 +47,25 @@ class Pair:
         found = match(reference, candidate, rename)
         if found.missing or found.extra or found.misfits(reference, candidate):
             self._refuse(found, reference, candidate, rename)
-        seen = trial.layouts(self._sides(found, reference, candidate))
+        seen, order = trial.seen(self._sides(found, reference, candidate))
         found.layouts = {**seen, **found.layouts}
-        return self._sides(found, reference, candidate)
+        return self._sides(found, reference, candidate, order)
 
-    def _sides(self, found: Match, reference: Names, candidate: Names) -> list[tuple[Backend, Recipe]]:
+    def _sides(
+        self, found: Match, reference: Names, candidate: Names, order: tuple[str, ...] = ()
+    ) -> list[tuple[Backend, Recipe]]:
         both = views(found, reference, candidate)
-        laid_out = [self._laid_out(b, view.layouts) for b, view in zip(self.backends, both, strict=True)]
+        inner = self.backends
+        if self.stages is not None:
+            layouts = (view.layouts.get("", (None, None)) for view in both)
+            inner = tuple(b.like(leaving, order) for b, (_, leaving) in zip(inner, layouts, strict=True))
         backends: list[Any] = [
-            Renamed(backend, view, self.replaces_head) for backend, view in zip(laid_out, both, strict=True)
+            Renamed(backend, view, self.replaces_head) for backend, view in zip(inner, both, strict=True)
         ]
         return [(backend, self._recipe(side)) for side, backend in enumerate(backends)]
 
     def _recipe(self, side: int) -> Recipe:
         return replace(self.recipe, model=self.modules[side], backend=self.backends[side].name)
-
-    def _laid_out(self, backend: Any, layouts: Mapping[str, Layout]) -> Any:
-        """Tell a backend of the user's own inputs in which layout its model gives outputs."""
-        if self.stages is None or "" not in layouts:
-            return backend
-        return backend.laid_out_by(layouts[""][1])
 
     def _refuse(self, found: Match, reference: Names, candidate: Names, rename: Any) -> None:
         """Raise RecipeError with a map that fits; arrays of another shape, which none fits, are left to the proof."""
@@ -77,7 +76,7 @@ class Pair:
         advice = proposal(ours, theirs, rename, lambda one: trial.alike(self._sides(one, reference, candidate)))
         if found.missing or found.extra:
             lacking = f"in the reference {_few(found.missing)}; in the candidate {_few(found.extra)}"
-            advice = advice or " Pass rename={reference: candidate}: no map by shape was found."
+            advice = advice or " No map by shape was found; pass rename={reference: candidate}, None for nothing."
             raise RecipeError(f"The modules' names do not match; without a partner: {lacking}.{advice}")
         if advice:
             other = found.misfits(reference, candidate)
@@ -120,11 +119,11 @@ def pair_of(
         given: Mapping[str, Any] = fields if recipe is not None else {**defaults, **fields}
         own = as_recipe(recipe, {**given, **image_fields(backends[0], unwrapped[0], given)})
         theirs = given.get("data", DATA) != DATA
-        return Pair((backends[0], backends[1]), (unwrapped[0], unwrapped[1]), own, replaces_head=theirs)
+        return Pair(backends, unwrapped, own, replaces_head=theirs)
     own = _input_recipe(recipe, fields, unwrapped[0])
     batches, losses = batches_of(batch), losses_of(loss)
-    fed = [with_inputs(backend, batches, one) for backend, one in zip(backends, losses, strict=True)]
-    return Pair((fed[0], fed[1]), (unwrapped[0], unwrapped[1]), own, STAGES_OF_INPUTS)
+    fed = tuple(with_inputs(backend, batches, one) for backend, one in zip(backends, losses, strict=True))
+    return Pair(fed, unwrapped, own, STAGES_OF_INPUTS)
 
 
 def _input_recipe(recipe: Any, fields: Mapping[str, Any], module: Any) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any, TypeAlias
 
@@ -24,32 +24,50 @@ USUAL: tuple[Axes, ...] = ((0, 2, 3, 1), (0, 3, 1, 2), (0, 2, 1))
 Side: TypeAlias = tuple[Any, Recipe]  # a backend, and the recipe with the module
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """What one side gave: its outputs, the calls of its modules, and the names of outputs that are the user's own."""
+
+    outputs: Array
+    visits: tuple[Visit, ...]
+    names: tuple[str, ...]
+
+
 def alike(sides: Sequence[Side]) -> bool | None:
     """Whether both give the same outputs from the same values, in eval mode and float64; None: one cannot be run."""
     try:
-        (reference, _), (candidate, _) = _run(sides)
+        reference, candidate = _run(sides)
     except TlxError:
         return None
-    return relative(reference, candidate) <= LIMIT
+    return relative(reference.outputs, candidate.outputs) <= LIMIT
 
 
-def layouts(sides: Sequence[Side]) -> dict[str, Layout]:
-    """Return, for each module whose activations the candidate has in another order of axes, the two orders."""
+def seen(sides: Sequence[Side]) -> tuple[dict[str, Layout], tuple[str, ...]]:
+    """Return what the candidate does in another way: the layouts of modules; and the names of the reference's outputs.
+
+    A module is listed where its activations have another order of axes than those of its partner.
+
+    Raises:
+        RecipeError: both sides name their outputs, and not alike.
+    """
     try:
-        (_, ours), (_, theirs) = _run(sides)
+        ours, theirs = _run(sides)
     except TlxError:  # which the proof then meets too
-        return {}
+        return {}, ()
+    named = not any(name[:1].isdigit() for name in (*ours.names, *theirs.names))  # else they go by their order
+    if named and set(ours.names) != set(theirs.names):
+        given = [", ".join(names) for names in (ours.names, theirs.names)]
+        raise RecipeError(f"The outputs have other names: in the reference {given[0]}; in the candidate {given[1]}")
     found = {}
-    other = _first(theirs)
-    for path, visit in _first(ours).items():
+    other = _first(theirs.visits)
+    for path, visit in _first(ours.visits).items():
         if path in other:
             entering, leaving = (
                 _axes(_tensor(visit, what), _tensor(other[path], what)) for what in ("input", "output")
             )
-            axes = entering, leaving
-            if axes != (None, None):
-                found[path] = axes
-    return found
+            if entering or leaving:
+                found[path] = entering, leaving
+    return found, ours.names
 
 
 def classes(backend: Any, module: Any, size: int) -> int:
@@ -68,7 +86,8 @@ def classes(backend: Any, module: Any, size: int) -> int:
         with backend.fw.no_grad():
             output = backend.outputs(model, ready)
     except Exception as error:
-        raise RecipeError(f"{name}: {backend.failure(model, ready, error)}", fix=fix) from error
+        problem = f"{name}: {backend.failure(model, ready, error)}".rstrip(".")
+        raise RecipeError(problem, fix=fix) from error
     shapes = [tuple(tensor.shape) for _, tensor in tensors_in(output)]
     logits = [shape[1] for shape in shapes if len(shape) == 2 and shape[0] == 2]
     if not logits:
@@ -92,7 +111,7 @@ def ordered(names: Names, side: Side) -> Names:
     return replace(names, calls=calls)
 
 
-def _run(sides: Sequence[Side]) -> list[tuple[Array, tuple[Visit, ...]]]:
+def _run(sides: Sequence[Side]) -> list[Run]:
     """Return each side's outputs and visits, from values that the reference's are moved to.
 
     Those of a fresh module would not tell one normalisation layer from another.
@@ -109,10 +128,11 @@ def _run(sides: Sequence[Side]) -> list[tuple[Array, tuple[Visit, ...]]]:
     return results
 
 
-def _recorded(backend: Any, model: Any, batch: Any) -> tuple[Array, tuple[Visit, ...]]:
+def _recorded(backend: Any, model: Any, batch: Any) -> Run:
     ready, lazies = backend.put(model, batch), []
     visits = backend.probe(model).record(lambda: lazies.append(backend.logits(model, ready)))
-    return backend.fetch(lazies)[0], visits
+    names = backend.listed(model, ready) if hasattr(backend, "listed") else ()
+    return Run(backend.fetch(lazies)[0], visits, names)
 
 
 def _built(backend: Any, recipe: Recipe) -> tuple[Any, Any]:
