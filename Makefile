@@ -9,7 +9,7 @@ help:
 	@echo "make docs    the documents as a site, in docs/_build/index.html"
 	@echo "make bench   speed against hand-written loops, fastai and Lightning (4.5 hours); parts: make bench JOBS=full"
 	@echo "make growth  how cost grows with image, batch, data and classes, for docs/growth.png (10 minutes)"
-	@echo "make parity-zoo   compare every shared model on the two frameworks, for docs/parity-zoo.md (40 minutes)"
+	@echo "make parity-zoo   compare every shared model on the two frameworks, for docs/parity-zoo.md (hours; continues)"
 	@echo "make parity-suite   compare ports of eight networks, equal ones and faulty ones, for docs/parity-suite.md (1 hour; continues)"
 	@echo "make matrix   run every shared model with every strategy on both, for docs/matrix.md (hours; continues)"
 	@echo "make fuzz   20,000 hostile inputs to the command line, for docs/fuzz.md; other ones: make fuzz SEED=1"

@@ -28,11 +28,26 @@ def test_two_backends_are_equal_on_resnet18() -> None:
     figures = {stage.id: stage for stage in report.stages}
     assert figures["P3"].facts["sizes"] == figures["P4"].facts["sizes"] == [32, 45]
     # 41 modules own parameters; further rows are their activations, pools and blocks, and the logits.
-    assert len(figures["P3"].rows) == 2 * 76 and len(figures["P6"].rows) == 40
-    assert sum("unfreeze" in " ".join(row.events) for row in figures["P6"].rows) == 1
+    assert len(figures["P3"].rows) == 2 * 76
+    free, single = ([row for row in figures["P6"].rows if row.kind == kind] for kind in ("step", "locked"))
+    assert [row.number for row in free] == list(range(40))
+    assert [row.number for row in single] == [0, 1, 10, 11, 20, 21, 30, 39]
+    assert sum("unfreeze" in " ".join(row.events) for row in free) == 1
     # Bits that are all the same would mean that one backend was compared with itself.
     assert figures["P3"].figure and figures["P6"].figure
     assert "G = " in summary(figures["P8"])
+
+
+@both
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "optimizer"), [("mobilenet_v2", "sgd"), ("efficientnet_b0", "adamw")])
+def test_chaos_is_no_difference(model: str, optimizer: Any) -> None:
+    """From random weights one float64 unit grows to 1e-7 and more in 40 steps of such networks, on either backend."""
+    report = tlx.parity(model=model, optimizer=optimizer, quick=True)
+    assert report.verdict == Verdict.EQUAL, str(report)
+    facts = next(stage for stage in report.stages if stage.id == "P6").facts
+    assert facts["silent"] is not None and facts["silent"] > 20, "the free run shows nothing in the end"
+    assert facts["locked"] == 8 and facts["shown"] < 1e-2, "and single steps do"
 
 
 @pytest.mark.slow
@@ -57,6 +72,16 @@ MESSAGES = {
     "a residual is added after the activation": ("P3", "between block.norm and block.act, in the code of block itself"),
     "dampening 0.1": ("P5", "optimizer slot momentum"),
     "gradients are set to zero, not None": ("P6", ""),
+    "gradients are not clipped": ("P5", "gradients are not clipped at all"),
+    "gradients are clipped by value": ("P5", "gradients are clipped by value"),
+    "gradients are clipped by group": ("P5", "clipped by the norm of each group"),
+    "each gradient is clipped by itself": ("P5", "clipped by the norm of each array"),
+    "micro-batches are added, not weighed": ("P6", "the weights of the 2 micro-batches differ"),
+    "gradients are kept from the step before": ("P6", "what a step leaves behind for the next"),
+    "warm-up comes one step late": ("P6", "its rate differs"),
+    "the moving average has another decay": ("P6", "the weights are equal: the moving average differs"),
+    "the moving average begins at zero": ("P6", "the weights are equal: the moving average differs"),
+    "the moving average is a step late": ("P6", "the weights are equal: the moving average differs"),
 }
 
 

@@ -18,6 +18,7 @@ from tlx.proof import words
 from tlx.proof.artifact import Capture
 from tlx.proof.capture import capture, left_out
 from tlx.proof.compare import compare
+from tlx.proof.faults import FrozenMoves, LateRate, LateUnfreeze, MomentumLost, RateInsideMomentum
 from tlx.proof.locked import nudged, select
 from tlx.proof.recorder import Proxy
 from tlx.proof.report import Report
@@ -281,6 +282,27 @@ def test_the_schedule_plateau_drops_in_single_steps_where_it_does_in_the_run(
         assert record.facts["hyper"] == a.records[f"P6/{record.key[-4:]}"].facts["hyper"]
     served = compare(pair[0], capture(None, Loopback(), tmp_path / "served", pair[0], stages=STAGES, quick=True))
     assert served.verdict == Verdict.EQUAL, "what has only the reference has its validation part, too"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (FrozenMoves, "frozen arrays changed during training"),
+        (LateUnfreeze, "step 10, where 4 arrays unfreeze, 1 norm layer begins to adapt, differs"),
+        (MomentumLost, "step 10, where 4 arrays unfreeze, 1 norm layer begins to adapt, differs"),
+        (LateRate, "step 10, where the learning rate changes, differs"),
+        (RateInsideMomentum, "step 10, where the learning rate changes, differs"),
+    ],
+)
+def test_what_happens_between_steps_is_part_of_a_step(
+    fault: type[Proxy], words: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    """A state is taken up before the phase and the rates of its step are set."""
+    recipe = Recipe(**fields, backend="loopback")
+    a = capture(recipe, Loopback(), tmp_path / "A", stages=("P1", "P2", "P6"), quick=True)
+    b = capture(recipe, fault(Loopback()), tmp_path / "B", a, stages=("P1", "P2", "P6"), quick=True)
+    report = compare(a, b)
+    assert report.verdict == Verdict.DIFFERENT and words in report.first, report.first
 
 
 class Diverging(Proxy):

@@ -104,6 +104,10 @@ def test_a_boundary_is_named_where_its_step_alone_is_wrong() -> None:
         "From the reference's own state, step 20, where 6 arrays unfreeze, differs: "
         "loss (1.0e-09 apart, the reference from itself 1.0e-15). Equal: steps 19, 21."
     )
+    both = locked(20, False, quantity="loss", events=(*UNFREEZE, "the learning rate changes"))
+    assert "step 20, where 6 arrays unfreeze, differs" in sentence(
+        "P6", locked(10, events=("the learning rate changes",)), both, locked(21)
+    ), "the rate changed at step 10, too, which is equal"
     after = locked(21, False, quantity="loss")
     assert "unfreeze" not in sentence("P6", locked(19), wrong, after, locked(22))
     assert "unfreeze" not in sentence("P6", wrong, locked(21))
@@ -159,14 +163,13 @@ def test_the_strength_of_a_trajectory_is_said_and_what_would_show_more() -> None
     facts: dict[str, Any] = {"scatter": True, "locked": 8, "silent": 22, "weak": 0, "moved": 60, "shown": 1e-7}
     facts |= {"weakest": "fc.weight", "stronger": ["pretrained weights", "SGD"]}
     strong = strength(Stage("P6", 1.0, 100.0, True, (), facts))
-    assert (
-        "8 steps from the reference's own state would show a change of 1.0e-7 of any array's update (least fc.weight)"
-        in strong
-    )
+    assert "8 steps from the reference's own state would show a change of 1.0e-7 of an update" in strong
     assert "the free run shows nothing from step 22 on" in strong and "pretrained" not in strong
-    weak = strength(Stage("P6", 1.0, 100.0, True, (), {**facts, "weak": 2, "shown": 3.0}))
-    assert "show nothing of 2 of 60 arrays, such as fc.weight" in weak
-    assert weak.endswith("pretrained weights or SGD would show more")
+    weak = strength(Stage("P6", 1.0, 100.0, True, (), {**facts, "weak": 2}))
+    assert "of 2 of 60 arrays, such as fc.weight, they show nothing, as rounding makes the update" in weak
+    assert weak.endswith("more would show: pretrained weights, SGD")
+    coarse = strength(Stage("P6", 1.0, 100.0, True, (), {**facts, "shown": 0.1}))
+    assert "a change of 0.1 of an update" in coarse and "more would show" in coarse
 
 
 def test_a_side_that_stopped_is_mentioned_after_the_difference() -> None:

@@ -248,6 +248,10 @@ class LateRate(Proxy):
     waiting: tuple[Any, ...] | None = None
     first = True
 
+    def optimizer(self, model: Model, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Handle:
+        self.waiting, self.first = None, True
+        return self.inner.optimizer(model, spec, groups)
+
     def set_hyper(self, optimizer: Handle, values: Sequence[Hyper]) -> None:
         if self.first:
             self.inner.set_hyper(optimizer, values)

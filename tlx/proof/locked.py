@@ -145,9 +145,11 @@ def select(training: Training, most: int | None = None, budget: int = BUDGET) ->
     chosen = set(phases)
     sizes = {spec.name: math.prod(spec.shape) for spec in plan.specs}
     for step in [*wanted, *_evenly(steps)]:
-        moving = sum(size for name, size in sizes.items() if name not in plan.frozen_at(step))
-        budget -= 0 if step in chosen else 4 * moving * len(PARTS)
-        if step < steps and budget >= 0 and (most is None or len(chosen) < most):
+        if step >= steps or step in chosen or (most is not None and len(chosen) >= most):
+            continue
+        moving = sizes.keys() - plan.frozen_at(step)
+        budget -= 4 * len(PARTS) * sum(sizes[name] for name in moving)
+        if budget >= 0:
             chosen.add(step)
     return frozenset(chosen)
 

@@ -200,8 +200,7 @@ def _from_own_state(stage: Stage, row: Row) -> str:
     at = locked.index(row)
     if row.missing:
         return f"Started from the reference's own states, {stopped(row).rstrip('.')}."
-    alone = 0 < at < len(locked) - 1 and locked[at + 1].passed  # so what happens at this step is to blame
-    where = f", where {', '.join(row.events)}," if row.events and alone else ""
+    where = f", where {', '.join(to_blame)}," if (to_blame := _to_blame(locked, at)) else ""
     what = f"{_wrong(row, ' (', ')')}{_part(row, locked)}"
     words = f"From the reference's own state, step {row.number}{where} differs: {what}."
     wrong, right = ([str(r.number) for r in locked if r.passed is passed] for passed in (False, True))
@@ -209,6 +208,15 @@ def _from_own_state(stage: Stage, row: Row) -> str:
         return f"{words} So does each other of {len(locked)} steps." if len(locked) > 1 else words
     others = f" So {'do steps' if len(wrong) > 2 else 'does step'} {_few(wrong[1:])}." if wrong[1:] else ""
     return f"{words}{others} Equal: {'steps' if len(right) > 1 else 'step'} {_few(right)}."
+
+
+def _to_blame(locked: Sequence[Row], first: int) -> list[str]:
+    """Return what happens at each wrong step and at no right one, if right ones lie on both sides of the first."""
+    if not 0 < first < len(locked) - 1 or not locked[first + 1].passed:
+        return []
+    return [
+        event for event in locked[first].events if all((event in other.events) is not other.passed for other in locked)
+    ]
 
 
 def _few(numbers: Sequence[str]) -> str:

@@ -318,17 +318,16 @@ def strength(stage: Stage) -> str:
     else:
         steps = "1 step" if facts["locked"] == 1 else f"{facts['locked']} steps"
         parts = [f"{steps} from the reference's own state"]
-        if "shown" in facts and not facts["weak"]:
-            parts[0] += (
-                f" would show a change of {figure(facts['shown'])} of any array's update (least {facts['weakest']})"
-            )
-        elif "shown" in facts:
-            parts[0] += f" show nothing of {facts['weak']} of {facts['moved']} arrays, such as {facts['weakest']}"
+        if "shown" in facts:
+            parts[0] += f" would show a change of {figure(facts['shown'])} of an update"
+        if facts.get("weak"):
+            whose = f"{facts['weak']} of {facts['moved']} arrays"
+            parts.append(f"of {whose}, such as {facts['weakest']}, they show nothing, as rounding makes the update")
     if facts["silent"] is not None:
         parts.append(_silence(facts))
-    weak = facts.get("weak") or facts.get("shown", 0.0) > WEAK or not facts["locked"]
+    weak = facts.get("weak") or facts.get("shown", 1.0) > WEAK
     if weak and facts.get("stronger"):
-        parts.append(f"{' or '.join(facts['stronger'])} would show more")
+        parts.append(f"more would show: {', '.join(facts['stronger'])}")
     return "; ".join(parts)
 
 
