@@ -126,6 +126,27 @@ def test_a_dropout_that_is_written_otherwise_is_equal(port: Callable[[Any], Any]
     assert report.verdict == Verdict.EQUAL, str(report)
 
 
+def saving(names: tuple[str, str]) -> Any:
+    """Both parts are computed again in the backward pass, as gradient checkpointing does."""
+    from torch.utils.checkpoint import checkpoint
+
+    fw = framework("torch")
+
+    def forward(net: Any, x: Any) -> Any:
+        first, second = (getattr(net, name) for name in names)
+        x = net.stem(x).flatten(1)
+        x = checkpoint(lambda x: first(fw.relu(net.fc1(x))), x, use_reentrant=False)
+        return net.fc(checkpoint(lambda x: second(fw.relu(net.fc2(x))), x, use_reentrant=False))
+
+    return network(fw, forward, **{name: fw.nn.Dropout(0.3) for name in names})
+
+
+@pytest.mark.parametrize("names", [("drop1", "drop2"), ("drop", "drop")])
+def test_gradient_checkpointing_draws_the_same_masks_again(names: tuple[str, str]) -> None:
+    report = compared(saving(names), two(framework("oneflow")))
+    assert report.verdict == Verdict.EQUAL, str(report)
+
+
 def inside(fw: Any) -> Any:
     """The first beside its layer in a block, which is frozen in the head's phase, and the second in the root."""
 
@@ -269,11 +290,13 @@ def drop_path(fw: Any, fault: str = "") -> Any:
             self.drop_prob = drop_prob
 
         def forward(self, x: Any) -> Any:
-            if self.drop_prob == 0.0 or not self.training:
+            if self.drop_prob == 0.0 or not (self.training or fault == "evaluation"):
                 return x
-            keep = 1 - self.drop_prob
-            shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+            keep = self.drop_prob if fault == "inverted" else 1 - self.drop_prob
+            shape = (1 if fault == "batch" else x.shape[0],) + (1,) * (x.ndim - 1)
             mask = (keep + fw.rand(*shape, dtype=x.dtype)).floor()
+            if fault == "noise":
+                mask = mask + fw.rand(*shape, dtype=x.dtype)
             return x * mask if fault == "scale" else x / keep * mask
 
     return DropPath
@@ -299,15 +322,39 @@ def test_a_library_s_drop_path_equals_stochastic_depth() -> None:
     assert report.verdict == Verdict.EQUAL, str(report)
 
 
-@pytest.mark.parametrize("candidate", CANDIDATES)
-def test_a_drop_path_that_forgets_its_scale_does_not_pass(candidate: str) -> None:
-    fw = framework(candidate)
-    report = compared(deep(framework("torch"), stochastic_depth("torch")), deep(fw, drop_path(fw, "scale")))
-    assert report.verdict == Verdict.UNDERPOWERED, str(report)
-    assert any(
-        "The candidate draws random numbers of its own in training, first in path1 (DropPath)" in text
-        for text in report.notes
+def test_stochastic_depth_of_whole_batches_is_equal() -> None:
+    layers = importlib.import_module("torchvision.ops")
+    fw = framework("oneflow")
+    report = compared(
+        deep(framework("torch"), lambda: layers.StochasticDepth(0.25, "batch")), deep(fw, drop_path(fw, "batch"))
     )
+    assert report.verdict == Verdict.EQUAL, str(report)
+
+
+OF_PATHS = {
+    "scale": "first output that differs is that of conv2",
+    "batch": "path1 drops 0.25 of 8 parts in the reference and 0.25 of 1 part in the candidate",
+    "inverted": "path1 drops 0.25 of 8 parts in the reference and 0.75 of 8 parts in the candidate",
+    "evaluation": "In eval mode the first output that differs is that of conv2",
+}
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES)
+@pytest.mark.parametrize("fault", OF_PATHS)
+def test_a_mistake_in_a_drop_path_is_named(fault: str, candidate: str) -> None:
+    fw = framework(candidate)
+    report = compared(deep(framework("torch"), stochastic_depth("torch")), deep(fw, drop_path(fw, fault)))
+    assert report.verdict == Verdict.DIFFERENT and OF_PATHS[fault] in report.first, str(report)
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES)
+def test_a_drop_path_that_drops_as_no_dropout_does_is_named(candidate: str) -> None:
+    fw = framework(candidate)
+    report = compared(deep(framework("torch"), stochastic_depth("torch")), deep(fw, drop_path(fw, "noise")))
+    assert report.verdict == Verdict.UNDERPOWERED, str(report)
+    assert len(report.notes) == 1
+    expected = "The candidate draws random numbers of its own in training, first in path1 (DropPath)."
+    assert report.notes[0].startswith(expected)
 
 
 def faulty(fw: Any, fault: str) -> Any:
@@ -325,8 +372,8 @@ def faulty(fw: Any, fault: str) -> Any:
 
 
 FAULTS = {
-    "p": "In training drop2 drops 0.3 of what enters it in the reference, 0.2 in the candidate.",
-    "missing": "In training the reference drops 0.3 at drop2; the candidate has no dropout that fits.",
+    "p": "In training drop2 drops 0.3 of 192 parts in the reference and 0.2 of 192 parts in the candidate.",
+    "missing": "In training drop2 drops 0.3 of 192 parts in the reference; the candidate has no dropout that fits.",
     "always": "In eval mode the first output that differs is that of fc",
     "before": "first output that differs is that of fc2",
 }

@@ -174,9 +174,14 @@ def _same_place(draw: Draw, other: Draw) -> bool:
 
 
 def _one_sided(draw: Draw, missing: Side | None, harmless: bool, other: Draw | None = None) -> Row:
-    values = (draw.p, other.p) if other is not None else (draw.p, draw.p)
+    values = _amount(draw), _amount(draw if other is None else other)
     error = 0.0 if harmless else math.inf
     return Row(kind="dropout", path=draw.path, error=error, passed=harmless, missing=missing, values=values)
+
+
+def _amount(draw: Draw) -> str:
+    parts = math.prod(draw.shape)
+    return f"{draw.p:.3g} of {parts} {'part' if parts == 1 else 'parts'}"
 
 
 def judged(stage: Stage, a: Capture, b: Capture) -> Stage:

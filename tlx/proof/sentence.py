@@ -58,13 +58,11 @@ def _error(row: Row) -> str:
 
 def _dropout(row: Row) -> str:
     where = row.path or "its outermost code"
-    ours, theirs = row.values or (0.0, 0.0)
+    ours, theirs = row.values or ("", "")
     if row.missing is None:
-        return (
-            f"In training {where} drops {ours:.3g} of what enters it in the reference, {theirs:.3g} in the candidate."
-        )
+        return f"In training {where} drops {ours} in the reference and {theirs} in the candidate."
     other = "reference" if row.missing == "candidate" else "candidate"
-    return f"In training the {other} drops {ours:.3g} at {where}; the {row.missing} has no dropout that fits."
+    return f"In training {where} drops {ours} in the {other}; the {row.missing} has no dropout that fits."
 
 
 def _symptom(stage: Stage, row: Row) -> str:

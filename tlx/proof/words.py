@@ -237,7 +237,7 @@ NOTES: Mapping[str, Callable[[Row], str]] = {
     "logits": lambda row: OUTPUTS.get(row.cause or "", ""),
     "loss": lambda row: against(row, ".12g"),
     "correct": lambda row: "" if row.passed else against(row),
-    "dropout": lambda row: "" if row.passed else against(row, ".3g"),
+    "dropout": lambda row: "" if row.passed else against(row),
     "end": stopped,
     "predictions": _predictions,
     "batches": lambda row: against(row),

@@ -13,7 +13,8 @@ from tlx import rng
 from tlx.backend.protocol import Array
 from tlx.errors import BackendError
 
-UNITS, SAMPLES, CHANNELS = 0, 1, 2  # what a dropout drops: leading axes of its mask; 0: all
+# What a dropout drops, as the number of leading axes of its mask; 0: all; -1: none, for a batch is dropped as a whole.
+UNITS, SAMPLES, CHANNELS, WHOLE = 0, 1, 2, -1
 FUNCTIONS = {"dropout": UNITS, "dropout1d": CHANNELS, "dropout2d": CHANNELS, "dropout3d": CHANNELS}
 Drop = Callable[[Any, float, bool, int], Any]  # from x, p, whether it trains, and the axes of the mask to what is left
 Layer = Any  # a module that `dropout_class` makes
@@ -88,21 +89,32 @@ def dropout_class(fw: Any, masks: Masks) -> Make:
         def __init__(self, p: float, layer: int, axes: int, path: str) -> None:
             super().__init__()
             self.p, self.layer, self.axes, self.path, self.masks = p, layer, axes, path, masks
+            self.scale, self.always = scale(p), False  # always: in evaluation too, as a module of one's own may
 
         def forward(self, x: Any) -> Any:
-            if not self.training or self.p == 0.0:
+            if not (self.training or self.always) or self.p == 0.0:
                 return x
-            return dropped(fw, x, self.p, self.masks.keep(self, tuple(x.shape[: self.axes or x.ndim])))
+            return dropped(fw, x, self.scale, self.masks.keep(self, drawn_shape(x, self.axes)))
 
     return Dropout
 
 
-def dropped(fw: Any, x: Any, p: float, keep: Array | None) -> Any:
-    """Return x where `keep`, a mask of its leading axes, is True, scaled up; elsewhere 0."""
+def scale(p: float) -> float:
+    """Return the factor of what is kept."""
+    return 1.0 / (1.0 - p) if p < 1 else 0.0
+
+
+def drawn_shape(x: Any, axes: int) -> tuple[int, ...]:
+    """Return the shape of a mask: the leading axes of x."""
+    return () if axes == WHOLE else tuple(x.shape[: axes or x.ndim])
+
+
+def dropped(fw: Any, x: Any, scale: float, keep: Array | None) -> Any:
+    """Return x times `scale` where `keep`, a mask of its leading axes, is True; elsewhere 0."""
     if keep is None:
         return x
     mask = fw.tensor(keep.reshape(*keep.shape, *[1] * (x.ndim - keep.ndim)).astype(np.uint8), device=x.device)
-    return x * mask.to(x.dtype) * (1.0 / (1.0 - p) if p < 1 else 0.0)
+    return x * mask.to(x.dtype) * scale
 
 
 def replace_dropouts(nn: Any, depth: Any, make: Make, module: Any, own: bool) -> list[Layer]:

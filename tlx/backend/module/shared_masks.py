@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,18 @@ from tlx import rng
 from tlx.backend.module import own
 from tlx.backend.module.boundary import replaced
 from tlx.backend.module.build import ancestors, holder
-from tlx.backend.module.dropout import CHANNELS, SAMPLES, UNITS, Layer, Masks, dropout_class, dropped
+from tlx.backend.module.dropout import (
+    CHANNELS,
+    SAMPLES,
+    UNITS,
+    WHOLE,
+    Layer,
+    Masks,
+    drawn_shape,
+    dropout_class,
+    dropped,
+    scale,
+)
 from tlx.backend.protocol import Array, Draw
 
 if TYPE_CHECKING:
@@ -29,7 +41,7 @@ if TYPE_CHECKING:
 Label = tuple[str, bool, int]  # path, whether it is a function, call
 DROPS = re.compile(r"drop|stochastic_?depth", re.IGNORECASE)  # names of classes that may act as a dropout
 RATES = ("p", "drop_prob", "drop_rate", "prob")  # names of its probability
-TRIED = 4096  # samples that such a class is tried on
+TRIED, CALLS = 4096, 1024  # samples that such a class is tried on; calls where it drops a batch as a whole
 SIGMAS = 6  # by which the fraction that it drops may be off
 
 
@@ -55,7 +67,8 @@ class SharedMasks(Masks):
         self.paths: dict[int, str] = {}  # by the module's id
         self.together = {layer.path for layer in net.dropouts if layer.layer in net.masks.together}
         self.log: list[Draw] | None = None
-        self.shapes: dict[Label, tuple[int, ...]] = {}  # of the draws that were logged, in order
+        self.labels: list[Label] = []  # of the draws that were logged; one dropped alike in all calls comes again
+        self.shapes: dict[Label, tuple[int, ...]] = {}
         self.partners: dict[Label, tuple[Label, tuple[int, ...]]] = {}  # with the order in which that has the axes
         self.acting: set[Label] | None = None  # None: all act that would by themselves
         self.silent = False  # nothing is dropped
@@ -79,7 +92,7 @@ class SharedMasks(Masks):
         known = self.net.mode == "train" and self.acting is not None and label in self.shapes
         if not (known or training):
             return x
-        return dropped(self.backend.fw, x, p, self._keep(label, tuple(x.shape[: axes or x.ndim]), p))
+        return dropped(self.backend.fw, x, scale(p), self._keep(label, drawn_shape(x, axes), p))
 
     def _caller(self) -> str:
         """Return the path of the innermost module whose code is running."""
@@ -118,7 +131,8 @@ class SharedMasks(Masks):
             yield log
         finally:
             self.log = None
-        self.shapes = {(draw.path, draw.function, draw.call): draw.shape for draw in log}
+        self.labels = [(draw.path, draw.function, draw.call) for draw in log]
+        self.shapes = {label: draw.shape for label, draw in zip(self.labels, log, strict=True)}
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -133,14 +147,14 @@ class SharedMasks(Masks):
 
     def follow(self, partners: Sequence[Draw | None]) -> None:
         """Let each of the logged draws be as its partner's."""
-        for (label, shape), partner in zip(self.shapes.items(), partners, strict=True):
+        for label, partner in zip(self.labels, partners, strict=True):
             if partner is not None:
                 theirs = partner.path, partner.function, partner.call
-                self.partners[label] = theirs, _order(partner.shape, shape)
+                self.partners[label] = theirs, _order(partner.shape, self.shapes[label])
 
     def act(self, acting: Sequence[bool]) -> None:
         """Choose which of the logged draws act in training."""
-        self.acting = {label for label, acts in zip(self.shapes, acting, strict=True) if acts}
+        self.acting = {label for label, acts in zip(self.labels, acting, strict=True) if acts}
         known = {path for path, function, _ in self.shapes if not function}
         for layer in self.net.dropouts:
             if layer.path in known:
@@ -170,48 +184,73 @@ def adopt(backend: ModuleBackend, net: Net) -> None:
             if old is None or old in net.dropouts or not DROPS.search(type(old).__name__):
                 continue
             if old not in new:
-                found = acts_as(backend, net, old)
-                if found is None:
+                like = acts_as(backend, net, old)
+                if like is None:
                     continue
-                new[old] = make(found[0], len(net.dropouts), found[1], f"{path}.{attribute}".lstrip("."))
+                new[old] = make(like.p, len(net.dropouts), like.axes, f"{path}.{attribute}".lstrip("."))
+                new[old].scale, new[old].always = like.scale, like.always
                 net.dropouts.append(new[old])
                 net.training[new[old]] = net.training.pop(old)
             setattr(parent, attribute, new[old])
 
 
-def acts_as(backend: ModuleBackend, net: Net, module: Any) -> tuple[float, int] | None:
-    """Try a module without parameters; return p and the axes of its mask where it drops exactly as a dropout does."""
-    if any(True for _ in module.parameters()) or any(True for _ in module.children()):
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What a module does that acts as a dropout, but perhaps for its scale."""
+
+    p: float
+    axes: int
+    scale: float
+    always: bool = False  # in evaluation too
+
+
+def acts_as(backend: ModuleBackend, net: Net, module: Any) -> Likeness | None:
+    """Try a module without parameters on ones, in training and in evaluation; None where it is no dropout."""
+    stated = [float(p) for name in RATES if isinstance(p := getattr(module, name, None), (int, float))]
+    owns = any(True for _ in module.parameters()) or any(True for _ in module.children())
+    if owns or (stated and not any(stated)):
         return None
+
+    def left(shape: tuple[int, ...], training: bool) -> Array:
+        module.training = training
+        with backend.fw.no_grad():
+            return backend.array(module(backend.tensor(np.ones(shape), net.device).to(net.dtype)))
+
     for shape in ((TRIED, 2, 2, 2), (TRIED, 2, 4), (TRIED, 8)):
-        ones = backend.tensor(np.ones(shape), net.device).to(net.dtype)
         try:
-            with backend.fw.no_grad():
-                module.training = False
-                evaluated = backend.array(module(ones))
-                module.training = True
-                left = backend.array(module(ones))
+            likeness = _likeness(left(shape, True), stated, (SAMPLES, CHANNELS, UNITS))
+            if likeness is None:  # of each call one value
+                calls = np.stack([left((2, *shape[1:]), True) for _ in range(CALLS)])
+                likeness = _likeness(calls, stated, (SAMPLES,))
+                likeness = likeness and replace(likeness, axes=WHOLE)
+            evaluated = left(shape, False)
         except Exception:  # whatever it raises at what it was not written for
             continue
         finally:
             module.training = False
-        found = _likeness(module, left) if left.shape == shape and (evaluated == 1).all() else None
-        if found is not None:
-            return found
+        if likeness is not None and evaluated.shape == shape:
+            if (evaluated == 1).all():
+                return likeness
+            if _likeness(evaluated, stated, (likeness.axes,)) == likeness:
+                return replace(likeness, always=True)
     return None
 
 
-def _likeness(module: Any, left: Array) -> tuple[float, int] | None:
-    """Return p and axes where what is left of ones is 0 or 1 / (1 - p) as often and as independently as it must."""
-    kept, scale = left != 0, float(left.max())
-    if scale <= 1 or not np.array_equal(left, kept * left.max()):
+def _likeness(left: Array, stated: Sequence[float], structures: Sequence[int]) -> Likeness | None:
+    """Return what was done to ones, if each part of a structure was kept or dropped as often as it may be meant to be.
+
+    The probability is one that the module states; or that to keep, taken for it; or what the scale stands for.
+    """
+    kept, factor = left != 0, float(left.max())
+    if factor <= 0 or not np.array_equal(left, kept * left.max()):
         return None
-    stated = [float(p) for name in RATES if isinstance(p := getattr(module, name, None), (int, float))]
-    p = next((p for p in stated if abs(scale * (1 - p) - 1) < 1e-6), 1 - 1 / scale if not stated else -1.0)
-    for axes in (SAMPLES, CHANNELS, left.ndim):
-        drawn = kept.reshape(*kept.shape[:axes], -1)
-        if 0 < p < 1 and (drawn == drawn[..., :1]).all():
-            units = drawn[..., 0].size
-            off = abs(1 - drawn[..., 0].mean() - p) / (p * (1 - p) / units) ** 0.5
-            return (p, UNITS if axes == left.ndim else axes) if off < SIGMAS else None
+    for axes in structures:
+        parts = kept.reshape(*kept.shape[: axes or kept.ndim], -1)
+        if not (parts == parts[..., :1]).all():
+            continue
+        fraction = 1 - parts[..., 0].mean()
+        for p in (*stated, *(1 - p for p in stated), 1 - 1 / factor):
+            if 0 < p < 1 and abs(fraction - p) < SIGMAS * (p * (1 - p) / parts[..., 0].size) ** 0.5:
+                return Likeness(p, axes, scale(p) if abs(factor / scale(p) - 1) < 1e-6 else factor)
+        return None
     return None
