@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench growth peers parity-zoo parity-engines matrix fuzz clean
+.PHONY: help setup demo test lint docs bench growth peers parity-zoo parity-engines parity-suite matrix fuzz clean
 
 help:
 	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (10 GB)"
@@ -11,6 +11,7 @@ help:
 	@echo "make growth  how cost grows with image, batch, data and classes, for docs/growth.png (10 minutes)"
 	@echo "make parity-zoo   compare every shared model on the two frameworks, for docs/parity-zoo.md (hours; continues)"
 	@echo "make parity-engines   compare NumPy, JAX and ONNX Runtime with PyTorch, for docs/capture.md (2 minutes)"
+	@echo "make parity-suite   compare ports of eight networks, equal ones and faulty ones, for docs/parity-suite.md (1 hour; continues)"
 	@echo "make matrix   run every shared model with every strategy on both, for docs/matrix.md (hours; continues)"
 	@echo "make fuzz   20,000 hostile inputs to the command line, for docs/fuzz.md; other ones: make fuzz SEED=1"
 	@echo "make clean   remove .venv and caches"
@@ -56,6 +57,9 @@ parity-engines: setup .venv-engines/installed
 	.venv/bin/python -m venv .venv-engines
 	.venv-engines/bin/python -m pip install --quiet --constraint constraints-engines.txt jax onnx onnxruntime
 	@touch $@
+
+parity-suite: setup
+	PYTHONPATH=tests OMP_NUM_THREADS=1 .venv/bin/python -m support.porting -o docs/parity-suite.md
 
 matrix: setup
 	.venv/bin/python -m tlx.proof.matrix -o docs/matrix.md

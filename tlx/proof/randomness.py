@@ -115,7 +115,7 @@ def match(reference: Sequence[Draw], candidate: Sequence[Draw]) -> Match:
 
 
 def _kind(draw: Draw) -> tuple[float, int]:
-    return round(draw.p, 9), math.prod(draw.shape)
+    return round(draw.p, 6), math.prod(draw.shape)
 
 
 def _names(draws: Sequence[Draw], wanted: Sequence[int]) -> list[Any]:

@@ -28,10 +28,10 @@ def main() -> int:
         print("\n".join(case.id for case in cases))
         return 0
     results = Results(options.results)
-    for case in cases:
-        if case.id in results.done() and options.again:
-            if options.again == "all" or judged(case, results.done()[case.id]) not in RIGHT:
-                results.begin(case.id)
+    known = results.done()
+    for case in cases if options.again else ():
+        if case.id in known and (options.again == "all" or judged(case, known[case.id]) not in RIGHT):
+            results.begin(case.id)
     for _, of_net in groupby(cases, key=lambda case: case.net):
         ids = [case.id for case in of_net]
         while left := [name for name in ids if name not in results.done()]:

@@ -33,6 +33,7 @@ class Case:
     choices: Mapping[str, Any] = field(default_factory=dict)
     places: tuple[str, ...] = ()  # paths of the reference that may be named; "a>b" is the stretch between two
     says: str = ""  # or a pattern that the report's sentence must have
+    refused: bool = False  # the two cannot be compared, and the error must say so
     fields: Mapping[str, Any] = field(default_factory=dict)  # of the recipe, beside the network's
     plant: Callable[[Any], Any] | None = None  # stands in front of the candidate's backend
     prepare: Callable[[Any, Any], None] | None = None  # changes the reference or the port before they are compared

@@ -238,23 +238,42 @@ FAULTS = [
         choices={"order": "activation before the norm"},
         places=(*CONVOLUTION, f"{LAST}.norm", f"{LAST}.dwconv>{LAST}.norm"),
     ),
-    Case(name="norm before downsampling missing", choices={"down_norm": "missing"}, places=("down_norm", "down_norm>down",
-         f"{LAST}.pwconv2>down", f"{LAST}>down")),
+    Case(
+        name="norm before downsampling missing",
+        choices={"down_norm": "missing"},
+        places=("down_norm", "down_norm>down", f"{LAST}.pwconv2>down", f"{LAST}>down"),
+    ),
     Case(name="last row and column cropped", choices={"crop": 1}, places=("down>stage1.0.dwconv", "down>stage1.0")),
-    Case(name="norm before the pool", choices={"pool": "after the norm"}, places=("norm", "norm>head",
-         "stage1.0.pwconv2>norm", "stage1.0>norm")),
+    Case(
+        name="norm before the pool",
+        choices={"pool": "after the norm"},
+        places=("norm", "norm>head", "stage1.0.pwconv2>norm", "stage1.0>norm"),
+    ),
     Case(name="max pool", choices={"pool": "max"}, places=("stage1.0.pwconv2>norm", "stage1.0>norm")),
-    Case(name="odd sizes padded, not cropped", choices={"ceil": True}, fields={"image_size": 22},
-         places=(f"{LAST}.pwconv2>down_norm", f"{LAST}>down_norm", "down_norm", "down", "down_norm>down")),
-]  # fmt: skip
+    Case(
+        name="odd sizes padded, not cropped",
+        choices={"ceil": True},
+        fields={"image_size": 22},
+        places=(f"{LAST}.pwconv2>down_norm", f"{LAST}>down_norm", "down_norm", "down", "down_norm>down"),
+    ),
+]
 OWN = r"layers\.1\.depth"  # draws random numbers of its own, which no dropout explains
 DEPTH_FAULTS = [
     Case(name="depth per batch", choices={"rate": 0.3, "drop": "per batch"}, places=DROP, says=OWN),
     Case(name="depth unscaled", choices={"rate": 0.3, "drop": "unscaled"}, places=DROP, says=OWN),
-    Case(name="depth at another rate", choices={"rate": 0.2}, places=(*DROP, "stage0.0", "stage0.0.drop_path",
-         "stage0.0.pwconv2>stage0.1.dwconv", "stage0.0.pwconv2>stage0.1")),
+    Case(
+        name="depth at another rate",
+        choices={"rate": 0.2},
+        places=(
+            *DROP,
+            "stage0.0",
+            "stage0.0.drop_path",
+            "stage0.0.pwconv2>stage0.1.dwconv",
+            "stage0.0.pwconv2>stage0.1",
+        ),
+    ),
     Case(name="residual inside the depth", choices={"rate": 0.3, "residual": "inside the depth"}, places=DROP),
-]  # fmt: skip
+]
 DEEP_EQUAL = [Case(name="stochastic depth by hand", choices={"rate": 0.3})]
 CASES = spread("convnext", EQUAL, FAULTS)
 DEEP_CASES = spread("convnext", DEEP_EQUAL, DEPTH_FAULTS)

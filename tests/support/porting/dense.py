@@ -204,8 +204,11 @@ FAULTS = [
     Case(name="two groups for four", choices={"groups": 2}, places=NORM),
     Case(name="one group", choices={"groups": 1}, places=NORM),
     Case(name="eps 1e-6 for 1e-5", choices={"eps": 1e-6}, places=NORM),
-    Case(name="activation before the norm", choices={"order": "activation first"}, places=(*ACT, *NORM,
-         f"denselayer1.conv>{LAYER}.norm")),
+    Case(
+        name="activation before the norm",
+        choices={"order": "activation first"},
+        places=(*ACT, *NORM, f"denselayer1.conv>{LAYER}.norm"),
+    ),
     Case(name="leaky ReLU", choices={"relu": "leaky"}, places=ACT),
     Case(name="padding counted in the average", choices={"counted": True}, places=FIRST),
     Case(name="average over two by two", choices={"kernel": "two"}, places=FIRST),
@@ -220,5 +223,5 @@ FAULTS = [
     Case(name="activation of what is joined", choices={"inplace": True}, places=JOIN),
     Case(name="joined features detached", choices={"detach": True}, places=JOIN),
     Case(name="dropout that was not there", choices={"dropout": 0.2}, says=r"drops 0\.2 at dense\.1\.drop"),
-]  # fmt: skip
+]
 CASES = spread("dense", EQUAL, FAULTS)

@@ -95,21 +95,35 @@ ADAM = {"optimizer": "adamw", "lr": 1e-3}
 HEAD_FIRST = {"strategy": "head_then_full", "phase_epochs": 2}
 VIT = [
     Case(name="a bias not copied", prepare=without_a_bias, copies=False, says=r"blocks\.1\.mlp\.fc1\.bias"),
-    Case(name="a matrix copied transposed", prepare=with_a_matrix_turned, copies=False,
-         says=r"blocks\.0\.attn\.proj\.weight.*transpose"),
+    Case(
+        name="a matrix copied transposed",
+        prepare=with_a_matrix_turned,
+        copies=False,
+        says=r"blocks\.0\.attn\.proj\.weight.*transpose",
+    ),
     Case(name="Adam under AdamW's name", plant=faults.CoupledDecay, fields=ADAM, says="optimizer"),
     Case(name="another beta", plant=lambda b: OtherSpec(b, betas=(0.9, 0.99)), fields=ADAM, says="optimizer"),
     Case(name="eps 1e-6 for 1e-8", plant=lambda b: OtherSpec(b, eps=1e-6), fields=ADAM, says="optimizer"),
-    Case(name="decay on norms and biases", plant=faults.DecayOnAll, fields={**ADAM, "decay_on": "weights"}, says="optimizer|decay"),
+    Case(
+        name="decay on norms and biases",
+        plant=faults.DecayOnAll,
+        fields={**ADAM, "decay_on": "weights"},
+        says="optimizer|decay",
+    ),
     Case(name="ten times the decay", plant=DecayTimesTen, fields=ADAM, says="optimizer|decay"),
-    Case(name="one step count for all", plant=faults.OneStepCount, fields={**ADAM, **HEAD_FIRST}, says="optimizer|unfreez"),
+    Case(
+        name="one step count for all",
+        plant=faults.OneStepCount,
+        fields={**ADAM, **HEAD_FIRST},
+        says="optimizer|unfreez",
+    ),
     Case(name="the average moves by half", plant=OtherDecay, fields={**ADAM, "ema": 0.9}, says="average"),
     Case(name="the average a step late", plant=LateAverage, fields={"ema": 0.9}, says="average"),
     Case(name="the average begins at zero", plant=FromZero, fields={"ema": 0.9}, says="average"),
     Case(name="gradients kept for the next step", plant=Kept, says="gradient|backward"),
     Case(name="labels of the neighbours", plant=NextLabel, says="loss"),
     Case(name="micro-batches unweighted", plant=Added, fields={**ADAM, "micro_batch": 32}, says="micro|scale"),
-]  # fmt: skip
+]
 MBCONV = [
     Case(name="not clipped", plant=partial(Clipped, "clipped not at all"), fields={"clip_norm": 0.1}, says="clip"),
     Case(name="clipped by value", plant=partial(Clipped, "clipped by value"), fields={"clip_norm": 0.1}, says="clip"),
@@ -125,12 +139,21 @@ MBCONV = [
     Case(name="a frozen parameter moves", plant=faults.FrozenMoves, fields=HEAD_FIRST, says="optimizer|fr[oe]{2}ze"),
     Case(name="a frozen norm adapts", plant=faults.FrozenNormAdapts, fields=HEAD_FIRST, says=r"running_|bn\d"),
     Case(name="zero gradients for none", plant=ZeroedGradients, fields=HEAD_FIRST, says="optimizer|fr[oe]{2}ze"),
-    Case(name="the average forgets running statistics", plant=AverageWithoutBuffers, fields={"ema": 0.9}, says="average"),
-    Case(name="micro-batches forgotten but the last", plant=LastPartOnly, fields={"micro_batch": 32}, says="micro|gradient"),
+    Case(
+        name="the average forgets running statistics", plant=AverageWithoutBuffers, fields={"ema": 0.9}, says="average"
+    ),
+    Case(
+        name="micro-batches forgotten but the last",
+        plant=LastPartOnly,
+        fields={"micro_batch": 32},
+        says="micro|gradient",
+    ),
     Case(name="label smoothing forgotten", plant=faults.Unsmoothed, fields={"label_smoothing": 0.1}, says="loss"),
     Case(name="BGR by the loader", plant=faults.SwappedChannels, says="enters the model"),
-    Case(name="images enlarged by the nearest", plant=faults.Nearest, fields={"image_size": 32}, says="enters the model"),
-]  # fmt: skip
+    Case(
+        name="images enlarged by the nearest", plant=faults.Nearest, fields={"image_size": 32}, says="enters the model"
+    ),
+]
 
 
 def outside(net: str, cases: list[Case]) -> list[Case]:

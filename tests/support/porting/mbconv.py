@@ -235,19 +235,27 @@ FAULTS = [
     Case(name="gate added", choices={"excite": "plus"}, places=EXCITE),
     Case(name="gate detached", choices={"excite": "detached"}, places=EXCITE),
     Case(name="one gate for the batch", choices={"excite": "on the batch's first"}, places=EXCITE),
-    Case(name="excite before the activation", choices={"order": "excite before the activation"}, places=(*ACT, *SQUEEZE)),
+    Case(
+        name="excite before the activation", choices={"order": "excite before the activation"}, places=(*ACT, *SQUEEZE)
+    ),
     Case(name="BatchNorm's eps 1e-5", choices={"eps": 1e-5}, places=NORM),
     Case(name="BatchNorm's momentum 0.01", choices={"momentum": 0.01}, places=NORM),
     Case(name="BatchNorm's momentum 0.9", choices={"momentum": 0.9}, places=NORM),
-    Case(name="BatchNorm keeps the biased variance", choices={**BY_HAND, "biased": True, "act": "formula",
-         "squeezed": "formula"}, places=NORM),
+    Case(
+        name="BatchNorm keeps the biased variance",
+        choices={**BY_HAND, "biased": True, "act": "formula", "squeezed": "formula"},
+        places=NORM,
+    ),
     Case(name="BatchNorm frozen while it trains", choices={"frozen": True}, places=NORM),
-    Case(name="padded as TensorFlow pads", choices={"same": True}, places=("blocks.1", "blocks.1.conv_dw",
-         "blocks.1.bn1>blocks.1.bn2", "blocks.1.bn1>blocks.1.conv_dw")),
+    Case(
+        name="padded as TensorFlow pads",
+        choices={"same": True},
+        places=("blocks.1", "blocks.1.conv_dw", "blocks.1.bn1>blocks.1.bn2", "blocks.1.bn1>blocks.1.conv_dw"),
+    ),
     Case(name="activation behind the projection", choices={"linear": False}, places=BEHIND),
     Case(name="residual missing", choices={"residual": "missing"}, places=BEHIND),
     Case(name="BGR", choices={"stem": "flipped"}, places=(">conv_stem", "conv_stem")),
-]  # fmt: skip
+]
 DEEP_EQUAL = [
     Case(name="stochastic depth by hand", choices={"rate": 0.25}),
     Case(name="stochastic depth, AdamW", choices={"rate": 0.25}, fields={"optimizer": "adamw", "lr": 1e-3}),

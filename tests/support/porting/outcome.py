@@ -65,7 +65,7 @@ def planted(case: Case) -> AbstractContextManager[Any]:
 
 
 def names(report: Report) -> list[str]:
-    """What a report names: a module's path, or a stretch between two as "a>b", and the module whose own code that is."""
+    """What a report names: a module, or a stretch between two as "a>b", and the module whose own code that is."""
     difference = report.to_dict()["difference"]
     if difference and difference["row"] and difference["row"]["kind"] == "dropout":
         return [difference["row"].get("path", "")]
@@ -81,15 +81,15 @@ def names(report: Report) -> list[str]:
 def judged(case: Case, line: Line) -> Kind:
     """Say whether a verdict is right, and whether what is to blame is named."""
     verdict = line["verdict"]
-    if verdict in ("crash", "refused"):
-        return "crash" if verdict == "crash" else "refused"
-    if verdict == "not_comparable":
-        return "refused"
+    said = bool(case.says and re.search(case.says, line["first"]))
+    if verdict == "crash":
+        return "crash"
+    if verdict in ("refused", "not_comparable"):
+        return "named" if case.refused and said else "refused"
     if case.equal:
         return "equal" if verdict == "equal" else "underpowered" if verdict == "underpowered" else "false alarm"
     if verdict == "equal":
         return "missed"
-    said = bool(case.says and re.search(case.says, line["first"]))
     return "named" if said or any(fits(name, p) for name in line["names"] for p in case.places) else "named wrongly"
 
 

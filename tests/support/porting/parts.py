@@ -36,7 +36,7 @@ def layer_norm(fw: Any, width: int, kind: str, eps: float, axis: int = -1) -> An
     if kind == "module" and axis == -1:
         return fw.nn.LayerNorm(width, eps=eps)
 
-    class HandNorm(fw.nn.Module):  # type: ignore[misc, name-defined]
+    class HandNorm(fw.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.weight = fw.nn.Parameter(fw.ones(width))
@@ -59,7 +59,7 @@ def layer_norm(fw: Any, width: int, kind: str, eps: float, axis: int = -1) -> An
 def drop_path(fw: Any, rate: float, kind: str) -> Any:
     """Stochastic depth by hand, as every repository has it, or with a usual mistake."""
 
-    class DropPath(fw.nn.Module):  # type: ignore[misc, name-defined]
+    class DropPath(fw.nn.Module):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:
             if not self.training or rate == 0:
                 return x
@@ -75,7 +75,7 @@ def drop_path(fw: Any, rate: float, kind: str) -> Any:
 def batch_norm_by_hand(fw: Any, width: int, eps: float, momentum: float, biased: bool = False) -> Any:
     """BatchNorm written out, with its running statistics; `biased` keeps the variance as it normalises with it."""
 
-    class HandNorm(fw.nn.Module):  # type: ignore[misc, name-defined]
+    class HandNorm(fw.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.weight = fw.nn.Parameter(fw.ones(width))

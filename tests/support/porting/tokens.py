@@ -85,7 +85,7 @@ def port(fw: Any, **choices: Any) -> Any:
                 self.classifier = nn.Linear(WIDTH, CLASSES)
 
         def embedded(self, ids: Any) -> Any:
-            n, length = ids.shape
+            length = ids.shape[1]
             if to.lookup == "one-hot":
                 hot = (ids.unsqueeze(2) == fw.arange(WORDS).reshape(1, 1, -1)).to(self.words.weight.dtype)
                 hot = fw.cat([hot[:, :, :1] * 0, hot[:, :, 1:]], dim=2)  # what pads is at 0 and has no gradient
@@ -189,12 +189,14 @@ LOSS = r"loss"
 
 EQUAL = [
     Case(name="plain"),
-    Case(name="positions as a parameter, norm and GELU by hand", choices={"positions": "parameter", "norm": "by hand",
-         "gelu": "formula"}),
+    Case(
+        name="positions as a parameter, norm and GELU by hand",
+        choices={"positions": "parameter", "norm": "by hand", "gelu": "formula"},
+    ),
     Case(name="words by one-hot", choices={"lookup": "one-hot"}),
     Case(name="AdamW, reversed registration", choices={"reversed": True}, fields={"optimizer": "adamw", "lr": 1e-3}),
     Case(name="loss in another form", loss=other_loss(smoothing=0.0)),
-]  # fmt: skip
+]
 FAULTS = [
     Case(name="the padding's embedding trains", choices={"padding": False}, places=("embed", "embed>norm")),
     Case(name="embedding without its scale", choices={"scale": False}, places=EMBEDDED),

@@ -177,31 +177,60 @@ EQUAL = [
     Case(name="functional, sigmoid by hand", choices={"up": "functional", "sigmoid": "formula"}),
     Case(name="reversed registration", choices={"reversed": True}),
     Case(name="odd images", fields={"image_size": 19}),
-    Case(name="twice as large, even images", choices={"by": "size"}, fields={"image_size": 24, "optimizer": "adamw", "lr": 1e-3}),
+    Case(
+        name="twice as large, even images",
+        choices={"by": "size"},
+        fields={"image_size": 24, "optimizer": "adamw", "lr": 1e-3},
+    ),
     Case(name="frozen parts, clipped", fields={"strategy": "head_then_full", "phase_epochs": 2, "clip_norm": 1.0}),
-]  # fmt: skip
+]
 FAULTS = [
     Case(name="corners aligned", choices={"corners": True}, places=ENLARGED),
     Case(name="nearest for bilinear", choices={"mode": "nearest"}, places=ENLARGED),
     Case(name="bicubic for bilinear", choices={"mode": "bicubic"}, places=ENLARGED),
-    Case(name="twice as large, odd images cropped", choices={"by": "twice"}, fields={"image_size": 19}, places=ENLARGED),
+    Case(
+        name="twice as large, odd images cropped", choices={"by": "twice"}, fields={"image_size": 19}, places=ENLARGED
+    ),
     Case(name="up first in the concatenation", choices={"join": "up first"}, places=JOINED),
     Case(name="up first, at the top", choices={"join": "up first, at the top"}, places=ENLARGED),
-    Case(name="skip detached", choices={"skip": "detached"}, places=(*JOINED, "down1.1>down2.0", "down1.1>down2", "down1")),
+    Case(
+        name="skip detached",
+        choices={"skip": "detached"},
+        places=(*JOINED, "down1.1>down2.0", "down1.1>down2", "down1"),
+    ),
     Case(name="skip missing", choices={"skip": "missing"}, places=JOINED),
     Case(name="skip centred", choices={"skip": "of the pool"}, places=JOINED),
     Case(name="padded on the left", choices={"pad": "left"}, fields={"image_size": 18}, places=JOINED),
     Case(name="enlarged, not padded", choices={"pad": "enlarged"}, fields={"image_size": 18}, places=JOINED),
-    Case(name="odd maps rounded up", choices={"ceil": True}, fields={"image_size": 18}, places=("pool", "down1.1>down2.0",
-         "down1>down2", "down1.1>down2", "down1>down2.0", *POOLED)),
+    Case(
+        name="odd maps rounded up",
+        choices={"ceil": True},
+        fields={"image_size": 18},
+        places=("pool", "down1.1>down2.0", "down1>down2", "down1.1>down2", "down1>down2.0", *POOLED),
+    ),
     Case(name="mean pool for max pool", choices={"pool": "mean"}, places=POOLED),
     Case(name="ELU for ReLU", choices={"act": "elu"}, places=UNIT),
-    Case(name="activation before the norm", choices={"norm": "activation before"}, places=(*UNIT, "down1.1", "down1.0>down1.1")),
-    Case(name="replicated at the border", choices={"padding": "replicate"}, places=("down1.0", "down1", *POOLED,
-         "inc.1>down1.1")),
-    Case(name="transposed kernel flipped", choices={"flip": True}, places=("up1", "down2.1>up1", "down2.1>conv1.0", *JOINED)),
-    Case(name="transposed convolution without its bias", choices={"bias": False}, places=("up1", "down2.1>conv1.0", *JOINED)),
+    Case(
+        name="activation before the norm",
+        choices={"norm": "activation before"},
+        places=(*UNIT, "down1.1", "down1.0>down1.1"),
+    ),
+    Case(
+        name="replicated at the border",
+        choices={"padding": "replicate"},
+        places=("down1.0", "down1", *POOLED, "inc.1>down1.1"),
+    ),
+    Case(
+        name="transposed kernel flipped",
+        choices={"flip": True},
+        places=("up1", "down2.1>up1", "down2.1>conv1.0", *JOINED),
+    ),
+    Case(
+        name="transposed convolution without its bias",
+        choices={"bias": False},
+        places=("up1", "down2.1>conv1.0", *JOINED),
+    ),
     Case(name="mean before the sigmoid", choices={"end": "mean before the sigmoid"}, places=END),
     Case(name="softmax for sigmoid", choices={"end": "softmax"}, places=END),
-]  # fmt: skip
+]
 CASES = spread("unet", EQUAL, FAULTS)

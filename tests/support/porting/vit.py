@@ -130,10 +130,8 @@ def port(fw: Any, **choices: Any) -> Any:
             q, k, v = (self.split(y) for y in self.projections(x))
             if self.last and to.detach == "keys":
                 k = (k * 1.0).detach()  # OneFlow's detach forgets the strides of a permuted tensor
-            if to.attention == "einsum":
-                scores = fw.einsum("nhqc,nhkc->nhqk", q, k)
-            else:
-                scores = fw.matmul(q, k.transpose(2, 3))
+            einsum = to.attention == "einsum"
+            scores = fw.einsum("nhqc,nhkc->nhqk", q, k) if einsum else fw.matmul(q, k.transpose(2, 3))
             if to.scale or not self.last:
                 scores = scores / (c // HEADS) ** 0.5
             y = fw.matmul(functional.softmax(scores, to.axis if self.last else -1), v)
@@ -311,6 +309,8 @@ FAULTS = [
         choices={"gradient": 0.5},
         places=(*AT_THE_END, f"{LAST}.mlp.fc2"),
     ),
-    Case(name="Dropout(0.1) that was not there", choices={"dropout": 0.1}, says=r"drops 0\.1 at encoder\.layer_0\.drop"),
-]  # fmt: skip
+    Case(
+        name="Dropout(0.1) that was not there", choices={"dropout": 0.1}, says=r"drops 0\.1 at encoder\.layer_0\.drop"
+    ),
+]
 CASES = spread("vit", EQUAL, FAULTS)
