@@ -11,7 +11,7 @@ help:
 	@echo "make growth  how cost grows with image, batch, data and classes, for docs/growth.png (10 minutes)"
 	@echo "make parity-zoo   compare every shared model on the two frameworks, for docs/parity-zoo.md (hours; continues)"
 	@echo "make parity-engines   compare NumPy, JAX and ONNX Runtime with PyTorch, for docs/capture.md (2 minutes)"
-	@echo "make parity-suite   compare ports of eight networks, equal ones and faulty ones, for docs/parity-suite.md (1 hour; continues)"
+	@echo "make parity-suite   compare ports of eight networks, equal ones and faulty ones, for docs/parity-suite.md (1 hour)"
 	@echo "make matrix   run every shared model with every strategy on both, for docs/matrix.md (hours; continues)"
 	@echo "make fuzz   20,000 hostile inputs to the command line, for docs/fuzz.md; other ones: make fuzz SEED=1"
 	@echo "make clean   remove .venv and caches"

@@ -8,7 +8,7 @@ from typing import Any
 
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
-from tlx.proof.prove import backend_of, drawn_images
+from tlx.proof.pair import backend_of, drawn_images
 from tlx.proof.report import Report
 from tlx.recipe import Recipe
 
