@@ -25,7 +25,7 @@ from tlx.proof.capture import capture
 from tlx.proof.compare import compare
 from tlx.proof.faults import CoupledDecay, DecayOnAll, FrozenNormAdapts, Nearest, RateInsideMomentum, reseeded
 from tlx.proof.module_faults import Edited, network
-from tlx.proof.prove import drawn_images
+from tlx.proof.pair import drawn_images
 
 STAGES = ("P1", "P2", "P3", "P4", "P5", "P6", "P7")
 

@@ -138,7 +138,7 @@ def test_the_gradient_that_enters_from_the_loss_is_told_from_the_model_s(tmp_pat
     from tlx.proof.capture import capture
     from tlx.proof.compare import compare
     from tlx.proof.faults import SummedLoss
-    from tlx.proof.prove import drawn_images
+    from tlx.proof.pair import drawn_images
     from tlx.recipe import Recipe
 
     stages = ("P1", "P3", "P4")

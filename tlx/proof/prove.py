@@ -14,7 +14,6 @@ from tlx.errors import Interrupted, RecipeError, TlxError
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
 from tlx.proof.pair import DATA, IMAGE_SIZE, backend_of, image_fields, pair_of
-from tlx.proof.pair import drawn_images as drawn_images
 from tlx.proof.report import Report
 from tlx.proof.result import Difference, Verdict
 from tlx.proof.statistics import equivalence, verdict_of

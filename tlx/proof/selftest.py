@@ -15,7 +15,7 @@ from tlx.proof.capture import capture
 from tlx.proof.compare import compare
 from tlx.proof.faults import faults
 from tlx.proof.module_faults import network
-from tlx.proof.prove import drawn_images
+from tlx.proof.pair import drawn_images
 from tlx.proof.report import Report
 from tlx.proof.result import Verdict
 from tlx.recipe import Recipe
