@@ -133,7 +133,7 @@ def rename(**choices: Any) -> Rename:
 
 
 NET = Net(name="shared", reference=lambda: drawn(Shared()), port=port, rename=rename, fields={"image_size": 16})
-ROUNDS = ("mix", "norm", "norm>mix", "mix>norm", "act", "embed>norm")
+ROUNDS = ("mix", "mix>mix", "norm", "norm>mix", "mix>norm", "act", "embed>norm")
 AFTER = ("mix>down", "mix>norm", "down")
 TIED = ("first>second", "second", "first")
 
