@@ -52,7 +52,7 @@ def test_an_embedding_with_a_tied_head_is_equal() -> None:
     assert report.verdict == Verdict.EQUAL, str(report)
     ran = {stage.id: stage.figure is not None for stage in report.stages}
     assert [name for name, was in ran.items() if was] == ["P0", "P1", "P3", "P4", "P5", "P6"] and len(ran) == 11
-    assert len(next(s for s in report.stages if s.id == "P6").rows) == 40
+    assert len(next(s for s in report.stages if s.id == "P6").rows) >= 40
     assert "P7 not run: your own batches have no labels" in str(report) and "8 px" not in str(report)
 
 

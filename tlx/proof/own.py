@@ -157,6 +157,8 @@ class OwnInputs(ModuleBackend):
 
     def put(self, model: Net, batch: Batch) -> DeviceBatch:
         """Copy the user's batch of this step to the device; floating-point numbers in the model's dtype."""
+        if batch.preprocess.size != UNSEEN["image_size"]:
+            raise BackendError("a batch of your own has one size")
         inputs = self.batches[batch.key[1] % len(self.batches)]
 
         def moved(array: Array) -> Any:
