@@ -110,6 +110,15 @@ def test_a_port_to_another_framework_is_equal(net: str, tmp_path: Path) -> None:
     assert all(not stage.facts["not_replayed"] for stage in report.stages if stage.id in ("P3", "P4"))
 
 
+@both
+def test_modules_that_change_their_input_in_place_are_equal_in_both_directions(tmp_path: Path) -> None:
+    one, other = Nets("oneflow").conv(), Nets("torch").conv(style="in place")
+    report = judged(one, other, tmp_path / "there")
+    assert report.verdict == Verdict.EQUAL, str(report)
+    report = judged(other, Nets("oneflow").conv("training only", style="in place"), tmp_path / "back")
+    assert "between block.norm and what block returns, in the code of block itself" in report.first
+
+
 @torch_alone
 @pytest.mark.parametrize(
     ("net", "style"),

@@ -221,7 +221,7 @@ def test_a_module_that_could_not_be_replayed_is_judged_by_the_pass() -> None:
         (Between("b", "", within="b"), "the fault lies in b itself"),
         (Between("", ""), "the fault lies in the model's own code, outside its modules"),
         (Between("b", "a", swapped=True), "between a and b: the inputs of b are swapped"),
-        (Between("b", "a", including=True), "or in b, which takes another input and could not be judged by itself"),
+        (Between("b", "a", including=True), "or in b, which could not be judged by itself"),
     ],
 )
 def test_what_lies_between_two_modules_is_named(between: Between, words: str) -> None:

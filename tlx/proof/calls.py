@@ -87,8 +87,8 @@ class Pair:
 
     @cached_property
     def entered(self) -> State:
-        """Whether the same entered both."""
-        if len(self.inputs) != len(self.their_inputs):
+        """Whether the same entered both; that is not known where no tensor was seen to enter."""
+        if not self.inputs or len(self.inputs) != len(self.their_inputs):
             return "incomparable"
         pairs = list(zip(self.inputs, self.their_inputs, strict=True))
         if all(apart(x, y, self.floor) <= LIMIT for x, y in pairs):

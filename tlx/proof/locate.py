@@ -68,16 +68,23 @@ class Search:
             pair = pairs[child]
             if pair.gave_equal:
                 previous = child
-            elif pair.entered == "equal":
+                continue
+            if pair.entered == "equal" or (pair.entered == "incomparable" and self._tells(child)):
                 return self._forward_within(child)
-            elif previous is None and number == len(pairs) and pair.entered == "different":
+            if previous is None and number == len(pairs) and pair.entered == "different":
                 return Outside("input")  # the whole model was not recorded, and nothing comes before its first module
-            else:
-                unknown = pair.entered == "incomparable" and self.calls.differs_alone(child, FORWARD) is not False
-                return self._between(number, previous, child, including=unknown, swapped=pair.swapped)
+            unknown = pair.entered == "incomparable" and self.calls.differs_alone(child, FORWARD) is not False
+            return self._between(number, previous, child, including=unknown, swapped=pair.swapped)
         if children or number == len(pairs):
             return self._between(number, previous, None)
         return self._alone(number, FORWARD)
+
+    def _tells(self, number: int) -> bool:
+        """Whether a call that differs is to blame, though what entered it cannot be compared."""
+        if self.calls.differs_alone(number, FORWARD):
+            return True
+        first = next((self.calls.pairs[child] for child in self.calls.children(number)), None)
+        return first is not None and (first.gave_equal or first.entered == "equal")
 
     def backward(self) -> Blame | None:
         """Take the last call that differs by itself; where none does, look for where gradients begin to differ."""

@@ -129,7 +129,7 @@ def _between(between: Between) -> str:
     if between.swapped:
         words += f": the inputs of {between.path} are swapped"
     if between.including:
-        words += f", or in {between.path}, which takes another input and could not be judged by itself"
+        words += f", or in {between.path}, which could not be judged by itself"
     modules = [", ".join(f"{path} ({kind})" for path, kind in side) for side in (between.reference, between.candidate)]
     if not any(modules):
         return words
