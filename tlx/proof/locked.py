@@ -84,7 +84,7 @@ def _validated(s: Session, recorder: Recorder) -> list[tuple[Array, Array]]:
         counts = [np.array(x) for x in record.facts["correct"]]
     else:
         return []
-    return list(zip(losses, counts, strict=True))
+    return list(zip(losses, counts, strict=False))
 
 
 def _free(s: Session, stage: str, nudge: int = 0, starts: Starts | None = None) -> tuple[Recorder, Training]:

@@ -51,13 +51,16 @@ class Kept(Proxy):
         self.kept = None
         return self.inner.optimizer(model, spec, groups)
 
+    def backward(self, model: Model, batch: Handle, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+        metrics: tuple[Lazy, Lazy] = self.inner.backward(model, batch, scale)
+        if self.kept is not None:
+            probe, kept, self.kept = self.inner.probe(model), self.kept, None
+            probe.set_gradients({name: g + kept.get(name, 0.0) for name, g in probe.gradients().items()})
+        return metrics
+
     def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
-        probe = self.inner.probe(model)
-        own = probe.gradients()
-        kept = self.kept or {}
-        probe.set_gradients({name: g + kept.get(name, 0.0) for name, g in own.items()})
+        self.kept = self.inner.probe(model).gradients()
         self.inner.update(model, optimizer, max_norm)
-        self.kept = own
 
 
 class LateWarmup(Proxy):

@@ -140,8 +140,8 @@ class Recorder(Proxy):
 
     def evaluate(self, model: Model, batch: Handle) -> tuple[Lazy, Lazy]:
         """Measure on the validation part, or return what was measured before."""
-        if self.validated is not None:
-            return next(self.validated)
+        if self.validated is not None and (before := next(self.validated, None)) is not None:
+            return before
         metrics: tuple[Lazy, Lazy] = self.inner.evaluate(model, batch)
         self.measured += metrics
         return metrics

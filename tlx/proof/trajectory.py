@@ -137,8 +137,12 @@ def _moves(a: Capture, after: Record) -> Sketches:
         return {}
     before = unbundle(start.facts["sketch"], start.array("sketch"))
     values = unbundle(after.facts.get("values", []), after.array("values"))
-    olds = {name: before.get(f"values/{name}", ((), np.zeros(0))) for name in values}
-    return {name: (shape, new - olds[name][1]) for name, (shape, new) in values.items() if olds[name][0] == shape}
+    pairs = {name: (now, before[f"values/{name}"]) for name, now in values.items() if f"values/{name}" in before}
+    return {
+        name: (new[0], new[1] - old[1])
+        for name, (new, old) in pairs.items()
+        if (new[0], new[1].shape) == (old[0], old[1].shape)
+    }
 
 
 def _factor(ours: Sketches, theirs: Sketches, name: str) -> float | None:
