@@ -94,7 +94,11 @@ def judged(case: Case, line: Line) -> Kind:
 
 
 def fits(name: str, place: str) -> bool:
-    """Whether what was named is the place: the module, or the stretch, whose ends may be named by what holds them."""
+    """Whether what was named is the place: the module, or the stretch, whose ends may be named by what holds them.
+
+    Which call of a module it is ("#2") is not asked.
+    """
+    name = re.sub(r"#\d+", "", name)
     if ">" not in name or ">" not in place:
         return name == place
     ends = zip(name.split(">"), place.split(">"), strict=True)

@@ -174,7 +174,7 @@ FAULTS = [
         name="measures without their bias", choices={"bias": False}, places=("measure", *MEASURE, ">measure", ">scale")
     ),
     Case(name="photo transposed", choices={"photo": "transposed"}, places=(">conv1", "measure>conv1", "conv1")),
-    Case(name="stride off by one", choices={"stride": "after"}, places=("conv2", *FILM, *JOIN)),
+    Case(name="stride off by one", choices={"stride": "after"}, places=("conv2", *FILM, *JOIN, "shift>joined")),
     Case(name="activation missing", choices={"joined": "linear"}, places=("joined>head",)),
 ]
 CASES = spread("two", EQUAL, FAULTS)
