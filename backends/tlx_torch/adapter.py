@@ -91,9 +91,9 @@ class TorchBackend(ModuleBackend):
     def prepare(self, net: Net) -> None:
         # Convolutions on the CPU and on tensor cores are fastest with channels last.
         net.module.to(memory_format=torch.channels_last)
-        for module in net.module.modules():
+        for path, module in net.module.named_modules():
             activations.improve(module)
-            if isinstance(module, self.batch_norms):
+            if isinstance(module, self.batch_norms) and path not in self.norms_as_given:
                 # Other backends hold these constants as float32 and weigh the old mean with fl32(0.9).
                 module.eps = float32_exact(module.eps)
                 if module.momentum is not None:  # else it averages over all batches

@@ -187,3 +187,36 @@ def test_what_needs_a_batch_says_so() -> None:
         tlx.parity(reference=net.Two(), candidate=net.Two(), loss=len)
     with pytest.raises(TlxError, match="batch is for two modules"):
         tlx.parity(batch=WORDS)
+
+
+def normalised(by_hand: bool) -> Any:
+    """A linear layer and a BatchNorm whose eps float32 does not hold."""
+    torch = importlib.import_module("torch")
+
+    class ByHand(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = (torch.nn.Parameter(start(8)) for start in (torch.ones, torch.zeros))
+            self.register_buffer("running_mean", torch.zeros(8))
+            self.register_buffer("running_var", torch.ones(8))
+            self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+        def forward(self, x: Any) -> Any:
+            mean, var = self.running_mean, self.running_var
+            if self.training:
+                mean, var = x.mean(0), x.var(0, unbiased=False)
+                with torch.no_grad():
+                    self.running_mean.mul_(0.9).add_(mean, alpha=0.1)
+                    self.running_var.mul_(0.9).add_(x.var(0), alpha=0.1)
+                    self.num_batches_tracked += 1
+            return (x - mean) / (var + 1e-3).sqrt() * self.weight + self.bias
+
+    norm = ByHand() if by_hand else torch.nn.BatchNorm1d(8, eps=1e-3)
+    return torch.nn.Sequential(torch.nn.Linear(6, 8), norm, torch.nn.Tanh(), torch.nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_batch_norm_written_by_hand_is_equal(first: bool) -> None:
+    """Its eps is not rounded to float32, so that of the framework's own layer must not be, either."""
+    report = compared(normalised(first), normalised(not first), DRAWN.normal(size=(16, 6)))
+    assert report.verdict == Verdict.EQUAL, str(report)

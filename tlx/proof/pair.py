@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,10 +60,21 @@ class Pair:
         if self.stages is not None:
             layouts = (view.layouts.get("", (None, None)) for view in both)
             inner = tuple(b.like(leaving, order) for b, (_, leaving) in zip(inner, layouts, strict=True))
+        inner = tuple(map(_with_norms_as_given, inner, self._norms_as_given(found)))
         backends: list[Any] = [
             Renamed(backend, view, self.replaces_head) for backend, view in zip(inner, both, strict=True)
         ]
         return [(backend, self._recipe(side)) for side, backend in enumerate(backends)]
+
+    def _norms_as_given(self, found: Match) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the BatchNorms of each side whose eps and momentum stay: the partner is none of another framework."""
+        ours, theirs = (
+            {path for path, module in whole.named_modules() if isinstance(module, backend.batch_norms)}
+            for backend, whole in zip(self.backends, self.modules, strict=True)
+        )
+        crossing = self.backends[0].name != self.backends[1].name
+        pairs = [(a, b) for a, b in found.modules.items() if crossing and a in ours and b in theirs]
+        return frozenset(ours.difference(a for a, _ in pairs)), frozenset(theirs.difference(b for _, b in pairs))
 
     def _recipe(self, side: int) -> Recipe:
         return replace(self.recipe, model=self.modules[side], backend=self.backends[side].name)
@@ -81,6 +93,12 @@ class Pair:
         if advice:
             other = found.misfits(reference, candidate)
             raise RecipeError(f"The modules' arrays have other shapes: {_few(other)}.{advice}")
+
+
+def _with_norms_as_given(backend: Any, paths: frozenset[str]) -> Any:
+    other = copy.copy(backend)
+    other.norms_as_given = paths
+    return other
 
 
 def _few(names: list[str]) -> str:

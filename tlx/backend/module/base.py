@@ -58,16 +58,15 @@ class ModuleBackend:
     name: str
     optimizers: ClassVar[Mapping[str, MakeOptimizer]]  # by their names in `tlx.backend.optimizers.RULES`
     restores_generators = True  # whether a generator's state can be set back
+    norms_as_given: frozenset[str] = frozenset()  # paths of BatchNorms that keep eps and momentum
 
     def __init__(self, framework: Any, zoo: Any, depth: Any) -> None:
-        self.fw = framework
-        self.zoo = zoo
+        self.fw, self.zoo = framework, zoo
         self.depth = depth  # the zoo's stochastic depth
         nn = framework.nn
         self.batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         self.norms = (*self.batch_norms, nn.LayerNorm, nn.GroupNorm)
-        self.stop = stop_class(nn.Module)
-        self.proxy = proxy_class(nn.Module)
+        self.stop, self.proxy = stop_class(nn.Module), proxy_class(nn.Module)
 
     # What an adapter may replace, each with its reason.
 
