@@ -263,7 +263,7 @@ NOT_RUN = {
     "P2": "the batches are your own, and were given to both",
     "P7": "your own batches have no labels that the core knows",
     "P8": "not run on batches of your own",
-    "P9": "left out by --quick, and with batches of your own; it is no gate",
+    "P9": "left out by --quick and by batch=; it is no gate",
     "P10": "--seeds 5 or more trains whole runs for it",
 }
 
