@@ -39,7 +39,6 @@ def compare_backward(a: Capture, b: Capture) -> Stage:
 def _at_each_size(a: Capture, b: Capture, stage: str, rows_at: _RowsAt) -> Stage:
     """Compare a stage at the recipe's size and at the further ones that the reference was run at."""
     rows = rows_at(a, b, stage)
-    facts: dict[str, object] = {"sizes": [], "one_size": "", "not_run": []}
     sizes = [size for size in (a.manifest["recipe"].get("image_size"),) if isinstance(size, int)]
     theirs, only_one, lacking = sizes_of(b, stage), "", []
     for size, error in sizes_of(a, stage).items():
@@ -58,7 +57,7 @@ def _at_each_size(a: Capture, b: Capture, stage: str, rows_at: _RowsAt) -> Stage
             rows += [replace(row, size=size) for row in rows_at(a, b, prefix)]
     reasons = why_not_replayed(a, b, stage)
     unreplayed = {path if call == 1 else f"{path}#{call}": why for (path, call), why in reasons.items()}
-    facts |= {"sizes": sizes, "one_size": only_one, "not_run": lacking, "not_replayed": unreplayed}
+    facts = {"sizes": sizes, "one_size": only_one, "not_run": lacking, "not_replayed": unreplayed}
     return measured(stage, LIMIT, rows, facts)
 
 

@@ -71,13 +71,14 @@ def _numbered(what: str, arrays: Sequence[Array | None]) -> dict[str, Array]:
 
 
 def tensors(record: Record, what: str, count: int | None = None) -> tuple[Array | None, ...]:
-    """Read what `add_visits` wrote: all inputs, outputs or gradients; None where there is none among `count`."""
+    """Read what `add_visits` wrote: all inputs, outputs or gradients; with a count so many, None where one lacks."""
     if what in record.files:
         return (record.needed(what),)
-    numbers = [
-        int(n) for name in record.files for kind, _, n in [name.partition(".")] if kind == what and n.isdecimal()
-    ]
-    return tuple(record.array(f"{what}.{n}") for n in range(max(max(numbers, default=-1) + 1, count or 0)))
+    if count is not None:
+        return tuple(record.array(f"{what}.{number}") for number in range(count))
+    parts = (name.partition(".") for name in record.files)
+    numbers = sorted((len(n), n) for kind, _, n in parts if kind == what and n)
+    return tuple(record.array(f"{what}.{n}") for _, n in numbers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +140,7 @@ def is_settled(s: Session, stage: str, results: Mapping[str, Arrays], loss: floa
 
 def sketched(record: Record, kind: str) -> Sketches:
     """Read a record's arrays, or its sketches of them: name -> shape, and the numbers."""
-    if kind in record.facts:
+    if kind == "gradients" and kind in record.facts:
         return unbundle(record.facts[kind], record.array(kind))
     return {name: (array.shape, array) for name, array in record.arrays().items()}
 
