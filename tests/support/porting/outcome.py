@@ -13,7 +13,9 @@ import tlx
 from support.porting.case import Case, Net
 from tlx.backend import registry
 from tlx.errors import TlxError, one_line
+from tlx.proof.pair import Pair
 from tlx.proof.report import Report
+from tlx.recipe import Recipe
 
 Line = Mapping[str, Any]  # an outcome as plain values: a line of the results
 Kind = Literal["equal", "false alarm", "named", "named wrongly", "missed", "underpowered", "refused", "crash"]
@@ -57,11 +59,16 @@ def compared(net: Net, case: Case) -> Report:
 
 
 def planted(case: Case) -> AbstractContextManager[Any]:
-    """Put the case's fault in front of the candidate's backend, which is then OneFlow, as the reference's is torch."""
+    """Put the case's fault in front of the candidate's backend."""
     if case.plant is None:
         return nullcontext()
-    plant, load = case.plant, registry.load
-    return patch("tlx.backend.registry.load", lambda name: plant(load(name)) if name == "oneflow" else load(name))
+    plant, sides = case.plant, Pair.sides
+
+    def with_fault(pair: Pair, rename: object) -> list[tuple[Any, Recipe]]:
+        reference, (backend, recipe) = sides(pair, rename)
+        return [reference, (plant(backend), recipe)]
+
+    return patch.object(Pair, "sides", with_fault)
 
 
 def names(report: Report) -> list[str]:
