@@ -10,7 +10,7 @@ import pytest
 from tlx.proof.checked import ENGINE_MANIFEST, ENGINE_RECORDS, MANIFEST, MUST, RECORDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "capture.md").read_text(encoding="utf-8")
-NUMBERS = {"EPOCH": "0000", "BATCH": "0000", "NUMBER": "0000", "STEP": "0000", "RUN": "0"}
+NUMBERS = {"EPOCH": "0000", "BATCH": "0000", "NUMBER": "0000", "STEP": "0000", "RUN": "0", "SIZE": "45"}
 TABLES = [(name, table) for name, table in (("tlx", RECORDS), ("an engine", ENGINE_RECORDS))]
 
 
