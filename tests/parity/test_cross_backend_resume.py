@@ -78,7 +78,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
     return runs
 
 
-# Killed before the unfreeze, so that the other backend crosses it, and after, so that momentum of both phases moves over.
+# Killed before the unfreeze, so that the other backend crosses it, and after, so that momentum of both phases moves.
 @pytest.mark.parametrize(
     ("first", "optimizer", "steps"),  # each pair of values
     [
