@@ -155,3 +155,29 @@ def test_the_gradient_that_enters_from_the_loss_is_told_from_the_model_s(tmp_pat
     capture(recipe, "torch", tmp_path / "a", quick=True, stages=stages)
     capture(recipe, SummedLoss(registry.load("torch")), tmp_path / "b", tmp_path / "a", quick=True, stages=stages)
     assert blamed(compare(tmp_path / "a", tmp_path / "b")) == Outside("loss gradient")
+
+
+def two_branches(by_hand: bool) -> Any:
+    """Scales a convolution by a layer of the image's mean, which one of them computes by hand, and without its bias."""
+    import torch
+
+    class TwoBranches(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.measure, self.conv = torch.nn.Linear(3, 4), torch.nn.Conv2d(3, 4, 3)
+            self.scale, self.fc = torch.nn.Linear(4, 4), torch.nn.Linear(4, 5)
+
+        def forward(self, x: Any) -> Any:
+            mean = x.mean((2, 3))
+            measured = mean @ self.measure.weight.T if by_hand else self.measure(mean)
+            maps = self.conv(x).mean((2, 3))
+            return self.fc(maps * self.scale(measured))
+
+    return TwoBranches()
+
+
+@torch_alone
+def test_another_branch_that_ran_in_between_bounds_no_stretch(tmp_path: Path) -> None:
+    between = blamed(judged(two_branches(by_hand=False), two_branches(by_hand=True), tmp_path))
+    assert isinstance(between, Between)
+    assert (between.previous, between.path, between.reference) == ("", "scale", (("measure", "Linear"),))

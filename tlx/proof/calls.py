@@ -36,6 +36,10 @@ class Call:
         """The module's path; of a later call with its number, as in relu#2."""
         return self.path if self.number == 1 else f"{self.path}#{self.number}"
 
+    def files(self, what: str) -> set[str]:
+        """Name the files of its inputs or outputs; equal arrays of a pass have one."""
+        return {file for name, file in self.record.files.items() if name.partition(".")[0] == what}
+
     @property
     def gives(self) -> bool:
         """Whether its output was recorded: a module may give no tensor."""

@@ -74,10 +74,26 @@ class Search:
             if previous is None and number == len(pairs) and pair.entered == "different":
                 return Outside("input")  # the whole model was not recorded, and nothing comes before its first module
             unknown = pair.entered == "incomparable" and self.calls.differs_alone(child, FORWARD) is not False
-            return self._between(number, previous, child, including=unknown, swapped=pair.swapped)
+            begin = previous if previous is None else self._feeding(child, previous)
+            return self._between(number, begin, child, including=unknown, swapped=pair.swapped)
         if children or number == len(pairs):
             return self._between(number, previous, None)
         return self._alone(number, FORWARD)
+
+    def _feeding(self, number: int, previous: int) -> int | None:
+        """Return after which call the way to one begins that leads through calls of the reference alone.
+
+        That is not the call before, where another branch ran in between. Where there is no such way: `previous`.
+        """
+        pairs, way = self.calls.pairs, False
+        wanted = pairs[number].a.files("input")
+        for other in reversed(range(number)):
+            if not wanted & pairs[other].a.files("output"):
+                continue
+            if pairs[other].b is not None:
+                return other if way and pairs[other].gave_equal else previous
+            way, wanted = True, pairs[other].a.files("input")
+        return None if way else previous
 
     def _tells(self, number: int) -> bool:
         """Whether a call that differs is to blame, though what entered it cannot be compared."""

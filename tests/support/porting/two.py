@@ -168,8 +168,8 @@ FAULTS = [
     Case(name="difference without its absolute value", choices={"abs": False}, places=JOIN),
     Case(name="sum for mean", choices={"pool": "sum"}, places=JOIN),
     Case(name="sigmoid for tanh", choices={"act": "sigmoid"}, places=MEASURE),
-    Case(name="measures through float32", choices={"measures": "float32"}, places=(">measure", "measure")),
-    Case(name="measures centred", choices={"measures": "centred"}, places=(">measure", "measure")),
+    Case(name="measures through float32", choices={"measures": "float32"}, places=(">measure", "measure", ">scale")),
+    Case(name="measures centred", choices={"measures": "centred"}, places=(">measure", "measure", ">scale")),
     Case(
         name="measures without their bias", choices={"bias": False}, places=("measure", *MEASURE, ">measure", ">scale")
     ),
