@@ -133,12 +133,12 @@ MBCONV = [
     Case(name="dampening", plant=Dampening, says="optimizer"),
     Case(name="the rate inside the momentum", plant=faults.RateInsideMomentum, says="optimizer|rate|momentum"),
     Case(name="momentum lost", plant=faults.MomentumLost, fields=HEAD_FIRST, says="momentum|optimizer|unfreez"),
-    Case(name="a drop one step late", plant=faults.LateRate, says="rate"),
+    Case(name="a drop one step late", plant=faults.LateRate, says="optimizer|rate"),
     Case(name="warm-up one step late", plant=LateWarmup, fields={"schedule": "cosine", "warmup": 1}, says="rate"),
     Case(name="an unfreeze one step late", plant=faults.LateUnfreeze, fields=HEAD_FIRST, says="unfreez"),
     Case(name="a frozen parameter moves", plant=faults.FrozenMoves, fields=HEAD_FIRST, says="optimizer|fr[oe]{2}ze"),
     Case(name="a frozen norm adapts", plant=faults.FrozenNormAdapts, fields=HEAD_FIRST, says=r"running_|bn\d"),
-    Case(name="zero gradients for none", plant=ZeroedGradients, fields=HEAD_FIRST, says="optimizer|fr[oe]{2}ze"),
+    Case(name="zero gradients for none", plant=ZeroedGradients, fields=HEAD_FIRST, says="gradient|fr[oe]{2}ze"),
     Case(
         name="the average forgets running statistics", plant=AverageWithoutBuffers, fields={"ema": 0.9}, says="average"
     ),
