@@ -175,6 +175,9 @@ def test_the_page_is_whole_and_needs_nothing_else(name: str) -> None:
     tags = [tag for tag, _ in page.seen]
     assert not page.open and not {"script", "link", "img", "iframe"} & set(tags)
     assert all((attrs.get("href") or "#").startswith("#") and "src" not in attrs for _, attrs in page.seen)
+    links = [attrs["href"] for tag, attrs in page.seen if tag == "a"]
+    tables = [f"#{attrs['id']}" for tag, attrs in page.seen if tag == "table" and "id" in attrs]
+    assert links == tables == [f"#{of.id}-rows" for of in report.stages if of.rows]
     assert "url(" not in page.text and "@import" not in page.text
     assert tags.count("table") == tags.count("caption") == 1 + sum(bool(of.rows) for of in report.stages)
     assert all("scope" in attrs for tag, attrs in page.seen if tag == "th")
