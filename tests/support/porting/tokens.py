@@ -211,7 +211,7 @@ FAULTS = [
     Case(name="first word for the mean", choices={"mean": "first"}, places=MEAN),
     Case(name="GELU by tanh", choices={"gelu": "tanh"}, places=("act", *MEAN)),
     Case(name="eps 1e-6 for 1e-5", choices={"eps": 1e-6}, places=("norm",)),
-    Case(name="convolution causal", choices={"conv": "causal"}, places=("conv", *ATTENTION, *MEAN)),
+    Case(name="convolution causal", choices={"conv": "causal"}, places=("conv", *ATTENTION, *MEAN, "value>head")),
     Case(name="residual from behind the norm", choices={"embed_norm": True}, places=ATTENTION),
     Case(name="embedding detached", choices={"detach": True}, places=("embed", *EMBEDDED)),
     Case(name="loss summed", loss=other_loss(kind="sum"), says=LOSS),
