@@ -31,9 +31,9 @@ SAMPLE = (
     "vit/torch/attention without its scale",
     "convnext/oneflow/layer scale along the width",
     "mbconv/torch/gate detached",
-    "shared/torch/second round detached",
+    "shared/oneflow/second round detached",
     "dense/torch/new features first",
-    "unet/oneflow/corners aligned",
+    "unet/oneflow/nearest for bilinear",
     "tokens/torch/loss summed",
 )
 

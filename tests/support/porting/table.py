@@ -16,7 +16,8 @@ HEAD = """# Ports of eight networks
 Each network is written twice by hand, as a reference in PyTorch and as a port in the way of porters: other names,
 functions for modules, merged or separate projections, another layout. `tlx.parity` compares pairs that mean the same,
 which it must find equal, and pairs with one planted fault, which it must find and name: the module, or the stretch
-between two modules. Some faults lie in the loss, the optimizer or the loop; there the sentence must say so.
+between two modules. Some faults lie in the loss, the optimizer or the loop; there the sentence must say so. One port
+unties what the reference ties: it is refused, and the error must name the parameter.
 
 Made by `make parity-suite`.
 
@@ -98,6 +99,16 @@ def every(cases: Sequence[Case], kinds: Mapping[str, Kind], lines: Mapping[str, 
     rows = ["## Every pair", "", "| network | port | pair | outcome | stage | named |", "|---|---|---|---|---|---|"]
     for case in cases:
         line = lines[case.id]
-        named = ", in ".join(name.replace(">", " to ") for name in line["names"])
+        named = ", in ".join(map(written, line["names"]))
         rows.append(f"| {case.net} | {case.framework} | {case.name} | {kinds[case.id]} | {line['stage']} | {named} |")
     return "\n".join(rows) + "\n"
+
+
+def written(name: str) -> str:
+    """Write a stretch "a>b" as people do."""
+    begin, between, end = name.partition(">")
+    if not between:
+        return name
+    if begin and end:
+        return f"{begin} to {end}"
+    return f"before {end}" if end else f"after {begin}" if begin else "the model's own code"
