@@ -69,7 +69,9 @@ def table(cases: Sequence[Case], lines: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the whole page."""
     kinds = {case.id: judged(case, lines[case.id]) for case in cases if case.id in lines}
     compared = [case for case in cases if case.id in lines]
-    return "\n".join([HEAD + summary(compared, kinds), wrong(kinds, lines), every(compared, kinds, lines)])
+    left = [f"- `{case.id}`" for case in cases if case.id not in lines]
+    pending = ["## Not compared yet", "", *left, ""] if left else []
+    return "\n".join([HEAD + summary(compared, kinds), *pending, wrong(kinds, lines), every(compared, kinds, lines)])
 
 
 def summary(cases: Sequence[Case], kinds: Mapping[str, Kind]) -> str:
