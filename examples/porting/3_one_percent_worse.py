@@ -26,6 +26,7 @@ from tlx.proof.compare import compare
 from tlx.proof.faults import CoupledDecay, DecayOnAll, FrozenNormAdapts, Nearest, RateInsideMomentum, reseeded
 from tlx.proof.module_faults import Edited, network
 from tlx.proof.pair import drawn_images
+from tlx.proof.trajectory import steps_of
 
 STAGES = ("P1", "P2", "P3", "P4", "P5", "P6", "P7")
 
@@ -93,8 +94,8 @@ def main() -> int:
 def last_loss(folder: Path) -> str:
     """The mean training loss of the last epoch of a capture's trajectory, where it came that far."""
     captured = Capture(folder)
-    recipe, steps = captured.manifest["recipe"], captured.stage("P6")
-    if "loss" not in steps[-1].facts:
+    recipe, steps = captured.manifest["recipe"], list(steps_of(captured).values())
+    if "P6/error" in captured.records:
         return "none (the run refused to go on)"
     epoch = steps[-(len(steps) // recipe["epochs"]) :]
     return f"{sum(float.fromhex(step.facts['loss']) for step in epoch) / recipe['limit_train']:.4f}"

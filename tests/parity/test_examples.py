@@ -17,8 +17,8 @@ PRINTED = {
     "2_by_hand.py": (
         "rename={'stem': 'patchify'}",
         "blocks.0.norm (LayerNorm), fed the reference's own input, gives another output",
-        "blocks.0.act (GELU) in the reference, blocks.0.act (SiLU) in the candidate",
-        "between blocks.0.pwconv2 and blocks.1.dwconv",
+        "blocks.0.act (GELU, in the candidate SiLU), fed the reference's own input, gives another output",
+        "between blocks.0.pwconv2 and what blocks.0 returns",
         "EQUAL: every stage",
     ),
     "3_one_percent_worse.py": (
