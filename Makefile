@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench growth peers parity-zoo parity-engines parity-suite matrix fuzz clean
+.PHONY: help setup demo test lint docs bench growth peers parity-zoo parity-engines parity-suite matrix fuzz thorough clean
 
 help:
 	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (10 GB)"
@@ -14,6 +14,7 @@ help:
 	@echo "make parity-suite   compare ports of eight networks, equal ones and faulty ones, for docs/parity-suite.md (1 hour)"
 	@echo "make matrix   run every shared model with every strategy on both, for docs/matrix.md (hours; continues)"
 	@echo "make fuzz   20,000 hostile inputs to the command line, for docs/fuzz.md; other ones: make fuzz SEED=1"
+	@echo "make thorough   the tests of which make test runs a sample only: large models, tutorials, OneFlow's share (10 minutes)"
 	@echo "make clean   remove .venv and caches"
 
 setup: .venv/installed
@@ -67,6 +68,9 @@ matrix: setup
 fuzz: SEED = 0
 fuzz: setup
 	TLX_FUZZ=700 TLX_FUZZ_TABLE=docs/fuzz.md .venv/bin/pytest tests/fuzz --hypothesis-seed=$(SEED)
+
+thorough: setup
+	.venv/bin/pytest -m thorough
 
 clean:
 	rm -rf .venv .venv-engines .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

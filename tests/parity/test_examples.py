@@ -45,6 +45,9 @@ PRINTED = {
 }
 
 
+LONG = "1_from_the_tutorial.py"
+
+
 def test_every_tutorial_is_listed() -> None:
     assert sorted(path.name for path in PORTING.glob("*.py")) == sorted(PRINTED)
     assert all(name in (PORTING / "README.md").read_text(encoding="utf-8") for name in PRINTED)
@@ -52,7 +55,9 @@ def test_every_tutorial_is_listed() -> None:
 
 @pytest.mark.slow
 @pytest.mark.needs(*FRAMEWORKS)
-@pytest.mark.parametrize("name", PRINTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.thorough) if name == LONG else name for name in PRINTED]
+)
 def test_a_tutorial_ends_with_its_proof(name: str) -> None:
     done = subprocess.run([sys.executable, str(PORTING / name)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -21,8 +21,13 @@ ROWS = {row.name: row for row in rows()}
 LARGE = ("alexnet", "densenet121", "inception_v3", "resnet18")  # half of the time for the eight strategies of each
 
 
+SAMPLED = ("resnet18", "squeezenet1_1", "densenet121", "efficientnet_b0", "mobilenet_v2", "shufflenet_v2_x0_5")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [name if name in SAMPLED else pytest.param(name, marks=pytest.mark.thorough) for name in FAMILIES]
+)
 def test_each_family_trains_by_each_strategy(name: str) -> None:
     """On both backends, each strategy on one of them; with the features of what it freezes cached, and without.
 

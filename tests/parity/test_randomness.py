@@ -15,6 +15,7 @@ from tlx.proof.result import Verdict
 
 pytestmark = pytest.mark.needs(*FRAMEWORKS)
 CANDIDATES = ("torch", "oneflow")
+THOROUGH = ("torch", pytest.param("oneflow", marks=pytest.mark.thorough))  # where one framework shows it
 
 
 def framework(name: str) -> Any:
@@ -339,7 +340,7 @@ OF_PATHS = {
 }
 
 
-@pytest.mark.parametrize("candidate", CANDIDATES)
+@pytest.mark.parametrize("candidate", THOROUGH)
 @pytest.mark.parametrize("fault", OF_PATHS)
 def test_a_mistake_in_a_drop_path_is_named(fault: str, candidate: str) -> None:
     fw = framework(candidate)
@@ -379,7 +380,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("candidate", CANDIDATES)
+@pytest.mark.parametrize("candidate", THOROUGH)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_mistake_in_a_dropout_is_named(fault: str, candidate: str) -> None:
     report = compared(two(framework("torch")), faulty(framework(candidate), fault))
