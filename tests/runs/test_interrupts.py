@@ -72,7 +72,7 @@ def test_a_signal_at_any_moment_is_one_true_line_and_its_exit_code(number: int, 
         child.send_signal(number)
         out, shown = child.communicate(timeout=60)
     said = [line for line in shown.splitlines() if line.startswith("tlx: ")]
-    if child.returncode == 0:  # it had ended before
+    if child.returncode in (0, -number):  # it had ended before, or Python was just ending: a shell sees 128 + number
         assert "all of it" not in shown and (tmp_path / "mine" / "result.json").exists()
         return
     assert child.returncode == CODES[signal.Signals(number)] and not out and "Traceback" not in shown, shown

@@ -82,6 +82,7 @@ def capture(
     copy_weights: bool = False,
     stages: tuple[str, ...] | None = None,
     feed: Callable[[Any], Any] = lambda loader: loader,
+    serves: bool = True,
 ) -> Path:
     """Run the stages on one backend and write the folder `out`.
 
@@ -95,6 +96,7 @@ def capture(
         copy_weights: start from the reference's values.
         stages: only these.
         feed: replaces the training loader; for planting faults.
+        serves: without a reference, also write down what an engine outside tlx needs to be compared with this.
 
     Returns:
         The folder.
@@ -130,7 +132,7 @@ def capture(
     try:
         for stage in stages:
             RECORD[stage](session)
-            if other is None and stage in SERVE and not hasattr(loaded, "unseen"):  # an engine is fed images
+            if serves and other is None and stage in SERVE and not hasattr(loaded, "unseen"):  # an engine is fed images
                 SERVE[stage](session)
         writer.close({**session.manifest(stages, quick), "not_run": unplayed})
     except BaseException:

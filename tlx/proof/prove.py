@@ -107,7 +107,7 @@ def parity(
     with TemporaryDirectory(prefix="tlx-parity-") as scratch:
         home = Path(scratch if keep is None else keep)
         (backend, own), (other_backend, other) = sides
-        first = capture(own, backend, home / "reference", quick=quick, stages=stages)
+        first = capture(own, backend, home / "reference", quick=quick, stages=stages, serves=keep is not None)
         second = capture(
             other, other_backend, home / "candidate", first, quick=quick, copy_weights=copy_weights, stages=stages
         )
