@@ -39,6 +39,7 @@ def test_two_backends_are_equal_on_resnet18() -> None:
 
 
 @both
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "optimizer"), [("mobilenet_v2", "sgd"), ("efficientnet_b0", "adamw")])
 def test_chaos_is_no_difference(model: str, optimizer: Any) -> None:
