@@ -46,9 +46,13 @@ class ModuleProbe:
         return {name: self.backend.array(p.grad) for name, p in named if p.grad is not None}
 
     def set_gradients(self, gradients: Arrays) -> None:
-        for name, param in self.net.module.named_parameters():
-            gradient = gradients.get(name)
-            param.grad = None if gradient is None else self.backend.tensor(gradient, self.net.device).to(param.dtype)
+        with self.backend.fw.no_grad():
+            for name, param in self.net.module.named_parameters():
+                param.grad = None
+                if name in gradients:
+                    like = self.backend.fw.zeros_like(param)  # in the layout in which autograd would add to it
+                    like.copy_(self.backend.tensor(gradients[name], self.net.device))
+                    param.grad = like
 
     def replay(
         self,
