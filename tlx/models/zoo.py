@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from tlx.errors import RecipeError, WeightsError, closest
+from tlx.models.pixels import IMAGENET, Pixels
 
 if TYPE_CHECKING:
     from tlx.backend import ParamSpec
@@ -40,6 +41,7 @@ class Architecture:
     renamed: tuple[str, str] = ("", "")  # pattern and replacement for names in the checkpoint
     hidden: bool = False  # only tests use it: listings leave it out
     parameters: int | None = None  # with 1,000 classes
+    pixels: Pixels = IMAGENET  # what its weights expect
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a listing shows, as plain values."""
