@@ -28,7 +28,7 @@ from tlx.training.loop import State, Training, train
 
 BUDGET = 1 << 30  # bytes of the states that a reference writes down
 QUICK_STEPS = 8  # selected with --quick
-SCATTERS = 2  # times that the reference takes each selected step again
+SCATTERS = 2  # times that the reference takes each selected step again; with --quick once
 ENVELOPES = 1  # times that it runs free again
 PARTS = ("values", "slots", "average")  # of a state
 
@@ -47,7 +47,7 @@ def trajectory(s: Session) -> None:
     validated, ended = _validated(s, recorder), _ended(s, training)
     _locked(s, "P6/locked", starts, validated)
     if alone:
-        for nudge in range(1, SCATTERS + 1):
+        for nudge in range(1, (1 if s.quick else SCATTERS) + 1):
             _locked(s, f"P6/scatter/{nudge}", starts, validated, nudge)
     s.backend.load_arrays(s.model, ended)
 
@@ -94,8 +94,10 @@ def _free(s: Session, stage: str, nudge: int = 0, starts: Starts | None = None) 
         s.backend.load_arrays(s.model, {name: nudged(array, name, nudge) for name, array in arrays.items()})
     recorder = Recorder(s.backend, s.writer, stage, averaged=s.recipe.ema is not None)
     training = s.training(s.model, cast(Backend, recorder))
+    selected = select(training, QUICK_STEPS if s.quick else None)
+    if s.quick:  # sketches take longer than the steps
+        recorder.values = selected
     if starts is not None:
-        selected = select(training, QUICK_STEPS if s.quick else None)
         recorder.before = lambda step: starts.write(training, step) if step in selected else {}
     _go(recorder, training, s.writer, "P6/error" if stage == "P6" else None)
     return recorder, training
@@ -196,8 +198,9 @@ class Starts:
 
         for kind, model in (("values", training.model), ("average", training.shadow)):
             if model is not None:
-                own, arrays = backend.dump_arrays(model), held(kind)
-                backend.load_arrays(model, {**own, **{name: arrays[name] for name in own if name in arrays}})
+                arrays, names = held(kind), [spec.name for spec in backend.param_specs(model)]
+                own = {} if arrays.keys() >= set(names) else backend.dump_arrays(model)
+                backend.load_arrays(model, {name: arrays[name] if name in arrays else own[name] for name in names})
         params = {name for group in training.plan.groups for name in group.params}
         slots = held("slots")
         backend.load_optimizer(
@@ -207,15 +210,17 @@ class Starts:
 
 
 def nudged(array: Array, name: str, number: int) -> Array:
-    """Move every number one unit in the last place up or down, at random; integers and zeros stay as they are.
+    """Move every number one unit in the last place, at random towards zero or away; integers and zeros stay.
 
     `name` and `number` decide which way each goes.
     """
     if array.dtype != np.float64 or not array.size:
         return array
     bits = np.unpackbits(rng.words(number, f"parity/ulp/{name}", 0, -(-array.size // 32), 1).view(np.uint8).ravel())
-    up = bits[: array.size].reshape(array.shape) == 1
-    return np.where(array == 0, array, np.nextafter(array, np.where(up, np.inf, -np.inf)))
+    # The bits of a float64, read as an integer, are one more for the next number away from zero.
+    steps = 2 * bits[: array.size].reshape(array.shape).astype(np.int8) - 1
+    moved = (array.copy(order="C").view(np.int64) + steps).view(np.float64)
+    return np.where((array == 0) | ~np.isfinite(array), array, moved)
 
 
 def _state(training: Training) -> dict[str, Array]:

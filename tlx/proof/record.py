@@ -159,7 +159,7 @@ def float32_curves(s: Session) -> None:
     single, averaged = replace(s, recipe=replace(s.recipe, precision="float32")), s.recipe.ema is not None
     for nudged in (False, True) if s.reference is None else (False,):
         s.start(model, nudged=nudged)
-        recorder = Recorder(s.backend, s.writer, "P9/nudged" if nudged else "P9/plain", values=False, averaged=averaged)
+        recorder = Recorder(s.backend, s.writer, "P9/nudged" if nudged else "P9/plain", values=(), averaged=averaged)
         try:
             for _ in train(single.training(model, cast(Backend, recorder)), State()):
                 if recorder.step >= CURVE:

@@ -29,7 +29,7 @@ class Proxy:
 
 
 class Recorder(Proxy):
-    """Writes one record a step: loss, count, scalars, events; with `values`, sketches of model and optimizer.
+    """Writes one record a step: loss, count, scalars, events, and sketches of model and optimizer.
 
     The production loop runs through it from beginning to end. Steps that are not selected are not taken: the loop goes
     on with the last metrics, and with what an earlier run measured on the validation part.
@@ -41,7 +41,7 @@ class Recorder(Proxy):
         writer: Writer,
         stage: str,
         *,
-        values: bool = True,
+        values: Container[int] | None = None,
         gradients: bool = False,
         averaged: bool = False,
         selected: Container[int] | None = None,
@@ -54,7 +54,7 @@ class Recorder(Proxy):
             inner: the backend.
             writer: of the capture.
             stage: such as "P6".
-            values: write sketches of what the model and the optimizer hold after each step.
+            values: the steps after which sketches of what model and optimizer hold are written; None: all.
             gradients: also of the gradients that the step adds up, before they are clipped.
             averaged: a moving average follows each update, and is part of the step.
             selected: the steps that are taken; None: all.
@@ -80,6 +80,11 @@ class Recorder(Proxy):
     def taken(self) -> bool:
         """Whether the step under way is one of the selected."""
         return self.selected is None or self.step in self.selected
+
+    @property
+    def sketched(self) -> bool:
+        """Whether values are written after the step under way."""
+        return self.values is None or self.step in self.values
 
     def _begin(self) -> None:
         if self.taken and self.begun != self.step:
@@ -124,7 +129,7 @@ class Recorder(Proxy):
             if self.with_gradients:
                 self._sketch("gradients", self.inner.probe(model).gradients())
             self.inner.update(model, optimizer, max_norm)
-            if self.values:
+            if self.sketched:
                 self._sketch("values", self.inner.dump_arrays(model))
                 self._sketch("slots", self.inner.dump_optimizer(optimizer))
         if not self.averaged:
@@ -134,7 +139,7 @@ class Recorder(Proxy):
         """Write the step's record, with the moving average."""
         if self.taken:
             self.inner.average(shadow, model, weight)
-            if self.values:
+            if self.sketched:
                 self._sketch("average", self.inner.dump_arrays(shadow))
         self._end()
 
