@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tlx.errors import RecipeError, as_html, closest, one_line, shown
+from tlx.models.pixels import IMAGENET, Pixels
 from tlx.models.zoo import Architecture, architecture
 from tlx.recipe_fields import Affects
 from tlx.recipe_schema import RecipeFields as RecipeFields
@@ -22,7 +23,8 @@ from tlx.strategy.plan import Strategy
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-VERSION = 2  # of the recipe's format; a file with a higher one was written by a later tlx
+VERSION = 3  # of the recipe's format; a file with a higher one was written by a later tlx
+PIXELS_SINCE = 3  # the version since when a model may have pixels of its own; before, all had ImageNet's
 LONGEST = 2**20  # bytes of a recipe file
 RENAMED = {"views": "augment_repeats"}  # names that format 1 had
 
@@ -33,7 +35,7 @@ DATA_OBJECT = "<arrays>"  # what stands in a saved recipe for data that was pass
 class Recipe(Schema):
     """Everything a result depends on. The defaults are the CIFAR-10 tutorial's job.
 
-    A field that is None takes the strategy's customary value, or the value that its help names.
+    A field that is None takes the strategy's customary value, the model's, or the value that its help names.
 
     Raises:
         RecipeError: a value is out of range, of the wrong type, or contradicts another.
@@ -99,6 +101,25 @@ class Recipe(Schema):
         """The widths of the head's hidden layers."""
         return self.hidden if isinstance(self.hidden, tuple) else ()
 
+    @property
+    def pixels(self) -> Pixels:
+        """How the network sees a photo: as the model's weights were trained to, where no field says otherwise."""
+        return self.overruled(architecture(self.model).pixels if isinstance(self.model, str) else IMAGENET)
+
+    def overruled(self, own: Pixels) -> Pixels:
+        """Return what is `own` to a model, but for the fields that say otherwise."""
+        aspect = self.aspect or own.aspect
+        # A photo of which nothing was to be cropped is taken whole.
+        fraction = own.crop_fraction if aspect in ("crop", own.aspect) else 1.0
+        return Pixels(
+            size=self.image_size or own.size,
+            mean=self.mean or own.mean,
+            std=self.std or own.std,
+            interpolation=self.interpolation or own.interpolation,
+            crop_fraction=self.crop_fraction or fraction,
+            aspect=aspect,
+        )
+
     def _check_options(self) -> None:
         used = named(self.strategy).customary if isinstance(self.strategy, str) else {}
         for name in used:
@@ -132,9 +153,9 @@ class Recipe(Schema):
                 raise RecipeError(
                     f"head is {self.head_path!r}; the head of {self.model} is {arch.head!r}: leave it out"
                 )
-            if self.image_size < arch.min_size:
+            if self.pixels.size < arch.min_size:
                 raise RecipeError(
-                    f"image_size is {self.image_size}; {self.model} needs at least {arch.min_size} pixels"
+                    f"image_size is {self.pixels.size}; {self.model} needs at least {arch.min_size} pixels"
                 )
         if self.weights == ("imagenet" if own else "own"):
             raise RecipeError(
@@ -147,15 +168,23 @@ class Recipe(Schema):
                 "use strategy 'full' or leave weights out"
             )
 
-    def resolved(self) -> Recipe:
-        """Fill in what the strategy decides, so that the saved recipe says what was done."""
+    def resolved(self, own: Pixels | None = None) -> Recipe:
+        """Fill in what strategy and model decide, so that the saved recipe says what was done.
+
+        What a part of a data set keeps of its images is left: see `tlx.training.build.frame`.
+
+        Args:
+            own: what the model expects of its pixels; default: the value of its architecture.
+        """
         strategy = named(self.strategy) if isinstance(self.strategy, str) else None
         weights: str = strategy.weights if strategy else "imagenet"
         if weights == "imagenet" and not isinstance(self.model, str):
             weights = "own"
         customary = strategy.customary if strategy else {}
         options = {name: value for name, value in customary.items() if getattr(self, name) is None}
-        return replace(self, weights=self.weights or weights, **options)
+        pixels = self.pixels if own is None else self.overruled(own)
+        seen = {name: getattr(pixels, name) for name in ("mean", "std", "interpolation")}
+        return replace(self, weights=self.weights or weights, image_size=pixels.size, **seen, **options)
 
     def bound_strategy(self, arch: Architecture) -> Strategy:
         """Return the strategy for an architecture."""

@@ -20,7 +20,7 @@ from tlx.strategy.plan import Strategy
 Affects = Literal["result", "speed", "place"]
 LAYER = 2**30  # numbers of one layer of the head: 4 GB in float32
 LARGEST = 2**63 - 1  # whole number that every reader of TOML takes
-FIELD_GROUPS = ("Strategy", "Data", "Model", "Training", "Augmentation and labels", "Machine and files")
+FIELD_GROUPS = ("Strategy", "Data", "Model", "Pixels", "Training", "Augmentation and labels", "Machine and files")
 
 PrecisionName = Literal["auto", "float32", "bfloat16", "float64"]
 OnBadImage = Literal["error", "skip"]
@@ -81,7 +81,7 @@ def _encodable(name: str, value: str) -> str:
     return value
 
 
-def choice(default: str, help: str, literal: Any, *, group: str, affects: Affects = "result") -> Any:
+def choice(default: str | None, help: str, literal: Any, *, group: str, affects: Affects = "result") -> Any:
     """Declare a text that is one of the choices of a Literal."""
     choices = get_args(literal)
 
@@ -169,6 +169,46 @@ def widths(help: str, *, group: str) -> Any:
         return tuple(whole)
 
     return field(None, help, check, group=group)
+
+
+def triple(help: str, *, group: str, low: float, example: str) -> Any:
+    """Declare three numbers, of red, green and blue, from `low` to 1; also written as one text with commas."""
+
+    def check(name: str, value: Any) -> tuple[float, ...]:
+        parts = value.split(",") if isinstance(value, str) else value
+        numbers: list[int | float | None] = []
+        if isinstance(parts, (list, tuple)):
+            numbers = [_number(_read(part) if isinstance(value, str) else part, whole=False) for part in parts]
+        fix = f"expected three numbers, of red, green and blue, such as {example}"
+        if len(numbers) != 3 or None in numbers:
+            raise RecipeError(f"{name} is {shown(value)}; {fix}")
+        known = tuple(float(number) for number in numbers if number is not None)
+        if max(known) > 1 and all(low <= number <= 255 for number in known):
+            scaled = ",".join(f"{number / 255:.3g}" for number in known)
+            raise RecipeError(f"{name} is {shown(value)}; expected it on the scale from 0 to 1: {scaled}")
+        if not all(low <= number <= 1 for number in known):
+            raise RecipeError(f"{name} is {shown(value)}; {fix}, each at least {low} and at most 1")
+        return known
+
+    return field(None, help, check, group=group)
+
+
+def _read(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def truth(default: bool, help: str, *, group: str) -> Any:
+    """Declare what is true or false."""
+
+    def check(name: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise RecipeError(f"{name} is {shown(value)}; expected true or false")
+        return value
+
+    return field(default, help, check, group=group, option=bool)
 
 
 def check_strategy(name: str, value: Any) -> str | Strategy:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from tlx.backend.optimizers import OptimizerName
+from tlx.backend.preprocess import Aspect, Interpolation
 from tlx.data import DataLike
 from tlx.data.augment import describe_ops
 from tlx.data.images import MAX_PIXELS
@@ -27,6 +28,8 @@ from tlx.recipe_fields import (
     names,
     number,
     text,
+    triple,
+    truth,
     widths,
 )
 from tlx.strategy.built_in import StrategyName
@@ -148,15 +151,46 @@ class Schema:
         low=1,
         whole=True,
     )
-    image_size: int = number(
-        224, "height and width of the network's input, in pixels", group="Model", low=8, high=4096, whole=True
+    image_size: int | None = number(
+        None,
+        "height and width of the network's input, in pixels; default: the model's, 224 of most",
+        group="Pixels",
+        low=8,
+        high=4096,
+        whole=True,
+    )
+    aspect: Aspect | None = choice(
+        None,
+        "a photo becomes square by its central part, by changing the ratio of its sides, or by margins; default: the "
+        "model's, crop of most; images of one size are taken whole",
+        Aspect,
+        group="Pixels",
     )
     crop_fraction: float | None = number(
         None,
-        "fraction of the shorter side that evaluation keeps; default: 0.875 for photos, otherwise 1",
-        group="Augmentation and labels",
+        "fraction of the sides that evaluation keeps, of the shorter where it crops; default: the model's for photos, "
+        "0.875 of most, otherwise 1",
+        group="Pixels",
         low=0.1,
         high=1,
+    )
+    interpolation: Interpolation | None = choice(
+        None, "how images are resized; default: the model's, bilinear of most", Interpolation, group="Pixels"
+    )
+    antialias: bool = truth(
+        True, "shrinking averages all pixels; off: for weights that were trained without", group="Pixels"
+    )
+    mean: tuple[float, float, float] | None = triple(
+        "subtracted from red, green and blue, on the scale from 0 to 1; default: the model's, ImageNet's of most",
+        group="Pixels",
+        low=0,
+        example="0.485,0.456,0.406",
+    )
+    std: tuple[float, float, float] | None = triple(
+        "what red, green and blue are then divided by; default: the model's, ImageNet's of most",
+        group="Pixels",
+        low=0.001,
+        example="0.229,0.224,0.225",
     )
     augment: str = text("flips", describe_ops(), group="Augmentation and labels")
     augment_repeats: int | None = number(
@@ -270,8 +304,13 @@ class RecipeFields(TypedDict, total=False):
     epochs: int
     batch_size: int
     micro_batch: int | None
-    image_size: int
+    image_size: int | None
+    aspect: Aspect | None
     crop_fraction: float | None
+    interpolation: Interpolation | None
+    antialias: bool
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
     augment: str
     augment_repeats: int | None
     mixup: float

@@ -41,6 +41,7 @@ def part(count: int = 60) -> tuple[Any, Any]:
 
 IN_PARTS = {"train": part(24), "val": part(9), "test": part(6)}
 TRAIN_ALONE = {"train": part()}
+WIDE = {"train": (np.repeat(part()[0], 2, axis=2), part()[1])}
 ALONE = list(zip(*part(), strict=True))  # one part, of which validation and test are drawn
 
 # Where a field has no effect, and what is then said; and the same field where it has one.
@@ -72,6 +73,19 @@ IDLE: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
         ({"data": TRAIN_ALONE, "test_fraction": 0.3}, "a train part alone", {"data": ALONE}),
     ],
     "limit_test": [({"data": TRAIN_ALONE, "limit_test": 5}, "has no test part", {"data": IN_PARTS})],
+    "aspect": [
+        ({"aspect": "letterbox"}, "the images are square", {"data": WIDE}),
+        ({"aspect": "squash", "crop_fraction": 0.5}, "the images are square", {"data": WIDE}),
+    ],
+    "interpolation": [
+        ({"interpolation": "bicubic"}, "the images have 8 x 8 pixels already", {"image_size": 12}),
+        ({"interpolation": "bicubic"}, "use another image_size", {"augment": "crop"}),
+        ({"interpolation": "bicubic"}, "leave interpolation out", {"crop_fraction": 0.5}),
+    ],
+    "antialias": [
+        ({"antialias": False, "image_size": 12}, "no image is larger than 12 x 12 pixels", {"data": WIDE}),
+        ({"antialias": False}, "use a smaller image_size", {"augment": "crop"}),
+    ],
     "frozen_norm": [({"frozen_norm": "adapt"}, "no BatchNorm is ever frozen", {"strategy": "feature_extract"})],
 }
 # Where the recipe itself refuses it, or has nothing to refuse, and why.
@@ -83,6 +97,7 @@ OTHERS = {
     "class_weights": "the data decides whether there is anything to weigh, and a note says if there is not",
     "on_bad_image": "says what would happen to an image that is bad",
     **dict.fromkeys(("strategy", "data", "classes", "model", "epochs", "image_size", "crop_fraction"), "always counts"),
+    **dict.fromkeys(("mean", "std"), "always counts"),
     **dict.fromkeys(("path_column", "label_column"), "refused by data that has no columns"),
     **dict.fromkeys(("hidden", "dropout"), "always counts"),
     **dict.fromkeys(("augment", "label_smoothing", "sampler", "optimizer", "ema", "seed"), "always counts"),

@@ -155,7 +155,7 @@ def test_a_head_that_is_a_module_is_saved_as_its_description() -> None:
     ("text", "said"),
     [
         ("strateg = 'full'", "unknown field 'strateg'. Did you mean 'strategy'"),
-        ("recipe_version = 99", "recipe_version 99 is newer than this tlx reads (2); upgrade tlx"),
+        ("recipe_version = 99", "recipe_version 99 is newer than this tlx reads (3); upgrade tlx"),
         ("epochs = ", "not valid TOML"),
         (b"\xff\xfe", "not valid TOML"),
         (None, "cannot read the recipe: No such file"),

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tlx.data import load_data
-from tlx.data.geometry import resize
+from tlx.data.geometry import Resampling
 from tlx.data.images import View, read_photo
 from tlx.errors import DataError
 
@@ -114,13 +114,14 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_and_looks_the_same(orientation: i
     large.save(tmp_path / "p.jpg", exif=exif, quality=90)
     view = View(lambda width, height: (0.1 * width, 0.2 * height, 0.9 * width, 0.8 * height), 64)
     whole = read_photo(tmp_path / "p.jpg")
-    expected = np.asarray(resize(whole, view.box(*whole.size), 64)).astype(int)
+    expected = np.asarray(Resampling().resize(whole, view.box(*whole.size), 64, 64)).astype(int)
     decoded = np.asarray(read_photo(tmp_path / "p.jpg", view)).astype(int)
     apart = np.abs(decoded - expected)
     assert 0 < apart.mean() < 0.5 and apart.max() <= 8  # equal numbers would mean that all of it was decoded
     near = View(view.box, 400)  # 720 pixels become 400: not enough to leave half of them out
     assert np.array_equal(
-        np.asarray(read_photo(tmp_path / "p.jpg", near)), np.asarray(resize(whole, view.box(*whole.size), 400))
+        np.asarray(read_photo(tmp_path / "p.jpg", near)),
+        np.asarray(Resampling().resize(whole, view.box(*whole.size), 400, 400)),
     )
 
 

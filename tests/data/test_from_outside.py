@@ -151,7 +151,7 @@ def test_a_published_data_set_from_outside_is_trained_on_and_predicted(tmp_path:
     assert [prediction["class"] for prediction in predictions] == ["across", "down"] * 3
     card = json.loads((tmp_path / "run" / "card.json").read_text())
     assert card["images"] == "fixed"
-    as_photos = {**card["pixels"], "resize": "centre", "enlarged_on": "host"}
+    as_photos = {**card["pixels"], "aspect": "crop", "enlarged_on": "host"}
     changed = json.dumps({**card, "pixels": as_photos, "crop_fraction": 0.875})
     change(tmp_path / "run", "card.json", lambda _: changed)
     assert tlx.predict(tmp_path / "run", pixels) != predictions  # as photos they are cropped

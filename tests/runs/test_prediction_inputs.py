@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,9 @@ def changed_card(run: tlx.Result, folder: Path, **changes: Any) -> Path:
 
 def test_the_card_says_what_was_done_to_the_pixels(of_photos: tlx.Result, of_arrays: tlx.Result) -> None:
     photos, arrays = (json.loads((run.run_dir / "card.json").read_text()) for run in (of_photos, of_arrays))
-    same = {"mode": "RGB", "interpolation": "bilinear", "antialias": True}
-    assert photos["pixels"] == {**same, "resize": "centre", "enlarged_on": "host", "image_size": None}
-    assert arrays["pixels"] == {**same, "resize": "shrink", "enlarged_on": "device", "image_size": [8, 8]}
+    same = {"mode": "RGB", "interpolation": "bilinear", "antialias": True, "fill": None}
+    assert photos["pixels"] == {**same, "aspect": "crop", "enlarged_on": "host", "image_size": None}
+    assert arrays["pixels"] == {**same, "aspect": "squash", "enlarged_on": "device", "image_size": [8, 8]}
     assert (photos["crop_fraction"], arrays["crop_fraction"]) == (0.875, 1.0)
     assert photos["preprocess"]["size"] == 8 and len(photos["preprocess"]["mean"]) == 3
 
@@ -152,12 +153,20 @@ def test_prediction_follows_the_card_and_never_the_recipe(of_photos: tlx.Result,
     folder = photos / "test" / "3"
     expected = tlx.predict(of_photos.run_dir, folder)
     renamed = changed_card(of_photos, tmp_path / "renamed")
-    change(renamed, "recipe.toml", lambda text: text.replace(f'"{photos}"', '"digits"') + "crop_fraction = 0.3\n")
+    recipe = Recipe.from_toml(renamed / "recipe.toml")
+    other = replace(recipe, data="digits", crop_fraction=0.3, aspect="squash", interpolation="bicubic", mean=(0, 0, 0))
+    assert other.crop_fraction != recipe.crop_fraction == 0.875
+    change(renamed, "recipe.toml", lambda _: other.to_toml())
     assert tlx.predict(renamed, folder) == expected
     cards: dict[str, dict[str, Any]] = {
         "crop": {"crop_fraction": 0.5},
         "mean": {"preprocess": {"size": 8, "mean": [0.1, 0.1, 0.1], "std": [0.5, 0.5, 0.5]}},
-        "whole": {"pixels": {"resize": "whole"}},
+        "whole": {"crop_fraction": 1.0},
+        "points": {"pixels": {"antialias": False}},
+        "bicubic": {
+            "pixels": {"interpolation": "bicubic"},
+            "preprocess": {"size": 8, "mean": [0.485, 0.456, 0.406], "std": [0.2] * 3, "interpolation": "bicubic"},
+        },
     }
     for name, changes in cards.items():
         assert tlx.predict(changed_card(of_photos, tmp_path / name, **changes), folder) != expected
@@ -170,9 +179,14 @@ def test_prediction_follows_the_card_and_never_the_recipe(of_photos: tlx.Result,
             {"pixels": {"interpolation": "bicubic"}},
             "interpolation of the pixels is 'bicubic'; this tlx knows 'bilinear'",
         ),
-        ({"pixels": {"resize": "pad"}}, "resize of the pixels is 'pad'"),
-        ({"pixels": {"antialias": False}}, "antialias of the pixels is False; this tlx knows True"),
+        ({"pixels": {"aspect": "pad"}}, "aspect of the pixels is 'pad'; this tlx knows 'crop' or 'squash' or"),
+        ({"pixels": {"fill": [1, 2, 3]}}, "fill of the pixels is a list of 3 entries; this tlx knows None"),
         ({"pixels": {"mode": "L"}}, "mode of the pixels is 'L'"),
+        ({"pixels": {"sharpened": True}}, "sharpened of the pixels is True; this tlx knows nothing of it"),
+        (
+            {"preprocess": {"size": 8, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "box"}},
+            "knows 'bilinear' or",
+        ),
     ],
 )
 def test_a_card_that_asks_for_what_this_tlx_does_not_do_is_refused(
@@ -182,6 +196,27 @@ def test_a_card_that_asks_for_what_this_tlx_does_not_do_is_refused(
     for use in (lambda: tlx.predict(run, "x.png"), lambda: tlx.load_model(run), lambda: tlx.evaluate(run)):
         with pytest.raises(TlxError, match=said):
             use()
+
+
+@pytest.mark.parametrize("resize", ["centre", "shrink", "whole", "pad"])
+def test_a_card_of_an_earlier_tlx_is_read_as_that_meant_it(
+    resize: str, of_photos: tlx.Result, photos: Path, tmp_path: Path
+) -> None:
+    """It called what is now aspect and place by one word, and knew neither other interpolations nor margins."""
+    folder = photos / "test" / "3"
+    run, place = tmp_path / "run", "device" if resize == "shrink" else "host"
+    shutil.copytree(of_photos.run_dir, run)
+    card = json.loads((run / "card.json").read_text())
+    del card["preprocess"]["interpolation"]
+    pixels = {"mode": "RGB", "resize": resize, "interpolation": "bilinear", "antialias": True, "enlarged_on": place}
+    change(run, "card.json", lambda _: json.dumps({**card, "pixels": {**pixels, "image_size": None}}))
+    if resize == "pad":
+        with pytest.raises(TlxError, match="resize of the pixels is 'pad'; this tlx knows 'centre'"):
+            tlx.predict(run, folder)
+        return
+    aspect = "squash" if resize == "whole" else "crop"
+    now = changed_card(of_photos, tmp_path / "now", pixels={"aspect": aspect, "enlarged_on": place})
+    assert tlx.predict(run, folder) == tlx.predict(now, folder)
 
 
 def test_a_card_without_what_prediction_needs_is_refused(of_photos: tlx.Result, tmp_path: Path) -> None:
@@ -347,6 +382,6 @@ def test_a_part_of_one_size_that_is_no_array_is_framed_as_the_loader_does(
 
     foreign: Any = Foreign(digits["test"])
     loader = Loader(foreign, Preprocess(12), batch_size=16)
-    assert loader.framing.facts()["resize"] == "whole" and loader.framing.facts()["enlarged_on"] == "host"
+    assert loader.framing.facts()["aspect"] == "squash" and loader.framing.facts()["enlarged_on"] == "host"
     batch = next(loader.epoch(0))
     np.testing.assert_array_equal(loader.framing.pixels(lambda view: digits["test"].open(2, view)), batch.images[2])

@@ -10,6 +10,7 @@ from tlx.backend.checks import (
     slots_by_parameter,
 )
 from tlx.backend.optimizers import Hyper, OptimizerSpec
+from tlx.backend.preprocess import Preprocess
 from tlx.backend.protocol import (
     Array,
     Arrays,
@@ -24,7 +25,6 @@ from tlx.backend.protocol import (
     ModelSpec,
     ParamSpec,
     Precision,
-    Preprocess,
     Probe,
     Randomness,
     Replay,

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.backend.optimizers import Hyper, OptimizerSpec
-from tlx.errors import BackendError
+from tlx.backend.preprocess import Preprocess
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -99,41 +99,6 @@ class ParamSpec:
     role: Role
     module: str  # path of the module that owns it
     aliases: tuple[str, ...] = ()  # its further names, where modules share it
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocess:
-    """How uint8 pixels enter the network: enlarge bilinearly to `size` x `size`, scale to 0..1, normalise.
-
-    Shrinking happens in the core, with antialiasing; a backend only ever enlarges.
-    """
-
-    size: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of ImageNet, RGB, as torchvision's weights expect
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def apply(self, images: Array, dtype: Any = np.float32) -> Array:
-        """Return uint8 images [N, 3, h, w], at most `size` pixels high and wide, as [N, 3, size, size] of a dtype.
-
-        This is the definition in NumPy of what `Backend.put` does on the device.
-        """
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or max(images.shape[2:]) > self.size:
-            raise BackendError(
-                f"images are {images.dtype} {list(images.shape)}; expected uint8 [N, 3, h, w] of at most {self.size} "
-                "pixels; shrink larger ones first"
-            )
-        mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in (self.mean, self.std))
-        rows, columns = (enlarging(side, self.size) for side in images.shape[2:])
-        return np.asarray(rows @ ((images / 255 - mean) / std) @ columns.T, dtype)
-
-
-def enlarging(old: int, new: int) -> Array:
-    """Return the matrix [new, old] that enlarges bilinearly between pixel centres (align_corners=False)."""
-    place = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0)
-    low = place.astype(int)
-    high, share = np.minimum(low + 1, old - 1), place - low
-    pixels = np.eye(old)
-    return np.asarray(pixels[low] * (1 - share)[:, None] + pixels[high] * share[:, None])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

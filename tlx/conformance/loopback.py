@@ -31,7 +31,7 @@ from tlx.backend import (
     slots_by_parameter,
 )
 from tlx.backend.optimizers import RULES
-from tlx.backend.protocol import enlarging
+from tlx.backend.preprocess import enlarging
 from tlx.backend.registry import Check
 from tlx.conformance import reference
 from tlx.errors import BackendError, closest
@@ -193,7 +193,8 @@ class Loopback:
             _known("boundary", batch.boundary, BOUNDARIES)
             return DeviceBatch(images.astype(model.dtype), labels, batch.key, batch.targets, batch.boundary)
         height, width = images.shape[2:]
-        enlarged = enlarging(height, pre.size) @ images.astype(np.float64) @ enlarging(width, pre.size).T
+        rows, columns = (enlarging(side, pre.size, pre.interpolation) for side in (height, width))
+        enlarged = rows @ images.astype(np.float64) @ columns.T
         mean, std = (np.array(v).reshape(3, 1, 1) for v in (pre.mean, pre.std))
         pool = _average(pre.size)
         pooled = pool @ ((enlarged / 255 - mean) / std) @ pool.T

@@ -4,79 +4,127 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.data.geometry import Box, centre_box, from_planes, planes, resize
+from tlx.backend import Preprocess
+from tlx.backend.preprocess import Aspect
+from tlx.data.geometry import Box, Resampling, centre_box, from_planes, inner_box, planes
 from tlx.data.images import ArrayImages, Images, View
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Resize = Literal["centre", "whole", "shrink"]
-RESIZES: tuple[Resize, ...] = get_args(Resize)
-
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """How an image is cropped and resized for evaluation. Resampling is bilinear, antialiased where it shrinks.
+    """How an image is cropped and resized for evaluation.
 
     Attributes:
         size: height and width of the network's input.
-        crop_fraction: fraction of the shorter side that is kept.
-        resize: "centre": the central square, resized to `size` x `size`, as photos are; "whole": the whole image,
-            resized to `size` x `size`; "shrink": the same, but only of an image that is larger, because the device
-            enlarges smaller ones, as images of one size in memory are.
+        crop_fraction: fraction of the image's sides that is kept: of the shorter one where `aspect` is "crop".
+        aspect: "crop" keeps the central square; "squash" changes the ratio of the sides; "letterbox" keeps it, and adds
+            margins of the colour `fill`.
+        resampling: how the host resizes.
+        fill: red, green and blue: the model's mean, in whole numbers, so that margins are nearly 0 to the network.
+        enlarges: whether the host enlarges what is smaller than `size`, as it does photos; otherwise the device does,
+            as with images of one size in memory.
     """
 
     size: int
     crop_fraction: float
-    resize: Resize
+    aspect: Aspect
+    resampling: Resampling
+    fill: tuple[int, int, int]
+    enlarges: bool
 
     @classmethod
-    def of(cls, images: Images, size: int, crop_fraction: float | None = None) -> Framing:
-        """What a part of a data set takes. Default of `crop_fraction`: 0.875 for photos, 1 for images of one size."""
+    def of(
+        cls,
+        images: Images,
+        preprocess: Preprocess,
+        crop_fraction: float | None = None,
+        aspect: Aspect | None = None,
+        antialias: bool = True,
+    ) -> Framing:
+        """What a part of a data set takes.
+
+        Default of `crop_fraction`: 0.875 for photos that are cropped, otherwise 1. Default of `aspect`: crop, but for
+        images of one size that are taken whole squash.
+        """
+        photos = images.size is None
         if crop_fraction is None:
-            crop_fraction = 0.875 if images.size is None else 1.0
-        if isinstance(images, ArrayImages):
-            return cls(size, crop_fraction, "shrink")
-        return cls(size, crop_fraction, "centre" if images.size is None or crop_fraction < 1 else "whole")
+            crop_fraction = 0.875 if photos and aspect in (None, "crop") else 1.0
+        return cls.made(
+            preprocess,
+            crop_fraction,
+            aspect or ("crop" if photos or crop_fraction < 1 else "squash"),
+            antialias,
+            not isinstance(images, ArrayImages),
+        )
+
+    @classmethod
+    def made(
+        cls, preprocess: Preprocess, crop_fraction: float, aspect: Aspect, antialias: bool, enlarges: bool
+    ) -> Framing:
+        """Take from the preprocessing what it says of the host's part too."""
+        red, green, blue = (min(max(round(255 * mean), 0), 255) for mean in preprocess.mean)
+        resampling = Resampling(preprocess.interpolation, antialias)
+        return cls(preprocess.size, crop_fraction, aspect, resampling, (red, green, blue), enlarges)
 
     def box(self, width: int, height: int) -> Box:
-        """What is kept of an image that is resized to `size` x `size`."""
-        if self.resize == "centre":
-            return centre_box(width, height, self.size, self.crop_fraction)
-        return (0, 0, width, height)
+        """What is kept of an image that the host resizes."""
+        return (centre_box if self.aspect == "crop" else inner_box)(width, height, self.size, self.crop_fraction)
+
+    def view(self, box: Callable[[int, int], Box] | None = None) -> View:
+        """The view of an image that becomes the network's input; `box` takes the place of what evaluation keeps."""
+        fill = self.fill if self.aspect == "letterbox" and box is None else None
+        return View(box or self.box, self.size, self.resampling, fill)
 
     def pixels(self, open_view: Callable[[View | None], Image]) -> NDArray[np.uint8]:
         """One image as the device takes it, uint8 [3, h, w]; `open_view` opens it, or a view of it."""
-        if self.resize == "shrink":
+        if not self.enlarges:
             return np.asarray(self.shrink(planes(open_view(None))[None])[0])
-        return planes(open_view(View(self.box, self.size)))
+        return planes(open_view(self.view()))
 
     def shrink(self, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Images of one size, uint8 [N, 3, h, w]: centre-cropped, shrunk if larger than `size`, never enlarged."""
-        height, width = array.shape[2:]
-        if self.crop_fraction < 1:
-            side = max(1, round(self.crop_fraction * min(height, width)))
-            top, left = (height - side) // 2, (width - side) // 2
-            array, height, width = array[:, :, top : top + side, left : left + side], side, side
+        height, width = self._kept(*array.shape[2:])
+        top, left = (array.shape[2] - height) // 2, (array.shape[3] - width) // 2
+        array = array[:, :, top : top + height, left : left + width]
         if max(height, width) <= self.size:
-            return array
+            return self._padded(array) if self.aspect == "letterbox" else array
         small = np.empty((len(array), 3, self.size, self.size), dtype=np.uint8)
+        view = self.view()
         for image, pixels in zip(small, array, strict=True):
-            image[...] = planes(resize(from_planes(pixels), (0, 0, width, height), self.size))
+            image[...] = planes(view.of(from_planes(pixels), (0, 0, width, height)))
         return small
+
+    def _kept(self, height: int, width: int) -> tuple[int, int]:
+        sides = (min(height, width),) * 2 if self.aspect == "crop" else (height, width)
+        return max(1, round(self.crop_fraction * sides[0])), max(1, round(self.crop_fraction * sides[1]))
+
+    def _padded(self, array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Images that are square by margins; those that are square already as they are."""
+        height, width = array.shape[2:]
+        if height == width:
+            return array
+        side = max(height, width)
+        square = np.empty((len(array), 3, side, side), dtype=np.uint8)
+        square[...] = np.array(self.fill, np.uint8).reshape(3, 1, 1)
+        top, left = (side - height) // 2, (side - width) // 2
+        square[:, :, top : top + height, left : left + width] = array
+        return square
 
     def facts(self) -> dict[str, Any]:
         """Everything that is done to the pixels beside `size` and `crop_fraction`, as plain values."""
-        enlarged_on = "device" if self.resize == "shrink" else "host"
         return {
             "mode": "RGB",
-            "resize": self.resize,
-            "interpolation": "bilinear",
-            "antialias": True,
-            "enlarged_on": enlarged_on,
+            "aspect": self.aspect,
+            "interpolation": self.resampling.interpolation,
+            "antialias": self.resampling.antialias,
+            "fill": list(self.fill) if self.aspect == "letterbox" else None,
+            "enlarged_on": "host" if self.enlarges else "device",
         }

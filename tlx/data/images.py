@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.data.geometry import Box, resize
+from tlx.data.geometry import Box, Resampling
 from tlx.errors import DataError
 from tlx.files import open_regular
 
@@ -46,10 +46,36 @@ DEPTHS = (8, 12, 16, 24, 32)  # bits of a grey pixel, as sensors and formats hav
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A box of an image, which may depend on its size, resampled to size x size."""
+    """A box of an image, which may depend on its size, resampled to size x size.
+
+    With `fill` it keeps the ratio of its sides, and margins of that colour, RGB, make it square.
+    """
 
     box: Callable[[int, int], Box]  # of (width, height)
     size: int
+    resampling: Resampling = Resampling()  # noqa: RUF009 (frozen)
+    fill: tuple[int, int, int] | None = None
+
+    def of(self, image: Image, box: Box | None = None) -> Image:
+        """Take the view of an RGB image; of the box given, or of its own."""
+        left, top, right, bottom = box = box or self.box(image.width, image.height)
+        if self.fill is None:
+            return self.resampling.resize(image, box, self.size, self.size)
+        from PIL import Image as module
+
+        across, down = right - left, bottom - top
+        width, height = (max(1, round(self.size * side / max(across, down))) for side in (across, down))
+        whole = module.new("RGB", (self.size, self.size), self.fill)
+        whole.paste(
+            self.resampling.resize(image, box, width, height), ((self.size - width) // 2, (self.size - height) // 2)
+        )
+        return whole
+
+    def times(self, box: Box) -> int:
+        """How many times smaller a box may be decoded: what is left is `GAP` times as large as what is made of it."""
+        sides = box[2] - box[0], box[3] - box[1]
+        smallest = min(sides) if self.fill is None else max(sides)
+        return int(smallest / (GAP * self.size)) if self.resampling.antialias else 1
 
 
 class Images(Protocol):
@@ -215,7 +241,7 @@ def _size(path: str) -> int:
 
 def seen(image: Image, view: View | None) -> Image:
     """Return an RGB image as a whole, or a view of it."""
-    return image if view is None else resize(image, view.box(image.width, image.height), view.size)
+    return image if view is None else view.of(image)
 
 
 def read_photo(path: Path, view: View | None = None, max_pixels: int = MAX_PIXELS) -> Image:
@@ -327,12 +353,12 @@ def _view(image: Image, view: View | None, where: object) -> Image:
     turned = _orientation(image) in (5, 6, 7, 8)
     width, height = image.size[::-1] if turned else image.size
     box = view.box(width, height)
-    times = int(min(box[2] - box[0], box[3] - box[1]) / (GAP * view.size))
+    times = view.times(box)
     if times > 1:
         image.draft(None, (-(-image.width // times), -(-image.height // times)))
     upright = to_rgb(_upright(image), where)
     across, down = upright.width / width, upright.height / height
-    return resize(upright, (box[0] * across, box[1] * down, box[2] * across, box[3] * down), view.size)
+    return view.of(upright, (box[0] * across, box[1] * down, box[2] * across, box[3] * down))
 
 
 def _orientation(image: Image) -> int:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from tlx import rng
 from tlx.backend import Batch, Preprocess
+from tlx.backend.preprocess import Aspect
 from tlx.data.augment import Augment, Draws
 from tlx.data.framing import Framing
 from tlx.data.geometry import Box, from_planes, planes
-from tlx.data.images import ArrayImages, Images, View
+from tlx.data.images import ArrayImages, Images
 from tlx.data.mixing import Targets, assign_slots, balanced_order
 from tlx.errors import RecipeError
 
@@ -58,11 +59,14 @@ class Loader:
 
     Args:
         images: a part of a data set.
-        preprocess: the network's input size, and how the device normalises pixels.
+        preprocess: the network's input size, how images are resampled, and how the device normalises pixels.
         batch_size: images in a batch.
         augment: random changes of the images.
-        crop_fraction: fraction of the shorter side that is kept without a random crop. Default: 0.875 for photos, 1
+        crop_fraction: fraction of an image's sides that is kept without a random crop. Default: 0.875 for photos, 1
             (the whole image) for images of one size.
+        aspect: how an image becomes square without a random crop: see `Framing`. Default: crop, but squash for images
+            of one size that are taken whole.
+        antialias: average where the host shrinks images: see `Resampling`.
         seed: of the order, the augmentation and the mixing.
         workers: threads that decode; 0: the caller's own.
         shuffle: visit the images in another order in each epoch.
@@ -82,6 +86,8 @@ class Loader:
         batch_size: int,
         augment: Augment = Augment(),  # noqa: B008 (frozen)
         crop_fraction: float | None = None,
+        aspect: Aspect | None = None,
+        antialias: bool = True,
         seed: int = 0,
         workers: int = 2,
         shuffle: bool = False,
@@ -96,7 +102,7 @@ class Loader:
         if crop_fraction is not None and not 0 < crop_fraction <= 1:
             raise RecipeError(f"crop_fraction must be above 0 and at most 1, got {crop_fraction}.")
         self.images, self.preprocess, self.augment = images, preprocess, augment
-        self.batch_size, self.framing = batch_size, Framing.of(images, preprocess.size, crop_fraction)
+        self.batch_size, self.framing = batch_size, Framing.of(images, preprocess, crop_fraction, aspect, antialias)
         self.seed, self.workers, self.shuffle, self.balanced = seed, workers, shuffle, balanced
         self.targets, self.augment_repeats = targets, augment_repeats
         self.steps = -(-len(images) // batch_size)
@@ -185,20 +191,20 @@ class Loader:
         return batch
 
     def _sampler(self, draws: Draws) -> Callable[[int, int], NDArray[np.uint8]]:
-        size, stored = self.preprocess.size, self._stored
+        stored = self._stored
 
         def sample(index: int, slot: int) -> NDArray[np.uint8]:
             if stored is not None:
                 return planes(draws.paint(from_planes(stored[index]), slot))
 
-            def box(width: int, height: int) -> Box:
+            def drawn(width: int, height: int) -> Box:
                 crop = draws.crop(slot, width, height)
-                if crop is None:
-                    return self.framing.box(width, height)
+                assert crop is not None
                 left, top, across, down = crop
                 return (left, top, left + across, top + down)
 
-            return planes(draws.paint(self.images.open(int(index), View(box, size)), slot))
+            view = self.framing.view(drawn if self.augment.crops else None)
+            return planes(draws.paint(self.images.open(int(index), view), slot))
 
         return sample
 

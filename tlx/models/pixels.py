@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-Interpolation = Literal["bilinear", "bicubic"]
-Aspect = Literal["crop", "squash", "letterbox"]
-Triple = tuple[float, float, float]
+from tlx.backend.preprocess import Aspect, Interpolation, Triple
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +16,7 @@ class Pixels:
         mean: of each channel, RGB, on the scale from 0 to 1.
         std: of each channel, likewise.
         interpolation: how photos are resampled; always antialiased.
-        crop_fraction: fraction of the shorter side that evaluation keeps of a photo.
+        crop_fraction: fraction of a photo's sides that evaluation keeps: of the shorter one where it crops.
         aspect: how a photo becomes square: "crop" keeps the central square, "squash" changes the ratio of its sides,
             "letterbox" adds margins.
     """

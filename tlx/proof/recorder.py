@@ -215,7 +215,7 @@ def check_served(reference: Capture, recipe: Recipe) -> None:
         fits = images is not None and images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] == 3
         if not (fits and images is not None and len(images) == len(labels) == len(record.facts["indices"]) > 0):
             raise TlxError(f"{reference.folder}: {record.key}: images do not fit their labels", fix="capture anew")
-        if record.facts["size"] != recipe.image_size or max(labels) >= len(reference.manifest["must"]["classes"]):
+        if record.facts["size"] != recipe.pixels.size or max(labels) >= len(reference.manifest["must"]["classes"]):
             problem = f"{reference.folder}: {record.key}: another size than the recipe's, or an unknown label"
             raise TlxError(problem, fix="capture anew")
 

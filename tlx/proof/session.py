@@ -131,7 +131,7 @@ class Session:
         """Return data of the reference's length, so that the schedule has its steps; its pixels are never read."""
         assert self.reference is not None
         count = sum(len(record.facts["labels"]) for record in self.reference.stage("P2/train/0000"))
-        size = self.recipe.image_size
+        size = self.recipe.pixels.size
         images = ArrayImages(np.zeros((count, 3, size, size), np.uint8), np.zeros(count, np.int64), ["0"] * count)
         return Data("reference", self.classes, images, None, None, ())
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tlx.backend import Preprocess
-from tlx.data.framing import RESIZES, Framing, Resize
+from tlx.backend.preprocess import Aspect, Interpolation
+from tlx.data.framing import Framing
 from tlx.errors import TlxError
 from tlx.manifest import CARD, RECIPE
 from tlx.recipe import DATA_OBJECT, read_toml
@@ -21,6 +22,12 @@ _FRACTIONS = (0.1, 1.0)  # of a recipe's crop_fraction
 # What pixels of 0 to 1 may be shifted and divided by, in either direction: far more than any data needs, and far from
 # what float32 cannot hold.
 _MEAN, _STD = 1e3, 1e-3
+# How an earlier tlx framed images, by what its cards called it: the aspect, and whether the host enlarged them.
+_EARLIER: dict[str, tuple[Aspect, bool]] = {
+    "centre": ("crop", True),
+    "whole": ("squash", True),
+    "shrink": ("squash", False),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,12 @@ def read_card(content: bytes, run_dir: Path) -> Card:
         raise card.wrong("classes", "one name or more, each once")
     values = card.inner("preprocess")
     mean, std = values.reals("mean", -_MEAN, _MEAN, 3), values.reals("std", _STD, 1 / _STD, 3)
-    preprocess = Preprocess(values.whole("size", *_SIZES), (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+    preprocess = Preprocess(
+        values.whole("size", *_SIZES),
+        (mean[0], mean[1], mean[2]),
+        (std[0], std[1], std[2]),
+        _choice(values, "interpolation", Interpolation) if "interpolation" in values.values else "bilinear",
+    )
     if "crop_fraction" not in card.values:
         raise card.wrong("crop_fraction", "")
     return Card(
@@ -63,28 +75,53 @@ def read_pixels(card: Card, run_dir: Path, recipe_file: bytes) -> Framing:
 
     Raises TlxError where the card says something that this tlx does not do.
     """
-    fraction, size = card.crop_fraction, card.preprocess.size
+    fraction, preprocess = card.crop_fraction, card.preprocess
     if card.pixels is None:  # of an earlier tlx
         photos = _of_photos(run_dir, recipe_file) if card.photos is None else card.photos
-        return Framing(size, (0.875 if photos else 1.0) if fraction is None else fraction, _resize(photos))
+        whole = 0.875 if photos else 1.0
+        return _earlier(preprocess, whole if fraction is None else fraction, "centre" if photos else "shrink")
     pixels = Facts(str(run_dir / CARD), card.pixels, _FIX, "pixels.")
     if fraction is None:
         raise TlxError(f"{run_dir / CARD} is damaged: crop_fraction is null beside pixels", fix=_FIX)
-    named = pixels.text("resize")
-    framing = Framing(size, fraction, next((resize for resize in RESIZES if resize == named), "centre"))
-    for name, known in framing.facts().items():
+    if "resize" in pixels.values:
+        named = pixels.text("resize")
+        resize = named if named in _EARLIER else "centre"
+        framing = _earlier(preprocess, fraction, resize)
+        same = ("mode", "interpolation", "antialias", "enlarged_on")
+        expected = {"resize": resize, **{name: framing.facts()[name] for name in same}}
+    else:
+        aspect, on_host = _choice(pixels, "aspect", Aspect), pixels.text("enlarged_on") != "device"
+        framing = Framing.made(preprocess, fraction, aspect, pixels.flag("antialias"), on_host)
+        expected = framing.facts()
+    for name, known in {**dict.fromkeys(pixels.values), **expected}.items():
         if name not in pixels.values:
             raise pixels.wrong(name, "")
-        if pixels.values[name] != known:
-            raise TlxError(
-                f"{run_dir / CARD}: {name} of the pixels is {shortened(pixels.values[name])}; this tlx knows {known!r}",
-                fix="use the tlx that wrote the run, or a later one",
-            )
+        if name not in expected and name != "image_size":
+            raise _unknown(pixels, name, "nothing of it")
+        if name in expected and pixels.values[name] != known:
+            raise _unknown(pixels, name, repr(known))
     return framing
 
 
-def _resize(photos: bool) -> Resize:
-    return "centre" if photos else "shrink"
+def _earlier(preprocess: Preprocess, crop_fraction: float, resize: str) -> Framing:
+    """The framing that an earlier tlx called `resize`."""
+    aspect, on_host = _EARLIER[resize]
+    if resize == "shrink" and crop_fraction < 1:
+        aspect = "crop"
+    return Framing.made(preprocess, crop_fraction, aspect, antialias=True, enlarges=on_host)
+
+
+def _choice(values: Facts, name: str, literal: Any) -> Any:
+    """Return a text that is one of the choices of a Literal."""
+    choices = get_args(literal)
+    if (text := values.text(name)) not in choices:
+        raise _unknown(values, name, " or ".join(map(repr, choices)))
+    return text
+
+
+def _unknown(values: Facts, name: str, known: str) -> TlxError:
+    problem = f"{values.where}: {name} of the pixels is {shortened(values.values[name])}; this tlx knows {known}"
+    return TlxError(problem, fix="use the tlx that wrote the run, or a later one")
 
 
 def _of_photos(run_dir: Path, recipe_file: bytes) -> bool:

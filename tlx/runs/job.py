@@ -15,9 +15,10 @@ from tlx.data import Data, Loader
 from tlx.download import clear_leftovers
 from tlx.errors import BackendError, DataError, RecipeError, printable, shown
 from tlx.manifest import RECIPE
+from tlx.models.pixels import IMAGENET, Pixels
 from tlx.models.weights import digest
 from tlx.models.zoo import Architecture
-from tlx.recipe import Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
+from tlx.recipe import PIXELS_SINCE, Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
 from tlx.runs import advice
 from tlx.runs.display import READING, Display, Listener, follow, listening
 from tlx.runs.folder import RunFolder, new_folder, resumed_folder
@@ -29,6 +30,7 @@ from tlx.runs.resume import save as save_state
 from tlx.training.build import (
     build_model,
     check_fit,
+    framed,
     identity,
     load_initial,
     make_loader,
@@ -92,7 +94,9 @@ def start(
 ) -> Result:
     """Run what a call of `run` asks for: a new recipe, or that of the run in the folder `resume`."""
     if resume is None:
-        return execute(recipe_to_run(recipe, fields), display, None, on_event)
+        asked = recipe_to_run(recipe, fields)
+        file = read_toml(Path(recipe)) if isinstance(recipe, (str, Path)) else {}
+        return execute(asked, display, None, on_event, _earlier_pixels(file))
     if recipe is not None:
         raise RecipeError("resume continues with the recipe of the run's folder; leave the other recipe out")
     with interruptible() as stop:
@@ -100,7 +104,8 @@ def start(
         stop.at(begun, NEVER)
         with resumed_folder(Path(resume)) as folder:  # held before it is looked at: another run may be finishing it
             stop.at(begun)
-            return execute(_resumed_recipe(folder, fields), display, folder, on_event)
+            file = read_toml(folder.path / RECIPE, folder.read(RECIPE))
+            return execute(_resumed_recipe(folder, fields), display, folder, on_event, _earlier_pixels(file))
 
 
 def recipe_to_run(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
@@ -109,6 +114,11 @@ def recipe_to_run(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields
     # tlx 0.1.0 took fields without effect, and what it wrote must run again.
     old = isinstance(recipe, (str, Path)) and read_toml(Path(recipe)).get("recipe_version") == 1
     return without_idle_fields(asked, keep=fields) if old else asked
+
+
+def _earlier_pixels(file: Mapping[str, Any]) -> Pixels | None:
+    """What every model's pixels were to the tlx that wrote a recipe; None: each has its own."""
+    return IMAGENET if file.get("recipe_version", PIXELS_SINCE) < PIXELS_SINCE else None
 
 
 def _resumed_recipe(folder: RunFolder, fields: Mapping[str, Any]) -> Recipe:
@@ -130,27 +140,37 @@ def execute(
     display: Display,
     resumed: RunFolder | None = None,
     on_event: Callable[[Event], object] | None = None,
+    own: Pixels | None = None,
 ) -> Result:
-    """Run a recipe, or continue the run in the folder `resumed`, showing its progress on a display."""
+    """Run a recipe, or continue the run in the folder `resumed`, showing its progress on a display.
+
+    `own` is what the model expects of its pixels, by default the value of its architecture.
+    """
     with interruptible() as stop:
         saved = "nothing was saved. Start again" if resumed is None else f"{resumed.path} is as it was. Go on"
         stop.at(f"stopped before the training began; {saved} with: {stop.command}")
-        return _execute(stop, recipe, display, resumed, on_event)
+        return _execute(stop, recipe, display, resumed, on_event, own)
 
 
 def _execute(
-    stop: Stop, recipe: Recipe, display: Display, resumed: RunFolder | None, on_event: Callable[[Event], object] | None
+    stop: Stop,
+    recipe: Recipe,
+    display: Display,
+    resumed: RunFolder | None,
+    on_event: Callable[[Event], object] | None,
+    own: Pixels | None,
 ) -> Result:
     listeners = [display.event, *([listening(on_event)] if on_event else [])]
     started = time.perf_counter()
     backend = registry.load(recipe.backend)
     automatic = recipe.precision == "auto"
-    recipe = resolve_placement(recipe.resolved(), backend)
+    recipe = resolve_placement(recipe.resolved(own), backend)
     if resumed is None:
         check_effects(recipe)
     clear_leftovers()
     data = open_data(recipe)
     check_fit(recipe, data)
+    recipe = framed(recipe, data, own)
     fresh = resumed is None or resumed.state is None  # the latter was stopped before its first save
     training, arch, read = _prepared(recipe, backend, data, fresh, display.shown)
     if resumed is None:

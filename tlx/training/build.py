@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from tlx.backend import Array, Backend, Model, ModelSpec, OptimizerSpec, Precision, Preprocess, float32_exact
+from tlx.backend.preprocess import Aspect
 from tlx.backend.threads import processor
-from tlx.data import Augment, Data, Loader, load_data
+from tlx.data import Augment, Data, Images, Loader, load_data
 from tlx.data.mixing import Targets, balanced_weights
 from tlx.errors import BackendError, RecipeError, WeightsError
 from tlx.models.initial_values import initial_values
+from tlx.models.pixels import Pixels
 from tlx.models.weights import first_not_finite
 from tlx.models.zoo import Architecture, architecture, own_architecture
 from tlx.recipe import Recipe
@@ -70,13 +72,39 @@ def check_fit(recipe: Recipe, data: Data) -> None:
             raise RecipeError(f"{name} watches the validation part, but there is none; raise val_fraction")
 
 
+def frame(recipe: Recipe, images: Images, own: Pixels | None = None) -> tuple[float, Aspect]:
+    """Return which fraction of the images of a part is kept, and how they become square.
+
+    Photos are framed as the model's weights expect, images of one size are taken whole, but for what the recipe says.
+
+    Args:
+        recipe: what to train.
+        images: a part of the data.
+        own: what the model expects of its pixels; default: the value of its architecture.
+    """
+    if images.size is None:
+        pixels = recipe.pixels if own is None else recipe.overruled(own)
+        return pixels.crop_fraction, pixels.aspect
+    fraction = recipe.crop_fraction or 1.0
+    return fraction, recipe.aspect or ("crop" if fraction < 1 else "squash")
+
+
+def framed(recipe: Recipe, data: Data, own: Pixels | None = None) -> Recipe:
+    """Fill in what the data decides, so that the saved recipe says what was done; not where its parts differ."""
+    frames = {frame(recipe, part, own) for part in data.parts.values()}
+    if len(frames) > 1:
+        return recipe
+    ((fraction, aspect),) = frames
+    return replace(recipe, crop_fraction=fraction, aspect=aspect)
+
+
 def build_model(recipe: Recipe, backend: Backend, classes: int, *, tried: bool = True) -> tuple[Model, Architecture]:
     """Build the recipe's model with its new head, and describe its layout.
 
     What is the user's own is tried on a few images, unless it is only to be described.
     """
     head = {"hidden": recipe.head_widths, "dropout": recipe.dropout, "head_module": recipe.head_module}
-    size = recipe.image_size if tried else 0
+    size = recipe.pixels.size if tried else 0
     if isinstance(recipe.model, str):
         arch = architecture(recipe.model)
         spec = ModelSpec(arch.name, classes, arch.head, arch.options, image_size=size, **head)
@@ -146,12 +174,16 @@ def make_training(recipe: Recipe, backend: Backend, data: Data, model: Model, ar
 
 def make_loader(recipe: Recipe, images: Any, *, training: bool = False, classes: int = 0) -> Loader:
     """Return the loader of a part: shuffled and augmented for training, otherwise in order and centred."""
+    pixels = recipe.pixels
+    crop_fraction, aspect = frame(recipe, images)
     return Loader(
         images,
-        Preprocess(recipe.image_size),
+        Preprocess(pixels.size, pixels.mean, pixels.std, pixels.interpolation),
         batch_size=recipe.batch_size,
         augment=Augment.parse(recipe.augment if training else "none"),
-        crop_fraction=recipe.crop_fraction,
+        crop_fraction=crop_fraction,
+        aspect=aspect,
+        antialias=recipe.antialias,
         seed=recipe.seed,
         workers=recipe.workers,
         shuffle=training,

@@ -11,11 +11,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tlx.backend.optimizers import RULES
-from tlx.data import Augment, Data
+from tlx.data import ArrayImages, Augment, Data
 from tlx.data.sources.digits import DIGITS
 from tlx.errors import RecipeError
 from tlx.recipe import Recipe
 from tlx.strategy.plan import Plan, Strategy
+from tlx.training.build import frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,28 @@ def _with_data(recipe: Recipe, data: Data) -> Iterator[Idle]:
             if there or getattr(recipe, name):
                 why = f"{data.name} has a {part} part of its own" if there else f"{data.name} has a train part alone"
                 yield Idle(name, why, "pass one part alone, of which parts are drawn")
+    yield from _of_pixels(recipe, data)
     if data.test is None:
         yield Idle("limit_test", f"{data.name} has no test part", "give the data one")
+
+
+def _of_pixels(recipe: Recipe, data: Data) -> Iterator[Idle]:
+    """Where all images have one size. A value that is chosen anyway is none, because a saved recipe holds it."""
+    sizes = {part.size if isinstance(part, ArrayImages) else None for part in data.parts.values()}
+    sides = [side for size in sizes for side in size or ()]
+    if not sides or None in sizes:
+        return
+    square, cropped = all(len({*size}) == 1 for size in sizes if size), Augment.parse(recipe.augment).crops
+    chosen = frame(replace(recipe, aspect=None), data.train)[1]
+    if square and recipe.aspect != chosen:
+        yield Idle("aspect", "the images are square", "use other data")
+    size, own = recipe.pixels.size, replace(recipe, interpolation=None).pixels.interpolation
+    if cropped:
+        return
+    if {*sides} == {size} and recipe.crop_fraction in (None, 1.0) and recipe.interpolation not in (own, "bilinear"):
+        yield Idle("interpolation", f"the images have {size} x {size} pixels already", "use another image_size")
+    if max(sides) <= size:
+        yield Idle("antialias", f"no image is larger than {size} x {size} pixels", "use a smaller image_size")
 
 
 def _in_plan(plan: Plan) -> Iterator[Idle]:

@@ -258,7 +258,7 @@ class ModuleBackend:
         if images.shape[2:] == (pre.size, pre.size):
             return pixels
         size = (pre.size, pre.size)
-        return fw.nn.functional.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+        return fw.nn.functional.interpolate(pixels, size=size, mode=pre.interpolation, align_corners=False)
 
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         self._set_mode(model, "train")
