@@ -47,6 +47,25 @@ def test_images_are_enlarged_bilinearly_between_pixel_centres(subject: Subject) 
     assert_near({"logits": logits[0]}, {"logits": logits[1]}, 1e-10)
 
 
+def test_images_are_enlarged_bicubically_as_the_preprocessing_says(subject: Subject) -> None:
+    """Threefold enlarging mixes by 54ths with a = -0.75, so steps of 54 come out whole along one axis."""
+    small, wide = 16, 48
+    values = 60 + 54 * np.random.Generator(np.random.Philox(0)).integers(0, 3, (2, 3, small))
+    place = (np.arange(wide) - 1) // 3  # the pixel that lies left of each point, or under it
+    shares = np.array([[-3, 20, 43, -6], [0, 54, 0, 0], [-6, 43, 20, -3]])[np.arange(wide) % 3]
+    near = np.clip(place[:, None] + np.arange(-1, 3), 0, small - 1)
+    enlarged = (values[..., near] * shares).sum(-1)
+    assert not (enlarged % 54).any() and enlarged.min() >= 0 and enlarged.max() // 54 <= 255
+    bicubic = Preprocess(wide, interpolation="bicubic")
+    for turn in ((0, 1, 2, 3), (0, 1, 3, 2)):
+        images = (np.repeat(line[..., None], line.shape[-1], 3).transpose(turn) for line in (values, enlarged // 54))
+        given, expected = (
+            subject.logits(subject.put(2, images=np.ascontiguousarray(image).astype(np.uint8), preprocess=bicubic))
+            for image in images
+        )
+        assert_near({"logits": given}, {"logits": expected}, 1e-10)
+
+
 def test_pixels_are_scaled_and_normalised_per_channel(subject: Subject) -> None:
     """(51 / 255 - 0.1) / 0.1 is 255 / 255; a plane of the mean is 0 whatever the deviation."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tlx.backend import Array, Batch, Lazy
+from tlx.backend import Array, Batch, Lazy, Preprocess
 from tlx.conformance.loopback import DeviceBatch, Net
 from tlx.conformance.mutants.mutant import Mutant
 
@@ -42,6 +42,26 @@ class NearestEnlarging(Mutant):
         times = max(batch.preprocess.size // max(batch.images.shape[-1], 1), 1)
         images = batch.images.repeat(times, axis=-1).repeat(times, axis=-2) if times > 1 else batch.images
         return super().put(model, replace(batch, images=images))
+
+
+class BilinearAlways(Mutant):
+    """Images are enlarged bilinearly, whatever the preprocessing says."""
+
+    caught_by = "test_images_are_enlarged_bicubically_as_the_preprocessing_says"
+
+    def put(self, model: Net, batch: Batch) -> DeviceBatch:
+        pre = replace(batch.preprocess, interpolation="bilinear")
+        return super().put(model, replace(batch, preprocess=pre))
+
+
+class NormalisedAsImageNet(Mutant):
+    """Pixels are normalised by ImageNet's mean and deviation, whatever the preprocessing says."""
+
+    caught_by = "test_pixels_are_scaled_and_normalised_per_channel"
+
+    def put(self, model: Net, batch: Batch) -> DeviceBatch:
+        pre = Preprocess(batch.preprocess.size, interpolation=batch.preprocess.interpolation)
+        return super().put(model, replace(batch, preprocess=pre))
 
 
 class BlueGreenRed(Mutant):
