@@ -24,6 +24,7 @@ import numpy as np
 from tlx.atomic import write_atomic
 from tlx.backend import Array, Arrays
 from tlx.errors import TlxError
+from tlx.models.pixels import IMAGENET
 from tlx.proof.checked import MANIFEST, check_manifest, check_record
 from tlx.recipe import RENAMED, Recipe, fields_affecting
 
@@ -234,10 +235,14 @@ class Capture:
 
 
 def _current(must: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be equal under the names of today; a recipe field that is younger had its default."""
+    """Return what must be equal under the names of today; a recipe field that is younger had its default.
+
+    Where that is the model's own value, all models had ImageNet's.
+    """
     renamed = {RENAMED.get(name, name): value for name, value in must.items()}
     defaults = {f.name: hexed(f.default) for f in fields(Recipe) if f.name in MUST_AGREE}
-    return {**defaults, **renamed}
+    pixels = {name: hexed(getattr(IMAGENET, name)) for name in ("mean", "std", "interpolation")}
+    return {**defaults, **pixels, **renamed}
 
 
 def hexed(value: Any) -> Any:

@@ -119,7 +119,8 @@ class Reference:
             labels = arrays.get("labels", np.zeros(0, np.int64))
             return Batch(arrays["input"], labels, arrays.get("targets"))
         arrays, facts = self._arrays(pixels), self._records[pixels]["facts"]
-        inputs = preprocessed(arrays["images"], facts["size"])
+        given = {name: facts[name] for name in ("mean", "std", "interpolation") if name in facts}
+        inputs = preprocessed(arrays["images"], facts["size"], **given)
         return Batch(inputs, np.array(facts["labels"], np.int64), arrays.get("targets"))
 
     def _arrays(self, key: str) -> dict[str, Array]:
@@ -264,8 +265,7 @@ class CaptureWriter:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
             self.close()
-            return
-        for number in range(self._files):  # no one can use a capture that ended early
+        for number in range(self._files if kind else 0):  # no one can use a capture that ended early
             (self.folder / f"{number:06d}.npy").unlink()
 
     def _manifest(self) -> dict[str, Any]:
@@ -337,19 +337,21 @@ def nudged(weights: Mapping[str, Array], seed: int = 0) -> dict[str, Array]:
     return moved
 
 
-def preprocessed(images: Array, size: int) -> Array:
-    """Return uint8 pixels [N, 3, h, w] as they enter the network: 0 to 1, normalised, enlarged bilinearly to `size`."""
-    mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
-    rows, columns = (_enlarging(side, size) for side in images.shape[2:])
-    return np.asarray(rows @ ((images / 255 - mean) / std) @ columns.T)
+def preprocessed(images: Array, size: int, mean: Any = MEAN, std: Any = STD, interpolation: str = "bilinear") -> Array:
+    """Return uint8 pixels [N, 3, h, w] as they enter the network: 0 to 1, normalised, enlarged to `size`."""
+    shift, scale = (np.array(values).reshape(1, 3, 1, 1) for values in (mean, std))
+    rows, columns = (_enlarging(side, size, interpolation) for side in images.shape[2:])
+    return np.asarray(rows @ ((images / 255 - shift) / scale) @ columns.T)
 
 
-def _enlarging(old: int, new: int) -> Array:
-    place = np.maximum((np.arange(new) + 0.5) * old / new - 0.5, 0)
-    low = place.astype(int)
-    high, share = np.minimum(low + 1, old - 1), place - low
-    pixels = np.eye(old)
-    return np.asarray(pixels[low] * (1 - share)[:, None] + pixels[high] * share[:, None])
+def _enlarging(old: int, new: int, interpolation: str) -> Array:
+    place, pixels = (np.arange(new) + 0.5) * old / new - 0.5, np.eye(old)
+    place = np.maximum(place, 0) if interpolation == "bilinear" else place
+    near = np.floor(place).astype(int)[:, None] + np.arange(-1, 3)
+    far = np.abs(place[:, None] - near)
+    cubic = np.where(far <= 1, (1.25 * far - 2.25) * far * far + 1, ((-0.75 * far + 3.75) * far - 6) * far + 3)
+    shares = np.maximum(1 - far, 0) if interpolation == "bilinear" else cubic
+    return np.asarray((pixels[np.clip(near, 0, old - 1)] * shares[..., None]).sum(1))
 
 
 def sketch(array: Array) -> Array:

@@ -6,9 +6,10 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from tlx.backend import OptimizerSpec
+from tlx.backend.preprocess import Interpolation
 from tlx.errors import TlxError
 from tlx.runs.facts import shortened
 
@@ -96,7 +97,11 @@ _STEP = {
     **{"scales?": _some(_hex), "max_norm?": _or_none(_hex)},
     **{"values?": _layout, "slots?": _layout, "average?": _layout},
 }
-_BATCH = {"indices": _some(_whole), "labels": _some(_whole), "stream": _some(_whole, 3), "size": _whole}
+_BATCH = {
+    **{"indices": _some(_whole), "labels": _some(_whole), "stream": _some(_whole, 3), "size": _whole},
+    **{"mean?": _some(_real, 3), "std?": _some(lambda value: _real(value) and value > 0, 3)},
+    "interpolation?": lambda value: value in get_args(Interpolation),
+}
 # By the pattern of its key, the facts that a record has; those behind "?" may be missing.
 RECORDS: tuple[tuple[str, Mapping[str, Check]], ...] = (
     (r"P1", {"specs": _list}),

@@ -10,11 +10,14 @@ import numpy as np
 
 from tlx.backend import Array
 from tlx.data.fingerprint import is_first
+from tlx.models.pixels import IMAGENET
 from tlx.proof.artifact import MODULE, Capture, readable
 from tlx.proof.measure import relative, sha256
 from tlx.proof.result import Row, Side, Stage
 
 ABSENT = "nothing"
+# How each batch entered the network in a capture of an earlier tlx, which does not say it.
+_EARLIER = {"mean": list(IMAGENET.mean), "std": list(IMAGENET.std), "interpolation": IMAGENET.interpolation}
 
 
 def compare_manifests(a: Capture, b: Capture) -> Stage:
@@ -88,7 +91,7 @@ def _is_transposed(x: Array, y: Array) -> bool:
 
 def compare_batches(a: Capture, b: Capture) -> Stage:
     """P2: samples, labels, random streams and pixels of every batch."""
-    left, right = ({r.key.removeprefix("P2/"): r.facts for r in c.stage("P2")} for c in (a, b))
+    left, right = ({r.key.removeprefix("P2/"): {**_EARLIER, **r.facts} for r in c.stage("P2")} for c in (a, b))
     rows = [_batch_row(key, left.get(key), right.get(key), left) for key in union(left, right)]
     images = sum(len(facts["labels"]) for facts in left.values())
     served = bool(a.manifest["planned"] or b.manifest["planned"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Generator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -195,7 +196,7 @@ class RecordedLoader(Proxy):
                 "stream": list(batch.key),
                 "pixels": sha256(batch.images),
                 "targets": None if batch.targets is None else sha256(batch.targets),
-                "size": batch.preprocess.size,
+                **asdict(batch.preprocess),
             }
             arrays = {"images": batch.images}
             if batch.targets is not None:
@@ -220,6 +221,12 @@ def check_served(reference: Capture, recipe: Recipe) -> None:
             raise TlxError(problem, fix="capture anew")
 
 
+def _preprocess(facts: Mapping[str, Any]) -> Preprocess:
+    """How a batch that was written down enters the network; to an earlier tlx all did as ImageNet's, bilinearly."""
+    given = {name: facts[name] for name in ("mean", "std", "interpolation") if name in facts}
+    return Preprocess(facts["size"], **given)
+
+
 class ServedLoader:
     """Serves the batches that another capture wrote down."""
 
@@ -237,7 +244,7 @@ class ServedLoader:
                 images=arrays["images"],
                 labels=np.array(facts["labels"], dtype=np.int64),
                 indices=np.array(facts["indices"], dtype=np.int64),
-                preprocess=Preprocess(facts["size"]),
+                preprocess=_preprocess(facts),
                 key=(seed, step, row),
                 targets=arrays.get("targets"),
             )
