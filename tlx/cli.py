@@ -82,6 +82,7 @@ def evaluate(
     backend: str | None = None,
     data: str | None = None,
     top: int | None = None,
+    tta: str = "none",
     json: Json = False,
 ) -> None:
     """Evaluate a finished run on its test part, or on other data.
@@ -98,11 +99,14 @@ def evaluate(
     top:
         Count an image as correct if its class is among this many, the most probable first. [default: 5 where there are
         more classes]
+    tta:
+        Test-time augmentation: none, or hflip, which averages the probabilities of an image and of its mirror image.
     """
     import tlx
+    from tlx.runs.classify import check_tta
     from tlx.runs.display import print_evaluation
 
-    evaluation = tlx.evaluate(run_dir, backend, data=data, top=top)
+    evaluation = tlx.evaluate(run_dir, backend, data=data, top=top, tta=check_tta(tta))
     if json:
         _print_json(evaluation)
         return
@@ -116,6 +120,7 @@ def predict(
     *images: Path,
     backend: str | None = None,
     top: int | None = None,
+    tta: str = "none",
     csv: Path | None = None,
     json: Json = False,
 ) -> None:
@@ -131,20 +136,24 @@ def predict(
         Classify on this backend instead of the one that trained.
     top:
         Print this many classes for each image, the most probable first. [default: 1; with --json or --csv: up to 5]
+    tta:
+        Test-time augmentation: none, or hflip, which averages the probabilities of an image and of its mirror image.
     csv:
         Write a table to this file: path, prediction, probability, then the next classes, and what could not be read.
     """
+    from tlx.runs.classify import check_tta
     from tlx.runs.prediction import predictions, reported, write_csv
 
-    rows = predictions(run_dir, images, backend, top)
+    rows = predictions(run_dir, images, backend, top, tta=check_tta(tta))
+    source = {"run_dir": str(run_dir), "tta": tta}
     if csv is not None:
         predicted, unreadable = write_csv(csv, reported(rows))
         if json:
-            _print_json({"run_dir": str(run_dir), "csv": str(csv), "predicted": predicted, "unreadable": unreadable})
+            _print_json({**source, "csv": str(csv), "predicted": predicted, "unreadable": unreadable})
         else:
             print(f"{predicted} predictions in {printable(str(csv))}")
     elif json:
-        _print_json({"run_dir": str(run_dir), "predictions": list(reported(rows))})
+        _print_json({**source, "predictions": list(reported(rows))})
     else:
         for row in rows:
             ranked = (f"{printable(entry['class'])} {entry['probability']:.4f}" for entry in row["top"][: top or 1])

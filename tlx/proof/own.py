@@ -143,7 +143,7 @@ class OwnInputs(ModuleBackend):
     @property
     def unseen(self) -> Iterable[str]:
         """The fields of a recipe that say nothing here."""
-        return UNSEEN
+        return (*UNSEEN, "mean", "std", "interpolation", "antialias")
 
     @property
     def must_agree(self) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def image_fields(backend: Any, module: Any, fields: Mapping[str, Any]) -> dict[s
         raise RecipeError(f"head is {head!r}, which is no layer of the reference.{closest(str(head), layers)}")
     if fields.get("data", DATA) != DATA:
         return {**extra, "head": head or layers[-1]}
-    size = int(fields.get("image_size", IMAGE_SIZE))
+    size = int(fields.get("image_size") or IMAGE_SIZE)
     classes = trial.classes(backend, module, size)
     fitting = [name.rpartition(".")[0] for name, shape in matrices.items() if classes in (shape[0], shape[-1])]
     head = head or (fitting or layers)[-1] or "outputs"

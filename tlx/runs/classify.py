@@ -5,27 +5,39 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from itertools import islice
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tlx.backend import Batch, Lazy
 from tlx.data.loader import ahead
-from tlx.errors import DataError, DataNotFound, TlxError
+from tlx.errors import DataError, DataNotFound, TlxError, closest, shown
 from tlx.runs.display import Display
 from tlx.runs.finished import Finished
 from tlx.runs.inputs import Input
 
 LISTED = 10  # bad images that an error spells out before it counts
 
+Tta = Literal["none", "hflip"]
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float64]
 Outcome = tuple[Input, Logits | DataError]  # the logits [classes] of an image, or why it cannot be read
 
 
-def classify(run: Finished, inputs: Iterable[Input]) -> Generator[list[Outcome], None, None]:
+def check_tta(tta: Any) -> Tta:
+    """Return a kind of test-time augmentation; raises TlxError where there is none of that name."""
+    known: tuple[Tta, ...] = get_args(Tta)
+    if not isinstance(tta, str) or tta not in known:
+        raise TlxError(f"Unknown tta {shown(tta)}.{closest(str(tta), known)}")
+    return next(name for name in known if name == tta)
+
+
+def classify(run: Finished, inputs: Iterable[Input], tta: Tta = "none") -> Generator[list[Outcome], None, None]:
     """Return the logits of images in their order, batch by batch, from the very pixels that evaluation sees.
+
+    With test-time augmentation "hflip" they are the logarithms of the mean of two probabilities (softmax): those of the
+    image, and those of its mirror image, left to right. Softmax of that is the mean again.
 
     Raises:
         TlxError: the model's outputs are not finite.
@@ -42,7 +54,7 @@ def classify(run: Finished, inputs: Iterable[Input]) -> Generator[list[Outcome],
     before: _Started | None = None
     with closing(ahead(read, chunks, run.recipe.workers)) as decoded:
         for chunk in decoded:
-            started = _Started(run, chunk)
+            started = _Started(run, chunk, tta)
             if before is not None:  # the device computes the next batch while the caller uses this one
                 yield before.outcomes()
             before = started
@@ -53,27 +65,33 @@ def classify(run: Finished, inputs: Iterable[Input]) -> Generator[list[Outcome],
 class _Started:
     """A chunk on the device: one batch of all images that are equal in size, which they are after resizing."""
 
-    def __init__(self, run: Finished, chunk: list[tuple[Input, Pixels | DataError]]) -> None:
+    def __init__(self, run: Finished, chunk: list[tuple[Input, Pixels | DataError]], tta: Tta) -> None:
         self.run, self.chunk = run, chunk
         self.places: list[list[int]] = []
-        lazies: list[Lazy] = []
+        lazies: list[tuple[Lazy, ...]] = []  # of each size: the logits of the images, and of what tta makes of them
         by_size: dict[tuple[int, ...], list[int]] = {}
         for place, (_, pixels) in enumerate(chunk):
             if not isinstance(pixels, DataError):
                 by_size.setdefault(pixels.shape, []).append(place)
         for places in by_size.values():
             images = np.ascontiguousarray(np.stack([np.asarray(chunk[place][1]) for place in places]))
-            labels = np.zeros(len(places), dtype=np.int64)
-            batch = Batch(images, labels, np.array(places, dtype=np.int64), run.preprocess)
-            lazies.append(run.backend.logits(run.model, run.backend.put(run.model, batch)))
+            mirrored = (np.ascontiguousarray(images[..., ::-1]),) if tta == "hflip" else ()
+            lazies.append(tuple(self._logits(views, places) for views in (images, *mirrored)))
             self.places.append(places)
         self.lazies = lazies
+
+    def _logits(self, images: Pixels, places: list[int]) -> Lazy:
+        labels = np.zeros(len(places), dtype=np.int64)
+        batch = Batch(images, labels, np.array(places, dtype=np.int64), self.run.preprocess)
+        return self.run.backend.logits(self.run.model, self.run.backend.put(self.run.model, batch))
 
     def outcomes(self) -> list[Outcome]:
         """Wait for the device."""
         rows: dict[int, Logits] = {}
-        for places, logits in zip(self.places, self.run.backend.fetch(self.lazies), strict=True):
-            rows.update(zip(places, finite(logits, self.run), strict=True))
+        fetched = iter(self.run.backend.fetch([lazy for views in self.lazies for lazy in views]))
+        for places, views in zip(self.places, self.lazies, strict=True):
+            logits = [finite(next(fetched), self.run) for _ in views]
+            rows.update(zip(places, averaged(*logits), strict=True))
         return [
             (item, pixels if isinstance(pixels, DataError) else rows[place])
             for place, (item, pixels) in enumerate(self.chunk)
@@ -85,6 +103,18 @@ def finite(logits: NDArray[Any], run: Finished) -> Logits:
     if not np.isfinite(logits).all():
         raise TlxError(f"{run.run_dir}: the model's outputs are not finite")
     return logits.astype(np.float64)
+
+
+def averaged(first: Logits, second: Logits | None = None) -> Logits:
+    """Return logits [N, classes] as they are; of two, the logarithm of the mean of their probabilities."""
+    if second is None:
+        return first
+    return np.asarray(np.logaddexp(_log_softmax(first), _log_softmax(second)) - np.log(2.0))
+
+
+def _log_softmax(logits: Logits) -> Logits:
+    above = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(above - np.log(np.exp(above).sum(axis=1, keepdims=True)))
 
 
 class BadImages:

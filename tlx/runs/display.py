@@ -197,7 +197,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
     recorded, k = evaluation["recorded_accuracy"], evaluation["top_k"]
     print(
         f"test accuracy {evaluation['test_accuracy']:.4f} over {evaluation['images']} images of "
-        f"{printable(evaluation['data'])} on {evaluation['backend']}; the run recorded "
+        f"{printable(evaluation['data'])} on {evaluation['backend']}"
+        f"{'' if evaluation['tta'] == 'none' else ', each with its mirror image'}; the run recorded "
         f"{'none' if recorded is None else f'{recorded:.4f}'} on its own test part"
     )
     top_k = "" if k is None else f", top-{k} accuracy {evaluation['top_k_accuracy']:.4f}"

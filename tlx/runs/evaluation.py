@@ -18,7 +18,7 @@ from tlx.data.load import open_source
 from tlx.errors import DataError, RecipeError, TlxError
 from tlx.manifest import RECIPE
 from tlx.recipe import Recipe
-from tlx.runs.classify import BadImages, classify
+from tlx.runs.classify import BadImages, Tta, check_tta, classify
 from tlx.runs.display import READING, Display, follow
 from tlx.runs.finished import Finished, restore
 from tlx.runs.inputs import of_part
@@ -40,6 +40,7 @@ class Evaluation(TypedDict):
 
     backend: str
     data: str  # the name of the data
+    tta: Tta  # the test-time augmentation, "none" or "hflip"
     test_accuracy: float
     test_loss: float
     images: int
@@ -63,6 +64,7 @@ def evaluate(
     model: Any = None,
     head: Any = None,
     top: int | None = None,
+    tta: Tta = "none",
 ) -> Evaluation:
     """Evaluate a finished run's model on its test part or on other data, on the same backend or on another.
 
@@ -77,15 +79,18 @@ def evaluate(
         model: the module again, where the run's was a Python object.
         head: likewise.
         top: K of the top-K accuracy; default: 5 where there are more than 5 classes.
+        tta: test-time augmentation: "hflip" averages the probabilities of an image and of its mirror image; every
+            figure is then computed from that mean.
 
     Raises:
         RunNotFound: there is no finished run in the folder.
         RunDamaged: a file of the run is missing or is not what the run wrote.
         DataError: the data has classes that the run does not know, or no test part.
-        TlxError: the weights do not fit, or the model's outputs are not finite.
+        TlxError: `tta` is unknown, the weights do not fit, or the model's outputs are not finite.
     """
     if top is not None and top < 1:
         raise TlxError(f"top is {top}; expected at least 1")
+    kind = check_tta(tta)
     run = restore(run_dir, backend, model=model, head=head)
     display = Display(quiet)
     name, images, own = _images(run, data, data_root, display)
@@ -93,13 +98,14 @@ def evaluate(
     k = top or (TOP if len(classes) > TOP else None)
     bad = BadImages(display)
     with display.live(run.recipe):
-        tally = follow(_evaluate(run, images, k, bad), [display.event])
+        tally = follow(_evaluate(run, images, kind, k, bad), [display.event])
     bad.conclude(len(images), allowed=not own)
     confusion = tally.confusion
     f1 = f1_of_classes(confusion)
     return {
         "backend": run.recipe.backend,
         "data": name,
+        "tta": kind,
         "test_accuracy": tally.metrics().accuracy,
         "test_loss": tally.metrics().loss,
         "images": tally.images,
@@ -164,12 +170,12 @@ class Tally:
         return Metrics(self.loss / images, int(np.trace(self.confusion)) / images, images)
 
 
-def _evaluate(run: Finished, images: Images, k: int | None, bad: BadImages) -> Generator[Event, None, Tally]:
+def _evaluate(run: Finished, images: Images, tta: Tta, k: int | None, bad: BadImages) -> Generator[Event, None, Tally]:
     """Read the images once; events say how far it has come."""
     tally = Tally(np.zeros((len(run.card.classes),) * 2, dtype=np.int64))
     steps = -(-len(images) // run.recipe.batch_size)
     started = said = time.perf_counter()
-    with closing(classify(run, of_part(images, run.recipe.max_pixels))) as outcomes:
+    with closing(classify(run, of_part(images, run.recipe.max_pixels), tta)) as outcomes:
         for step, outcome in enumerate(outcomes, 1):
             for item, logits in outcome:
                 if isinstance(logits, DataError):

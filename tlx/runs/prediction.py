@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tlx.atomic import replacing
 from tlx.data.images import EXTENSIONS
 from tlx.errors import DataError, TlxError
-from tlx.runs.classify import BadImages, classify
+from tlx.runs.classify import BadImages, Tta, check_tta, classify
 from tlx.runs.display import LINE_SECONDS, Display
 from tlx.runs.finished import Finished, restore
 from tlx.runs.inputs import Input, Notes, find_inputs
@@ -46,6 +46,7 @@ def predict(
     backend: str | None = None,
     top: int | None = None,
     *,
+    tta: Tta = "none",
     quiet: bool = False,
     model: Any = None,
     head: Any = None,
@@ -61,6 +62,7 @@ def predict(
         backend: classify on this backend instead of the one that trained, on its best device, and in the precision of
             the training where that is native there.
         top: how many classes to list for each image, the most probable first; at most all. Default: up to 5.
+        tta: test-time augmentation: "hflip" averages the probabilities of an image and of its mirror image.
         quiet: do not say on stderr what was left out and what cannot be read.
         model: the module again, where the run's was a Python object.
         head: likewise.
@@ -74,9 +76,9 @@ def predict(
     Raises:
         RunNotFound: there is no finished run in the folder.
         DataError: there is no image, or none that can be read.
-        TlxError: `top` is below 1, or the model's outputs are not finite.
+        TlxError: `top` is below 1, `tta` is unknown, or the model's outputs are not finite.
     """
-    return list(predictions(run_dir, images, backend, top, quiet=quiet, model=model, head=head))
+    return list(predictions(run_dir, images, backend, top, tta=tta, quiet=quiet, model=model, head=head))
 
 
 def predictions(
@@ -85,6 +87,7 @@ def predictions(
     backend: str | None = None,
     top: int | None = None,
     *,
+    tta: Tta = "none",
     quiet: bool = False,
     model: Any = None,
     head: Any = None,
@@ -96,16 +99,18 @@ def predictions(
     """
     if top is not None and top < 1:
         raise TlxError(f"top is {top}; expected at least 1")
+    kind = check_tta(tta)
     run = restore(run_dir, backend, model=model, head=head)
     notes = Notes()
-    return _predictions(run, find_inputs(images, notes, run.recipe.max_pixels), notes, top or TOP, Display(quiet))
+    inputs = find_inputs(images, notes, run.recipe.max_pixels)
+    return _predictions(run, inputs, kind, notes, top or TOP, Display(quiet))
 
 
 def _predictions(
-    run: Finished, inputs: Iterator[Input], notes: Notes, top: int, display: Display
+    run: Finished, inputs: Iterator[Input], tta: Tta, notes: Notes, top: int, display: Display
 ) -> Generator[Prediction, None, None]:
     count, bad = 0, BadImages(display)
-    with closing(classify(run, inputs)) as outcomes:
+    with closing(classify(run, inputs, tta)) as outcomes:
         for item, logits in chain.from_iterable(outcomes):
             count += 1
             if isinstance(logits, DataError):
