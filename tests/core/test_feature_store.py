@@ -88,6 +88,24 @@ def test_another_network_has_another_store(fields: dict[str, Any], cache: Path, 
     assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    "fields", [{"mean": (0.5, 0.5, 0.5)}, {"std": (1.0, 1.0, 1.0)}, {"interpolation": "bicubic"}], ids=str
+)
+def test_features_of_pixels_that_entered_otherwise_are_not_taken(
+    fields: dict[str, Any], cache: Path, tmp_path: Path, seen: dict[str, list[int]]
+) -> None:
+    """The pixels are the same, so only the preprocessing tells the features apart."""
+    larger = {"image_size": 16}
+    expected = run(tmp_path / "off", feature_cache="off", **larger, **fields)
+    assert run(tmp_path / "one", **larger) != expected
+    seen["features"].clear()
+    assert run(tmp_path / "other", **larger, **fields) == expected
+    assert sum(seen["features"]) > 6 * feature_store.CHECKED and len(list(cache.iterdir())) == 2
+    seen["features"].clear()
+    assert run(tmp_path / "again", **larger, **fields) == expected
+    assert sum(seen["features"]) <= 6 * feature_store.CHECKED
+
+
 def test_nothing_is_left_where_this_run_alone_shall_keep(cache: Path, tmp_path: Path) -> None:
     run(tmp_path / "run", feature_cache="run")
     assert not cache.exists()

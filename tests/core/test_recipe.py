@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from tlx.errors import RecipeError
+from tlx.models.pixels import IMAGENET, Pixels
+from tlx.models.zoo import ARCHITECTURES
 from tlx.recipe import Recipe
 from tlx.strategy.plan import Group, Phase, Strategy
 
@@ -35,6 +37,8 @@ CHANGED: list[dict[str, Any]] = [
     {"strategy": "head_then_full", "phase_epochs": 2, "schedule": "one_cycle", "optimizer": "adamw"},
     {"strategy": STRATEGY, "decay_on": "weights"},
     {"hidden": (512, 256), "dropout": 0.3},
+    {"mean": (0.5, 0.25, 0.1), "std": (1.0, 0.5, 1 / 255), "interpolation": "bicubic", "antialias": False},
+    {"aspect": "letterbox", "crop_fraction": 0.9, "image_size": 64},
     {"data": 'a "quoted" folder', "warmup": 0.5, "crop_fraction": 0.9, "precision": "float64", "workers": 0},
 ]
 
@@ -88,6 +92,25 @@ def test_the_defaults_are_the_tutorial() -> None:
         ({"epochs": None}, "epochs may not be None; its default is 3"),
         ({"image_size": -32}, "image_size is -32"),
         ({"image_size": 20, "model": "squeezenet1_0"}, "image_size is 20; squeezenet1_0 needs at least 21 pixels"),
+        ({"mean": (123.675, 116.28, 103.53)}, "expected it on the scale from 0 to 1: 0.485,0.456,0.406"),
+        (
+            {"std": "58.395,57.12,57.375"},
+            "expected it on the scale from 0 to 1: 0.229,0.224,0.225",
+        ),
+        ({"mean": (0.5, 0.5)}, "mean is (0.5, 0.5); expected three numbers, of red, green and blue, such as 0.485,0.4"),
+        ({"mean": "0.5,0.5,"}, "mean is '0.5,0.5,'; expected three numbers"),
+        ({"mean": 0.5}, "mean is 0.5; expected three numbers"),
+        ({"mean": ("0.5", "0.5", "0.5")}, "expected three numbers"),
+        ({"mean": (0.5, 0.5, float("nan"))}, "each at least 0 and at most 1"),
+        ({"mean": (0.5, 0.5, float("inf"))}, "each at least 0 and at most 1"),
+        ({"mean": "-0.5,0.5,0.5"}, "each at least 0 and at most 1"),
+        ({"std": (0.5, 0.0, 0.5)}, "std is (0.5, 0.0, 0.5); expected three numbers"),
+        ({"std": (0.5, -0.5, 0.5)}, "each at least 0.001 and at most 1"),
+        ({"std": (0.5, 0.5, 300.0)}, "each at least 0.001 and at most 1"),
+        ({"interpolation": "bicubik"}, "Unknown interpolation 'bicubik'. Did you mean 'bicubic'?"),
+        ({"aspect": "letter"}, "Unknown aspect 'letter'. Did you mean 'letterbox'?"),
+        ({"antialias": 1}, "antialias is 1; expected true or false"),
+        ({"antialias": "no"}, "antialias is 'no'; expected true or false"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"val_fraction": 1.0}, "val_fraction is 1.0"),
         ({"optimizer": "sdg"}, "Unknown optimizer 'sdg'. Did you mean 'sgd'?"),
@@ -143,6 +166,29 @@ def test_each_mistake_has_its_line(fields: dict[str, Any], said: str) -> None:
 
 def test_hidden_is_a_number_a_list_or_a_text() -> None:
     assert [Recipe(hidden=value).hidden for value in (256, [512, 256], "512,256")] == [(256,), (512, 256), (512, 256)]  # type: ignore[arg-type]
+
+
+def test_three_numbers_are_a_list_or_a_text() -> None:
+    values: list[Any] = ["0.5,0.25, 1", [0.5, 0.25, 1], (0.5, 0.25, 1.0)]
+    assert {Recipe(mean=value).mean for value in values} == {(0.5, 0.25, 1.0)}
+
+
+def test_the_models_pixels_are_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each field overrules one of them; where a photo is to be taken whole, none of it is cropped."""
+    own = Pixels(96, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic", 0.95, "squash")
+    monkeypatch.setitem(ARCHITECTURES, "resnet18", replace(ARCHITECTURES["resnet18"], pixels=own))
+    recipe = Recipe().resolved()
+    assert (recipe.image_size, recipe.mean, recipe.std, recipe.interpolation) == (96, own.mean, own.std, "bicubic")
+    assert Recipe().pixels == recipe.pixels == own
+    assert Recipe(model="resnet34").pixels == Recipe(model=MODULE, head="fc").pixels == IMAGENET
+    assert Recipe(mean=(0.1, 0.2, 0.3)).pixels == replace(own, mean=(0.1, 0.2, 0.3))
+    assert Recipe(image_size=32, interpolation="bilinear").pixels == replace(own, size=32, interpolation="bilinear")
+    assert Recipe(aspect="crop").pixels == replace(own, aspect="crop")
+    assert Recipe(aspect="letterbox").pixels == replace(own, aspect="letterbox", crop_fraction=1.0)
+    assert Recipe(aspect="letterbox", crop_fraction=0.5).pixels.crop_fraction == 0.5
+    assert Recipe(std=(1, 1, 1)).resolved(IMAGENET).pixels == replace(
+        own, size=224, mean=IMAGENET.mean, std=(1.0, 1.0, 1.0), interpolation="bilinear"
+    )
 
 
 def test_a_head_that_is_a_module_is_saved_as_its_description() -> None:

@@ -21,6 +21,7 @@ import torch
 def test_a_model_gives_what_the_run_predicts_on_both_backends(precision: Any, tolerance: float, tmp_path: Path) -> None:
     run_dir = str(tmp_path / "run")
     small: Any = {"image_size": 32, "limit_train": 200, "limit_test": 20, "epochs": 1, "batch_size": 32}
+    small |= {"mean": (0.5, 0.4, 0.3), "std": (0.25, 0.5, 1.0), "interpolation": "bicubic"}
     model = "shufflenet_v2_x0_5"
     tlx.run(small, data="digits", model=model, weights="none", precision=precision, quiet=True, out=run_dir)
     images = np.random.Generator(np.random.Philox(0)).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
@@ -39,3 +40,10 @@ def test_a_model_gives_what_the_run_predicts_on_both_backends(precision: Any, to
         odds = np.exp(array.astype(np.float64) - array.max(axis=1, keepdims=True))
         probabilities = (odds / odds.sum(axis=1, keepdims=True)).max(axis=1)
         assert np.allclose(probabilities, expected, rtol=tolerance, atol=0)
+    averaged = [
+        [prediction["probability"] for prediction in tlx.predict(run_dir, images, backend, top=1, tta="hflip")]
+        for backend in FRAMEWORKS
+    ]
+    assert np.allclose(averaged[0], averaged[1], rtol=tolerance, atol=0) and not np.allclose(
+        averaged[0], expected, rtol=tolerance
+    )

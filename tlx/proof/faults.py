@@ -52,6 +52,8 @@ def faults(backend: Backend) -> list[Fault]:
         Fault("the random stream of another seed", feed=reseeded),
         Fault("channels are swapped (BGR)", SwappedChannels),
         Fault("images are enlarged by the nearest pixel", Nearest),
+        Fault("images are enlarged bicubically", Bicubic),
+        Fault("pixels are normalised by other numbers", Renormalised),
         Fault("label smoothing is forgotten", Unsmoothed),
         Fault("the loss is summed, not averaged", SummedLoss),
         Fault("gradients are not clipped", partial(Clipped, "clipped not at all")),
@@ -162,6 +164,22 @@ class Nearest(Proxy):
         columns = np.arange(size) * batch.images.shape[3] // size
         images = np.ascontiguousarray(batch.images[:, :, rows][:, :, :, columns])
         return self.inner.put(model, replace(batch, images=images))
+
+
+class Bicubic(Proxy):
+    """Enlarges images bicubically, not bilinearly."""
+
+    def put(self, model: Model, batch: Batch) -> Handle:
+        preprocess = replace(batch.preprocess, interpolation="bicubic")
+        return self.inner.put(model, replace(batch, preprocess=preprocess))
+
+
+class Renormalised(Proxy):
+    """Normalises pixels to -1 .. 1, whatever the mean and the deviation of the model are."""
+
+    def put(self, model: Model, batch: Batch) -> Handle:
+        preprocess = replace(batch.preprocess, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        return self.inner.put(model, replace(batch, preprocess=preprocess))
 
 
 class Unsmoothed(Proxy):
