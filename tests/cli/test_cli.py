@@ -159,7 +159,9 @@ def test_photos_are_predicted_and_other_data_evaluated(tmp_path: Path) -> None:
     (row,) = json.loads(tlx("predict", "run", "bad.png", "photos", "--json", cwd=tmp_path).stdout)["predictions"][:1]
     assert row["path"] == "bad.png" and "cannot be decoded" in row["error"] and row["class"] is None
     table = tlx("predict", "run", "photos", "bad.png", "--csv", "out.csv", "--json", cwd=tmp_path)
-    assert json.loads(table.stdout) == {"run_dir": "run", "csv": "out.csv", "predicted": 4, "unreadable": 1}
+    assert json.loads(table.stdout) == {
+        **{"run_dir": "run", "tta": "none", "csv": "out.csv", "predicted": 4, "unreadable": 1}
+    }
     rows = (tmp_path / "out.csv").read_text().splitlines()
     assert rows[0] == '"path","prediction","probability","prediction_2","probability_2","error"' and len(rows) == 6
     nothing = tlx("predict", "run", "bad.png", "--csv", "none.csv", cwd=tmp_path)
