@@ -57,7 +57,7 @@ class Framing:
         photos = images.size is None
         if crop_fraction is None:
             crop_fraction = 0.875 if photos and aspect in (None, "crop") else 1.0
-        return cls.made(
+        return cls.from_preprocess(
             preprocess,
             crop_fraction,
             aspect or ("crop" if photos or crop_fraction < 1 else "squash"),
@@ -66,7 +66,7 @@ class Framing:
         )
 
     @classmethod
-    def made(
+    def from_preprocess(
         cls, preprocess: Preprocess, crop_fraction: float, aspect: Aspect, antialias: bool, enlarges: bool
     ) -> Framing:
         """Take from the preprocessing what it says of the host's part too."""

@@ -91,7 +91,7 @@ def read_pixels(card: Card, run_dir: Path, recipe_file: bytes) -> Framing:
         expected = {"resize": resize, **{name: framing.facts()[name] for name in same}}
     else:
         aspect, on_host = _choice(pixels, "aspect", Aspect), pixels.text("enlarged_on") != "device"
-        framing = Framing.made(preprocess, fraction, aspect, pixels.flag("antialias"), on_host)
+        framing = Framing.from_preprocess(preprocess, fraction, aspect, pixels.flag("antialias"), on_host)
         expected = framing.facts()
     for name, known in {**dict.fromkeys(pixels.values), **expected}.items():
         if name not in pixels.values:
@@ -108,7 +108,7 @@ def _earlier(preprocess: Preprocess, crop_fraction: float, resize: str) -> Frami
     aspect, on_host = _EARLIER[resize]
     if resize == "shrink" and crop_fraction < 1:
         aspect = "crop"
-    return Framing.made(preprocess, crop_fraction, aspect, antialias=True, enlarges=on_host)
+    return Framing.from_preprocess(preprocess, crop_fraction, aspect, antialias=True, enlarges=on_host)
 
 
 def _choice(values: Facts, name: str, literal: Any) -> Any:
