@@ -65,15 +65,15 @@ class _Started:
             images = np.ascontiguousarray(np.stack([np.asarray(chunk[place][1]) for place in places]))
             labels = np.zeros(len(places), dtype=np.int64)
             batch = Batch(images, labels, np.array(places, dtype=np.int64), run.preprocess)
-            lazies.append(run.backend.logits(run.model, run.backend.put(run.model, batch)))
+            lazies.append(run.outputs(batch))
             self.places.append(places)
         self.lazies = lazies
 
     def outcomes(self) -> list[Outcome]:
         """Wait for the device."""
         rows: dict[int, Logits] = {}
-        for places, logits in zip(self.places, self.run.backend.fetch(self.lazies), strict=True):
-            rows.update(zip(places, finite(logits, self.run), strict=True))
+        for places, outputs in zip(self.places, self.run.backend.fetch(self.lazies), strict=True):
+            rows.update(zip(places, finite(self.run.logits(outputs), self.run), strict=True))
         return [
             (item, pixels if isinstance(pixels, DataError) else rows[place])
             for place, (item, pixels) in enumerate(self.chunk)

@@ -13,13 +13,14 @@ from tlx.backend import Array, Backend, Model, ModelSpec, OptimizerSpec, Precisi
 from tlx.backend.threads import processor
 from tlx.data import Augment, Data, Loader, load_data
 from tlx.data.mixing import Targets, balanced_weights
-from tlx.errors import BackendError, RecipeError, WeightsError
+from tlx.errors import BackendError, DataError, RecipeError, WeightsError
 from tlx.models.initial_values import initial_values
 from tlx.models.weights import first_not_finite
 from tlx.models.zoo import Architecture, architecture, own_architecture
 from tlx.recipe import Recipe
+from tlx.strategy.plan import Fits
 from tlx.strategy.schedule import Schedule
-from tlx.training.loop import Training
+from tlx.training.loop import FitOptions, Training
 
 
 def resolve_placement(recipe: Recipe, backend: Backend) -> Recipe:
@@ -68,6 +69,14 @@ def check_fit(recipe: Recipe, data: Data) -> None:
     for wanted, name in ((recipe.schedule == "plateau", "schedule 'plateau'"), (recipe.patience, "patience")):
         if wanted and data.val is None:
             raise RecipeError(f"{name} watches the validation part, but there is none; raise val_fraction")
+    if recipe.fits and len(present := np.unique(data.train.labels)) < 2:
+        raise DataError(
+            f"all training images are of class {data.classes[present[0]]!r}, and strategy {recipe.strategy_name} tells "
+            "classes apart",
+            fix="use more training images",
+        )
+    if recipe.neighbors is not None and recipe.neighbors >= len(data.train):
+        raise RecipeError(f"neighbors is {recipe.neighbors}; expected less than the {len(data.train)} training images")
 
 
 def build_model(recipe: Recipe, backend: Backend, classes: int, *, tried: bool = True) -> tuple[Model, Architecture]:
@@ -117,7 +126,7 @@ def load_initial(
 def make_training(recipe: Recipe, backend: Backend, data: Data, model: Model, arch: Architecture) -> Training:
     """Put together what trains: loaders, plan, optimizer, and the shadow that averages the weights."""
     specs = backend.param_specs(model)
-    loader = make_loader(recipe, data.train, training=True, classes=len(data.classes))
+    loader = make_loader(recipe, data.train, training=not recipe.fits, classes=len(data.classes))
     schedule = Schedule(recipe.schedule, recipe.epochs, loader.steps, recipe.warmup, recipe.step_size, recipe.gamma)
     plan = recipe.bound_strategy(arch).bind(
         specs, arch, schedule, recipe.weight_decay, recipe.frozen_norm, recipe.decay_on
@@ -141,7 +150,13 @@ def make_training(recipe: Recipe, backend: Backend, data: Data, model: Model, ar
         patience=recipe.patience,
         keep_features=recipe.feature_cache != "off",
         network=identity(recipe, backend) if recipe.feature_cache == "auto" else None,
+        fit=None if recipe.fits is None else _fit_options(recipe, recipe.fits, data),
     )
+
+
+def _fit_options(recipe: Recipe, kind: Fits, data: Data) -> FitOptions:
+    balanced = recipe.class_weights == "balanced"
+    return FitOptions(kind, tuple(data.classes), balanced, recipe.neighbors, _precision(recipe))
 
 
 def make_loader(recipe: Recipe, images: Any, *, training: bool = False, classes: int = 0) -> Loader:
