@@ -13,7 +13,7 @@ from tlx.backend import Array, Backend, Model, ModelSpec, OptimizerSpec, Precisi
 from tlx.backend.threads import processor
 from tlx.data import Augment, Data, Loader, load_data
 from tlx.data.mixing import Targets, balanced_weights
-from tlx.errors import BackendError, DataError, RecipeError, WeightsError
+from tlx.errors import BackendError, RecipeError, WeightsError
 from tlx.models.initial_values import initial_values
 from tlx.models.weights import first_not_finite
 from tlx.models.zoo import Architecture, architecture, own_architecture
@@ -69,12 +69,6 @@ def check_fit(recipe: Recipe, data: Data) -> None:
     for wanted, name in ((recipe.schedule == "plateau", "schedule 'plateau'"), (recipe.patience, "patience")):
         if wanted and data.val is None:
             raise RecipeError(f"{name} watches the validation part, but there is none; raise val_fraction")
-    if recipe.fits and len(present := np.unique(data.train.labels)) < 2:
-        raise DataError(
-            f"all training images are of class {data.classes[present[0]]!r}, and strategy {recipe.strategy_name} tells "
-            "classes apart",
-            fix="use more training images",
-        )
     if recipe.neighbors is not None and recipe.neighbors >= len(data.train):
         raise RecipeError(f"neighbors is {recipe.neighbors}; expected less than the {len(data.train)} training images")
 
@@ -156,7 +150,7 @@ def make_training(recipe: Recipe, backend: Backend, data: Data, model: Model, ar
 
 def _fit_options(recipe: Recipe, kind: Fits, data: Data) -> FitOptions:
     balanced = recipe.class_weights == "balanced"
-    return FitOptions(kind, tuple(data.classes), balanced, recipe.neighbors, _precision(recipe))
+    return FitOptions(kind, len(data.classes), balanced, recipe.neighbors, _precision(recipe))
 
 
 def make_loader(recipe: Recipe, images: Any, *, training: bool = False, classes: int = 0) -> Loader:

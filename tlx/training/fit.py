@@ -187,12 +187,12 @@ def _probe(
     probe = yield from fit_logistic(
         train.features,
         train.labels,
-        len(options.classes),
+        options.classes,
         val=None if val is None else (val.features, val.labels),
         balanced=options.balanced,
         bias=head.bias is not None,
     )
-    linear, notes = head.rounded(probe.linear), [*_absent(options.classes, train.labels), *probe.notes]
+    linear, notes = head.rounded(probe.linear), [*probe.notes]
     backend.load_arrays(model, {**backend.dump_arrays(model), **head.arrays(linear)})
     if not _agrees(training, feed, head, linear):
         linear, added = _above_zero(training, feed, head, linear)
@@ -244,16 +244,9 @@ def _bank(
 ) -> Generator[Event, None, tuple[Outcome, Bank]]:
     assert training.fit is not None
     options, backend, model = training.fit, training.backend, training.model
-    bank = Bank(unit(train.features), train.labels, len(options.classes), 1)
+    bank = Bank(unit(train.features), train.labels, options.classes, 1)
     held_out = None if val is None else (val.features, val.labels)
     choice = yield from choose_neighbors(bank, held_out, options.neighbors)
     backend.load_arrays(model, {**backend.dump_arrays(model), **head.zeros()})
-    notes = (*_absent(options.classes, train.labels), *choice.notes)
-    fit = Fit("neighbors", choice.k, choice.tried, 0.0, notes)
+    fit = Fit("neighbors", choice.k, choice.tried, 0.0, choice.notes)
     return Outcome(fit, choice.train, choice.val), replace(bank, k=choice.k)
-
-
-def _absent(classes: Sequence[str], labels: Labels) -> list[str]:
-    present = set(labels.tolist())
-    missing = [name for number, name in enumerate(classes) if number not in present]
-    return [f"without a training image, and so never predicted: {', '.join(missing)}"] if missing else []

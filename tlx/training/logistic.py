@@ -31,7 +31,6 @@ USUAL = 0.01  # without validation: the best was 0.018 for ants and bees, 0.002 
 ITERATIONS = 1000
 TOLERANCE = 1e-4  # of the gradient of the mean loss, while strengths are compared; scikit-learn's default
 FINAL_TOLERANCE = 1e-6  # for the strength that was chosen
-NEVER = -30.0  # logit of a class without training images: e^-30 times as probable as the most probable, or less
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +73,7 @@ def fit_logistic(
 
     Args:
         features: of the training images, [N, features].
-        labels: of the training images, int64 [N]. Two classes or more; a class that is missing is never predicted.
+        labels: of the training images, int64 [N]; each class occurs, which the data layer sees to.
         classes: how many there are.
         val: features and labels that are held out.
         balanced: each class weighs the same in all, as scikit-learn's ``class_weight="balanced"``.
@@ -82,14 +81,14 @@ def fit_logistic(
     """
     from sklearn.linear_model import LogisticRegression
 
+    assert np.bincount(labels, minlength=classes).all(), "a class has no training image"
     x = features.astype(np.float64)
     mean = x.mean(axis=0) if bias else np.zeros(x.shape[1])
     x -= mean
     scale = float(np.sqrt(np.mean(x * x))) or 1.0
     x /= scale
-    present = np.unique(labels)
     # The two rows of a softmax share what scikit-learn's one row for two classes pays alone: |w|^2 / 4, not / 2.
-    factor = 2.0 if len(present) == 2 else 1.0
+    factor = 2.0 if classes == 2 else 1.0
     model = LogisticRegression(
         max_iter=ITERATIONS, warm_start=True, fit_intercept=bias, class_weight="balanced" if balanced else None
     )
@@ -102,7 +101,7 @@ def fit_logistic(
         return int(model.n_iter_.max())
 
     def linear() -> Linear:
-        return _linear(model.coef_ / scale, model.intercept_, mean, present, classes)
+        return _linear(model.coef_ / scale, model.intercept_, mean)
 
     tried: list[Tried] = []
     chosen, best = USUAL, None
@@ -121,15 +120,13 @@ def fit_logistic(
     return Probe(linear(), chosen, tuple(tried), tuple(_notes(val is not None, chosen, iterations, tried)))
 
 
-def _linear(coef: Numbers, intercept: Any, mean: Numbers, present: Labels, classes: int) -> Linear:
-    """Return one row for each class, summing to zero, from what scikit-learn fitted for those that are present."""
+def _linear(coef: Numbers, intercept: Any, mean: Numbers) -> Linear:
+    """Return one row for each class, summing to zero, from what scikit-learn fitted to features less their mean."""
     intercept = np.broadcast_to(intercept, len(coef))
     if len(coef) == 1:  # of two classes: the logit of the second, less that of the first
         coef, intercept = np.concatenate([-coef, coef]) / 2, np.concatenate([-intercept, intercept]) / 2
     coef, intercept = coef - coef.mean(axis=0), intercept - intercept.mean()
-    weight, bias = np.zeros((classes, coef.shape[1])), np.full(classes, NEVER)
-    weight[present], bias[present] = coef, intercept - coef @ mean
-    return Linear(weight, bias)
+    return Linear(coef, intercept - coef @ mean)
 
 
 def _notes(validated: bool, chosen: float, iterations: int, tried: list[Tried]) -> Generator[str, None, None]:

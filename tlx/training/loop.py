@@ -24,7 +24,7 @@ class FitOptions:
     """How the head is fitted to features, where no steps are taken."""
 
     kind: Fits
-    classes: tuple[str, ...]
+    classes: int
     balanced: bool  # each class weighs the same
     neighbors: int | None
     precision: Precision
