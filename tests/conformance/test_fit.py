@@ -19,10 +19,12 @@ from tlx.training.fit import find_head
 from tlx.training.logistic import STRENGTHS, fit_logistic
 
 FIELDS: dict[str, Any] = {
-    **{"model": "shufflenet_v2_x0_5", "weights": "none", "data": "digits", "classes": ("0", "3", "8"), "image_size": 32},
-    **{"limit_train": 60, "limit_test": 30, "val_fraction": 0.25, "batch_size": 16, "precision": "float32"},
+    **{"model": "shufflenet_v2_x0_5", "weights": "none", "data": "digits", "classes": ("0", "3", "8")},
+    **{"image_size": 32, "limit_train": 60, "limit_test": 30, "val_fraction": 0.25, "batch_size": 16},
+    "precision": "float32",
 }
-MODELS = {"shufflenet_v2_x0_5": "fc", "squeezenet1_0": "classifier.1"}  # the latter's is a convolution, and a ReLU follows it
+# The second's head is a convolution, and a ReLU follows it.
+MODELS = {"shufflenet_v2_x0_5": "fc", "squeezenet1_0": "classifier.1"}
 
 
 @pytest.fixture(autouse=True)

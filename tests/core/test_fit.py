@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,7 @@ import tlx
 from support.features import outcome
 from tlx.backend import registry
 from tlx.conformance.loopback import Loopback
-from tlx.errors import RecipeError, RunDamaged, TlxError, WeightsError
-from tlx.manifest import Entry, read_manifest
+from tlx.errors import Interrupted, RecipeError, RunDamaged, TlxError, WeightsError
 from tlx.models.weights import safetensors_bytes
 from tlx.recipe import Recipe
 from tlx.recipe_fields import check_strategy
@@ -26,6 +27,7 @@ from tlx.runs.result import Result
 from tlx.training.boundary import Boundary
 from tlx.training.effects import STEPPING
 from tlx.training.logistic import STRENGTHS, fit_logistic
+from tlx.training.metrics import Event, Stepped
 from tlx.training.neighbors import TEMPERATURE
 
 pytestmark = pytest.mark.needs("loopback")
@@ -325,19 +327,53 @@ def test_what_the_neighbours_are_kept_in_is_checked(run: Any) -> None:
         {**arrays, "features": arrays["features"] * np.float32(np.nan)},
         {"features": arrays["features"][:3], "labels": arrays["labels"][:3]},
     ):
-        forge(result.run_dir, safetensors_bytes(wrong))
+        forge(result.run_dir, "neighbors.safetensors", safetensors_bytes(wrong))
         with pytest.raises((TlxError, WeightsError), match=r"is damaged: expected features .n, 32. and labels .n."):
             tlx.predict(result.run_dir, "digits", quiet=True)
-    forge(result.run_dir, whole)
+    forge(result.run_dir, "neighbors.safetensors", whole)
+    for neighbors, said in (
+        ({"k": 181, "temperature": 0.07}, "labels .n. from 0 to 9 of at least 181 images"),
+        ({"k": 0, "temperature": 0.07}, "neighbors.k is 0; expected a whole number from 1"),
+        ({"k": 5, "temperature": 0.0}, "neighbors.temperature is 0.0; expected a finite number"),
+        ({"k": 5}, "it has no 'neighbors.temperature'"),
+        ("many", "neighbors is 'many'; expected an object"),
+        (None, "2 missing: fc.weight, fc.bias"),
+    ):
+        forge(result.run_dir, "card.json", json.dumps({**card, "neighbors": neighbors}).encode())
+        with pytest.raises(TlxError, match=said):
+            tlx.predict(result.run_dir, "digits", quiet=True)
+    forge(result.run_dir, "card.json", json.dumps(card).encode())
     assert tlx.evaluate(result.run_dir, quiet=True)["test_accuracy"] == result.test_accuracy
 
 
-def forge(run_dir: Path, content: bytes) -> None:
-    """Write a bank of one's own into a run, and its digest into the manifest."""
+def forge(run_dir: Path, name: str, content: bytes) -> None:
+    """Write a file of one's own into a run, and its digest into the manifest."""
     with resumed_folder(run_dir) as folder:
-        folder.put("neighbors.safetensors", content)
+        folder.put(name, content)
         folder.commit()
-    assert isinstance(read_manifest(run_dir).files["neighbors.safetensors"], Entry)
+
+
+def test_a_card_that_speaks_of_neighbours_that_are_not_there_is_one_line(run: Any) -> None:
+    result = run(strategy="probe")
+    card = json.loads((result.run_dir / "card.json").read_bytes())
+    forge(result.run_dir, "card.json", json.dumps({**card, "neighbors": {"k": 5, "temperature": 0.07}}).encode())
+    with pytest.raises(TlxError, match=r"says that neighbours vote, but the run has no neighbors.safetensors"):
+        tlx.predict(result.run_dir, "digits", quiet=True)
+
+
+@BOTH
+def test_a_signal_stops_a_run_and_the_command_that_is_said_goes_on(strategy: str, tmp_path: Path) -> None:
+    fields, out = {**FIELDS, "strategy": strategy}, tmp_path / "run"
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Stepped):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    said = f"stopped before the fit was done; nothing was saved yet. Start again with: tlx run --resume {out}"
+    with pytest.raises(Interrupted, match=said):
+        tlx.run(fields, out=str(out), quiet=True, on_event=interrupt)
+    expected = tlx.run(fields, out=str(tmp_path / "whole"), quiet=True)
+    assert outcome(tlx.run(resume=out, quiet=True))[1:] == outcome(expected)[1:]
 
 
 @BOTH
