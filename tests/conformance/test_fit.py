@@ -20,11 +20,12 @@ from tlx.training.logistic import STRENGTHS, fit_logistic
 
 FIELDS: dict[str, Any] = {
     **{"model": "shufflenet_v2_x0_5", "weights": "none", "data": "digits", "classes": ("0", "3", "8")},
-    **{"image_size": 32, "limit_train": 60, "limit_test": 30, "val_fraction": 0.25, "batch_size": 16},
-    "precision": "float32",
+    **{"limit_train": 60, "limit_test": 30, "val_fraction": 0.25, "batch_size": 16, "precision": "float32"},
+    "image_size": 32,
 }
-# The second's head is a convolution, and a ReLU follows it.
+# The second's head is a convolution, which maps of 3 x 3 enter at this size, and a ReLU follows it.
 MODELS = {"shufflenet_v2_x0_5": "fc", "squeezenet1_0": "classifier.1"}
+SIZES = {"shufflenet_v2_x0_5": 32, "squeezenet1_0": 64}
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +62,8 @@ def test_the_logits_of_the_network_are_those_of_the_fit(
     backend: str, model: str, tmp_path: Path, fitted: list[Any]
 ) -> None:
     """From the pixels of the training images on."""
-    result = tlx.run(FIELDS, backend=backend, model=model, strategy="probe", out=str(tmp_path / "run"), quiet=True)
+    fields = {**FIELDS, "backend": backend, "model": model, "image_size": SIZES[model], "strategy": "probe"}
+    result = tlx.run(fields, out=str(tmp_path / "run"), quiet=True)
     ((features, linear),) = fitted
     keys = ("classes", "limit_train", "val_fraction")
     data = tlx.load_data("digits", **{name: FIELDS[name] for name in keys})
@@ -73,7 +75,7 @@ def test_the_logits_of_the_network_are_those_of_the_fit(
     assert cuts == (model == "squeezenet1_0")
     if model != "squeezenet1_0":  # the smaller; the same bits come again
         return
-    again = tlx.run(FIELDS, backend=backend, model=model, strategy="probe", out=str(tmp_path / "again"), quiet=True)
+    again = tlx.run(fields, out=str(tmp_path / "again"), quiet=True)
     files = [r.run_dir / "model.safetensors" for r in (result, again)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -82,7 +84,7 @@ def test_the_logits_of_the_network_are_those_of_the_fit(
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("strategy", ["probe", "knn"])
 def test_both_frameworks_give_the_same_and_read_each_others_runs(strategy: str, model: str, tmp_path: Path) -> None:
-    fields = {**FIELDS, "model": model, "strategy": strategy, "precision": "float64"}
+    fields = {**FIELDS, "model": model, "image_size": SIZES[model], "strategy": strategy, "precision": "float64"}
     results = [tlx.run(fields, backend=name, out=str(tmp_path / name), quiet=True) for name in FRAMEWORKS]
     one, other = results
     assert one.chosen == other.chosen and one.test_accuracy == other.test_accuracy > 0.4

@@ -296,11 +296,12 @@ def test_a_relu_behind_the_head_cuts_nothing_of_a_probe(run: Any, monkeypatch: A
     logits = Loopback.logits
     monkeypatch.setattr(Loopback, "logits", lambda *args: np.maximum(logits(*args), 0))
     result = run("relu", strategy="probe", feature_cache="off")
-    assert any(note.startswith("a ReLU follows the head, so ") for note in result.notes)
     heads = [load_file(r.run_dir / "model.safetensors") for r in (plain, result)]
     added = heads[1]["fc.bias"] - heads[0]["fc.bias"]
     assert np.array_equal(heads[0]["fc.weight"], heads[1]["fc.weight"])
     np.testing.assert_allclose(added, added[0], atol=1e-4)
+    said = f"a ReLU follows the head, so {added[0]:.3g} is added to each bias, which changes no probability"
+    assert said in result.notes
     predictions = tlx.predict(result.run_dir, images, top=10, quiet=True)
     for one, other in zip(predictions, expected, strict=True):
         assert one["class"] == other["class"] and one["probability"] == pytest.approx(other["probability"], abs=1e-4)
@@ -311,7 +312,9 @@ def test_what_the_neighbours_are_kept_in_is_checked(run: Any) -> None:
     path, card = result.run_dir / "neighbors.safetensors", json.loads((result.run_dir / "card.json").read_bytes())
     assert card["neighbors"] == {"k": result.history[0]["fit"]["value"], "temperature": TEMPERATURE}
     whole, arrays = path.read_bytes(), load_file(path)
-    assert arrays["features"].shape == (180, 32) and arrays["labels"].shape == (180,)
+    assert arrays["features"].shape == (180, 32)
+    train = tlx.load_data("digits", limit_train=240, val_fraction=0.25).train
+    assert arrays["labels"].tolist() == train.labels.tolist()
     np.testing.assert_allclose(np.linalg.norm(arrays["features"], axis=1), 1, atol=1e-6)
     path.write_bytes(whole[:-1] + b"\7")
     with pytest.raises(RunDamaged, match=r"neighbors.safetensors is damaged"):
@@ -365,13 +368,17 @@ def test_a_card_that_speaks_of_neighbours_that_are_not_there_is_one_line(run: An
 def test_a_signal_stops_a_run_and_the_command_that_is_said_goes_on(strategy: str, tmp_path: Path) -> None:
     fields, out = {**FIELDS, "strategy": strategy}, tmp_path / "run"
 
+    steps: list[Event] = []
+
     def interrupt(event: Event) -> None:
-        if isinstance(event, Stepped):
+        steps.extend([event] * isinstance(event, Stepped))
+        if len(steps) == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     said = f"stopped before the fit was done; nothing was saved yet. Start again with: tlx run --resume {out}"
     with pytest.raises(Interrupted, match=said):
         tlx.run(fields, out=str(out), quiet=True, on_event=interrupt)
+    assert len(steps) == 1
     expected = tlx.run(fields, out=str(tmp_path / "whole"), quiet=True)
     assert outcome(tlx.run(resume=out, quiet=True))[1:] == outcome(expected)[1:]
 
