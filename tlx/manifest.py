@@ -21,9 +21,10 @@ from tlx.errors import RunDamaged, TlxError
 from tlx.files import read_regular
 
 MANIFEST, RECIPE, HISTORY, CARD = "manifest.json", "recipe.toml", "history.jsonl", "card.json"
+BANK = "neighbors.safetensors"  # of strategy knn
 FORMAT = 1
 OWN = re.compile(
-    r"(?:manifest|card|result)\.json|recipe\.toml|history\.jsonl|model\.safetensors|last/(?:state|best)-\d+\.safetensors"
+    r"(?:manifest|card|result)\.json|recipe\.toml|history\.jsonl|(?:model|neighbors)\.safetensors|last/(?:state|best)-\d+\.safetensors"
 )
 STATE, BEST = re.compile(r"last/state-(\d+)\.safetensors"), re.compile(r"last/best-(\d+)\.safetensors")
 

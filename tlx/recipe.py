@@ -19,7 +19,7 @@ from tlx.recipe_fields import Affects
 from tlx.recipe_schema import RecipeFields as RecipeFields
 from tlx.recipe_schema import Schema
 from tlx.strategy.built_in import STRATEGIES, named
-from tlx.strategy.plan import Strategy
+from tlx.strategy.plan import Fits, Strategy
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -76,6 +76,11 @@ class Recipe(Schema):
     def strategy_name(self) -> str:
         """The strategy's name, also of one of your own."""
         return self.strategy if isinstance(self.strategy, str) else self.strategy.name
+
+    @property
+    def fits(self) -> Fits | None:
+        """What the strategy does where it takes no steps."""
+        return named(self.strategy).fits if isinstance(self.strategy, str) else None
 
     @property
     def model_name(self) -> str:
@@ -147,6 +152,11 @@ class Recipe(Schema):
             raise RecipeError("head is a module; say which layer of your own model it replaces, as head={'fc': module}")
         if self.head_module is not None and (self.hidden or self.dropout):
             raise RecipeError("head is a module of your own; leave hidden and dropout to it")
+        if self.head_module is not None and self.fits:
+            raise RecipeError(
+                f"head is a module of your own, but strategy {self.strategy!r} has a head of one linear layer; "
+                "say only where it is, or use strategy 'feature_extract'"
+            )
         if isinstance(self.model, str):
             arch = architecture(self.model)
             if self.head_path not in (None, arch.head):
@@ -184,6 +194,8 @@ class Recipe(Schema):
         options = {name: value for name, value in customary.items() if getattr(self, name) is None}
         pixels = self.pixels if own is None else self.overruled(own)
         seen = {name: getattr(pixels, name) for name in ("mean", "std", "interpolation")}
+        if self.fits:  # one view of each image, once
+            options |= {"epochs": 1, "augment": "none"}
         return replace(self, weights=self.weights or weights, image_size=pixels.size, **seen, **options)
 
     def bound_strategy(self, arch: Architecture) -> Strategy:
@@ -191,7 +203,8 @@ class Recipe(Schema):
         if isinstance(self.strategy, Strategy):
             return self.strategy
         full, strategy = self.resolved(), named(self.strategy)
-        return strategy.build(arch, self.epochs, **{name: getattr(full, name) for name in strategy.customary})
+        built = strategy.build(arch, self.epochs, **{name: getattr(full, name) for name in strategy.customary})
+        return replace(built, fits=strategy.fits)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values; data and models that were passed as objects become descriptions."""

@@ -216,6 +216,8 @@ def check_strategy(name: str, value: Any) -> str | Strategy:
     if isinstance(value, Mapping):
         return Strategy.from_dict(value)
     if isinstance(value, Strategy):
+        if value.fits is not None:
+            raise RecipeError(f"{name} is {value.name!r}, which fits {shown(value.fits)}; only named strategies do")
         return value
     if not isinstance(value, str) or not value:
         raise RecipeError(f"{name} is {shown(value)}; expected a name, a tlx.Strategy or a table of one")

@@ -67,6 +67,13 @@ class Schema:
     layer_decay: float | None = number(
         None, "strategy layer_decay: a stage's rate divided by that of the next", group="Strategy", low=0, high=1
     )
+    neighbors: int | None = number(
+        None,
+        "strategy knn: training images that vote; default: 10, 20, 100 or 200, by the validation accuracy",
+        group="Strategy",
+        low=1,
+        whole=True,
+    )
     frozen_norm: FrozenNorm = choice(
         "keep",
         "BatchNorm in a frozen part keeps its statistics, or goes on adapting them as in the tutorials",
@@ -284,6 +291,7 @@ class RecipeFields(TypedDict, total=False):
     stages: tuple[str, ...] | None
     phase_epochs: int | None
     layer_decay: float | None
+    neighbors: int | None
     frozen_norm: FrozenNorm
     data: DataLike
     data_root: str | None

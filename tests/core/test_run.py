@@ -18,8 +18,8 @@ from tlx.models.initial_values import initial_values
 from tlx.models.weights import write_safetensors
 from tlx.models.zoo import architecture
 from tlx.strategy.schedule import drops
-from tlx.training.loop import better, stalled
-from tlx.training.metrics import EpochEnded, Metrics
+from tlx.training.loop import stalled
+from tlx.training.metrics import EpochEnded, Metrics, better
 
 FIELDS: dict[str, Any] = {
     "backend": "loopback",

@@ -65,6 +65,7 @@ def test_the_customary_rates() -> None:
         "head_then_full": [0.0, one],
         "gradual": [*[0.0] * len(STAGES), one],
         "layer_decay": [*falling, one],
+        **{"probe": [0.0, 0.0], "knn": [0.0, 0.0]},  # they take no steps
     }
     assert {hyper.weight_decay for hyper in plan_of("diff_lr").state_at(0).hyper} == {float32_exact(5e-4)}
 

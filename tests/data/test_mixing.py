@@ -37,7 +37,7 @@ def test_balanced_weights_have_a_mean_of_one_over_the_images() -> None:
     labels = np.repeat([0, 1, 2], [1, 5, 14])
     weights = np.array(balanced_weights(labels, 3))
     assert weights[labels].mean() == pytest.approx(1) and weights == pytest.approx(20 / 3 / np.array([1, 5, 14]))
-    from sklearn.utils.class_weight import compute_class_weight  # type: ignore[import-untyped]
+    from sklearn.utils.class_weight import compute_class_weight
 
     assert weights == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=labels))
 

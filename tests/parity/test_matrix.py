@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support.backends import FRAMEWORKS
-from tlx.proof.matrix import examine, rows
-from tlx.strategy.built_in import STRATEGIES
+from tlx.proof.matrix import STRATEGIES, examine, rows
 
 pytestmark = pytest.mark.needs(*FRAMEWORKS)
 

@@ -10,8 +10,7 @@ import pytest
 
 from tlx.models.zoo import ARCHITECTURES
 from tlx.proof import matrix
-from tlx.proof.matrix import Cell, Row, complete, examine, rows, table
-from tlx.strategy.built_in import STRATEGIES
+from tlx.proof.matrix import STRATEGIES, Cell, Row, complete, examine, rows, table
 from tlx.training.boundary import Boundary
 
 FIELDS: dict[str, Any] = {

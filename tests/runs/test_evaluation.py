@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import (  # type: ignore[import-untyped]
+from sklearn.metrics import (
     confusion_matrix,
     f1_score,
     log_loss,

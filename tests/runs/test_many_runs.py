@@ -20,8 +20,8 @@ from tlx.data.mixing import Targets, balanced_order
 from tlx.data.split import pick_classes
 from tlx.runs.display import print_table
 from tlx.runs.evaluation import Tally
-from tlx.training.loop import State, better, stalled
-from tlx.training.metrics import EpochEnded, Metrics
+from tlx.training.loop import State, stalled
+from tlx.training.metrics import EpochEnded, Metrics, better
 
 pytestmark = pytest.mark.needs("loopback")
 RUNS = 5

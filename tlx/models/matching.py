@@ -168,6 +168,8 @@ def match_head(
     wanted = [spec for spec in specs if _covers(arch.head, spec.name)]
     if sorted(known) != sorted(classes):
         return {}, f"its classes are others ({some(known)}), so the head is drawn anew"
+    if not any(spec.name in arrays for spec in wanted):
+        return {}, "it has no head, so the head is drawn anew"
     if not all(s.name in arrays and arrays[s.name].shape == s.shape and _castable(arrays[s.name], s) for s in wanted):
         return {}, "its head is of another form, so the head is drawn anew"
     places = {name: place for place, name in enumerate(known)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tlx.backend import Backend, registry
-from tlx.errors import BackendError, TlxError
+from tlx.errors import BackendError, RecipeError, TlxError
 from tlx.models.zoo import architecture
 from tlx.proof.artifact import MODULE, Capture, Writer
 from tlx.proof.listed import Listed
@@ -105,6 +105,9 @@ def capture(
     Raises:
         TlxError: the folder is not empty, the reference is damaged, or the backend cannot run the recipe.
     """
+    if recipe is not None and recipe.fits:
+        problem = f"strategy {recipe.strategy!r} takes no steps, so there is no training to compare"
+        raise RecipeError(problem, fix="compare strategy feature_extract, which has the same features")
     loaded = registry.load(backend) if isinstance(backend, str) else backend
     if not hasattr(loaded, "probe"):
         raise BackendError(

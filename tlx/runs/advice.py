@@ -19,7 +19,7 @@ STUCK = (0.98, 1.1)  # of the loss of guessing: where a new head begins, and has
 def before(recipe: Recipe, data: Data) -> Iterator[str]:
     """Yield what may surprise in a recipe on its data."""
     count = len(data.train)
-    if recipe.batch_size > count:
+    if recipe.batch_size > count and not recipe.fits:
         yield f"batch_size is {recipe.batch_size}, and there are {count} training images: an epoch is one batch"
     if data.val is not None and len(data.val) < SMALL:
         images = f"{len(data.val)} image{'s' if len(data.val) > 1 else ''}"
@@ -33,9 +33,11 @@ def before(recipe: Recipe, data: Data) -> Iterator[str]:
 
 def after(data: Data, history: Sequence[EpochEnded], steps: int, test: Metrics | None) -> Iterator[str]:
     """Yield what is likely to be wrong with a run that has ended, and what to try."""
+    fit = history[-1].fit
+    yield from fit.notes if fit else ()
     guessing = math.log(len(data.classes))
     low, high = (factor * guessing for factor in STUCK)
-    if all(low <= epoch.train.loss <= high for epoch in history):
+    if not fit and all(low <= epoch.train.loss <= high for epoch in history):
         yield (
             f"the training loss stayed at ln({len(data.classes)}) = {guessing:.2f}, which is guessing; "
             "try another lr, or more epochs"
@@ -46,5 +48,5 @@ def after(data: Data, history: Sequence[EpochEnded], steps: int, test: Metrics |
         if test.accuracy <= share:
             name = data.classes[int(counts.argmax())]
             yield f"the test accuracy is not above that of always answering {name!r}, which is {share:.4f}"
-    if steps < FEW_STEPS:
+    if not fit and steps < FEW_STEPS:
         yield f"the run had {steps} step{'s' if steps > 1 else ''} in all; try more epochs, or a smaller batch_size"

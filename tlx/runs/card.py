@@ -41,6 +41,7 @@ class Card:
     photos: bool | None  # whether it evaluated photos; None: the card does not say
     fingerprint: str  # of the data
     sha256: str | None  # of the weights
+    neighbors: tuple[int, float] | None = None  # of strategy knn: how many vote, and the temperature
 
 
 def read_card(content: bytes, run_dir: Path) -> Card:
@@ -67,7 +68,12 @@ def read_card(content: bytes, run_dir: Path) -> Card:
         photos=card.text("images") == "photos" if "images" in card.values else None,
         fingerprint=card.inner("data").text("fingerprint"),
         sha256=card.text("sha256") if card.has("sha256") else None,
+        neighbors=_neighbors(card.inner("neighbors")) if card.has("neighbors") else None,
     )
+
+
+def _neighbors(values: Facts) -> tuple[int, float]:
+    return values.whole("k", 1), values.real("temperature", 1e-6, 1e6)
 
 
 def read_pixels(card: Card, run_dir: Path, recipe_file: bytes) -> Framing:

@@ -76,21 +76,20 @@ class _Started:
         for places in by_size.values():
             images = np.ascontiguousarray(np.stack([np.asarray(chunk[place][1]) for place in places]))
             mirrored = (np.ascontiguousarray(images[..., ::-1]),) if tta == "hflip" else ()
-            lazies.append(tuple(self._logits(views, places) for views in (images, *mirrored)))
+            lazies.append(tuple(self._outputs(views, places) for views in (images, *mirrored)))
             self.places.append(places)
         self.lazies = lazies
 
-    def _logits(self, images: Pixels, places: list[int]) -> Lazy:
+    def _outputs(self, images: Pixels, places: list[int]) -> Lazy:
         labels = np.zeros(len(places), dtype=np.int64)
-        batch = Batch(images, labels, np.array(places, dtype=np.int64), self.run.preprocess)
-        return self.run.backend.logits(self.run.model, self.run.backend.put(self.run.model, batch))
+        return self.run.outputs(Batch(images, labels, np.array(places, dtype=np.int64), self.run.preprocess))
 
     def outcomes(self) -> list[Outcome]:
         """Wait for the device."""
         rows: dict[int, Logits] = {}
         fetched = iter(self.run.backend.fetch([lazy for views in self.lazies for lazy in views]))
         for places, views in zip(self.places, self.lazies, strict=True):
-            logits = [finite(next(fetched), self.run) for _ in views]
+            logits = [finite(self.run.logits(next(fetched)), self.run) for _ in views]
             rows.update(zip(places, averaged(*logits), strict=True))
         return [
             (item, pixels if isinstance(pixels, DataError) else rows[place])

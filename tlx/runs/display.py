@@ -17,7 +17,7 @@ from tlx.backend.threads import Others
 from tlx.console import Console, bar_text, styled
 from tlx.errors import one_line, printable
 from tlx.streams import stderr
-from tlx.training.metrics import EpochEnded, Event, FeaturesKept, FeaturesNotKept, PhaseStarted
+from tlx.training.metrics import EpochEnded, Event, Extracted, FeaturesKept, FeaturesNotKept, PhaseStarted
 from tlx.training.metrics import Progress as Step
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tlx.recipe import Recipe
     from tlx.runs.evaluation import Evaluation
     from tlx.runs.result import Result
-    from tlx.strategy.plan import Plan, Row
+    from tlx.strategy.plan import Fits, Plan, Row
     from tlx.training.loop import State, Training
 
 T = TypeVar("T")
@@ -34,6 +34,10 @@ LINE_SECONDS = 10.0  # between two plain progress lines
 SLOW_SECONDS = 1.5  # after which a count is worth a line
 READING = "reading the images, to know them again"
 TABLE_ROWS = 20  # classes that an evaluation prints
+FITS: dict[Fits, str] = {
+    "probe": "a logistic regression on the features of one view of each image",
+    "knn": "the nearest training images vote, by the features of one view of each",
+}
 CROWDED = 0.2  # the part of the cores' time that others may take before a run says so
 
 
@@ -84,10 +88,10 @@ class Display:
 
     def plan(self, plan: Plan, recipe: Recipe, notes: Sequence[str] = ()) -> None:
         """Print the group table before anything trains, with what is to be said of the model."""
+        how = FITS[recipe.fits] if recipe.fits else f"{recipe.optimizer}, schedule {recipe.schedule}"
         self.console.print(
             styled(recipe.model_name, "bold"),
-            f" on {recipe.backend} ({recipe.device}, {recipe.precision}), weights {recipe.weights}, "
-            f"{recipe.optimizer}, schedule {recipe.schedule}",
+            f" on {recipe.backend} ({recipe.device}, {recipe.precision}), weights {recipe.weights}, {how}",
             sep="",
         )
         self.notes(notes)
@@ -124,12 +128,20 @@ class Display:
         """Show an event of a run."""
         if isinstance(event, Step):
             self._step(event)
+        elif isinstance(event, Extracted):
+            self._extracted(event)
         elif isinstance(event, EpochEnded):
             self._epoch(event)
         elif isinstance(event, (FeaturesKept, FeaturesNotKept)):
             self.console.print(str(event))
         elif isinstance(event, PhaseStarted) and event.epoch > 0:
             self.console.print(f"phase {event.phase} begins with epoch {event.epoch + 1}")
+
+    def _extracted(self, event: Extracted) -> None:
+        rate = event.images / max(event.seconds, 1e-9)
+        left = _clock((event.total - event.images) / max(rate, 1e-9))
+        figures = f"{event.images}/{event.total}  {rate:.0f} images/s  {left} left"
+        self._show(f"features of {event.part}", event.images, event.total, figures)
 
     def _step(self, event: Step) -> None:
         rate = event.metrics.images / max(event.seconds, 1e-9)
@@ -139,12 +151,15 @@ class Display:
             f"{event.step}/{event.steps}  loss {event.metrics.loss:.4f}  accuracy {event.metrics.accuracy:.4f}  "
             f"{rate:.0f} images/s  {_clock(left)} left"
         )
+        self._show(where, event.step, event.steps, figures)
+
+    def _show(self, where: str, step: int, steps: int, figures: str) -> None:
         if self._bar is not None:
             task = self._bar.task_ids[0]
-            self._bar.update(task, description=where, total=event.steps, completed=event.step, figures=figures)
+            self._bar.update(task, description=where, total=steps, completed=step, figures=figures)
         elif self._cell is not None:
-            self._cell.show(where, event.step, event.steps, figures)
-        elif event.step < event.steps and time.perf_counter() - self._line > LINE_SECONDS:
+            self._cell.show(where, step, steps, figures)
+        elif step < steps and time.perf_counter() - self._line > LINE_SECONDS:
             self._line = time.perf_counter()
             self.console.print(f"{where}  {figures}")
 
@@ -154,6 +169,13 @@ class Display:
         best = "  best" if event.best and event.val else ""
         others = self._others.share() or 0.0
         crowd = f"  (other processes took {others:.0%} of the processor)" if others > CROWDED else ""
+        if event.fit is not None:
+            tried = f", of {len(event.fit.tried)} tried" if len(event.fit.tried) > 1 else ""
+            self.console.print(
+                f"{event.fit}{tried}, in {event.fit.seconds:.1f} s  train loss {event.train.loss:.4f} "
+                f"accuracy {event.train.accuracy:.4f}{val}"
+            )
+            return
         self.console.print(
             f"epoch {event.epoch + 1}/{self._epochs}  train loss {event.train.loss:.4f} "
             f"accuracy {event.train.accuracy:.4f}{val}  {event.train.images / event.seconds:.0f} images/s{best}{crowd}"
@@ -186,8 +208,9 @@ class NotebookBar:
 def summary(result: Result) -> str:
     """Return a result as one line."""
     test = "no test part" if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.4f}"
+    which = result.chosen or f"epoch {result.best_epoch} of {result.epochs_run}"
     return (
-        f"{test} (epoch {result.best_epoch} of {result.epochs_run}), {result.trainable_parameters:,} of "
+        f"{test} ({which}), {result.trainable_parameters:,} of "
         f"{result.total_parameters:,} parameters trained, {_clock(result.wall_seconds)}; saved in {result.run_dir}"
     )
 
@@ -235,7 +258,7 @@ def group_table(title: str, rows: Sequence[Row]) -> Table:
     for name in ["phase", *columns] if phases else columns:
         table.add_column(name, justify="left" if name in ("phase", "group", "statistics") else "right", no_wrap=True)
     for row in rows:
-        lr = "frozen" if row.lr is None else f"{row.lr:g}"
+        lr = row.state if row.lr is None else f"{row.lr:g}"
         decay = "-" if row.lr is None else f"{row.weight_decay:g}"
         cells = [row.group, str(row.tensors), f"{row.parameters:,}", lr, decay, row.norm]
         table.add_row(*([f"{row.phase} from {row.epoch + 1}", *cells] if phases else cells))

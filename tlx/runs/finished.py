@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from os.path import isfile
@@ -10,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from tlx.backend import Array, Backend, Model, Preprocess, registry
+from tlx.backend import Array, Backend, Batch, Lazy, Model, Preprocess, registry
 from tlx.data.framing import Framing
 from tlx.data.geometry import from_planes
 from tlx.data.images import seen
 from tlx.errors import DataError, RunNotFound, TlxError
 from tlx.files import read_regular
-from tlx.manifest import CARD, RECIPE, read_files, read_manifest
+from tlx.manifest import BANK, CARD, RECIPE, read_files, read_manifest
 from tlx.models.matching import match
 from tlx.models.weights import RUN_WEIGHTS, check_digest, parse_safetensors
 from tlx.recipe import Recipe
@@ -24,6 +25,8 @@ from tlx.runs.card import Card, read_card, read_pixels, recorded_accuracy
 from tlx.runs.facts import parse_object
 from tlx.runs.folder import RESULT
 from tlx.training.build import build_model, resolve_placement
+from tlx.training.fit import find_head
+from tlx.training.neighbors import Bank
 
 # What a model needs of its run's recipe.
 NEEDED = (
@@ -50,6 +53,16 @@ class Finished:
     model: Model
     preprocess: Preprocess
     framing: Framing
+    voting: Callable[[Array], Array] | None = None  # strategy knn: from what enters the head to logits
+
+    def outputs(self, batch: Batch) -> Lazy:
+        """Start a batch on the device: its logits, or what the neighbours vote by."""
+        compute = self.backend.logits if self.voting is None else self.backend.features
+        return compute(self.model, self.backend.put(self.model, batch))
+
+    def logits(self, outputs: Array) -> Array:
+        """Return the logits [N, classes] of fetched outputs."""
+        return outputs if self.voting is None else self.voting(outputs)
 
 
 def read_run(run_dir: Path) -> dict[str, bytes]:
@@ -64,7 +77,7 @@ def read_run(run_dir: Path) -> dict[str, bytes]:
     if not finished and (manifest or isfile(run_dir / RECIPE)):
         raise RunNotFound(f"{run_dir} is not finished; finish it with: tlx run --resume {run_dir}")
     if manifest:
-        return read_files(run_dir, FILES)
+        return read_files(run_dir, (*FILES, BANK) if BANK in manifest.files else FILES)
     for name in FILES:
         if not isfile(run_dir / name):
             raise RunNotFound(
@@ -100,12 +113,39 @@ def restore(run_dir: str | Path, backend: str | None = None, **objects: Any) -> 
         raise TlxError(f"{run_dir} is damaged: {problem}", fix="train again")
     built, arch = build_model(recipe, target, len(card.classes))
     specs = target.param_specs(built)
-    arrays = parse_safetensors(contents[RUN_WEIGHTS], run_dir / RUN_WEIGHTS)
+    arrays, voting = parse_safetensors(contents[RUN_WEIGHTS], run_dir / RUN_WEIGHTS), None
+    if card.neighbors is not None:
+        head = find_head([spec for spec in specs if arch.stage_of(spec.module) == "head"], "knn")
+        bank = read_bank(contents, run_dir, card, head.width)
+        arrays, voting = {**arrays, **head.zeros()}, lambda features: bank.logits(head.pooled(features))
     weights = match(arrays, specs, head=arch.head, model_name=arch.name, take_head=True)
     target.load_arrays(built, weights)
     framing = read_pixels(card, run_dir, contents[RECIPE])
     recorded = recorded_accuracy(contents[RESULT], run_dir)
-    return Finished(run_dir, card, recorded, contents[RECIPE], recipe, target, built, card.preprocess, framing)
+    return Finished(run_dir, card, recorded, contents[RECIPE], recipe, target, built, card.preprocess, framing, voting)
+
+
+def read_bank(contents: Mapping[str, bytes], run_dir: Path, card: Card, width: int) -> Bank:
+    """Return the training images by which a run of strategy knn classifies; TlxError where they do not fit its model.
+
+    Args:
+        contents: of the run's files.
+        run_dir: its folder.
+        card: its card.
+        width: how many features its model has.
+    """
+    assert card.neighbors is not None
+    path, (k, temperature), classes = run_dir / BANK, card.neighbors, len(card.classes)
+    if BANK not in contents:
+        raise TlxError(f"{run_dir / CARD} says that neighbours vote, but the run has no {BANK}", fix="train again")
+    arrays = parse_safetensors(contents[BANK], path)
+    features, labels = (arrays.get(name, np.empty(0)) for name in ("features", "labels"))
+    fits = features.dtype in (np.float32, np.float64) and features.shape == (len(labels), width)
+    fits = fits and labels.dtype == np.int64 and labels.shape == (len(features),) and k <= len(labels)
+    if not fits or not np.isfinite(features).all() or not ((labels >= 0) & (labels < classes)).all():
+        expected = f"features [n, {width}] and labels [n] from 0 to {classes - 1} of at least {k} images"
+        raise TlxError(f"{path} is damaged: expected {expected}", fix="train again")
+    return Bank(features, labels, classes, k, temperature)
 
 
 def _moved(recipe: Recipe, backend: Backend) -> Recipe:
@@ -139,8 +179,12 @@ def load_model(run_dir: str | Path, backend: str | None = None, *, model: Any = 
         BackendUnavailable: the backend is not installed.
         RunDamaged: a file of the run is missing or is not what the run wrote.
         WeightsError: the weights do not fit.
+        TlxError: the run is of strategy knn, which has no head.
     """
     finished = restore(run_dir, backend, model=model, head=head)
+    if finished.voting is not None:
+        problem = f"{run_dir} is of strategy knn: its neighbours vote, and its module has no head to give logits"
+        raise TlxError(problem, fix="use tlx.predict, or train with strategy probe")
     module = finished.model.module
     module.classes = tuple(finished.card.classes)
     dtype = np.float64 if finished.recipe.precision == "float64" else np.float32

@@ -21,7 +21,7 @@ from tlx.models.zoo import Architecture
 from tlx.recipe import PIXELS_SINCE, Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
 from tlx.runs import advice
 from tlx.runs.display import READING, Display, Listener, follow, listening
-from tlx.runs.folder import RunFolder, new_folder, resumed_folder
+from tlx.runs.folder import RESULT, RunFolder, new_folder, resumed_folder
 from tlx.runs.interrupt import AFTER_STEP, NEVER, Stop, interruptible, standing
 from tlx.runs.result import Result, history_entry
 from tlx.runs.resume import begin, check_epochs, finish, history_line
@@ -40,8 +40,10 @@ from tlx.training.build import (
     versions,
 )
 from tlx.training.effects import check_effects, without_idle_fields
-from tlx.training.loop import State, Training, evaluate, held_out, train
+from tlx.training.fit import fit, judge
+from tlx.training.loop import State, Training, held_out, train
 from tlx.training.metrics import EpochEnded, Event, Stepped
+from tlx.training.neighbors import Bank
 from tlx.training.trial import check_small_batches, find_unrepeatable
 
 if TYPE_CHECKING:
@@ -130,6 +132,9 @@ def _resumed_recipe(folder: RunFolder, fields: Mapping[str, Any]) -> Recipe:
             raise RecipeError(f"resume: {name} cannot change in the middle of a run; what can: {able}")
     others = {name: value for name, value in fields.items() if name != "epochs"}
     recorded = Recipe.from_toml(folder.path / RECIPE, others, content=folder.read(RECIPE))
+    if recorded.fits and folder.has(RESULT):
+        problem = f"{folder.path} is finished, and strategy {recorded.strategy!r} has no epochs to add"
+        raise RecipeError(problem, fix=f"start a run with weights={str(folder.path)!r}, to train on from its backbone")
     recipe = replace(recorded, epochs=fields.get("epochs", recorded.epochs))
     check_epochs(folder, recorded.epochs, recipe.epochs)
     return recipe
@@ -164,9 +169,9 @@ def _execute(
     started = time.perf_counter()
     backend = registry.load(recipe.backend)
     automatic = recipe.precision == "auto"
-    recipe = resolve_placement(recipe.resolved(own), backend)
     if resumed is None:
         check_effects(recipe)
+    recipe = resolve_placement(recipe.resolved(own), backend)
     clear_leftovers()
     data = open_data(recipe)
     check_fit(recipe, data)
@@ -177,7 +182,8 @@ def _execute(
         check_effects(recipe, data, training.plan)
     notes = [*data.notes, *advice.before(recipe, data)]
     network = identity(recipe, backend)
-    if recipe.precision == "bfloat16" and (name := find_unrepeatable(training, network)) is not None:
+    steps_in_bfloat16 = recipe.precision == "bfloat16" and not recipe.fits
+    if steps_in_bfloat16 and (name := find_unrepeatable(training, network)) is not None:
         problem = f"the gradient of {name!r} in bfloat16 does not come out the same twice on {recipe.backend} here"
         if not automatic:
             raise BackendError(problem, fix="use precision float32, or another image_size")
@@ -203,16 +209,19 @@ def _execute(
         text = recipe.to_toml().encode(errors="surrogateescape")  # a path keeps its bytes
         display.notes(begin(training, state, folder, data.fingerprint, text))
         with display.live(recipe):
-            _train(training, state, folder, data.fingerprint, recipe, listeners, stop)
-            with stop.held():
-                save_state(training, state, folder, data.fingerprint)  # epochs may be added later
-                trained = stop.text = f"stopped after the last epoch; {standing(recipe, run_dir, '')}"
-            backend.load_arrays(model, state.best)
+            if recipe.fits:
+                trained = _fit(training, state, folder, recipe, listeners, stop)
+            else:
+                _train(training, state, folder, data.fingerprint, recipe, listeners, stop)
+                with stop.held():
+                    save_state(training, state, folder, data.fingerprint)  # epochs may be added later
+                    trained = stop.text = f"stopped after the last epoch; {standing(recipe, run_dir, '')}"
+                backend.load_arrays(model, state.best)
             test, unread, evaluated = None, None, training.val or training.loader
             if data.test is not None:
                 evaluated = make_loader(recipe, data.test)
                 try:
-                    events = evaluate(backend, model, held_out(training, state, evaluated), "test")
+                    events = judge(training, state, held_out(training, state, evaluated), "test")
                     test = follow(events, [*listeners, lambda event: stop.check(trained)])
                 except DataError as error:  # no reason to lose the training: the run is finished without it
                     unread = error
@@ -236,9 +245,9 @@ def _execute(
             run_dir=run_dir,
             model=model.module,
         )
-        described = card(recipe, data, arch.head, digest(state.best), evaluated)
+        described = card(recipe, data, arch.head, digest(state.best), evaluated, state.bank)
         stop.at(stop.text, NEVER)
-        finish(folder, state.best, described, result.to_dict())
+        finish(folder, state.best, described, result.to_dict(), state.bank)
     stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
     if unread is not None:
         problem = f"{unread.problem}; the training is finished and saved in {run_dir}, without a test accuracy"
@@ -288,7 +297,33 @@ def _train(
     follow(train(training, state), [*listeners, after])
 
 
-def card(recipe: Recipe, data: Data, head: str, weights_digest: str, evaluated: Loader) -> dict[str, Any]:
+def _fit(
+    training: Training,
+    state: State,
+    folder: RunFolder,
+    recipe: Recipe,
+    listeners: Sequence[Listener],
+    stop: Stop,
+) -> str:
+    """Extract features and fit. Nothing is saved: whoever starts again finds the features cached.
+
+    Returns what to say where the run is stopped after it.
+    """
+    text = f"stopped before the fit was done; {standing(recipe, folder.path, None)}"
+    stop.at(text, AFTER_STEP)
+
+    def after(event: Event) -> None:
+        if isinstance(event, EpochEnded):
+            folder.append(history_line(event))
+        stop.check(text)
+
+    follow(fit(training, state), [*listeners, after])
+    return text
+
+
+def card(
+    recipe: Recipe, data: Data, head: str, weights_digest: str, evaluated: Loader, bank: Bank | None
+) -> dict[str, Any]:
     """Describe what is needed to use the model again, and all that was done to the pixels that it was evaluated on."""
     framing, size = evaluated.framing, evaluated.images.size
     return {
@@ -307,4 +342,5 @@ def card(recipe: Recipe, data: Data, head: str, weights_digest: str, evaluated: 
             "notes": [printable(note) for note in data.notes],
         },
         "sha256": weights_digest,
+        **({} if bank is None else {"neighbors": {"k": bank.k, "temperature": bank.temperature}}),
     }

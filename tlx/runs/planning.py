@@ -46,7 +46,7 @@ class GroupTable:
         head = "".join(f"<th>{name}</th>" for name in names)
         body = ""
         for row in self.rows:
-            rates = ("frozen", "-") if row.lr is None else (f"{row.lr:g}", f"{row.weight_decay:g}")
+            rates = (row.state, "-") if row.lr is None else (f"{row.lr:g}", f"{row.weight_decay:g}")
             cells = (row.phase, row.epoch + 1, row.group, row.tensors, f"{row.parameters:,}", *rates, row.norm)
             body += "<tr>" + "".join(f"<td>{as_html(cell)}</td>" for cell in cells) + "</tr>"
         caption = as_html(f"{self.strategy} on {self.model}: {self.summary}; weights {self.weights}")

@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from tlx.errors import as_html, printable
 from tlx.recipe import Recipe
-from tlx.training.metrics import EpochEnded
+from tlx.training.metrics import EpochEnded, Fit
+
+if TYPE_CHECKING:
+    from typing_extensions import NotRequired
+
+
+class FitEntry(TypedDict):
+    """What a strategy chose that takes no steps, and what it tried."""
+
+    name: str  # "C" or "neighbors"
+    value: float
+    seconds: float  # without the extraction of the features
+    tried: list[TriedEntry]
+
+
+class TriedEntry(TypedDict):
+    """One value that was tried."""
+
+    value: float
+    val_loss: float | None
+    val_accuracy: float | None
+    iterations: int | None
 
 
 class HistoryEntry(TypedDict):
@@ -25,11 +46,12 @@ class HistoryEntry(TypedDict):
     lr: list[float]  # of each group, at the epoch's last step
     seconds: float  # of training alone
     best: bool  # whether these are the best values so far
+    fit: NotRequired[FitEntry]  # of strategy probe or knn
 
 
 def history_entry(event: EpochEnded) -> HistoryEntry:
     """Return an epoch as plain values."""
-    return {
+    entry: HistoryEntry = {
         "epoch": event.epoch + 1,
         "phase": event.phase,
         "train_loss": event.train.loss,
@@ -42,6 +64,20 @@ def history_entry(event: EpochEnded) -> HistoryEntry:
         "seconds": event.seconds,
         "best": event.best,
     }
+    return entry if event.fit is None else {**entry, "fit": _fit_entry(event.fit)}
+
+
+def _fit_entry(fit: Fit) -> FitEntry:
+    tried: list[TriedEntry] = [
+        {
+            "value": one.value,
+            "val_loss": one.val.loss if one.val else None,
+            "val_accuracy": one.val.accuracy if one.val else None,
+            "iterations": one.iterations,
+        }
+        for one in fit.tried
+    ]
+    return {"name": fit.name, "value": fit.value, "seconds": fit.seconds, "tried": tried}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -65,6 +101,12 @@ class Result:
     run_dir: Path
     model: Any = field(repr=False)
 
+    @property
+    def chosen(self) -> str:
+        """What was chosen where no steps are taken, such as "C = 0.0178"; otherwise ""."""
+        fit = self.history[-1].get("fit")
+        return "" if fit is None else f"{fit['name']} = {fit['value']:.3g}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `model` is the architecture's name."""
         values = {name: getattr(self, name) for name in self.__slots__}
@@ -84,7 +126,7 @@ class Result:
         facts = {
             "test accuracy": "no test part" if self.test_accuracy is None else f"{self.test_accuracy:.4f}",
             "validation accuracy": "no validation part" if self.val_accuracy is None else f"{self.val_accuracy:.4f}",
-            "best epoch": f"{self.best_epoch} of {self.epochs_run}",
+            **({"chosen": self.chosen} if self.chosen else {"best epoch": f"{self.best_epoch} of {self.epochs_run}"}),
             "trained": f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters",
             "seconds": f"{self.wall_seconds:.1f}",
             "saved in": str(self.run_dir),

@@ -23,7 +23,7 @@ from tlx.backend.checks import check_arrays
 from tlx.data import Data
 from tlx.data.fingerprint import difference
 from tlx.errors import RecipeError, TlxError
-from tlx.manifest import BEST, CARD, HISTORY, RECIPE
+from tlx.manifest import BANK, BEST, CARD, HISTORY, RECIPE
 from tlx.models.weights import RUN_WEIGHTS, check_digest, digest, parse_safetensors, safetensors_bytes
 from tlx.recipe import read_toml
 from tlx.runs.card import epochs_of
@@ -33,6 +33,7 @@ from tlx.runs.result import history_entry
 from tlx.runs.saved import VERSION, parse, parse_history
 from tlx.training.loop import State, Training, stalled, val_losses
 from tlx.training.metrics import EpochEnded, Meter, check_finite
+from tlx.training.neighbors import Bank
 
 
 def save(training: Training, state: State, folder: RunFolder, fingerprint: str) -> None:
@@ -135,8 +136,12 @@ def begin(training: Training, state: State, folder: RunFolder, fingerprint: str,
     return notes
 
 
-def finish(folder: RunFolder, best: Arrays, card: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+def finish(
+    folder: RunFolder, best: Arrays, card: Mapping[str, Any], result: Mapping[str, Any], bank: Bank | None = None
+) -> None:
     """Write what a finished run leaves, all in one step; the best epoch's values in last/ are its model then."""
+    if bank is not None:
+        folder.put(BANK, safetensors_bytes({"features": bank.features, "labels": bank.labels}))
     folder.put(RUN_WEIGHTS, safetensors_bytes(best))
     folder.put(CARD, json_bytes(card))
     folder.put(RESULT, json_bytes(result))

@@ -14,13 +14,22 @@ from typing import Any, Literal, TypeVar
 
 from tlx.errors import RecipeError, closest
 from tlx.models.zoo import Architecture
-from tlx.strategy.plan import Group, Phase, Strategy
+from tlx.strategy.plan import Fits, Group, Phase, Strategy
 
 Build = TypeVar("Build", bound=Callable[..., Strategy])
 InitialWeights = Literal["imagenet", "none"]
 # For editors, which complete them; a test holds them equal to the functions below.
 StrategyName = Literal[
-    "scratch", "full", "diff_lr", "feature_extract", "partial", "head_then_full", "gradual", "layer_decay"
+    "scratch",
+    "full",
+    "diff_lr",
+    "feature_extract",
+    "partial",
+    "head_then_full",
+    "gradual",
+    "layer_decay",
+    "probe",
+    "knn",
 ]
 
 
@@ -29,13 +38,14 @@ class NamedStrategy:
     """A strategy that a recipe can name.
 
     `build(arch, epochs, **options)` returns it for an architecture and a length of the run; `weights` is what the
-    backbone starts from unless the recipe says otherwise.
+    backbone starts from unless the recipe says otherwise; `fits` is what it does where it takes no steps.
     """
 
     name: str
     summary: str
     build: Callable[..., Strategy]
     weights: InitialWeights = "imagenet"
+    fits: Fits | None = None
 
     @property
     def customary(self) -> dict[str, Any]:
@@ -52,12 +62,15 @@ def _keyword_defaults(function: Callable[..., Strategy]) -> dict[str, Any]:
 STRATEGIES: dict[str, NamedStrategy] = {}
 
 
-def register(summary: str, *, weights: InitialWeights = "imagenet") -> Callable[[Build], Build]:
+def register(
+    summary: str, *, weights: InitialWeights = "imagenet", fits: Fits | None = None
+) -> Callable[[Build], Build]:
     """Make a function known as the strategy of its name.
 
     Args:
         summary: one line for listings.
         weights: what the backbone starts from unless the recipe says otherwise.
+        fits: what it does where it takes no steps.
 
     Raises RecipeError where the name is taken.
     """
@@ -66,7 +79,7 @@ def register(summary: str, *, weights: InitialWeights = "imagenet") -> Callable[
         name = build.__name__
         if name in STRATEGIES:
             raise RecipeError(f"strategy {name!r} is registered already: {STRATEGIES[name].summary}")
-        STRATEGIES[name] = NamedStrategy(name, summary, build, weights)
+        STRATEGIES[name] = NamedStrategy(name, summary, build, weights, fits)
         return build
 
     return add
@@ -164,3 +177,15 @@ def layer_decay(arch: Architecture, epochs: int, *, lr: float = 1e-3, layer_deca
     depth = len(arch.stages)
     rates = {stage: lr * layer_decay ** (depth - i) for i, (stage, _) in enumerate(arch.stages)}
     return Strategy("layer_decay", stage_groups(arch), (Phase("train", {**rates, "head": lr}),))
+
+
+@register("pretrained and frozen; the head is a logistic regression on its features, without epochs", fits="probe")
+def probe(arch: Architecture, epochs: int) -> Strategy:
+    """Fit the head to frozen features, as DINOv2 evaluates them: see `tlx.training.logistic`."""
+    return Strategy("probe", BACKBONE_AND_HEAD, (Phase("fit", {"head": 0.0}),))
+
+
+@register("pretrained and frozen; the nearest training images by its features vote, without a head", fits="knn")
+def knn(arch: Architecture, epochs: int, *, neighbors: int | None = None) -> Strategy:
+    """Let the most similar training images vote, as DINOv2 evaluates features: see `tlx.training.neighbors`."""
+    return Strategy("knn", BACKBONE_AND_HEAD, (Phase("fit", {"head": 0.0}),))

@@ -21,6 +21,8 @@ from tlx.strategy.schedule import Schedule
 
 FrozenNorm = Literal["keep", "adapt"]
 DecayOn = Literal["all", "weights"]
+# What a strategy does in place of steps: a logistic regression becomes the head, or the nearest neighbours vote.
+Fits = Literal["probe", "knn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,15 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """Groups and phases, independent of any model."""
+    """Groups and phases, independent of any model.
+
+    With `fits` no step is taken: the head, which the only phase names, is found from the features that enter it.
+    """
 
     name: str
     groups: tuple[Group, ...]
     phases: tuple[Phase, ...]
+    fits: Fits | None = None
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Strategy:
@@ -136,6 +142,10 @@ class StepState:
     hyper: tuple[Hyper, ...]  # one for each group
 
 
+State = Literal["trained", "frozen", "fitted", "unused"]
+STATES: dict[Fits | None, State] = {None: "trained", "probe": "fitted", "knn": "unused"}  # of what a phase names
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One group in one phase, for the table."""
@@ -145,9 +155,10 @@ class Row:
     group: str
     tensors: int
     parameters: int
-    lr: float | None  # None: frozen
+    lr: float | None  # None: no step changes it
     weight_decay: float
     norm: str
+    state: State
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +234,16 @@ class Plan:
                 norms = {sizes[p][0] for p in g.params} & with_statistics
                 norm = "-" if not norms else "batch" if norms <= batch else "running" if not norms & batch else "mixed"
                 count = sum(sizes[p][1] for p in g.params)
-                lr = phase.lr.get(g.name)
-                rows.append(Row(phase.name, phase.start, g.name, len(g.params), count, lr, g.weight_decay, norm))
+                lr = phase.lr.get(g.name) if self.strategy.fits is None else None
+                state = STATES[self.strategy.fits] if g.name in phase.lr else "frozen"
+                row = Row(phase.name, phase.start, g.name, len(g.params), count, lr, g.weight_decay, norm, state)
+                rows.append(row)
         return rows
 
     def trainable_parameters(self) -> int:
-        """Count the parameters that train at some time."""
+        """Count the parameters that train at some time, or are fitted."""
+        if self.strategy.fits == "knn":
+            return 0
         names = frozenset().union(*(self._trainable(phase) for phase in self.strategy.phases))
         return sum(math.prod(s.shape) for s in self.specs if s.name in names)
 

@@ -20,8 +20,9 @@ from tlx.models.pixels import Pixels
 from tlx.models.weights import first_not_finite
 from tlx.models.zoo import Architecture, architecture, own_architecture
 from tlx.recipe import Recipe
+from tlx.strategy.plan import Fits
 from tlx.strategy.schedule import Schedule
-from tlx.training.loop import Training
+from tlx.training.loop import FitOptions, Training
 
 
 def resolve_placement(recipe: Recipe, backend: Backend) -> Recipe:
@@ -70,6 +71,8 @@ def check_fit(recipe: Recipe, data: Data) -> None:
     for wanted, name in ((recipe.schedule == "plateau", "schedule 'plateau'"), (recipe.patience, "patience")):
         if wanted and data.val is None:
             raise RecipeError(f"{name} watches the validation part, but there is none; raise val_fraction")
+    if recipe.neighbors is not None and recipe.neighbors >= len(data.train):
+        raise RecipeError(f"neighbors is {recipe.neighbors}; expected less than the {len(data.train)} training images")
 
 
 def frame(recipe: Recipe, images: Images, own: Pixels | None = None) -> tuple[float, Aspect]:
@@ -145,7 +148,7 @@ def load_initial(
 def make_training(recipe: Recipe, backend: Backend, data: Data, model: Model, arch: Architecture) -> Training:
     """Put together what trains: loaders, plan, optimizer, and the shadow that averages the weights."""
     specs = backend.param_specs(model)
-    loader = make_loader(recipe, data.train, training=True, classes=len(data.classes))
+    loader = make_loader(recipe, data.train, training=not recipe.fits, classes=len(data.classes))
     schedule = Schedule(recipe.schedule, recipe.epochs, loader.steps, recipe.warmup, recipe.step_size, recipe.gamma)
     plan = recipe.bound_strategy(arch).bind(
         specs, arch, schedule, recipe.weight_decay, recipe.frozen_norm, recipe.decay_on
@@ -169,7 +172,13 @@ def make_training(recipe: Recipe, backend: Backend, data: Data, model: Model, ar
         patience=recipe.patience,
         keep_features=recipe.feature_cache != "off",
         network=identity(recipe, backend) if recipe.feature_cache == "auto" else None,
+        fit=None if recipe.fits is None else _fit_options(recipe, recipe.fits, data),
     )
+
+
+def _fit_options(recipe: Recipe, kind: Fits, data: Data) -> FitOptions:
+    balanced = recipe.class_weights == "balanced"
+    return FitOptions(kind, len(data.classes), balanced, recipe.neighbors, _precision(recipe))
 
 
 def make_loader(recipe: Recipe, images: Any, *, training: bool = False, classes: int = 0) -> Loader:

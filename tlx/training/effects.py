@@ -18,6 +18,12 @@ from tlx.recipe import Recipe
 from tlx.strategy.plan import Plan, Strategy
 from tlx.training.build import frame
 
+STEPPING = (  # what only a step reads, or an epoch
+    *("optimizer", "momentum", "weight_decay", "decay_on", "clip_norm", "schedule", "step_size", "gamma", "warmup"),
+    *("ema", "patience", "micro_batch", "mixup", "cutmix", "label_smoothing", "sampler", "augment_repeats"),
+    "frozen_norm",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Idle:
@@ -52,6 +58,8 @@ def idle_fields(recipe: Recipe, data: Data | None = None, plan: Plan | None = No
 
 
 def _in_recipe(recipe: Recipe) -> Iterator[Idle]:
+    if recipe.fits:
+        yield from _fitted(recipe)
     if "momentum" not in RULES[recipe.optimizer].scalars:
         able = " or ".join(name for name, rule in RULES.items() if "momentum" in rule.scalars)
         yield Idle("momentum", f"optimizer {recipe.optimizer} has no momentum factor", f"use optimizer {able}")
@@ -71,6 +79,20 @@ def _in_recipe(recipe: Recipe) -> Iterator[Idle]:
         yield Idle("weight_decay", f"each group of strategy {recipe.strategy_name!r} has its own", "drop theirs")
     if not recipe.weight_decay and not any(decays):
         yield Idle("decay_on", "weight_decay is 0", "raise weight_decay")
+
+
+def _fitted(recipe: Recipe) -> Iterator[Idle]:
+    """The fields that only steps read, where none is taken."""
+    why, fix = f"strategy {recipe.strategy_name} takes no steps", "use strategy feature_extract"
+    yield from (Idle(name, why, fix) for name in STEPPING)
+    if recipe.epochs != 1:
+        yield Idle("epochs", why, fix)
+    if recipe.augment != "none":
+        yield Idle("augment", f"strategy {recipe.strategy_name} sees one centred view of each image", fix)
+    for name in ("hidden", "dropout"):
+        yield Idle(name, f"strategy {recipe.strategy_name} has a head of one linear layer", fix)
+    if recipe.fits == "knn":
+        yield Idle("class_weights", "strategy knn has no loss to weigh", "use strategy probe")
 
 
 def _with_data(recipe: Recipe, data: Data) -> Iterator[Idle]:

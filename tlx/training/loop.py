@@ -8,14 +8,26 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from tlx.backend import Arrays, Backend, Handle, Lazy, Model, float32_exact
+from tlx.backend import Arrays, Backend, Handle, Lazy, Model, Precision, float32_exact
 from tlx.data.loader import Loader
 from tlx.errors import FrozenMovedError
 from tlx.models.weights import digests
-from tlx.strategy.plan import Plan
+from tlx.strategy.plan import Fits, Plan
 from tlx.strategy.schedule import Plateau
 from tlx.training.features import Batches, Feed, cache_features, choose_feed
-from tlx.training.metrics import EpochEnded, Event, Meter, Metrics, PhaseStarted, Stepped, check_finite
+from tlx.training.metrics import EpochEnded, Event, Meter, Metrics, PhaseStarted, Stepped, better, check_finite
+from tlx.training.neighbors import Bank
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """How the head is fitted to features, where no steps are taken."""
+
+    kind: Fits
+    classes: int
+    balanced: bool  # each class weighs the same
+    neighbors: int | None
+    precision: Precision
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -35,6 +47,7 @@ class Training:
     patience: int | None = None
     keep_features: bool = False
     network: Mapping[str, Any] | None = None  # identifies the model, but for its values, in the feature store
+    fit: FitOptions | None = None  # `tlx.training.fit` finds the head's values, in place of steps
 
     @property
     def judged(self) -> Model:
@@ -53,6 +66,7 @@ class State:
     frozen: dict[str, str] = field(default_factory=dict)  # hashes of what the present phase froze
     phase: str = ""  # which the backend is set to
     feed: Feed | None = None  # of the present phase
+    bank: Bank | None = None  # of strategy knn, which has no head
     best_epoch: int = field(init=False)  # by `better`, the first of equals; without validation the last; -1: none
     best_saved: int = -1  # the epoch whose values are on disk
 
@@ -126,7 +140,8 @@ def begin_phase(training: Training, state: State) -> Generator[Event, None, None
 def feed_of_phase(training: Training, state: State) -> Generator[Event, None, Feed]:
     """Choose the loaders, or the cached features of what the phase freezes, if images come more than once in it."""
     epochs_left = training.plan.phase_end(state.step) - len(state.history)
-    if not (training.keep_features and state.frozen and epochs_left > 1):
+    once = epochs_left <= 1 and training.fit is None
+    if once or not (training.keep_features and state.frozen):
         return Feed(training.loader, training.val)
     # A shadow may lag behind where something freezes anew, so validation then goes through the whole model.
     val = training.val if training.shadow is None else None
@@ -193,11 +208,6 @@ def end_epoch(training: Training, state: State, validation: Metrics | None, drop
     state.history.append(epoch)
     state.meter = None
     return epoch
-
-
-def better(one: Metrics, other: Metrics) -> bool:
-    """Whether a validation is better than another: by its accuracy, and where that is the same by its loss."""
-    return (one.accuracy, -one.loss) > (other.accuracy, -other.loss)
 
 
 def held_out(training: Training, state: State, loader: Loader) -> Batches:

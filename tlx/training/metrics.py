@@ -25,6 +25,11 @@ class Metrics:
     images: int
 
 
+def better(one: Metrics, other: Metrics) -> bool:
+    """Whether a validation is better than another: by its accuracy, and where that is the same by its loss."""
+    return (one.accuracy, -one.loss) > (other.accuracy, -other.loss)
+
+
 @dataclass(frozen=True, slots=True)
 class PhaseStarted:
     """A phase of the strategy begins with this epoch, counted from 0."""
@@ -51,8 +56,41 @@ class Stepped:
 
 
 @dataclass(frozen=True, slots=True)
+class Extracted:
+    """How many images of a part the features were taken of, for a fit."""
+
+    part: str
+    images: int
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A value that a fit tried, with the metrics of the validation part where there is one."""
+
+    value: float
+    val: Metrics | None = None
+    iterations: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What was chosen in place of training by steps: C of a logistic regression, or the number of neighbours."""
+
+    name: str  # "C" or "neighbors"
+    value: float
+    tried: tuple[Tried, ...]
+    seconds: float  # without the extraction of the features
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.value:.3g}"
+
+
+@dataclass(frozen=True, slots=True)
 class EpochEnded:
-    """An epoch was trained and, if there is a validation part, evaluated."""
+    """An epoch was trained and, if there is a validation part, evaluated; or the head was fitted in its place."""
 
     epoch: int  # counted from 0
     phase: str
@@ -61,6 +99,7 @@ class EpochEnded:
     lr: tuple[float, ...]  # of each group, at the last step
     seconds: float  # of training alone
     best: bool  # these are the best values so far
+    fit: Fit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +134,7 @@ class FeaturesNotKept:
         return f"features are not {'kept for later runs' if self.later else 'cached'}: {self.why}"
 
 
-Event = PhaseStarted | FeaturesKept | FeaturesNotKept | Progress | Stepped | EpochEnded
+Event = PhaseStarted | FeaturesKept | FeaturesNotKept | Extracted | Progress | Stepped | EpochEnded
 
 
 class Meter:

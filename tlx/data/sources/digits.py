@@ -14,7 +14,7 @@ from tlx.data.split import check_labels
 
 def digits(source: Any = None, root: Path | None = None) -> Source:
     """Scikit-learn's 1,797 scans of digits, 8 x 8 grey; of each class every fifth, in file order, is a test image."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     scans = load_digits()
     grey = (scans.images.astype(np.int64) * 255 // 16).astype(np.uint8)
