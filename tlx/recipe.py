@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tlx.backend.protocol import Lora
 from tlx.errors import RecipeError, as_html, closest, one_line, shown
 from tlx.models.zoo import Architecture, architecture
 from tlx.recipe_fields import Affects
@@ -98,6 +99,12 @@ class Recipe(Schema):
     def head_widths(self) -> tuple[int, ...]:
         """The widths of the head's hidden layers."""
         return self.hidden if isinstance(self.hidden, tuple) else ()
+
+    @property
+    def lora(self) -> Lora | None:
+        """The low-rank adapters of the model, where the strategy takes a rank."""
+        recipe = self.resolved()
+        return None if recipe.rank is None else Lora(recipe.rank, recipe.alpha or recipe.rank, recipe.lora_targets)
 
     def _check_options(self) -> None:
         used = named(self.strategy).customary if isinstance(self.strategy, str) else {}

@@ -76,7 +76,10 @@ IDLE: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
 }
 # Where the recipe itself refuses it, or has nothing to refuse, and why.
 OTHERS = {
-    **dict.fromkeys(("lr", "backbone_lr", "stages", "phase_epochs", "layer_decay"), "the strategy's own options"),
+    **dict.fromkeys(
+        ("lr", "backbone_lr", "stages", "phase_epochs", "layer_decay", "rank", "alpha", "lora_targets"),
+        "the strategy's own options",
+    ),
     **dict.fromkeys(("patience", "schedule"), "refused where there is no validation part to watch"),
     **dict.fromkeys(("head", "weights", "warmup"), "checked when a recipe is made"),
     **dict.fromkeys(("limit_train", "micro_batch", "batch_size", "clip_norm"), "a bound, which need not be reached"),

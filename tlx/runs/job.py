@@ -22,6 +22,7 @@ from tlx.runs import advice
 from tlx.runs.display import READING, Display, Listener, follow, listening
 from tlx.runs.folder import RunFolder, new_folder, resumed_folder
 from tlx.runs.interrupt import AFTER_STEP, NEVER, Stop, interruptible, standing
+from tlx.runs.leaving import leave
 from tlx.runs.result import Result, history_entry
 from tlx.runs.resume import begin, check_epochs, finish, history_line
 from tlx.runs.resume import load as load_state
@@ -187,12 +188,13 @@ def _execute(
             with stop.held():
                 save_state(training, state, folder, data.fingerprint)  # epochs may be added later
                 trained = stop.text = f"stopped after the last epoch; {standing(recipe, run_dir, '')}"
-            backend.load_arrays(model, state.best)
+            leaving = leave(recipe, training, state, len(data.classes))
             test, unread, evaluated = None, None, training.val or training.loader
             if data.test is not None:
                 evaluated = make_loader(recipe, data.test)
                 try:
-                    events = evaluate(backend, model, held_out(training, state, evaluated), "test")
+                    batches = evaluated if leaving.adapters else held_out(training, state, evaluated)
+                    events = evaluate(backend, leaving.model, batches, "test")
                     test = follow(events, [*listeners, lambda event: stop.check(trained)])
                 except DataError as error:  # no reason to lose the training: the run is finished without it
                     unread = error
@@ -214,11 +216,11 @@ def _execute(
             notes=[*notes, *last],
             recipe=recipe,
             run_dir=run_dir,
-            model=model.module,
+            model=leaving.model.module,
         )
-        described = card(recipe, data, arch.head, digest(state.best), evaluated)
+        described = {**card(recipe, data, arch.head, digest(leaving.values), evaluated), **leaving.described}
         stop.at(stop.text, NEVER)
-        finish(folder, state.best, described, result.to_dict())
+        finish(folder, leaving, described, result.to_dict())
     stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
     if unread is not None:
         problem = f"{unread.problem}; the training is finished and saved in {run_dir}, without a test accuracy"

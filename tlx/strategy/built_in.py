@@ -20,7 +20,7 @@ Build = TypeVar("Build", bound=Callable[..., Strategy])
 InitialWeights = Literal["imagenet", "none"]
 # For editors, which complete them; a test holds them equal to the functions below.
 StrategyName = Literal[
-    "scratch", "full", "diff_lr", "feature_extract", "partial", "head_then_full", "gradual", "layer_decay"
+    "scratch", "full", "diff_lr", "feature_extract", "partial", "head_then_full", "gradual", "layer_decay", "lora"
 ]
 
 
@@ -164,3 +164,21 @@ def layer_decay(arch: Architecture, epochs: int, *, lr: float = 1e-3, layer_deca
     depth = len(arch.stages)
     rates = {stage: lr * layer_decay ** (depth - i) for i, (stage, _) in enumerate(arch.stages)}
     return Strategy("layer_decay", stage_groups(arch), (Phase("train", {**rates, "head": lr}),))
+
+
+@register("pretrained and frozen; low-rank adapters on its linear layers train, and the head")
+def lora(
+    arch: Architecture,
+    epochs: int,
+    *,
+    lr: float = 1e-3,
+    rank: int = 8,
+    alpha: float = 16.0,
+    lora_targets: tuple[str, ...] | None = None,
+) -> Strategy:
+    """Train low-rank adapters beside a frozen backbone (Hu et al. 2021, section 4.1).
+
+    The recipe's rank, alpha and lora_targets say which adapters the model has: see `Recipe.lora`.
+    """
+    groups = (Group("base", "backbone !role:adapter"), Group("adapters", "role:adapter"), Group("head", "head"))
+    return Strategy("lora", groups, (Phase("train", {"adapters": lr, "head": lr}),))
