@@ -11,7 +11,6 @@ from tlx.backend import registry
 from tlx.models import zoo
 
 NAME, IMAGE_SIZE = "tiny_vit", 16
-LINEAR = tuple(f"blocks.{i}.{layer}.weight" for i in (0, 1) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"))
 _STAGES = (("stem", ("", "patch")), ("block1", ("blocks.0",)), ("block2", ("blocks.1", "norm")))
 
 

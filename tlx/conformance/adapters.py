@@ -30,6 +30,7 @@ def plain_of(adapted: Subject) -> tuple[Subject, dict[str, Array]]:
 
 
 def adapters_of(subject: Subject) -> tuple[str, ...]:
+    """The names of all A and B."""
     return tuple(spec.name for spec in subject.specs if spec.role == "adapter")
 
 
@@ -39,7 +40,7 @@ def test_adapters_lie_beside_the_weights_that_they_adapt(adapted: Subject) -> No
     weights = adapted_weights(adapted.specs)
     assert weights and tuple(spec for spec in adapted.specs if spec.role != "adapter") == plain.specs
     assert adapted.lora is not None
-    rank, expected = adapted.lora.rank, {}
+    rank, expected = adapted.lora.rank, dict[str, tuple[int, ...]]()
     for name in weights:
         out, *columns = shapes[name]
         a, b = adapter_names(name)

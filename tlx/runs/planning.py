@@ -38,7 +38,7 @@ class GroupTable:
         from tlx.runs.display import group_table
 
         if self.problem:
-            return printable(f"{self.strategy}\n\n  {self.problem}")
+            return f"{self.strategy}\n\n  {printable(self.problem)}"
         console = Console(width=100)
         with console.capture() as captured:
             console.print(group_table(self.strategy, self.rows))

@@ -9,4 +9,14 @@ from tlx.conformance.mutants.phases import BiasedRunningVariance
 
 MUTANTS: tuple[type[Mutant], ...] = tuple(Mutant.__subclasses__())
 
-__all__ = ["MUTANTS", "BiasedRunningVariance", "Mutant", "adapters", "batches", "boundaries", "phases", "steps", "values"]
+__all__ = [
+    "MUTANTS",
+    "BiasedRunningVariance",
+    "Mutant",
+    "adapters",
+    "batches",
+    "boundaries",
+    "phases",
+    "steps",
+    "values",
+]
