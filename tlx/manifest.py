@@ -24,7 +24,8 @@ MANIFEST, RECIPE, HISTORY, CARD = "manifest.json", "recipe.toml", "history.jsonl
 BANK = "neighbors.safetensors"  # of strategy knn
 FORMAT = 1
 OWN = re.compile(
-    r"(?:manifest|card|result)\.json|recipe\.toml|history\.jsonl|(?:model|neighbors)\.safetensors|last/(?:state|best)-\d+\.safetensors"
+    r"(?:manifest|card|result)\.json|recipe\.toml|history\.jsonl|(?:model|adapters|neighbors)\.safetensors|"
+    r"last/(?:state|best)-\d+\.safetensors"
 )
 STATE, BEST = re.compile(r"last/state-(\d+)\.safetensors"), re.compile(r"last/best-(\d+)\.safetensors")
 
@@ -172,7 +173,8 @@ def damaged(folder: Path, manifest: Manifest, name: str, reason: str) -> RunDama
 
 def _way_on(folder: Path, manifest: Manifest, whole: Collection[str]) -> str:
     """Say how to go on from the files that are whole."""
-    weights = [file for file in ("model.safetensors", *filter(BEST.fullmatch, whole)) if file in whole]
+    best = () if "\nrank = " in manifest.recipe else filter(BEST.fullmatch, whole)  # adapters are not merged there
+    weights = [file for file in ("model.safetensors", *best) if file in whole]
     recipe = f" {folder / RECIPE}" if RECIPE in whole else ""
     if weights:
         # The strategy "scratch" takes no weights.

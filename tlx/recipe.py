@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tlx.backend.protocol import Lora
 from tlx.errors import RecipeError, as_html, closest, one_line, shown
 from tlx.models.pixels import IMAGENET, Pixels
 from tlx.models.zoo import Architecture, architecture
@@ -124,6 +125,12 @@ class Recipe(Schema):
             crop_fraction=self.crop_fraction or fraction,
             aspect=aspect,
         )
+
+    @property
+    def lora(self) -> Lora | None:
+        """The low-rank adapters of the model, where the strategy takes a rank."""
+        recipe = self.resolved()
+        return None if recipe.rank is None else Lora(recipe.rank, recipe.alpha or recipe.rank, recipe.lora_targets)
 
     def _check_options(self) -> None:
         used = named(self.strategy).customary if isinstance(self.strategy, str) else {}

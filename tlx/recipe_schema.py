@@ -74,6 +74,18 @@ class Schema:
         low=1,
         whole=True,
     )
+    rank: int | None = number(
+        None, "strategy lora: rank of the adapters", group="Strategy", low=1, high=2**14, whole=True
+    )
+    alpha: float | None = number(
+        None, "strategy lora: the adapters count alpha / rank times", group="Strategy", low=1e-6
+    )
+    lora_targets: tuple[str, ...] | None = names(
+        "strategy lora: patterns of the layers that get adapters, by path; default: every linear layer but the head",
+        group="Strategy",
+        example="['*.mlp.*', 'layer4.*']",
+        least=1,
+    )
     frozen_norm: FrozenNorm = choice(
         "keep",
         "BatchNorm in a frozen part keeps its statistics, or goes on adapting them as in the tutorials",
@@ -292,6 +304,9 @@ class RecipeFields(TypedDict, total=False):
     phase_epochs: int | None
     layer_decay: float | None
     neighbors: int | None
+    rank: int | None
+    alpha: float | None
+    lora_targets: tuple[str, ...] | None
     frozen_norm: FrozenNorm
     data: DataLike
     data_root: str | None

@@ -91,7 +91,8 @@ IDLE: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
 # Where the recipe itself refuses it, or has nothing to refuse, and why.
 OTHERS = {
     **dict.fromkeys(
-        ("lr", "backbone_lr", "stages", "phase_epochs", "layer_decay", "neighbors"), "the strategy's own options"
+        ("lr", "backbone_lr", "stages", "phase_epochs", "layer_decay", "neighbors", "rank", "alpha", "lora_targets"),
+        "the strategy's own options",
     ),
     **dict.fromkeys(("patience", "schedule"), "refused where there is no validation part to watch"),
     **dict.fromkeys(("head", "weights", "warmup"), "checked when a recipe is made"),

@@ -52,6 +52,7 @@ def test_a_cell_fails_where_what_is_frozen_moved(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(matrix, "beginning", another)
     assert examine(TINY, "loopback", "feature_extract").why == "1 arrays are frozen and moved, first fc1.weight"
     assert not examine(TINY, "loopback", "full").why
+    assert examine(TINY, "loopback", "lora").why == "the base of the adapters moved"
 
 
 def test_a_cell_that_ends_or_holds_up_its_process_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +80,7 @@ def test_the_table_has_a_line_for_each_model_and_says_what_fails_and_what_was_no
         }
     }
     text = table(listed, cells, {"vgg16": "there was no memory"})
-    assert "| resnet18 | 11.7 M | 32 | - | ok | - | - | = | - | **fails** | - |" in text
+    assert "| resnet18 | 11.7 M | 32 | - | ok | - | - | = | - | **fails** | - | - |" in text
     assert "- resnet18, gradual, torch: the losses are nan" in text
     assert "- vgg16: there was no memory" in text
     assert text.count("\n| ") == 2 * (len(listed) + 1)

@@ -31,6 +31,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "moving average": {"ema": 0.9, "clip_norm": 0.5},
     "a phase that begins later": {"strategy": "gradual", "phase_epochs": 4},
     "kept features": {"strategy": "feature_extract", "optimizer": "rmsprop", "lr": 0.002},
+    "low-rank adapters": {"strategy": "lora", "rank": 2, "optimizer": "adam"},
     "no validation part": {"val_fraction": 0.0, "mixup": 0.4, "augment": "hflip+rotate"},
 }
 

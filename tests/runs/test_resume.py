@@ -37,6 +37,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "plateau, stopped early": {"strategy": "full", "schedule": "plateau", "step_size": 1, "patience": 1, "epochs": 9},
     "kept features": {"strategy": "feature_extract", "optimizer": "adam"},
     "moving average": {"ema": 0.9, "clip_norm": 0.5, "decay_on": "weights"},
+    "low-rank adapters": {"strategy": "lora", "rank": 2, "ema": 0.9},
     "labels and pixels mixed": {
         **{"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1, "class_weights": "balanced", "sampler": "balanced"},
         **{"augment": "hflip+rotate+color", "optimizer": "rmsprop", "strategy": "gradual", "schedule": "cosine"},

@@ -30,7 +30,7 @@ from tlx.backend.preprocess import Preprocess
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
-Role = Literal["weight", "bias", "norm", "statistic"]
+Role = Literal["weight", "bias", "norm", "adapter", "statistic"]
 Precision = Literal["float32", "bfloat16", "float64"]
 Handle = Any  # a backend's own object, which the core only passes back
 # A handle with `module`, the framework's own module; perhaps `notes`, texts to show before a run; perhaps `redrawn`,
@@ -63,6 +63,23 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Lora:
+    """Low-rank adapters: an adapted weight W counts as ``W + scale B A``, of which W stays frozen.
+
+    Source: Hu et al. 2021, section 4.1. `tlx.backend.lora` says what A and B are, and which weights have some.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] | None = None  # shell patterns of module paths; None: every linear layer
+
+    @property
+    def scale(self) -> float:
+        """The factor ``alpha / rank``, float32-exact."""
+        return float32_exact(self.alpha / self.rank)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A model whose head is replaced by a fresh layer of the same kind with `classes` outputs.
 
@@ -70,7 +87,7 @@ class ModelSpec:
     are kept, also those of its head where that has as many outputs already. With `hidden` or `dropout` the head becomes
     a chain: for each width a layer, a ReLU and dropout, then the layer with `classes` outputs. Or it becomes a
     copy of `head_module`. What is somebody's own is tried on images of `image_size` pixels, so that what it cannot do
-    is said before a run begins; 0: it is not tried.
+    is said before a run begins; 0: it is not tried. With `lora`, layers outside the head have adapters.
     """
 
     name: str
@@ -82,6 +99,7 @@ class ModelSpec:
     dropout: float = 0.0
     head_module: Any = None
     image_size: int = 0
+    lora: Lora | None = None
 
     @property
     def own(self) -> bool:

@@ -1,7 +1,8 @@
 """The reference backend: a small perceptron with BatchNorm in NumPy, its gradients by hand.
 
 It follows the whole contract of `tlx.backend` without a framework, so it tests the core and shows what an adapter does.
-The layers are fc1, bn1, ReLU, dropout (in "tiny-mlp-dropout") and the head fc, on pixels averaged to 3 x 8 x 8.
+The layers are fc1, bn1, ReLU, dropout (in "tiny-mlp-dropout") and the head fc, on pixels averaged to 3 x 8 x 8; fc1
+may have low-rank adapters.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tlx.backend import (
     check_known,
     slots_by_parameter,
 )
+from tlx.backend.lora import choose_weights, merged
 from tlx.backend.optimizers import RULES
 from tlx.backend.preprocess import enlarging
 from tlx.backend.registry import Check
@@ -75,6 +77,7 @@ class Net:
     specs: tuple[ParamSpec, ...]
     classes: int
     dtype: np.dtype[Any]
+    scale: float = 0.0  # of fc1's adapters
     trainable: frozenset[str] = frozenset()
     batch_norm: frozenset[str] = frozenset()
     grads: dict[str, Array] = field(default_factory=dict)  # an absent name is a gradient of None
@@ -145,9 +148,15 @@ class Loopback:
         _known("precision", precision, able.precisions[device])
         dtype = np.dtype(precision)
         inputs = 3 * GRID * GRID
+        adapters = {}
+        if spec.lora is not None:
+            choose_weights(spec.lora, ("fc1.weight",), (), spec.name)
+            rank = spec.lora.rank
+            adapters = {"fc1.lora_A": np.zeros((rank, inputs), dtype), "fc1.lora_B": np.zeros((UNITS, rank), dtype)}
         arrays: dict[str, Array] = {
             "fc1.weight": np.zeros((UNITS, inputs), dtype),
             "fc1.bias": np.zeros(UNITS, dtype),
+            **adapters,
             "bn1.weight": np.ones(UNITS, dtype),
             "bn1.bias": np.zeros(UNITS, dtype),
             "fc.weight": np.zeros((spec.classes, UNITS), dtype),
@@ -157,7 +166,8 @@ class Loopback:
             "bn1.num_batches_tracked": np.array(0, np.int64),
         }
         specs = tuple(_spec(name, array) for name, array in arrays.items())
-        return Net(Module(arrays, DROPOUT[spec.name]), specs, spec.classes, dtype)
+        scale = 0.0 if spec.lora is None else spec.lora.scale
+        return Net(Module(arrays, DROPOUT[spec.name]), specs, spec.classes, dtype, scale)
 
     def param_specs(self, model: Net) -> tuple[ParamSpec, ...]:
         return model.specs
@@ -215,6 +225,9 @@ class Loopback:
             **{"fc.weight": dw, "fc.bias": db, "fc1.weight": dw1, "fc1.bias": db1},
             **{"bn1.weight": (dy * run.z).sum(axis=0), "bn1.bias": dy.sum(axis=0)},
         }
+        if "fc1.lora_A" in p:
+            grads["fc1.lora_A"] = model.scale * (p["fc1.lora_B"].T @ dw1)
+            grads["fc1.lora_B"] = model.scale * (dw1 @ p["fc1.lora_A"].T)
         for name in sorted(model.trainable):  # an order that the hash of strings does not change
             model.grads[name] = model.grads[name] + grads[name] if name in model.grads else grads[name]
         return np.array(mean * len(batch.labels)), _correct(run.logits, batch.labels)
@@ -269,7 +282,7 @@ class Loopback:
         p = model.module.arrays
         if batch.boundary in ("dropout", "fc"):
             return self._head(model, batch, batch.pixels, train)
-        a = batch.pixels if batch.boundary else reference.linear(batch.pixels, p["fc1.weight"], p["fc1.bias"])
+        a = batch.pixels if batch.boundary else reference.linear(batch.pixels, self.adapted(model), p["fc1.bias"])
         mean, var = p["bn1.running_mean"], p["bn1.running_var"]
         if train and "bn1" in model.batch_norm:
             if len(a) < 2:
@@ -283,6 +296,10 @@ class Loopback:
         y = z * p["bn1.weight"] + p["bn1.bias"]
         head = self._head(model, batch, reference.relu(y), train)
         return Pass(batch.pixels, a, var, z, y, head.mask, head.h, head.logits)
+
+    def adapted(self, model: Net) -> Array:
+        """Return fc1's weight with what its adapters add."""
+        return merged(model.module.arrays, model.specs, model.scale)["fc1.weight"]
 
     def _head(self, model: Net, batch: DeviceBatch, h: Array, train: bool) -> Pass:
         """Dropout and the head; what a forward pass keeps of the layers before is empty."""
@@ -331,6 +348,8 @@ def _shapes(model: Net) -> dict[str, tuple[int, ...]]:
 
 def _spec(name: str, array: Array) -> ParamSpec:
     module, _, leaf = name.partition(".")
+    if leaf.startswith("lora_"):
+        return ParamSpec(name, array.shape, str(array.dtype), "adapter", module)
     if leaf not in ("weight", "bias"):
         return ParamSpec(name, array.shape, str(array.dtype), "statistic", module)
     role = "norm" if module == "bn1" else leaf

@@ -60,7 +60,8 @@ class LoopbackProbe:
     ) -> Replay:
         (x,), p = inputs, self.net.module.arrays
         if path != "bn1":
-            return Replay((reference.linear(x, p[f"{path}.weight"], p[f"{path}.bias"]),))
+            weight = self.backend.adapted(self.net) if path == "fc1" else p["fc.weight"]
+            return Replay((reference.linear(x, weight, p[f"{path}.bias"]),))
         moments = reference.moments(x) if training else (p["bn1.running_mean"], p["bn1.running_var"])
         normalised = reference.normalise(x, *moments, self.backend.bn_eps)
         return Replay((normalised * p["bn1.weight"] + p["bn1.bias"],))

@@ -20,6 +20,7 @@ from tlx.backend import (
     Batch,
     Handle,
     Hyper,
+    Lora,
     ModelSpec,
     OptimizerSpec,
     Precision,
@@ -31,6 +32,7 @@ from tlx.errors import TlxError
 
 SIZE, CLASSES, N = 32, 5, 4
 HEADS = {"tiny-mlp": "fc", "resnet18": "fc", "tiny-mlp-dropout": "fc", "squeezenet1_0": "classifier.1"}
+HEADS |= {"mobilenet_v3_small": "classifier.3"}
 PLAIN, WITH_DROPOUT = ("tiny-mlp", "resnet18"), ("tiny-mlp-dropout", "squeezenet1_0")
 BN_EPS, BN_KEEP = float(np.float32(1e-5)), float(np.float32(0.9))
 
@@ -41,18 +43,18 @@ _PROBE_LR = 1024.0
 @pytest.fixture
 def subject(backend: Backend) -> Subject:
     """A float64 model with BatchNorm and without dropout."""
-    return _renewed(backend, choose(backend, PLAIN))
+    return renewed(backend, choose(backend, PLAIN))
 
 
 @pytest.fixture
 def dropper(backend: Backend) -> Subject:
     """A float64 model with dropout in front of its head."""
-    return _renewed(backend, choose(backend, WITH_DROPOUT))
+    return renewed(backend, choose(backend, WITH_DROPOUT))
 
 
-def _renewed(backend: Backend, name: str) -> Subject:
-    """A model as good as new: most of the time of a test would go into building it."""
-    subject = _built(backend, name)  # type: ignore[arg-type]  # a Protocol does not say that it is hashable
+def renewed(backend: Backend, name: str, lora: Lora | None = None) -> Subject:
+    """Return a model as good as new: most of the time of a test would go into building it."""
+    subject = _built(backend, name, lora)  # type: ignore[arg-type]  # a Protocol does not say that it is hashable
     subject.load(subject.start)
     subject.free()
     return subject
@@ -70,8 +72,8 @@ exact = float32_exact  # as the core rounds every scalar
 
 
 @cache
-def _built(backend: Backend, name: str) -> Subject:
-    return Subject(backend, name)
+def _built(backend: Backend, name: str, lora: Lora | None) -> Subject:
+    return Subject(backend, name, lora=lora)
 
 
 @dataclass(eq=False)
@@ -81,9 +83,10 @@ class Subject:
     backend: Backend
     name: str
     precision: Precision = "float64"
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
-        self.spec = ModelSpec(self.name, CLASSES, HEADS[self.name])
+        self.spec = ModelSpec(self.name, CLASSES, HEADS[self.name], lora=self.lora)
         self.model = self.backend.build(self.spec, "cpu", self.precision)
         self.specs = self.backend.param_specs(self.model)
         self.params = tuple(s.name for s in self.specs if s.role != "statistic")
@@ -97,7 +100,7 @@ class Subject:
 
     def another(self) -> Subject:
         """Make a second model of the same kind, with the same values."""
-        return Subject(self.backend, self.name, self.precision)
+        return Subject(self.backend, self.name, self.precision, self.lora)
 
     def load(self, arrays: Arrays) -> None:
         """Set every value of the model."""

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import pytest
 
-_PARTS = ("subject", "values", "phases", "steps", "batches", "boundaries")
+_PARTS = ("subject", "values", "phases", "steps", "batches", "boundaries", "adapters")
 pytest.register_assert_rewrite(*(f"tlx.conformance.{part}" for part in _PARTS))
 
+from tlx.conformance.adapters import *
 from tlx.conformance.batches import *
 from tlx.conformance.boundaries import *
 from tlx.conformance.phases import *

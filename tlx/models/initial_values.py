@@ -33,19 +33,20 @@ def initial_values(
 
     `weights` is ``"none"``, ``"imagenet"`` (downloaded, hash-checked), a weights file, a run folder, or ``"own"``: the
     values in `own`, which a user's module brought along. They fill the backbone. The head is drawn from the seed, but
-    that of a run with the same `classes` is kept.
+    that of a run with the same `classes` is kept. So are low-rank adapters, which add nothing at first.
     Of the values in `own`, what has no customary start keeps its value whatever `weights` is.
     """
     arrays: dict[str, Array] = {}
     notes: list[str] = []
+    plain = [spec for spec in specs if spec.role != "adapter"]
     if weights == "own":
         assert own is not None
-        arrays = {spec.name: own[spec.name] for spec in specs if arch.stage_of(spec.module) != "head"}
+        arrays = {spec.name: own[spec.name] for spec in plain if arch.stage_of(spec.module) != "head"}
     elif weights == "imagenet":
-        arrays, _ = match_backbone(read_weights(imagenet_file(arch, progress)), specs, arch)
+        arrays, _ = match_backbone(read_weights(imagenet_file(arch, progress)), plain, arch)
     elif weights != "none":
         checkpoint = read_checkpoint(weights)
-        arrays, changes = match_backbone(checkpoint.arrays, specs, arch)
+        arrays, changes = match_backbone(checkpoint.arrays, plain, arch)
         card = _card(Path(weights))
         if card is not None:
             check_digest(checkpoint.arrays, card, Path(weights) / RUN_WEIGHTS)
@@ -55,7 +56,7 @@ def initial_values(
         notes = [*checkpoint.notes, *(f"{Path(weights).name}: {change}" for change in changes)]
     if own is not None:
         layers = {s.module for s in specs if len(s.shape) > 1 and s.name.endswith("weight")}
-        missing = [spec for spec in specs if spec.name not in arrays]
+        missing = [spec for spec in plain if spec.name not in arrays]
         arrays |= {spec.name: own[spec.name] for spec in missing if not _has_customary_start(spec, layers)}
     return {s.name: arrays[s.name] if s.name in arrays else _draw(s, specs, arch, seed) for s in specs}, notes
 
@@ -111,7 +112,10 @@ def _draw(spec: ParamSpec, specs: Sequence[ParamSpec], arch: Architecture, seed:
     ones = spec.name.endswith("running_var") or (spec.role == "norm" and spec.name.endswith("weight"))
     if spec.role in ("norm", "statistic"):
         return np.full(spec.shape, 1 if ones else 0, spec.dtype)
-    weight = next((s for s in specs if s.module == spec.module and s.role == "weight"), spec)
+    if spec.role == "adapter" and spec.name.endswith("_B"):  # Hu et al. 2021, section 4.1: training starts at the base
+        return np.zeros(spec.shape, spec.dtype)
+    of_layer = (s for s in specs if s.module == spec.module and s.role == "weight")
+    weight = spec if spec.role == "adapter" else next(of_layer, spec)
     if len(weight.shape) == 4 and arch.stage_of(spec.module) != "head":
         # He et al. 2015, equation 10 with fan-out, as ResNet uses it; uniform, because that needs no logarithm.
         # A depthwise filter feeds one channel, not all: otherwise activations die where no BatchNorm has seen data.

@@ -187,7 +187,12 @@ def digests(arrays: Arrays) -> dict[str, str]:
 
 def digest(arrays: Arrays) -> str:
     """Return one SHA-256, in hex, over names, dtypes, shapes and bytes; the order of the names does not matter."""
-    return hashlib.sha256(json.dumps(digests(arrays), sort_keys=True).encode()).hexdigest()
+    return joint_digest(digests(arrays))
+
+
+def joint_digest(parts: Mapping[str, str]) -> str:
+    """Return the `digest` of arrays whose `digests` these are."""
+    return hashlib.sha256(json.dumps(dict(parts), sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(array: Array) -> str:

@@ -2,7 +2,8 @@
 
 A cell is one model, strategy and backend: a real run on a few real images. Where a strategy freezes a part, the run is
 repeated with its features cached, and history, test accuracy and weights must be equal bit for bit. In each cell the
-losses are finite, what trains has moved, and what is frozen throughout has not, in any bit.
+losses are finite, what trains has moved, and what is frozen throughout has not, in any bit. Low-rank adapters are on
+convolutions too, so that every model can have some.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,9 +24,11 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from tlx.backend import Arrays, ParamSpec, registry
+from tlx.backend import Arrays, Lora, ParamSpec, registry
+from tlx.backend.lora import adapted_weights
 from tlx.errors import one_line
 from tlx.models.initial_values import initial_values
+from tlx.models.weights import digest
 from tlx.models.zoo import ARCHITECTURES, Architecture
 from tlx.recipe import Recipe
 from tlx.recipe_fields import PrecisionName
@@ -91,6 +94,8 @@ class Row:
         if strategy == "scratch":
             fields["weights"] = "none"
         fields["epochs"] = 2 if strategy in FREEZING else 1
+        if strategy == "lora":
+            fields["lora_targets"] = "*"
         if strategy in ("head_then_full", "gradual"):
             fields.update(epochs=3, phase_epochs=2)
         return Recipe(backend=backend, model=self.model, strategy=strategy, feature_cache="off", **fields)
@@ -155,9 +160,14 @@ def unsound(result: Result) -> str:
         return f"losses are {losses}"
     recipe = result.recipe
     assert recipe.weights is not None
-    arch, specs, start = beginning(recipe.backend, recipe.model_name, recipe.precision, recipe.weights)
+    arch, specs, start = beginning(recipe.backend, recipe.model_name, recipe.precision, recipe.weights, recipe.lora)
     plan = recipe.bound_strategy(arch).bind(specs, arch, Schedule("constant", recipe.epochs, 1), recipe.weight_decay)
     frozen = plan.frozen_at(recipe.epochs - 1)  # phases only add to what trains
+    if recipe.lora is not None:  # what trained is merged into what was frozen
+        card = json.loads((result.run_dir / "card.json").read_text(encoding="utf-8"))
+        if card["lora"]["base_sha256"] != digest({name: start[name] for name in frozen}):
+            return "the base of the adapters moved"
+        frozen -= {*adapted_weights(specs)}
     after = load_file(result.run_dir / "model.safetensors")
     moved = {name for name in after if after[name].tobytes() != start[name].tobytes()}
     if wrong := sorted(moved & frozen):
@@ -167,11 +177,13 @@ def unsound(result: Result) -> str:
 
 @lru_cache(maxsize=1)
 def beginning(
-    backend: str, model: str, precision: PrecisionName, weights: str
+    backend: str, model: str, precision: PrecisionName, weights: str, lora: Lora | None
 ) -> tuple[Architecture, Sequence[ParamSpec], Arrays]:
     """Return a model's layout, and the values that its runs start from."""
     framework = registry.load(backend)
     recipe = Recipe(backend=backend, model=model, precision=precision, weights=weights, device="cpu")
+    if lora is not None:
+        recipe = replace(recipe, strategy="lora", rank=lora.rank, alpha=lora.alpha, lora_targets=lora.targets)
     built, arch = build_model(recipe, framework, CLASSES)
     specs = framework.param_specs(built)
     return arch, specs, initial_values(specs, arch, weights, recipe.seed)[0]

@@ -136,6 +136,9 @@ def pair_of(
             raise RecipeError("loss= needs batch=, your own inputs; images are judged by the cross-entropy of labels")
         given: Mapping[str, Any] = fields if recipe is not None else {**defaults, **fields}
         own = as_recipe(recipe, {**given, **image_fields(backends[0], unwrapped[0], given)})
+        if own.lora is not None:
+            problem = f"strategy {own.strategy_name!r} adds layers to a model, and two modules are compared as they are"
+            raise RecipeError(problem, fix="compare two backends by it, or two modules by another strategy")
         theirs = given.get("data", DATA) != DATA
         return Pair(backends, unwrapped, own, replaces_head=theirs)
     own = _input_recipe(recipe, fields, unwrapped[0])

@@ -22,7 +22,7 @@ from tlx.recipe import Recipe
 LOCK, LAST, RESULT = ".lock", "last", "result.json"
 OLD_STATE = "last/state.safetensors"  # of tlx 0.1.0, which had no manifest
 # What killed writers leave: files under temporary names, and states and best values that no manifest names.
-_TOP = r"(?:manifest|card|result)\.json|recipe\.toml|history\.jsonl|(?:model|neighbors)\.safetensors"
+_TOP = r"(?:manifest|card|result)\.json|recipe\.toml|history\.jsonl|(?:model|adapters|neighbors)\.safetensors"
 _SAVED, _TMP = r"(?:state|best)(?:-\d+)?\.safetensors", r"\.[0-9a-f]{8}\.tmp"
 TEMPORARY = re.compile(rf"\.{{1,2}}(?:{_TOP})(?:{_TMP}){{1,2}}|{LAST}/\.{_SAVED}{_TMP}")
 SAVED = re.compile(rf"{LAST}/{_SAVED}")

@@ -23,6 +23,7 @@ from tlx.runs import advice
 from tlx.runs.display import READING, Display, Listener, follow, listening
 from tlx.runs.folder import RESULT, RunFolder, new_folder, resumed_folder
 from tlx.runs.interrupt import AFTER_STEP, NEVER, Stop, interruptible, standing
+from tlx.runs.leaving import leave
 from tlx.runs.result import Result, history_entry
 from tlx.runs.resume import begin, check_epochs, finish, history_line
 from tlx.runs.resume import load as load_state
@@ -216,12 +217,13 @@ def _execute(
                 with stop.held():
                     save_state(training, state, folder, data.fingerprint)  # epochs may be added later
                     trained = stop.text = f"stopped after the last epoch; {standing(recipe, run_dir, '')}"
-                backend.load_arrays(model, state.best)
+            leaving = leave(recipe, training, state, len(data.classes))
             test, unread, evaluated = None, None, training.val or training.loader
             if data.test is not None:
                 evaluated = make_loader(recipe, data.test)
                 try:
-                    events = judge(training, state, held_out(training, state, evaluated), "test")
+                    batches = evaluated if leaving.adapters else held_out(training, state, evaluated)
+                    events = judge(training, leaving.model, state.bank, batches, "test")
                     test = follow(events, [*listeners, lambda event: stop.check(trained)])
                 except DataError as error:  # no reason to lose the training: the run is finished without it
                     unread = error
@@ -243,11 +245,11 @@ def _execute(
             notes=[*notes, *last],
             recipe=recipe,
             run_dir=run_dir,
-            model=model.module,
+            model=leaving.model.module,
         )
-        described = card(recipe, data, arch.head, digest(state.best), evaluated, state.bank)
+        plain = card(recipe, data, arch.head, digest(leaving.values), evaluated, state.bank)
         stop.at(stop.text, NEVER)
-        finish(folder, state.best, described, result.to_dict(), state.bank)
+        finish(folder, leaving, {**plain, **leaving.described}, result.to_dict(), state.bank)
     stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
     if unread is not None:
         problem = f"{unread.problem}; the training is finished and saved in {run_dir}, without a test accuracy"

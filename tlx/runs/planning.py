@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlx.backend import ParamSpec, registry
-from tlx.errors import as_html, printable
+from tlx.backend import Lora, ParamSpec, registry
+from tlx.errors import RecipeError, TlxError, as_html, printable
 from tlx.models.zoo import Architecture
 from tlx.recipe import Recipe, RecipeFields, as_recipe, takes_fields
 from tlx.strategy.built_in import named
@@ -31,11 +31,14 @@ class GroupTable:
     summary: str
     weights: str  # what the backbone starts from
     rows: tuple[Row, ...]
+    problem: str = ""  # why the model cannot train so; beside other strategies, so that those are shown
 
     def __repr__(self) -> str:
         from tlx.console import Console
         from tlx.runs.display import group_table
 
+        if self.problem:
+            return f"{self.strategy}\n\n  {printable(self.problem)}"
         console = Console(width=100)
         with console.capture() as captured:
             console.print(group_table(self.strategy, self.rows))
@@ -76,16 +79,30 @@ def plan(
 
 
 def tables(recipes: Sequence[Recipe]) -> list[GroupTable]:
-    """Return the group table of each recipe; their backend and model are those of the first."""
-    first = recipes[0]
-    backend = registry.load(first.backend)
-    first = replace(resolve_placement(first.resolved(), backend), device="cpu", precision="float32")
-    model, arch = build_model(first, backend, len(first.classes or range(CLASSES)), tried=False)
-    specs = backend.param_specs(model)
-    return [_table(recipe.resolved(), specs, arch) for recipe in recipes]
+    """Return the group table of each recipe; their backend and model are those of the first.
+
+    Of several recipes, one whose adapters do not fit the model has a table without rows that says so.
+    """
+    backend = registry.load(recipes[0].backend)
+    layouts: dict[Lora | None, tuple[Sequence[ParamSpec], Architecture] | TlxError] = {}
+    for recipe in recipes:
+        if recipe.lora not in layouts:
+            placed = replace(resolve_placement(recipe.resolved(), backend), device="cpu", precision="float32")
+            try:
+                model, arch = build_model(placed, backend, len(recipe.classes or range(CLASSES)), tried=False)
+            except RecipeError as error:
+                if len(recipes) == 1 or recipe.lora is None:
+                    raise
+                layouts[recipe.lora] = error
+            else:
+                layouts[recipe.lora] = backend.param_specs(model), arch
+    return [_table(recipe.resolved(), layouts[recipe.lora]) for recipe in recipes]
 
 
-def _table(recipe: Recipe, specs: Sequence[ParamSpec], arch: Architecture) -> GroupTable:
+def _table(recipe: Recipe, layout: tuple[Sequence[ParamSpec], Architecture] | TlxError) -> GroupTable:
+    if isinstance(layout, TlxError):
+        return GroupTable(recipe.strategy_name, recipe.model_name, "", str(recipe.weights), (), str(layout))
+    specs, arch = layout
     schedule = Schedule(recipe.schedule, recipe.epochs, 1)
     strategy = recipe.bound_strategy(arch)
     bound = strategy.bind(specs, arch, schedule, recipe.weight_decay, recipe.frozen_norm, recipe.decay_on)

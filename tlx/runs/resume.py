@@ -2,7 +2,8 @@
 
 ``last/state-N.safetensors`` holds the values, the optimizer's state and, as metadata, the counters; N counts the saves.
 ``last/best-N.safetensors`` holds the values of the best epoch N, until the run has finished, whose
-``model.safetensors`` holds them then. ``history.jsonl`` holds the epochs. They count once the manifest names them.
+``model.safetensors`` holds them then; with adapters, which are merged into that, it stays. ``history.jsonl`` holds the
+epochs. They count once the manifest names them.
 
 A finished run keeps its state, so that epochs can be added. Its result stays as it is until theirs is written, so a
 kill meanwhile loses neither: ``recipe.toml`` already names the new total, and the next resume goes on towards it.
@@ -29,6 +30,7 @@ from tlx.recipe import read_toml
 from tlx.runs.card import epochs_of
 from tlx.runs.facts import parse_object
 from tlx.runs.folder import LAST, RESULT, RunFolder, writing
+from tlx.runs.leaving import ADAPTERS, Leaving
 from tlx.runs.result import history_entry
 from tlx.runs.saved import VERSION, parse, parse_history
 from tlx.training.loop import State, Training, stalled, val_losses
@@ -137,15 +139,20 @@ def begin(training: Training, state: State, folder: RunFolder, fingerprint: str,
 
 
 def finish(
-    folder: RunFolder, best: Arrays, card: Mapping[str, Any], result: Mapping[str, Any], bank: Bank | None = None
+    folder: RunFolder, leaving: Leaving, card: Mapping[str, Any], result: Mapping[str, Any], bank: Bank | None = None
 ) -> None:
-    """Write what a finished run leaves, all in one step; the best epoch's values in last/ are its model then."""
+    """Write what a finished run leaves, all in one step.
+
+    The best epoch's values in last/ are its model then, and are deleted, unless adapters were merged into that.
+    """
+    folder.put(RUN_WEIGHTS, safetensors_bytes(leaving.values))
+    if leaving.adapters:
+        folder.put(ADAPTERS, safetensors_bytes(leaving.adapters))
     if bank is not None:
         folder.put(BANK, safetensors_bytes({"features": bank.features, "labels": bank.labels}))
-    folder.put(RUN_WEIGHTS, safetensors_bytes(best))
     folder.put(CARD, json_bytes(card))
     folder.put(RESULT, json_bytes(result))
-    folder.commit([name for name in folder.files if BEST.fullmatch(name)])
+    folder.commit([name for name in folder.files if BEST.fullmatch(name) and not leaving.adapters])
 
 
 def check_epochs(folder: RunFolder, asked: int, epochs: int) -> None:

@@ -30,6 +30,7 @@ StrategyName = Literal[
     "layer_decay",
     "probe",
     "knn",
+    "lora",
 ]
 
 
@@ -189,3 +190,21 @@ def probe(arch: Architecture, epochs: int) -> Strategy:
 def knn(arch: Architecture, epochs: int, *, neighbors: int | None = None) -> Strategy:
     """Let the most similar training images vote, as DINOv2 evaluates features: see `tlx.training.neighbors`."""
     return Strategy("knn", BACKBONE_AND_HEAD, (Phase("fit", {"head": 0.0}),))
+
+
+@register("pretrained and frozen; low-rank adapters on its linear layers train, and the head")
+def lora(
+    arch: Architecture,
+    epochs: int,
+    *,
+    lr: float = 1e-3,
+    rank: int = 8,
+    alpha: float = 16.0,
+    lora_targets: tuple[str, ...] | None = None,
+) -> Strategy:
+    """Train low-rank adapters beside a frozen backbone (Hu et al. 2021, section 4.1).
+
+    The recipe's rank, alpha and lora_targets say which adapters the model has: see `Recipe.lora`.
+    """
+    groups = (Group("base", "backbone !role:adapter"), Group("adapters", "role:adapter"), Group("head", "head"))
+    return Strategy("lora", groups, (Phase("train", {"adapters": lr, "head": lr}),))

@@ -4,7 +4,7 @@ A filter is a line of text, so it can be printed, saved and typed:
 
     head                the layer that was replaced             backbone   everything else
     stage:layer4        one stage of the model                  all        every parameter
-    role:norm           weight, bias or norm                    name:fc.*  a shell pattern on the full name
+    role:norm           weight, bias, norm or adapter           name:fc.*  a shell pattern on the full name
 
 ``!`` negates a term, a space means *and*, ``|`` means *or*: ``backbone !role:norm | name:fc.bias``.
 """
@@ -18,7 +18,7 @@ from tlx.backend import ParamSpec
 from tlx.errors import RecipeError, closest
 from tlx.models.zoo import Architecture
 
-ROLES = ("weight", "bias", "norm")
+ROLES = ("weight", "bias", "norm", "adapter")
 
 
 def select(expression: str, specs: Sequence[ParamSpec], arch: Architecture, where: str) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ class Strategy:
         if late:
             raise RecipeError(f"Strategy {self.name!r}: phase {late[0]!r} starts after the last epoch; raise epochs")
         resolved = dict(partition([(g.name, g.match) for g in self.groups], specs, arch))
-        weights = {spec.name for spec in specs if spec.role == "weight" or decay_on == "all"}
+        weights = {spec.name for spec in specs if spec.role in ("weight", "adapter") or decay_on == "all"}
         groups = []
         for g in self.groups:
             decay = weight_decay if g.weight_decay is None else g.weight_decay

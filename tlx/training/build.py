@@ -101,19 +101,23 @@ def framed(recipe: Recipe, data: Data, own: Pixels | None = None) -> Recipe:
     return replace(recipe, crop_fraction=fraction, aspect=aspect)
 
 
-def build_model(recipe: Recipe, backend: Backend, classes: int, *, tried: bool = True) -> tuple[Model, Architecture]:
-    """Build the recipe's model with its new head, and describe its layout.
+def build_model(
+    recipe: Recipe, backend: Backend, classes: int, *, tried: bool = True, merged: bool = False
+) -> tuple[Model, Architecture]:
+    """Build the recipe's model with its new head and its adapters, and describe its layout.
 
-    What is the user's own is tried on a few images, unless it is only to be described.
+    What is the user's own is tried on a few images, unless it is only to be described. `merged` leaves adapters out.
     """
     head = {"hidden": recipe.head_widths, "dropout": recipe.dropout, "head_module": recipe.head_module}
+    lora = None if merged else recipe.lora
     size = recipe.pixels.size if tried else 0
     if isinstance(recipe.model, str):
         arch = architecture(recipe.model)
-        spec = ModelSpec(arch.name, classes, arch.head, arch.options, image_size=size, **head)
+        spec = ModelSpec(arch.name, classes, arch.head, arch.options, image_size=size, lora=lora, **head)
         return backend.build(spec, recipe.device, _precision(recipe)), arch
     assert recipe.head_path is not None
-    spec = ModelSpec(recipe.model_name, classes, recipe.head_path, module=recipe.model, image_size=size, **head)
+    own = {"module": recipe.model, "image_size": size, "lora": lora, **head}
+    spec = ModelSpec(recipe.model_name, classes, recipe.head_path, **own)
     model = backend.build(spec, recipe.device, _precision(recipe))
     return model, own_architecture(recipe.model_name, recipe.head_path, backend.param_specs(model))
 

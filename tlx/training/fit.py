@@ -137,12 +137,14 @@ def fit(training: Training, state: State) -> Generator[Event, None, None]:
     yield ended
 
 
-def judge(training: Training, state: State, batches: Batches, part: str) -> Generator[Event, None, Metrics]:
+def judge(
+    training: Training, model: Model, bank: Bank | None, batches: Batches, part: str
+) -> Generator[Event, None, Metrics]:
     """Read a part of the data once, and return the metrics of the model, or of the bank where there is one."""
-    if state.bank is None:
-        return (yield from evaluate(training.backend, training.model, batches, part))
+    if bank is None:
+        return (yield from evaluate(training.backend, model, batches, part))
     found = yield from extract(training, head_of(training), batches, part)
-    return metrics_of(state.bank.logits(found.features), found.labels)
+    return metrics_of(bank.logits(found.features), found.labels)
 
 
 def head_of(training: Training) -> Head:

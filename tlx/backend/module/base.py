@@ -45,6 +45,7 @@ from tlx.backend.module.boundary import (
 )
 from tlx.backend.module.build import describe, holder, locate, replace_head
 from tlx.backend.module.dropout import FUNCTIONS, Drop, Masks, dropout_class, function, replace_dropouts
+from tlx.backend.module.lora import attach
 from tlx.backend.module.net import DeviceBatch, Net, Optimizer
 from tlx.errors import BackendError, closest, one_line
 
@@ -161,6 +162,7 @@ class ModuleBackend:
         net = Net(module, spec.head, spec.classes, device, dtype, precision == "bfloat16", modes, specs)
         net.masks, net.dropouts, net.own, net.notes = masks, dropouts, spec.own, notes
         self.prepare(net)
+        attach(self, net, spec)
         module.eval()
         if spec.own:
             shared = [" = ".join((s.name, *s.aliases)) for s in specs if s.aliases]
@@ -386,8 +388,7 @@ class ModuleBackend:
 
     def fetch(self, lazies: Sequence[Lazy]) -> list[Array]:
         if lazies and all(lazy.ndim == 0 for lazy in lazies):
-            stacked = self.fw.stack([lazy.to(self.fw.float64) for lazy in lazies])
-            return list(self.array(stacked))
+            return list(self.array(self.fw.stack([lazy.to(self.fw.float64) for lazy in lazies])))
         return [self.array(lazy) for lazy in lazies]
 
     def probe(self, model: Net) -> Probe:

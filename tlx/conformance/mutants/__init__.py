@@ -3,10 +3,20 @@
 They are in files of the same names as the parts of the suite that catch them.
 """
 
-from tlx.conformance.mutants import batches, boundaries, phases, steps, values
+from tlx.conformance.mutants import adapters, batches, boundaries, phases, steps, values
 from tlx.conformance.mutants.mutant import Mutant
 from tlx.conformance.mutants.phases import BiasedRunningVariance
 
 MUTANTS: tuple[type[Mutant], ...] = tuple(Mutant.__subclasses__())
 
-__all__ = ["MUTANTS", "BiasedRunningVariance", "Mutant", "batches", "boundaries", "phases", "steps", "values"]
+__all__ = [
+    "MUTANTS",
+    "BiasedRunningVariance",
+    "Mutant",
+    "adapters",
+    "batches",
+    "boundaries",
+    "phases",
+    "steps",
+    "values",
+]
