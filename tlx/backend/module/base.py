@@ -74,6 +74,12 @@ class ModuleBackend:
         """Build a zoo model with whatever initial values the zoo gives it."""
         return getattr(self.zoo, name)(**options)
 
+    def made(self, spec: ModelSpec) -> Any:
+        """Build the model that a spec names."""
+        if not hasattr(self.zoo, spec.name):
+            raise BackendError(f"backend {self.name!r} has no model {spec.name!r}; `tlx models` lists what it has")
+        return self.construct(spec.name, **dict(spec.options))
+
     def unwrapped(self, module: Any) -> Any:
         """Return a user's own module without what was put around it; refuse what cannot be trained."""
         return module
@@ -146,10 +152,8 @@ class ModuleBackend:
             spec = replace(spec, head_module=own.taken_over(self, spec.head_module, "head", notes))
         if spec.module is not None:
             module = own.taken_over(self, spec.module, "model", notes)
-        elif hasattr(self.zoo, spec.name):
-            module = self.construct(spec.name, **dict(spec.options))
         else:
-            raise BackendError(f"backend {self.name!r} has no model {spec.name!r}; `tlx models` lists what it has")
+            module = self.made(spec)
         if spec.head:
             replace_head(fw.nn, module, spec)
         masks = Masks()

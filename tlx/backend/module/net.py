@@ -33,6 +33,7 @@ class Net:
     trial: Any = None  # of an own module: the batch it was tried on
     mixes: bool = False  # an own module: an image's outputs depend on its batch
     output: Any = None  # of an own module that returns several things: the key of the logits
+    library: Any = None  # of a library's model: how it takes its values, a `tlx.models.libraries.Fitting`
     notes: list[str] = field(default_factory=list)
     entering: dict[str, Entered] = field(default_factory=dict)  # by boundary
     stand_ins: dict[str, int] = field(default_factory=dict)  # boundary -> number of the one that comes to it
