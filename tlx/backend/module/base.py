@@ -42,6 +42,7 @@ from tlx.backend.module.boundary import (
     replaced,
     stand_ins,
     stop_class,
+    watched,
 )
 from tlx.backend.module.build import describe, holder, locate, replace_head
 from tlx.backend.module.dropout import FUNCTIONS, Drop, Masks, dropout_class, function, replace_dropouts
@@ -365,11 +366,12 @@ class ModuleBackend:
         boundary = boundary or model.head
         parent, attribute, _ = locate(model.module, boundary, "features")
         try:
-            with replaced([(parent, attribute, self.stop())]), self.fw.no_grad():
+            watching = watched(model.module, boundary)
+            with watching as passed, replaced([(parent, attribute, self.stop())]), self.fw.no_grad():
                 self._forward(model, batch)
         except Reached as reached:
             value = reached.value
-            model.entering[boundary] = Entered(value.dtype, tuple(value.stride()), tuple(batch.images.shape))
+            model.entering[boundary] = Entered(value.dtype, tuple(value.stride()), tuple(batch.images.shape), passed)
             return value.to(model.dtype)
         raise BackendError(f"features: a forward pass never comes to {boundary!r}")
 

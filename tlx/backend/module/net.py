@@ -58,7 +58,7 @@ class Net:
         """The modules that act otherwise in training, whether anything in them trains or not."""
         statistics = {s.module for s in self.specs if s.role == "statistic"}
         norms = {module for path, module in self.module.named_modules() if path in statistics}
-        return norms.union(self.dropouts)
+        return norms.union(layer for layer in self.dropouts if layer.p)
 
     def active(self) -> Callable[[Any], bool]:
         """Return what tells whether a module itself, without its children, trains, adapts or drops."""
