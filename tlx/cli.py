@@ -339,8 +339,8 @@ def models(pattern: str | None = None, /, *, json: Json = False) -> None:
         if json:
             _print_json({"models": of_library})
             return
-        rows = [(entry["name"], str(entry["image_size"]), entry["imagenet"] or "-") for entry in of_library]
-        print_table(("model", "px", "weights"), rows, right=(1,))
+        shown = ((entry["name"], str(entry["image_size"]), entry["imagenet"] or "-") for entry in of_library)
+        print_table(("model", "px", "weights"), shown, right=(1,))
         return
     listed = architectures(pattern)
     if json:

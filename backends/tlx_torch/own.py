@@ -86,4 +86,4 @@ def forget_biases(module: torch.nn.Module) -> None:
     In evaluation it keeps those of the first, until `train()` is called; tlx sets the modes itself, module by module.
     """
     if isinstance(getattr(module, "attention_bias_cache", None), dict):
-        module.attention_bias_cache = _Forgotten()
+        module.attention_bias_cache = _Forgotten()  # type: ignore[assignment]

@@ -28,7 +28,6 @@ from tlx.models.zoo import Architecture
 PREFIX = "timm:"
 CLASSES = 1000  # of a skeleton: what listings count parameters with
 ASPECTS: Mapping[str, Aspect] = {"center": "crop", "squash": "squash", "border": "letterbox"}
-NEAREST = 4  # sizes that an error names
 
 Stages = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -44,7 +43,8 @@ def library() -> Any:
     except ImportError as error:
         missing = error.name == "timm"
         problem = "is not installed" if missing else f"does not import: {one_line(str(error))}"
-        raise BackendUnavailable(f"models {PREFIX}... need timm, which {problem}", fix='pip install "tlx[timm]"') from error
+        problem = f"models {PREFIX}... need timm, which {problem}"
+        raise BackendUnavailable(problem, fix='pip install "tlx[timm]"') from error
     return timm
 
 
@@ -130,7 +130,7 @@ def classifiers(module: nn.Module, name: str) -> list[str]:
     if not hasattr(module, "get_classifier"):
         kind = type(module).__name__
         raise RecipeError(f"{name} is no classifier, but an encoder without a head (a {kind} of timm)")
-    heads = module.get_classifier()
+    heads: Any = module.get_classifier()  # type: ignore[operator]
     paths = {id(part): path for path, part in module.named_modules()}
     layers = [path for head in (heads if isinstance(heads, tuple) else (heads,)) for path in _last_layers(head, paths)]
     if not layers:
@@ -152,10 +152,9 @@ def _inputs(module: nn.Module, path: str) -> tuple[int, ...]:
 
 
 def constants(module: nn.Module) -> set[str]:
-    """Return the names of buffers that a model computes when it is made, and does not save: tables of indices, masks."""
-    return {
-        f"{path}.{name}".lstrip(".") for path, part in module.named_modules() for name in part._non_persistent_buffers_set
-    }
+    """Return the names of buffers that a model computes when it is made and does not save, such as index tables."""
+    named = ((path, name) for path, part in module.named_modules() for name in part._non_persistent_buffers_set)
+    return {f"{path}.{name}".lstrip(".") for path, name in named}
 
 
 def norms() -> tuple[type[nn.Module], ...]:
@@ -283,7 +282,7 @@ def _covers(path: str, module: str) -> bool:
 
 
 def check_size(name: str, size: int) -> None:
-    """Pass images without values through a skeleton; raises BackendError, with sizes that fit, where it refuses them."""
+    """Pass images without values through a skeleton; where it refuses them, raise BackendError with sizes that fit."""
     known = layout(name)
     default = known.arch.pixels.size
     if size == default or not (why := _refusal(name, size)):
@@ -291,7 +290,8 @@ def check_size(name: str, size: int) -> None:
     if _refusal(name, default):  # its code needs values: the first batch will tell
         return
     steps = (8, 14, 16, 32, 64)
-    near = sorted({step * (size // step + more) for step in steps for more in (0, 1)} - {0, size}, key=lambda s: abs(s - size))
+    around = {step * (size // step + more) for step in steps for more in (0, 1)} - {0, size}
+    near = sorted(around, key=lambda candidate: abs(candidate - size))
     fitting = [candidate for candidate in near if not _refusal(name, candidate)][:2]
     fix = f"use image_size {' or '.join(map(str, sorted({*fitting, default})))}"
     raise BackendError(f"{name} cannot take images of {size} pixels: {why}", fix=fix)

@@ -38,7 +38,7 @@ def fetch_hosted(source: str, progress: bool) -> Hosted:
         BackendUnavailable: the client is not installed.
     """
     repository, _, revision = source.removeprefix(HUB).partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
         raise WeightsError(f"weights is {source!r}; expected {HUB}OWNER/NAME, or {HUB}OWNER/NAME@REVISION")
     path = _download(repository, revision or None, progress)
     kept = path.resolve()
@@ -53,21 +53,22 @@ def fetch_hosted(source: str, progress: bool) -> Hosted:
 def _download(repository: str, revision: str | None, progress: bool) -> Path:
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as error:
         problem = f"weights of {repository} are on the Hugging Face Hub, whose client is not installed"
         raise BackendUnavailable(problem, fix='pip install "tlx[timm]"') from error
-    failures: list[Exception] = []
+    named, failure = {"revision": revision, "library_name": "tlx"}, None
     with _bars(progress):
         for name in FILES:
+            lost = isinstance(failure, LocalEntryNotFoundError)  # the hub cannot be asked; the cache may have the other
             try:
-                return Path(hf_hub_download(repository, name, revision=revision, library_name="tlx"))
-            except EntryNotFoundError as error:  # this file is not there; or offline, not in the cache
-                failures.append(error)
+                return Path(hf_hub_download(repository, name, **named, local_files_only=lost))
+            except EntryNotFoundError as error:
+                failure = failure or error
             except Exception as error:  # of the client, of what it talks to the network with, and of the disk
-                failures.append(error)
-                break
-    raise _explained(repository, revision, failures[0] if len(failures) == len(FILES) else failures[-1])
+                raise _explained(repository, revision, error) from error
+    assert failure is not None
+    raise _explained(repository, revision, failure) from failure
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def initial_values(
         arrays = {spec.name: own[spec.name] for spec in specs if arch.stage_of(spec.module) != "head"}
     elif weights != "none":
         checkpoint = read_checkpoint(source_file(weights, arch, progress))
-        arrays, changes = match_backbone(checkpoint.arrays, specs, arch, library and library.translated)
+        arrays, changes = match_backbone(checkpoint.arrays, specs, arch, library.translated if library else None)
     if weights not in ("own", "imagenet", "none"):
         card = None if weights.startswith(HUB) else _card(Path(weights))
         if card is not None:

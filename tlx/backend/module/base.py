@@ -151,10 +151,7 @@ class ModuleBackend:
         notes: list[str] = []
         if spec.head_module is not None:
             spec = replace(spec, head_module=own.taken_over(self, spec.head_module, "head", notes))
-        if spec.module is not None:
-            module = own.taken_over(self, spec.module, "model", notes)
-        else:
-            module = self.made(spec)
+        module = self.made(spec) if spec.module is None else own.taken_over(self, spec.module, "model", notes)
         if spec.head:
             replace_head(fw.nn, module, spec)
         masks = Masks()

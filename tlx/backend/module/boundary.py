@@ -5,8 +5,8 @@ each level of its path, is an identity until the pass comes there; then the feat
 modules are back. What the code itself does on the way, such as pooling, so meets the stand-in alone. That is right if
 the modules form a chain up to the boundary, which the caller checks by computing both ways.
 
-Code that adds positions to tokens, or joins them with others, needs the shapes that it knows. Where an identity does not
-do, each child returns zeros in the shapes that it returned when the features were taken.
+Code that adds positions to tokens, or joins them with others, needs the shapes that it knows. Where an identity is not
+enough, each child returns zeros in the shapes that it returned when the features were taken.
 """
 
 from __future__ import annotations
@@ -208,7 +208,9 @@ def retraced(
             return child.forward(*others, **named)
         shapes = next(calls.setdefault(name, iter(passed.get(name, []))), None)
         if shapes is None or any(map(active, child.modules())):
-            raise RuntimeError(f"{name} runs before {path}, which it did not when the features were taken, or it trains")
+            raise RuntimeError(
+                f"{name} runs before {path}, which it did not when the features were taken, or it trains"
+            )
         return _each(shapes, lambda value: isinstance(value, Shape), make)
 
     found = {child: name for name, child in reversed(list(beside(module, path)))}
@@ -237,7 +239,7 @@ def _each(value: Any, wanted: Callable[[Any], bool], change: Callable[[Any], Any
 def outputs_from(backend: Any, model: Any, batch: Any) -> Any:
     """Return what a model makes of features, on the first of some ways that comes to the boundary."""
     entered, features = model.entering[batch.boundary], batch.images
-    part = model.module, batch.boundary, features, model.active()
+    part, passed = (model.module, batch.boundary, features, model.active()), entered.passed
     like_pixels = features.flatten()[:1].expand(len(features), *entered.pixels[1:])
 
     def zeros(shape: Shape, stored: bool) -> Any:
@@ -248,7 +250,7 @@ def outputs_from(backend: Any, model: Any, batch: Any) -> Any:
         return made if stored else made.expand(*sizes)
 
     ways = [(tensor, partial(resumed, *part, backend.proxy)) for tensor in backend.stand_ins(features, entered.pixels)]
-    retracing = [(like_pixels, partial(retraced, *part, entered.passed, partial(zeros, stored=s))) for s in (False, True)]
+    retracing = [(like_pixels, partial(retraced, *part, passed, partial(zeros, stored=s))) for s in (False, True)]
     ways = [*retracing, *ways] if features.ndim == 3 else [*ways, *retracing]
 
     def output(stand_in: Any, way: Callable[[], AbstractContextManager[None]]) -> Any:
