@@ -20,7 +20,8 @@ WEIGHTS = safetensors_bytes({"fc.weight": np.arange(60_000, dtype=np.float32)})
 
 
 def fetch(source: str = f"hf-hub:{REPOSITORY}") -> str:
-    return f"from tlx.models.hub import fetch_hosted\nh = fetch_hosted({source!r}, False)\nanswer = [str(h.path), h.source]"
+    call = f"from tlx.models.hub import fetch_hosted\nh = fetch_hosted({source!r}, False)\n"
+    return call + "answer = [str(h.path), h.source]"
 
 
 @pytest.fixture
@@ -90,7 +91,9 @@ def test_where_there_are_no_safetensors_the_other_file_is_taken_and_its_pickle_i
     hub: Hub, tmp_path: Path
 ) -> None:
     planted = tmp_path / "planted"
-    hostile = b"\x80\x02cposix\nsystem\nX" + len(text := f"touch {planted}".encode()).to_bytes(4, "little") + text + b"\x85R."
+    hostile = (
+        b"\x80\x02cposix\nsystem\nX" + len(text := f"touch {planted}".encode()).to_bytes(4, "little") + text + b"\x85R."
+    )
     hub.repositories[REPOSITORY] = {"pytorch_model.bin": hostile}
     line = ask(fetch() + "\nfrom tlx.models.weights import read_checkpoint\nread_checkpoint(h.path)", hub, tmp_path)
     assert "pytorch_model.bin" in line

@@ -1,8 +1,8 @@
 """The smallest model of each of timm's families, trained with a frozen part: what `make matrix-timm` runs.
 
-A cell is a whole run on a few digits, at the smallest size of images that the model takes. What is frozen has not moved,
-in any bit, and what trains has; the run is repeated with the features of the frozen part cached, and history, test
-accuracy and weights must be equal, bit for bit. A second table says which of timm's models tlx refuses, and why.
+A cell is a whole run on a few digits, at the smallest size of images that the model takes. What is frozen has not
+moved, in any bit, and what trains has; the run is repeated with the features of the frozen part cached, and history,
+test accuracy and weights must be equal, bit for bit. A second table says which of timm's models tlx refuses, and why.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ HEAD = """# The models of timm
 
 The smallest model of each of timm's families, as whole runs on a few digits with random weights, on PyTorch {torch} and
 timm {timm}. In each, the losses are finite, what trains has moved, and what is frozen has not, in any bit; and the run
-was repeated with the features of the frozen part cached. Made by `make matrix-timm`, which leaves out what is done already.
+was repeated with the features of the frozen part cached. Made by `make matrix-timm`, which leaves out what is done
+already.
 
 - `=`: features were cached, and history, test accuracy and weights are equal, bit for bit
 - `ok`: the repeated run is equal, but caching was refused, because it would have changed bits
@@ -72,7 +73,6 @@ Listed = tuple[str, str, int | str]  # family, model, and its parameters or the 
 def models(file: Path) -> list[Listed]:
     """Return all of timm's models; `file` holds those that are looked at already."""
     from timm.models import list_models, model_entrypoint
-
     from tlx_torch import timm_models
 
     known = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
@@ -136,7 +136,10 @@ def examine(family: str, model: str, strategy: str, size: int = 0) -> Cell:
             why = "; ".join(str(event) for event in events if isinstance(event, FeaturesNotKept))
     except Exception as error:
         known = isinstance(error, tlx.TlxError)
-        mark, why = "refused" if known else "fails", one_line(str(error) if known else f"{type(error).__name__}: {error}")
+        mark, why = (
+            "refused" if known else "fails",
+            one_line(str(error) if known else f"{type(error).__name__}: {error}"),
+        )
     seconds = round(time.perf_counter() - began, 1)
     return Cell(family, model, arch.parameters or 0, size, arch.head, len(arch.stages), strategy, mark, why, seconds)
 
@@ -174,7 +177,10 @@ def table(cells: Mapping[tuple[str, str], Cell], listed: Sequence[Listed]) -> st
         shown = facts if first.head else ("-",) * 4
         parts.append(f"| {family} | {first.model} | {' | '.join((*shown, *marks))} |")
     counts = Counter(cell.mark for cell in cells.values())
-    parts += ["", f"{len(families)} families, {len(cells)} cells: " + ", ".join(f"{n} {m}" for m, n in counts.most_common())]
+    parts += [
+        "",
+        f"{len(families)} families, {len(cells)} cells: " + ", ".join(f"{n} {m}" for m, n in counts.most_common()),
+    ]
     parts += ["", "## What is refused, fails, or is not cached", ""]
     lines = dict.fromkeys(f"- {c.family} ({c.model}), {c.mark}: {c.why}" for c in cells.values() if c.why)
     parts += [*lines] or ["Nothing."]
