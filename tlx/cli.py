@@ -339,7 +339,7 @@ def models(pattern: str | None = None, /, *, json: Json = False) -> None:
         if json:
             _print_json({"models": of_library})
             return
-        shown = ((entry["name"], str(entry["image_size"]), entry["imagenet"] or "-") for entry in of_library)
+        shown = ((entry["name"], str(entry["image_size"]), "yes" if entry["imagenet"] else "-") for entry in of_library)
         print_table(("model", "px", "weights"), shown, right=(1,))
         return
     listed = architectures(pattern)

@@ -13,7 +13,6 @@ import torchvision
 
 from tlx.backend import Array, Capabilities, ModelSpec, OptimizerSpec, Precision, float32_exact
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
-from tlx.backend.module.build import describe
 from tlx.backend.module.dropout import UNITS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
 from tlx.errors import BackendError
@@ -78,10 +77,7 @@ class TorchBackend(ModuleBackend):
     def _build(self, spec: ModelSpec, device: str, precision: Precision) -> Net:
         net = super()._build(spec, device, precision)
         if spec.module is None and spec.name.startswith(timm_models.PREFIX):
-            net.library = timm_build.Fitting(spec.name, spec.classes, spec.image_size)
-            made = timm_models.constants(net.module)
-            specs = describe(net.module, (*self.norms, *timm_models.norms()))
-            net.specs = tuple(s for s in specs if s.name not in made)
+            timm_build.describe_built(self, net, spec)
         return net
 
     def _tensors(self, model: Net) -> dict[str, torch.Tensor]:

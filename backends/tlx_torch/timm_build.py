@@ -12,9 +12,12 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from tlx import rng
-from tlx.backend import Array, Arrays
-from tlx.backend.module.build import holder
-from tlx_torch.timm_models import check_size, constants, created, layout
+from tlx.backend import Array, Arrays, ModelSpec
+from tlx.backend.module.base import ModuleBackend
+from tlx.backend.module.build import describe, holder
+from tlx.backend.module.net import Net
+from tlx.backend.module.own import trial_batch
+from tlx_torch.timm_models import check_size, constants, created, layout, norms
 
 Read = Callable[..., Any]  # brings a checkpoint into a model's layout: timm's checkpoint_filter_fn
 
@@ -38,6 +41,19 @@ def build(name: str, classes: int, size: int) -> nn.Module:
         head.__class__ = nn.Linear  # timm's own, of pruned models, differs in a script alone
     _replace_drop_paths(module)
     return module
+
+
+def describe_built(backend: ModuleBackend, net: Net, spec: ModelSpec) -> None:
+    """Tell a net how it takes its values, which norms are timm's, what it does not save, and what to try it on."""
+    net.library = Fitting(spec.name, spec.classes, spec.image_size)
+    made, kinds = constants(net.module), (*backend.norms, *norms())
+    net.specs = tuple(described for described in describe(net.module, kinds) if described.name not in made)
+    net.trial = trial_batch(backend, net, spec.image_size or layout(spec.name).arch.pixels.size)
+    rate = float(getattr(net.module, "drop_rate", 0.0))
+    if rate and not any(layer.p == rate for layer in net.dropouts):
+        net.notes.append(
+            f"its code drops {rate:.0%} of what enters the head while it trains, so features are not cached"
+        )
 
 
 def _replace_drop_paths(module: nn.Module) -> None:

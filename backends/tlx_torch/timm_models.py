@@ -40,8 +40,8 @@ def library() -> Any:
     """
     try:
         import timm
-    except ImportError as error:
-        missing = error.name == "timm"
+    except Exception as error:  # whatever the modules of an environment raise
+        missing = isinstance(error, ImportError) and error.name == "timm"
         problem = "is not installed" if missing else f"does not import: {one_line(str(error))}"
         problem = f"models {PREFIX}... need timm, which {problem}"
         raise BackendUnavailable(problem, fix='pip install "tlx[timm]"') from error

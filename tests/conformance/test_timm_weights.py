@@ -51,7 +51,10 @@ def test_a_file_with_timms_names_fills_the_backbone(prefix: str, tmp_path: Path)
     assert not np.array_equal(arrays["head.weight"], values["head.weight"])  # drawn anew
 
 
-@pytest.mark.parametrize("model", ["test_vit", "test_vit3", "vit_small_patch14_reg4_dinov2"])
+@pytest.mark.parametrize(
+    "model",
+    ["test_vit", "test_vit3", pytest.param("vit_small_patch14_reg4_dinov2", marks=pytest.mark.thorough)],
+)
 def test_positions_are_resampled_as_timm_does_for_images_of_another_size(model: str, tmp_path: Path) -> None:
     large, small = {"vit_small_patch14_reg4_dinov2": (70, 42)}.get(model, (80, 48))
     values = arrays_of(timms_own(model, large))

@@ -119,11 +119,10 @@ def serving_hub() -> Iterator[Hub]:
 def ask(code: str, hub: Hub, home: Path, **environment: str) -> Any:
     """Run Python code in a process of its own that talks to a hub; return what it assigns to `answer`.
 
-    A TlxError comes back as its one line. The client reads its environment when it is imported; it does not pause
-    between its attempts here.
+    A TlxError comes back as its one line. The client reads its environment when it is imported.
     """
     script = (
-        "import json, time\ntime.sleep = lambda seconds: None\nfrom tlx.errors import TlxError\n"
+        "import json\nfrom tlx.errors import TlxError\n"
         f"try:\n{''.join(f'    {line}{chr(10)}' for line in code.splitlines())}"
         "except TlxError as error:\n    answer = str(error)\n"
         "print()\nprint(json.dumps(answer))"

@@ -146,7 +146,7 @@ def examine(family: str, model: str, strategy: str, size: int = 0) -> Cell:
 
 def unsound(result: tlx.Result) -> str:
     """Say what is wrong with a run by itself, or nothing."""
-    losses = [epoch[part] for epoch in result.history for part in ("train_loss", "val_loss")]  # type: ignore[literal-required]
+    losses = [epoch[part] for epoch in result.history for part in ("train_loss", "val_loss")]
     if not all(loss is not None and math.isfinite(loss) for loss in losses):
         return f"losses are {losses}"
     backend = registry.load("torch")

@@ -57,12 +57,12 @@ def _download(repository: str, revision: str | None, progress: bool) -> Path:
     except ImportError as error:
         problem = f"weights of {repository} are on the Hugging Face Hub, whose client is not installed"
         raise BackendUnavailable(problem, fix='pip install "tlx[timm]"') from error
-    named, failure = {"revision": revision, "library_name": "tlx"}, None
+    failure: EntryNotFoundError | None = None
     with _bars(progress):
         for name in FILES:
             lost = isinstance(failure, LocalEntryNotFoundError)  # the hub cannot be asked; the cache may have the other
             try:
-                return Path(hf_hub_download(repository, name, **named, local_files_only=lost))
+                return Path(hf_hub_download(repository, name, revision=revision, local_files_only=lost))
             except EntryNotFoundError as error:
                 failure = failure or error
             except Exception as error:  # of the client, of what it talks to the network with, and of the disk

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from tlx.errors import RecipeError, WeightsError, closest
-from tlx.models.libraries import Listed, library_of
+from tlx.models.libraries import LIBRARIES, Listed, library_of
 from tlx.models.pixels import IMAGENET, Pixels
 
 if TYPE_CHECKING:
@@ -317,7 +317,8 @@ def architecture(name: str) -> Architecture:
         RecipeError: there is no such model; the nearest names are listed.
     """
     if name not in ARCHITECTURES:
-        _import_light_modules()
+        if name.partition(":")[0] not in LIBRARIES:
+            _import_light_modules()
         if (library := library_of(name)) is not None:
             return library.load().architecture(name)
     if name not in ARCHITECTURES:

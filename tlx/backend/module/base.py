@@ -274,7 +274,7 @@ class ModuleBackend:
 
     def _seeded(self, model: Net, key: own.Key) -> AbstractContextManager[None]:
         model.masks.begin(key)
-        return own.seeded(self, model, key) if model.own else nullcontext()
+        return own.seeded(self, model, key) if model.foreign else nullcontext()
 
     def _loss(self, logits: Any, batch: DeviceBatch) -> Any:
         """Mean over the samples."""
@@ -342,7 +342,7 @@ class ModuleBackend:
             return model.module(batch.images)
 
     def boundaries(self, model: Net) -> tuple[str, ...]:
-        if model.own and not own.same_in_training(self, model, model.changing):
+        if model.foreign and not own.same_in_training(self, model, model.changing):
             return ()
         return candidates(model.module, model.active())
 

@@ -44,6 +44,11 @@ class Net:
         return {path for name in all_names for path in ancestors(name)}
 
     @property
+    def foreign(self) -> bool:
+        """Whether it may draw random numbers of its own: it is not of a framework's zoo, whose layers are known."""
+        return self.own or self.library is not None
+
+    @property
     def redrawn(self) -> tuple[str, ...]:
         """The paths of dropouts that tlx drew otherwise in saved runs up to version 2.
 
