@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench growth peers parity-zoo parity-engines parity-suite matrix fuzz thorough clean
+.PHONY: help setup demo test lint docs bench growth peers parity-zoo parity-engines parity-suite matrix matrix-timm fuzz thorough clean
 
 help:
 	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (10 GB)"
@@ -13,6 +13,7 @@ help:
 	@echo "make parity-engines   compare NumPy, JAX and ONNX Runtime with PyTorch, for docs/capture.md (2 minutes)"
 	@echo "make parity-suite   compare ports of eight networks, equal ones and faulty ones, for docs/parity-suite.md (1 hour)"
 	@echo "make matrix   run every shared model with every strategy on both, for docs/matrix.md (hours; continues)"
+	@echo "make matrix-timm   train the smallest model of each family of timm, for docs/timm-models.md (an hour; continues)"
 	@echo "make fuzz   20,000 hostile inputs to the command line, for docs/fuzz.md; other ones: make fuzz SEED=1"
 	@echo "make thorough   the tests of which make test runs a sample only: large models, tutorials, OneFlow's share (10 minutes)"
 	@echo "make clean   remove .venv and caches"
@@ -61,6 +62,9 @@ parity-engines: setup .venv-engines/installed
 
 parity-suite: setup
 	PYTHONPATH=tests OMP_NUM_THREADS=1 .venv/bin/python -m support.porting -o docs/parity-suite.md
+
+matrix-timm: setup
+	PYTHONPATH=tests OMP_NUM_THREADS=1 .venv/bin/python -m support.timm_matrix -o docs/timm-models.md
 
 matrix: setup
 	.venv/bin/python -m tlx.proof.matrix -o docs/matrix.md

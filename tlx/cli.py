@@ -337,11 +337,20 @@ def models(pattern: str | None = None, /, *, json: Json = False) -> None:
     Parameters
     ----------
     pattern:
-        Show only the models whose name holds this, or matches it as a shell pattern: `resnet`, `efficientnet_b?`.
+        Show only the models whose name holds this, or matches it as a shell pattern: `resnet`, `efficientnet_b?`. With
+        the prefix of a library, such as `timm:vit*`, its models, with the size of their images and their weights.
     """
     from tlx.models.zoo import architectures
+    from tlx.models.zoo import listed as listed_of_library
     from tlx.runs.display import print_table
 
+    if (of_library := listed_of_library(pattern or "")) is not None:
+        if json:
+            _print_json({"models": of_library})
+            return
+        shown = ((entry["name"], str(entry["image_size"]), "yes" if entry["imagenet"] else "-") for entry in of_library)
+        print_table(("model", "px", "weights"), shown, right=(1,))
+        return
     listed = architectures(pattern)
     if json:
         _print_json({"models": [arch.to_dict() for arch in listed]})

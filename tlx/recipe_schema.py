@@ -136,7 +136,7 @@ class Schema:
     )
     model: ModelLike = field(
         "resnet18",
-        "architecture: see `tlx models`; in Python also a module of the framework",
+        "architecture: see `tlx models`, or timm:NAME; in Python also a module of the framework",
         check_model,
         group="Model",
     )
@@ -157,7 +157,9 @@ class Schema:
         high=0.99,
     )
     weights: str | None = text(
-        None, "imagenet, none, a weights file (.pth, .ckpt, .bin, .safetensors), or a run folder", group="Model"
+        None,
+        "imagenet, none, a weights file (.pth, .ckpt, .bin, .safetensors), a run folder, or hf-hub:OWNER/NAME",
+        group="Model",
     )
     epochs: int = number(3, "passes over the training images", group="Training", low=1, whole=True)
     batch_size: int = number(

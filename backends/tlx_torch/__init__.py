@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tlx.models.libraries import Library, register_library
 from tlx_torch.doctor import check as check
 
 if TYPE_CHECKING:
     from tlx.backend import Backend
 
 DISTRIBUTIONS = ("torch", "torchvision")
+
+register_library(Library("timm", backend="torch", module="tlx_torch.timm_models", distribution="timm"))
 
 
 def create() -> Backend:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import torchvision
 
-from tlx.backend import Array, Capabilities, OptimizerSpec, float32_exact
+from tlx.backend import Array, Capabilities, ModelSpec, OptimizerSpec, Precision, float32_exact
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.dropout import UNITS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
 from tlx.errors import BackendError
 from tlx.models.zoo import ARCHITECTURES
-from tlx_torch import activations, memory, own
+from tlx_torch import activations, memory, own, timm_build, timm_models
 
 NATIVE = {"momentum": "momentum_buffer"}  # PyTorch's names of slots, where they are not the portable ones
 
@@ -68,6 +68,23 @@ class TorchBackend(ModuleBackend):
             deterministic=True,
         )
 
+    def made(self, spec: ModelSpec) -> torch.nn.Module:
+        if not spec.name.startswith(timm_models.PREFIX):
+            module: torch.nn.Module = super().made(spec)
+            return module
+        return timm_build.build(spec.name, spec.classes, spec.image_size)
+
+    def _build(self, spec: ModelSpec, device: str, precision: Precision) -> Net:
+        net = super()._build(spec, device, precision)
+        if spec.module is None and spec.name.startswith(timm_models.PREFIX):
+            timm_build.describe_built(self, net, spec)
+        return net
+
+    def _tensors(self, model: Net) -> dict[str, torch.Tensor]:
+        # A library's model keeps the constants that it was made with.
+        tensors = super()._tensors(model)
+        return tensors if model.library is None else {spec.name: tensors[spec.name] for spec in model.specs}
+
     def unwrapped(self, module: torch.nn.Module) -> torch.nn.Module:
         return own.unwrapped(module)
 
@@ -93,6 +110,7 @@ class TorchBackend(ModuleBackend):
         net.module.to(memory_format=torch.channels_last)
         for path, module in net.module.named_modules():
             activations.improve(module)
+            own.forget_biases(module)
             if isinstance(module, self.batch_norms) and path not in self.norms_as_given:
                 # Other backends hold these constants as float32 and weigh the old mean with fl32(0.9).
                 module.eps = float32_exact(module.eps)

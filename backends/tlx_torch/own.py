@@ -73,3 +73,17 @@ def attention(native: Callable[..., torch.Tensor], drop: Drop) -> Callable[..., 
         return weights @ value
 
     return attend
+
+
+class _Forgotten(dict[str, torch.Tensor]):
+    def __contains__(self, key: object) -> bool:
+        return False
+
+
+def forget_biases(module: torch.nn.Module) -> None:
+    """Let attention of timm look its biases up in each pass.
+
+    In evaluation it keeps those of the first, until `train()` is called; tlx sets the modes itself, module by module.
+    """
+    if isinstance(getattr(module, "attention_bias_cache", None), dict):
+        module.attention_bias_cache = _Forgotten()  # type: ignore[assignment]

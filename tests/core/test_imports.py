@@ -12,7 +12,7 @@ import pytest
 import tlx
 
 CORE = Path(tlx.__file__).parent
-FRAMEWORKS = {"torch", "torchvision", "oneflow", "flowvision"}
+FRAMEWORKS = {"torch", "torchvision", "oneflow", "flowvision", "timm"}
 
 
 def imported_by(code: str) -> set[str]:

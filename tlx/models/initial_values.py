@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ from tlx.backend import Array, Arrays, ParamSpec
 from tlx.download import cache_folder, fetch
 from tlx.errors import DataError, TlxError, WeightsError
 from tlx.manifest import CARD, read_files, read_manifest
+from tlx.models.hub import HUB, fetch_hosted
+from tlx.models.libraries import Fitting
 from tlx.models.matching import match_backbone, match_head
-from tlx.models.weights import RUN_WEIGHTS, check_digest, read_checkpoint, read_weights
+from tlx.models.weights import RUN_WEIGHTS, check_digest, read_checkpoint
 from tlx.models.zoo import IMAGENET_URL, Architecture
 
 
@@ -28,13 +32,16 @@ def initial_values(
     progress: bool = False,
     own: Arrays | None = None,
     classes: Sequence[str] = (),
+    library: Fitting | None = None,
 ) -> tuple[dict[str, Array], list[str]]:
     """Return every parameter and buffer of a model, and notes on how a checkpoint was read.
 
-    `weights` is ``"none"``, ``"imagenet"`` (downloaded, hash-checked), a weights file, a run folder, or ``"own"``: the
-    values in `own`, which a user's module brought along. They fill the backbone. The head is drawn from the seed, but
-    that of a run with the same `classes` is kept. So are low-rank adapters, which add nothing at first.
-    Of the values in `own`, what has no customary start keeps its value whatever `weights` is.
+    `weights` is ``"none"``, ``"imagenet"`` (downloaded, hash-checked), ``"hf-hub:OWNER/NAME"``, a weights file, a run
+    folder, or ``"own"``: the values in `own`, which a user's module brought along. They fill the backbone. The head is
+    drawn from the seed, but that of a run with the same `classes` is kept. So are low-rank adapters, which add nothing
+    at first.
+    Of the values in `own`, what has no customary start keeps its value whatever `weights` is. The `library` of a model
+    reads checkpoints that have other names or shapes.
     """
     arrays: dict[str, Array] = {}
     notes: list[str] = []
@@ -42,12 +49,11 @@ def initial_values(
     if weights == "own":
         assert own is not None
         arrays = {spec.name: own[spec.name] for spec in plain if arch.stage_of(spec.module) != "head"}
-    elif weights == "imagenet":
-        arrays, _ = match_backbone(read_weights(imagenet_file(arch, progress)), plain, arch)
     elif weights != "none":
-        checkpoint = read_checkpoint(weights)
-        arrays, changes = match_backbone(checkpoint.arrays, plain, arch)
-        card = _card(Path(weights))
+        checkpoint = read_checkpoint(source_file(weights, arch, progress))
+        arrays, changes = match_backbone(checkpoint.arrays, plain, arch, library.translated if library else None)
+    if weights not in ("own", "imagenet", "none"):
+        card = None if weights.startswith(HUB) else _card(Path(weights))
         if card is not None:
             check_digest(checkpoint.arrays, card, Path(weights) / RUN_WEIGHTS)
         if classes and card is not None:
@@ -92,14 +98,25 @@ def _has_customary_start(spec: ParamSpec, layers: Collection[str]) -> bool:
     return spec.role == "norm" or (spec.module in layers and spec.name.endswith(("weight", "bias")))
 
 
+def source_file(weights: str, arch: Architecture, progress: bool) -> Path:
+    """Return the file or folder that `weights` names, from the cache or downloaded where it lies elsewhere."""
+    source = arch.imagenet if weights == "imagenet" else weights
+    if source.startswith(HUB):
+        return fetch_hosted(source, progress).path
+    return imagenet_file(arch, progress) if weights == "imagenet" else Path(weights)
+
+
 def imagenet_file(arch: Architecture, progress: bool) -> Path:
     """Return the published ImageNet checkpoint of a model, from the cache or downloaded."""
     if not arch.imagenet:
         raise WeightsError(f"{arch.name} has no published ImageNet weights; pass weights='none' or a file")
-    digits = arch.imagenet.removesuffix(".pth").rpartition("-")[2]
-    dest = cache_folder() / "weights" / arch.imagenet
+    url, dest = IMAGENET_URL + arch.imagenet, cache_folder() / "weights" / arch.imagenet
+    if "://" in arch.imagenet:  # of a library; names of files may repeat between addresses
+        url, file = arch.imagenet, arch.imagenet.rpartition("/")[2]
+        dest = dest.parent / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{file}"
+    digits = re.search(r"-([0-9a-f]{8,})\.\w+$", url)  # by the custom of torch.hub
     try:
-        return fetch(IMAGENET_URL + arch.imagenet, dest, sha256_prefix=digits, progress=progress)
+        return fetch(url, dest, sha256_prefix=digits[1] if digits else None, progress=progress)
     except DataError as error:
         raise WeightsError(
             f"{str(error).rstrip('.')}. Pass weights as a file instead (--weights FILE, .safetensors or .pth), "

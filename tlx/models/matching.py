@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -92,19 +92,27 @@ def _with_nearest(name: str, extra: Sequence[str]) -> str:
 
 
 def match_backbone(
-    arrays: Arrays, specs: Sequence[ParamSpec], arch: Architecture
+    arrays: Arrays,
+    specs: Sequence[ParamSpec],
+    arch: Architecture,
+    translated: Callable[[Arrays], Arrays] | None = None,
 ) -> tuple[dict[str, Array], list[str]]:
     """Return what a model's backbone takes from anybody's checkpoint, and notes on what was done to make it fit.
 
     A prefix of the names is taken off where the backbone lies below it, as wrappers leave it (``module.``,
     ``model.backbone.``). Beside the backbone, which must fit strictly, other entries may lie; they are left aside.
+    `translated` brings the names and shapes of other layouts that a library knows into the model's.
 
     Raises:
         WeightsError: the backbone does not fit; see `match`.
     """
     backbone = [spec.name for spec in specs if not _covers(arch.head, spec.name)]
     prefix, rivals = _prefix(arrays, backbone)
-    below = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    below: Arrays = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    if translated is not None:
+        if 2 * sum(name in below for name in backbone) < len(backbone):  # names of another layout, alike by chance
+            prefix, rivals, below = "", [], arrays
+        below = translated(below)
     inner = _by_first_names(arch.translate(below), specs, arch.name)
     head = {name: array for name, array in inner.items() if _covers(arch.head, name)}
     containers = {_container(path) for _, paths in arch.stages for path in paths}

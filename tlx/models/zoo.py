@@ -6,7 +6,8 @@ several checkpoints it is torchvision's IMAGENET1K_V1; regnet_y_128gf has only I
 
 To add a model family, add its rows to `ARCHITECTURES`, with a function like `_resnet` if they have a layout in common.
 No other file changes, as a backend offers every model of this table that its framework's zoo has. To add a model from
-outside, call `register`: in a backend's light module, so that the command line finds it too.
+outside, call `register`: in a backend's light module, so that the command line finds it too. A name with a prefix, such
+as `timm:NAME`, belongs to a library: see `tlx.models.libraries`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from tlx.errors import RecipeError, WeightsError, closest
+from tlx.models.libraries import LIBRARIES, Listed, library_of
 from tlx.models.pixels import IMAGENET, Pixels
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class Architecture:
     name: str
     head: str  # path of the last layer, which is replaced
     stages: tuple[tuple[str, tuple[str, ...]], ...]  # from input to output: name, and the module paths it covers
-    imagenet: str  # file name of its published checkpoint; "": none
+    imagenet: str  # its published checkpoint: a file name, or for a library's model an address; "": none
     min_size: int = 1  # smallest image, in pixels, that no layer shrinks to nothing (torchvision's "min_size")
     options: tuple[tuple[str, bool], ...] = ()  # of the zoo's constructor, the same on every backend
     left_out: tuple[str, ...] = ()  # beginnings of names in the checkpoint that the model does without
@@ -42,6 +44,7 @@ class Architecture:
     hidden: bool = False  # only tests use it: listings leave it out
     parameters: int | None = None  # with 1,000 classes
     pixels: Pixels = IMAGENET  # what its weights expect
+    backend: str = ""  # of a library's model: the only one that builds it
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a listing shows, as plain values."""
@@ -314,7 +317,10 @@ def architecture(name: str) -> Architecture:
         RecipeError: there is no such model; the nearest names are listed.
     """
     if name not in ARCHITECTURES:
-        _import_light_modules()
+        if name.partition(":")[0] not in LIBRARIES:
+            _import_light_modules()
+        if (library := library_of(name)) is not None:
+            return library.load().architecture(name)
     if name not in ARCHITECTURES:
         visible = [arch.name for arch in ARCHITECTURES.values() if not arch.hidden]
         raise RecipeError(f"Unknown model {name!r}.{closest(name, visible)}")
@@ -336,6 +342,20 @@ def architectures(pattern: str | None = None) -> list[Architecture]:
     if not matching:
         raise RecipeError(f"No model matches {pattern!r}; `tlx models` lists them all")
     return matching
+
+
+def listed(pattern: str) -> Sequence[Listed] | None:
+    """Return the models of a library that a pattern with its prefix matches; None: the pattern has no prefix.
+
+    Raises:
+        RecipeError: there is no such library, or no name matches.
+    """
+    _import_light_modules()
+    if (library := library_of(pattern)) is None:
+        return None
+    if not (found := library.load().listed(pattern)):
+        raise RecipeError(f"No model matches {pattern!r}; `tlx models '{library.prefix}:*'` lists them all")
+    return found
 
 
 def _import_light_modules() -> None:

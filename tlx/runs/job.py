@@ -15,6 +15,7 @@ from tlx.data import Data, Loader
 from tlx.download import clear_leftovers
 from tlx.errors import BackendError, DataError, RecipeError, printable, shown
 from tlx.manifest import RECIPE
+from tlx.models.libraries import versions_of
 from tlx.models.pixels import IMAGENET, Pixels
 from tlx.models.weights import digest
 from tlx.models.zoo import Architecture
@@ -39,6 +40,7 @@ from tlx.training.build import (
     open_data,
     resolve_placement,
     versions,
+    with_pinned_weights,
 )
 from tlx.training.effects import check_effects, without_idle_fields
 from tlx.training.fit import fit, judge
@@ -178,6 +180,8 @@ def _execute(
     check_fit(recipe, data)
     recipe = framed(recipe, data, own)
     fresh = resumed is None or resumed.state is None  # the latter was stopped before its first save
+    if fresh:
+        recipe = with_pinned_weights(recipe, display.shown)
     training, arch, read = _prepared(recipe, backend, data, fresh, display.shown)
     if resumed is None:
         check_effects(recipe, data, training.plan)
@@ -241,7 +245,7 @@ def _execute(
             total_parameters=training.plan.total_parameters(),
             train_images_per_second=sum(e.train.images for e in state.history) / sum(e.seconds for e in state.history),
             wall_seconds=time.perf_counter() - started,
-            versions={**versions(), **backend.capabilities().versions},
+            versions={**versions(), **backend.capabilities().versions, **versions_of(recipe.model)},
             notes=[*notes, *last],
             recipe=recipe,
             run_dir=run_dir,
@@ -332,6 +336,7 @@ def card(
         "format": 2,  # since the folder has a manifest
         "model": recipe.model_name,
         "head": head,
+        "weights": recipe.weights,
         "classes": list(data.classes),
         "preprocess": asdict(evaluated.preprocess),
         "crop_fraction": framing.crop_fraction,

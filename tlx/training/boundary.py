@@ -7,7 +7,8 @@ is tried before cached features stand for what the whole model computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +18,8 @@ from tlx.backend import Array, Backend, Batch, Handle, Model
 from tlx.data.loader import Loader
 from tlx.errors import one_line
 from tlx.training.feature_store import CHECKED, FeatureStore, open_store, unwritable
+
+IDLE = 1 / 64  # below, a value may leave no trace in bfloat16; new layers are drawn with larger ones
 
 
 class Boundary:
@@ -94,7 +97,7 @@ class Boundary:
 
 
 def find_boundary(
-    backend: Backend, model: Model, loader: Loader, network: Mapping[str, Any] | None
+    backend: Backend, model: Model, loader: Loader, network: Mapping[str, Any] | None, trains: Collection[str] = ()
 ) -> tuple[Boundary | None, str]:
     """Return the best boundary of the model's present phase; or None, and why, unless nothing is frozen at its start.
 
@@ -103,10 +106,18 @@ def find_boundary(
         model: a model whose present phase freezes something.
         loader: of training images.
         network: identifies the network in the store of earlier runs; None: there is no store.
+        trains: the parameters that train in the phase.
     """
     modules = backend.boundaries(model)
     if not modules:
         return None, ""
+    with _none_idle(backend, model, trains):
+        return _find(backend, model, loader, network, modules)
+
+
+def _find(
+    backend: Backend, model: Model, loader: Loader, network: Mapping[str, Any] | None, modules: Collection[str]
+) -> tuple[Boundary | None, str]:
     drawn, count = loader.draw(0), max(CHECKED, loader.batch_size)
     sample = next(loader.pixels(drawn, [np.arange(min(count, len(drawn.order)))]))
     sample = np.resize(sample, (count, *sample.shape[1:]))
@@ -131,6 +142,25 @@ def find_boundary(
                 boundary.problem = unwritable(error)
         return boundary, ""
     return None, "; ".join(why)
+
+
+@contextmanager
+def _none_idle(backend: Backend, model: Model, trains: Collection[str]) -> Iterator[None]:
+    """Give other values to what trains and is close to zero, while the block runs.
+
+    A gain of zero on a branch, as NFNet's begin with, hides that what enters the branch is not what entered it before:
+    the logits are right, and the first gradients are not.
+    """
+    values = backend.dump_arrays(model) if trains else {}
+    idle = {name: values[name] for name in trains if name in values and np.abs(values[name]).max(initial=0) < IDLE}
+    moved = {name: (IDLE * (np.arange(v.size) % 7 + 1)).reshape(v.shape).astype(v.dtype) for name, v in idle.items()}
+    try:
+        if moved:
+            backend.load_arrays(model, {**values, **moved})
+        yield
+    finally:
+        if moved:
+            backend.load_arrays(model, values)
 
 
 def put(backend: Backend, model: Model, loader: Loader, images: Array, boundary: str = "") -> Handle:

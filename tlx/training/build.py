@@ -14,8 +14,10 @@ from tlx.backend.preprocess import Aspect
 from tlx.backend.threads import processor
 from tlx.data import Augment, Data, Images, Loader, load_data
 from tlx.data.mixing import Targets, balanced_weights
-from tlx.errors import BackendError, RecipeError, WeightsError
+from tlx.errors import BackendError, RecipeError, WeightsError, closest
+from tlx.models.hub import HUB, fetch_hosted
 from tlx.models.initial_values import initial_values
+from tlx.models.libraries import versions_of
 from tlx.models.pixels import Pixels
 from tlx.models.weights import first_not_finite
 from tlx.models.zoo import Architecture, architecture, own_architecture
@@ -41,11 +43,35 @@ def resolve_placement(recipe: Recipe, backend: Backend) -> Recipe:
         raise BackendError(
             f"backend {backend.name!r} has no native {precision} on {device}; it has {', '.join(offered)}"
         )
-    if isinstance(recipe.model, str) and recipe.model not in can.models:
-        raise BackendError(f"backend {backend.name!r} has no model {recipe.model!r}; it has {', '.join(can.models)}")
+    if isinstance(recipe.model, str):
+        _check_has(backend, can.models, architecture(recipe.model))
     if recipe.optimizer not in can.optimizers:
         raise BackendError(f"backend {backend.name!r} has no optimizer {recipe.optimizer!r}")
     return replace(recipe, device=device, precision=precision)  # type: ignore[arg-type]
+
+
+def _check_has(backend: Backend, models: Sequence[str], arch: Architecture) -> None:
+    if arch.backend not in ("", backend.name):
+        library, _, name = arch.name.partition(":")
+        near = closest(name, models)
+        problem = f"backend {backend.name!r} has no model {arch.name!r}: {library} exists on {arch.backend!r} only"
+        raise BackendError(f"{problem}.{near if 'Did you mean' in near else ''}".rstrip("."))
+    if not arch.backend and arch.name not in models:
+        raise BackendError(f"backend {backend.name!r} has no model {arch.name!r}; it has {', '.join(models)}")
+
+
+def with_pinned_weights(recipe: Recipe, progress: bool) -> Recipe:
+    """Fetch weights that come from the hub, and name the commit, by which they are found again as they are now.
+
+    Raises:
+        WeightsError: they cannot be had.
+    """
+    source = recipe.weights
+    if source == "imagenet" and isinstance(recipe.model, str):
+        source = architecture(recipe.model).imagenet
+    if source is None or not source.startswith(HUB):
+        return recipe
+    return replace(recipe, weights=fetch_hosted(source, progress).source)
 
 
 def open_data(recipe: Recipe) -> Data:
@@ -113,6 +139,7 @@ def build_model(
     size = recipe.pixels.size if tried else 0
     if isinstance(recipe.model, str):
         arch = architecture(recipe.model)
+        size = recipe.pixels.size if recipe.head_module is None else size  # some models are built for one size
         spec = ModelSpec(arch.name, classes, arch.head, arch.options, image_size=size, lora=lora, **head)
         return backend.build(spec, recipe.device, _precision(recipe)), arch
     assert recipe.head_path is not None
@@ -133,8 +160,10 @@ def start_of(
     """Return the values that the recipe starts from, and notes on how they were read."""
     assert recipe.weights is not None
     own = None if isinstance(recipe.model, str) and recipe.head_module is None else backend.dump_arrays(model)
-    specs = backend.param_specs(model)
-    return initial_values(specs, arch, recipe.weights, recipe.seed, progress, own, classes)
+    specs, library = backend.param_specs(model), getattr(model, "library", None)
+    if library is not None and recipe.weights == "none":
+        own = {**(own or {}), **library.first_values(recipe.seed)}
+    return initial_values(specs, arch, recipe.weights, recipe.seed, progress, own, classes, library)
 
 
 def load_initial(
@@ -218,7 +247,7 @@ def identity(recipe: Recipe, backend: Backend) -> Mapping[str, Any] | None:
     return {
         "model": recipe.model,
         "backend": recipe.backend,
-        "versions": {**versions(), **backend.capabilities().versions},
+        "versions": {**versions(), **backend.capabilities().versions, **versions_of(recipe.model)},
         "device": recipe.device,
         "precision": recipe.precision,
         "processor": processor(),

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +115,7 @@ def choose_feed(
     val: Loader | None,
     network: Mapping[str, Any] | None,
     micro_batch: int | None,
+    trains: Collection[str] = (),
 ) -> Generator[FeaturesKept | FeaturesNotKept, None, Feed]:
     """Cache the features of each part whose images come in a bounded number of variants, if there is a boundary.
 
@@ -126,12 +127,13 @@ def choose_feed(
         network: what identifies all that computes features, values included, so that later runs find them again; None:
             the features serve this run alone.
         micro_batch: training images that are on the device at once.
+        trains: the parameters that train in the phase.
     """
     parts = {"train": train, "val": val}
     bounded = {part: loader for part, loader in parts.items() if loader is not None and loader.variants is not None}
     if not bounded:
         return Feed(train, val)
-    boundary, why = find_boundary(backend, model, next(iter(bounded.values())), network)
+    boundary, why = find_boundary(backend, model, next(iter(bounded.values())), network, trains)
     if boundary is None:
         if why:
             yield FeaturesNotKept(why)

@@ -146,7 +146,9 @@ def feed_of_phase(training: Training, state: State) -> Generator[Event, None, Fe
     # A shadow may lag behind where something freezes anew, so validation then goes through the whole model.
     val = training.val if training.shadow is None else None
     network = None if training.network is None else {**training.network, "frozen": state.frozen}
-    feed = yield from choose_feed(training.backend, training.model, training.loader, val, network, training.micro_batch)
+    trains = training.plan.state_at(state.step).trainable
+    parts = training.backend, training.model, training.loader, val, network, training.micro_batch, trains
+    feed = yield from choose_feed(*parts)
     return feed if val is not None else replace(feed, val=training.val)
 
 

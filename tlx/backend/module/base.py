@@ -42,6 +42,7 @@ from tlx.backend.module.boundary import (
     replaced,
     stand_ins,
     stop_class,
+    watched,
 )
 from tlx.backend.module.build import describe, holder, locate, replace_head
 from tlx.backend.module.dropout import FUNCTIONS, Drop, Masks, dropout_class, function, replace_dropouts
@@ -74,6 +75,12 @@ class ModuleBackend:
     def construct(self, name: str, **options: bool) -> Any:
         """Build a zoo model with whatever initial values the zoo gives it."""
         return getattr(self.zoo, name)(**options)
+
+    def made(self, spec: ModelSpec) -> Any:
+        """Build the model that a spec names."""
+        if not hasattr(self.zoo, spec.name):
+            raise BackendError(f"backend {self.name!r} has no model {spec.name!r}; `tlx models` lists what it has")
+        return self.construct(spec.name, **dict(spec.options))
 
     def unwrapped(self, module: Any) -> Any:
         """Return a user's own module without what was put around it; refuse what cannot be trained."""
@@ -145,12 +152,7 @@ class ModuleBackend:
         notes: list[str] = []
         if spec.head_module is not None:
             spec = replace(spec, head_module=own.taken_over(self, spec.head_module, "head", notes))
-        if spec.module is not None:
-            module = own.taken_over(self, spec.module, "model", notes)
-        elif hasattr(self.zoo, spec.name):
-            module = self.construct(spec.name, **dict(spec.options))
-        else:
-            raise BackendError(f"backend {self.name!r} has no model {spec.name!r}; `tlx models` lists what it has")
+        module = self.made(spec) if spec.module is None else own.taken_over(self, spec.module, "model", notes)
         if spec.head:
             replace_head(fw.nn, module, spec)
         masks = Masks()
@@ -274,7 +276,7 @@ class ModuleBackend:
 
     def _seeded(self, model: Net, key: own.Key) -> AbstractContextManager[None]:
         model.masks.begin(key)
-        return own.seeded(self, model, key) if model.own else nullcontext()
+        return own.seeded(self, model, key) if model.foreign else nullcontext()
 
     def _loss(self, logits: Any, batch: DeviceBatch) -> Any:
         """Mean over the samples."""
@@ -342,7 +344,7 @@ class ModuleBackend:
             return model.module(batch.images)
 
     def boundaries(self, model: Net) -> tuple[str, ...]:
-        if model.own and not own.same_in_training(self, model, model.changing):
+        if model.foreign and not own.same_in_training(self, model, model.changing):
             return ()
         return candidates(model.module, model.active())
 
@@ -363,11 +365,12 @@ class ModuleBackend:
         boundary = boundary or model.head
         parent, attribute, _ = locate(model.module, boundary, "features")
         try:
-            with replaced([(parent, attribute, self.stop())]), self.fw.no_grad():
+            watching = watched(model.module, boundary)
+            with watching as passed, replaced([(parent, attribute, self.stop())]), self.fw.no_grad():
                 self._forward(model, batch)
         except Reached as reached:
             value = reached.value
-            model.entering[boundary] = Entered(value.dtype, tuple(value.stride()), tuple(batch.images.shape))
+            model.entering[boundary] = Entered(value.dtype, tuple(value.stride()), tuple(batch.images.shape), passed)
             return value.to(model.dtype)
         raise BackendError(f"features: a forward pass never comes to {boundary!r}")
 

@@ -33,6 +33,7 @@ class Net:
     trial: Any = None  # of an own module: the batch it was tried on
     mixes: bool = False  # an own module: an image's outputs depend on its batch
     output: Any = None  # of an own module that returns several things: the key of the logits
+    library: Any = None  # of a library's model: how it takes its values, a `tlx.models.libraries.Fitting`
     notes: list[str] = field(default_factory=list)
     entering: dict[str, Entered] = field(default_factory=dict)  # by boundary
     stand_ins: dict[str, int] = field(default_factory=dict)  # boundary -> number of the one that comes to it
@@ -41,6 +42,11 @@ class Net:
         """Return the paths of the modules that hold one of these parameters, by any of its names."""
         all_names = (name for s in self.specs if s.name in names for name in (s.name, *s.aliases))
         return {path for name in all_names for path in ancestors(name)}
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it may draw random numbers of its own: it is not of a framework's zoo, whose layers are known."""
+        return self.own or self.library is not None
 
     @property
     def redrawn(self) -> tuple[str, ...]:
@@ -57,7 +63,7 @@ class Net:
         """The modules that act otherwise in training, whether anything in them trains or not."""
         statistics = {s.module for s in self.specs if s.role == "statistic"}
         norms = {module for path, module in self.module.named_modules() if path in statistics}
-        return norms.union(self.dropouts)
+        return norms.union(layer for layer in self.dropouts if layer.p)
 
     def active(self) -> Callable[[Any], bool]:
         """Return what tells whether a module itself, without its children, trains, adapts or drops."""

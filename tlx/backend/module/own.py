@@ -89,9 +89,7 @@ def try_out(backend: ModuleBackend, net: Net, size: int) -> None:
     """
     before = backend.dump_arrays(net)
     trains = [(param, param.requires_grad) for param in net.module.parameters()]
-    pixels = (rng.uniform(0, "trial", (IMAGES, 3, size, size)) * 4 - 2).astype(np.float32)
-    images = backend.tensor(pixels, net.device).to(net.dtype)
-    batch = DeviceBatch(images, backend.tensor(np.zeros(IMAGES, np.int64), net.device), None, IMAGES, EVALUATION, "")
+    batch = trial_batch(backend, net, size)
     try:
         try:
             notes = _trial(backend, net, batch)
@@ -109,6 +107,13 @@ def try_out(backend: ModuleBackend, net: Net, size: int) -> None:
         net.module.eval()
     net.trial = batch
     net.notes += notes
+
+
+def trial_batch(backend: ModuleBackend, net: Net, size: int) -> DeviceBatch:
+    """Two images of noise."""
+    pixels = (rng.uniform(0, "trial", (IMAGES, 3, size, size)) * 4 - 2).astype(np.float32)
+    images = backend.tensor(pixels, net.device).to(net.dtype)
+    return DeviceBatch(images, backend.tensor(np.zeros(IMAGES, np.int64), net.device), None, IMAGES, EVALUATION, "")
 
 
 def _trial(backend: ModuleBackend, net: Net, batch: DeviceBatch) -> list[str]:
@@ -255,7 +260,8 @@ def same_in_training(backend: ModuleBackend, net: Net, acting: set[Any]) -> bool
             expected = backend.array(checked(net, net.trial, _outputs(backend, net, net.trial)).to(fw.float64))
         with fw.no_grad(), seeded(backend, net, EVALUATION):
             for module, training in net.training.items():
-                module.training = training and not (module in acting and not any(True for _ in module.children()))
+                plain = isinstance(module, backend.batch_norms) or not any(True for _ in module.children())
+                module.training = training and not (module in acting and plain)
             start = random_state(backend, net.device)
             logits = backend.array(checked(net, net.trial, _outputs(backend, net, net.trial)).to(fw.float64))
             return random_state(backend, net.device) == start and np.array_equal(logits, expected)

@@ -154,7 +154,7 @@ class ModuleProbe:
         try:
             for m in modes:
                 m.training = training
-            with own.seeded(self.backend, self.net, own.EVALUATION) if self.net.own else nullcontext():
+            with own.seeded(self.backend, self.net, own.EVALUATION) if self.net.foreign else nullcontext():
                 yield
         finally:
             for m, mode in modes.items():
