@@ -40,7 +40,7 @@ def one(cache: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"lr": 0.2, "batch_size": 9}, {"seed": 0, "val_fraction": 0.4}, {"limit_test": 30}]
+    "fields", [{}, {"lr": 0.2, "batch_size": 24}, {"seed": 0, "val_fraction": 0.4}, {"limit_test": 30}]
 )
 def test_a_later_run_computes_nothing_anew(
     fields: dict[str, Any], cache: Path, tmp_path: Path, seen: dict[str, list[int]]

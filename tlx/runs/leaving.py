@@ -33,7 +33,8 @@ def leave(recipe: Recipe, training: Training, state: State, classes: int) -> Lea
     """
     backend, best, lora = training.backend, state.best, recipe.lora
     if lora is None:
-        backend.load_arrays(training.model, best)
+        if state.bank is None:  # with one, the model has no head whose values count
+            backend.load_arrays(training.model, best)
         return Leaving(training.model, best)
     specs = backend.param_specs(training.model)
     values = merged(best, specs, lora.scale)
