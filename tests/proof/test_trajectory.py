@@ -57,7 +57,7 @@ def shifted(folder: Path, out: Path, by: Callable[[str], float], kind: str = "va
     return out
 
 
-def from_preprocess(fields: dict[str, Any], home: Path, candidate: Any = None, **changed: Any) -> tuple[Path, Path]:
+def made(fields: dict[str, Any], home: Path, candidate: Any = None, **changed: Any) -> tuple[Path, Path]:
     recipe = Recipe(**{**fields, "backend": "loopback", **changed})
     first = capture(recipe, Loopback(), home / "A", stages=STAGES, quick=True)
     return first, capture(recipe, candidate or Loopback(), home / "B", first, stages=STAGES, quick=True)
