@@ -13,7 +13,8 @@ from PIL import Image
 from support.backends import each_backend, skip_module_without
 from tlx.backend import Batch, ModelSpec, Preprocess, registry
 from tlx.data import FileImages, Loader
-from tlx.data.geometry import Resampling, planes
+from tlx.data.geometry import planes
+from tlx.data.view import Resampling
 
 skip_module_without("torch")
 

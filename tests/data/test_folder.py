@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from tlx.data import load_data
-from tlx.data.geometry import Resampling
-from tlx.data.images import View, read_photo
+from tlx.data.images import read_photo
+from tlx.data.view import Resampling, View
 from tlx.errors import DataError
 
 

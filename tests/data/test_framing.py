@@ -13,8 +13,9 @@ from PIL import Image
 from tlx.backend import Batch, Preprocess
 from tlx.backend.preprocess import enlarging
 from tlx.data import ArrayImages, Augment, FileImages, Loader
-from tlx.data.geometry import Resampling, planes
+from tlx.data.geometry import planes
 from tlx.data.images import read_photo
+from tlx.data.view import Resampling
 
 SIZE = 24
 MEAN = (0.2, 0.5, 0.9)

@@ -17,7 +17,8 @@ from PIL import Image
 
 import tlx
 from tlx.data import load_data
-from tlx.data.images import EXTENSIONS, MAX_PIXELS, View, decode, read_photo
+from tlx.data.images import EXTENSIONS, MAX_PIXELS, decode, read_photo
+from tlx.data.view import View
 from tlx.errors import DataError
 
 WRITERS = {

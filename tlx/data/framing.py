@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from tlx.backend import Preprocess
 from tlx.backend.preprocess import Aspect
-from tlx.data.geometry import Box, Resampling, centre_box, from_planes, inner_box, planes
-from tlx.data.images import ArrayImages, Images, View
+from tlx.data.geometry import Box, centre_box, from_planes, inner_box, planes
+from tlx.data.images import ArrayImages, Images
+from tlx.data.view import Resampling, View
 
 if TYPE_CHECKING:
     from PIL.Image import Image

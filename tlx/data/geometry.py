@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import isqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.backend.preprocess import Interpolation, taps
 from tlx.data.op import Crop, Op, Words
 
 if TYPE_CHECKING:
@@ -87,47 +85,6 @@ def inner_box(width: int, height: int, size: int, crop_fraction: float) -> Box:
     first = round((target - size) / 2)
     last = first + size
     return (first * width / target, first * height / target, last * width / target, last * height / target)
-
-
-@dataclass(frozen=True, slots=True)
-class Resampling:
-    """How fewer or more pixels are made of some.
-
-    Attributes:
-        interpolation: between pixels. Bicubic is the cubic convolution of Keys 1981, with a = -0.5 as Pillow has it,
-            and without antialias with a = -0.75 as PyTorch has it.
-        antialias: where an image shrinks, average all pixels; otherwise only those next to each point are seen, as
-            torchvision does with `antialias=False`.
-    """
-
-    interpolation: Interpolation = "bilinear"
-    antialias: bool = True
-
-    def resize(self, image: Image, box: Box, width: int, height: int) -> Image:
-        """Resample a box of an RGB image to width x height."""
-        from PIL.Image import Resampling as Filter
-
-        if self.antialias:
-            return image.resize((width, height), Filter[self.interpolation.upper()], box=box)
-        return from_planes(self._points(planes(image), box, width, height))
-
-    def _points(self, pixels: NDArray[np.uint8], box: Box, width: int, height: int) -> NDArray[np.uint8]:
-        left, top, right, bottom = box
-        (rows, down), (columns, across) = (
-            taps(old, new, self.interpolation, start, length)
-            for old, new, start, length in (
-                (pixels.shape[1], height, top, bottom - top),
-                (pixels.shape[2], width, left, right - left),
-            )
-        )
-        total = np.zeros((3, height, width))
-        # Products are added one by one: a matrix product would round otherwise on another processor.
-        for row, share in zip(rows.T, down.T, strict=True):
-            line = np.zeros((3, height, width))
-            for column, weight in zip(columns.T, across.T, strict=True):
-                line += pixels[:, row[:, None], column] * weight
-            total += line * share[:, None]
-        return np.clip(np.rint(total), 0, 255).astype(np.uint8)
 
 
 def planes(image: Image) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.data.geometry import Box, Resampling
+from tlx.data.view import View
 from tlx.errors import DataError
 from tlx.files import open_regular
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-GAP = 2.0  # as Pillow's own `Image.thumbnail` has it
 LISTED = 10  # bad photos that an error spells out before it counts
 
 # What Pillow itself reads. Its other formats start programs (EPS runs Ghostscript) or are no photos.
@@ -42,40 +41,6 @@ EXTENSIONS = {
 # that each thread which decodes may take 512 MB.
 MAX_PIXELS = 128_000_000
 DEPTHS = (8, 12, 16, 24, 32)  # bits of a grey pixel, as sensors and formats have them
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A box of an image, which may depend on its size, resampled to size x size.
-
-    With `fill` it keeps the ratio of its sides, and margins of that colour, RGB, make it square.
-    """
-
-    box: Callable[[int, int], Box]  # of (width, height)
-    size: int
-    resampling: Resampling = Resampling()  # noqa: RUF009 (frozen)
-    fill: tuple[int, int, int] | None = None
-
-    def of(self, image: Image, box: Box | None = None) -> Image:
-        """Take the view of an RGB image; of the box given, or of its own."""
-        left, top, right, bottom = box = box or self.box(image.width, image.height)
-        if self.fill is None:
-            return self.resampling.resize(image, box, self.size, self.size)
-        from PIL import Image as module
-
-        across, down = right - left, bottom - top
-        width, height = (max(1, round(self.size * side / max(across, down))) for side in (across, down))
-        whole = module.new("RGB", (self.size, self.size), self.fill)
-        whole.paste(
-            self.resampling.resize(image, box, width, height), ((self.size - width) // 2, (self.size - height) // 2)
-        )
-        return whole
-
-    def times(self, box: Box) -> int:
-        """How many times smaller a box may be decoded: what is left is `GAP` times as large as what is made of it."""
-        sides = box[2] - box[0], box[3] - box[1]
-        smallest = min(sides) if self.fill is None else max(sides)
-        return int(smallest / (GAP * self.size)) if self.resampling.antialias else 1
 
 
 class Images(Protocol):
@@ -260,7 +225,7 @@ def decode(file: BinaryIO | bytes, view: View | None = None, *, where: object, m
     """Decode a photo, or a view of it, into mode RGB, turned upright by its EXIF orientation.
 
     Where a view shrinks a JPEG, it is decoded at 1/2, 1/4 or 1/8, which its format makes cheap, as long as that is
-    still at least `GAP` times as large as the view: then resampling averages the difference away.
+    still at least `view.GAP` times as large as the view: then resampling averages the difference away.
 
     Only formats that Pillow reads by itself are opened, whatever the file's name says; HEIC where its plug-in is
     installed. `to_rgb` says what becomes of other modes. Only the first frame of an animation is used.

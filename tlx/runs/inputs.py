@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.data import KINDS, Data, FileImages, Images
-from tlx.data.images import View, read_photo, seen
+from tlx.data.images import read_photo, seen
 from tlx.data.load import open_source
 from tlx.data.sources.arrays import from_arrays
 from tlx.data.sources.folder import is_photo
 from tlx.data.sources.pixels import as_image
 from tlx.data.sources.sequence import is_sequence
+from tlx.data.view import View
 from tlx.errors import DataError, DataNotFound
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.data.images import FileImages, View, decode
+from tlx.data.images import FileImages, decode
+from tlx.data.view import View
 from tlx.errors import DataError
 from tlx.files import open_regular
 

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.data.file_hashes import HASH, Advance, FileHashes, Hashes, hash_of
-from tlx.data.images import MAX_PIXELS, ArrayImages, Images, View, read_photo, seen
+from tlx.data.images import MAX_PIXELS, ArrayImages, Images, read_photo, seen
 from tlx.data.sources.items import PAIR, Form, find_form
 from tlx.data.sources.labels import Labels, read_labels
 from tlx.data.sources.pixels import SystematicError, as_image, as_numpy, is_path
 from tlx.data.sources.wrappers import Leaf, class_names, returned_labels, stored_images, stored_labels, unfold
+from tlx.data.view import View
 from tlx.errors import DataError, one_line
 
 if TYPE_CHECKING:
