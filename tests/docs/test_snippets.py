@@ -52,6 +52,7 @@ NOT_RUN = {
     "results.md": 3,
     "runs.md": 1,
     "speed.md": 2,
+    "strategies.md": 1,
 }
 
 
