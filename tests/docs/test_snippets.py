@@ -53,6 +53,7 @@ NOT_RUN = {
     "runs.md": 1,
     "speed.md": 2,
     "timm.md": 1,
+    "strategies.md": 1,
 }
 
 
