@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tlx.backend import Lora, ParamSpec, registry
 from tlx.backend.lora import adapted_weights, adapter_names, choose_weights, merged
 from tlx.cli import strategies
 from tlx.conformance.subject import batch
-from tlx.errors import FrozenMovedError, RecipeError, TlxError
+from tlx.errors import BackendError, FrozenMovedError, RecipeError, TlxError
 from tlx.manifest import read_manifest
 from tlx.models.weights import digest
 from tlx.recipe import Recipe
@@ -135,6 +136,14 @@ def test_a_backend_that_moves_the_base_is_found_out(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(backend, "update", folding)
     with pytest.raises(FrozenMovedError, match=r"first 'fc1\.weight'"):
+        tlx.run(**RUN, weights="none", out=str(tmp_path / "run"))
+
+
+def test_a_backend_that_builds_no_adapters_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    backend: Any = registry.load("loopback")
+    build = backend.build
+    monkeypatch.setattr(backend, "build", lambda spec, *place: build(replace(spec, lora=None), *place))
+    with pytest.raises(BackendError, match="backend 'loopback' builds no low-rank adapters"):
         tlx.run(**RUN, weights="none", out=str(tmp_path / "run"))
 
 

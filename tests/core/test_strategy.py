@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import tlx
 from support.resnet import ARCH, PARAMS, SPECS
 from tlx.backend import ParamSpec, Role
+from tlx.backend.lora import adapter_names
 from tlx.errors import RecipeError
 from tlx.models.zoo import Architecture
 from tlx.strategy import built_in, register
@@ -21,6 +23,8 @@ from tlx.strategy.schedule import Schedule, float32_exact
 NORMS = {spec.module for spec in SPECS if spec.role == "statistic"}
 HEAD = {"fc.weight", "fc.bias"}
 STAGES = [stage for stage, _ in ARCH.stages]
+WEIGHT = next(spec for spec in SPECS if spec.role == "weight" and ARCH.stage_of(spec.module) == STAGES[-1])
+ADAPTERS = [replace(WEIGHT, name=name, role="adapter") for name in adapter_names(WEIGHT.name)]
 
 
 def of_stages(*stages: str) -> set[str]:
@@ -32,7 +36,8 @@ def norms_of(names: set[str]) -> set[str]:
 
 
 def bind(strategy: Strategy, epochs: int = 4, **fields: Any) -> Plan:
-    return strategy.bind(SPECS, ARCH, Schedule("constant", epochs, 5), 5e-4, **fields)
+    specs = [*ADAPTERS, *SPECS] if strategy.name == "lora" else SPECS
+    return strategy.bind(specs, ARCH, Schedule("constant", epochs, 5), 5e-4, **fields)
 
 
 def plan_of(name: str, epochs: int = 4, options: dict[str, Any] | None = None, **fields: Any) -> Plan:
@@ -66,8 +71,16 @@ def test_the_customary_rates() -> None:
         "gradual": [*[0.0] * len(STAGES), one],
         "layer_decay": [*falling, one],
         **{"probe": [0.0, 0.0], "knn": [0.0, 0.0]},  # they take no steps
+        "lora": [0.0, one, one],
     }
     assert {hyper.weight_decay for hyper in plan_of("diff_lr").state_at(0).hyper} == {float32_exact(5e-4)}
+
+
+def test_adapters_train_beside_a_frozen_base() -> None:
+    plan = plan_of("lora")
+    state = plan.state_at(0)
+    assert state.trainable == HEAD | {spec.name for spec in ADAPTERS} and state.batch_norm == set()
+    assert plan.frozen_at(0) == {spec.name for spec in SPECS} - HEAD
 
 
 def test_adapting_norms_move_while_their_weights_stay() -> None:

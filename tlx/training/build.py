@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tlx.backend import Array, Backend, Model, ModelSpec, OptimizerSpec, Precision, Preprocess, float32_exact
+from tlx.backend.lora import adapted_weights
 from tlx.backend.preprocess import Aspect
 from tlx.backend.threads import processor
 from tlx.data import Augment, Data, Images, Loader, load_data
@@ -134,19 +135,22 @@ def build_model(
 
     What is the user's own is tried on a few images, unless it is only to be described. `merged` leaves adapters out.
     """
-    head = {"hidden": recipe.head_widths, "dropout": recipe.dropout, "head_module": recipe.head_module}
     lora = None if merged else recipe.lora
-    size = recipe.pixels.size if tried else 0
+    head = {"hidden": recipe.head_widths, "dropout": recipe.dropout, "head_module": recipe.head_module}
+    # Some of the zoo's models are built for one size of image; what is the user's own is tried at it.
+    own = not isinstance(recipe.model, str) or recipe.head_module is not None
+    head |= {"image_size": recipe.pixels.size if tried or not own else 0, "lora": lora}
     if isinstance(recipe.model, str):
         arch = architecture(recipe.model)
-        size = recipe.pixels.size if recipe.head_module is None else size  # some models are built for one size
-        spec = ModelSpec(arch.name, classes, arch.head, arch.options, image_size=size, lora=lora, **head)
-        return backend.build(spec, recipe.device, _precision(recipe)), arch
-    assert recipe.head_path is not None
-    own = {"module": recipe.model, "image_size": size, "lora": lora, **head}
-    spec = ModelSpec(recipe.model_name, classes, recipe.head_path, **own)
+        spec = ModelSpec(arch.name, classes, arch.head, arch.options, **head)
+    else:
+        assert recipe.head_path is not None
+        spec = ModelSpec(recipe.model_name, classes, recipe.head_path, module=recipe.model, **head)
     model = backend.build(spec, recipe.device, _precision(recipe))
-    return model, own_architecture(recipe.model_name, recipe.head_path, backend.param_specs(model))
+    specs = backend.param_specs(model)
+    if lora is not None and not adapted_weights(specs):
+        raise BackendError(f"backend {backend.name!r} builds no low-rank adapters", fix="run its conformance suite")
+    return model, arch if isinstance(recipe.model, str) else own_architecture(spec.name, spec.head, specs)
 
 
 def start_of(
