@@ -16,6 +16,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "the head": {"strategy": "feature_extract", "augment": "hflip"},
     "the last stage and the head": {"strategy": "partial", "augment": "none", "micro_batch": 5},
     "dropout before the head": {"strategy": "feature_extract", "model": "squeezenet1_0", "augment": "none"},
+    "adapters behind it": {"strategy": "lora", "lora_targets": ("layer4.1.*",), "augment": "none"},
 }
 FIELDS: dict[str, Any] = {
     **{"model": "resnet18", "weights": "none", "data": "digits", "image_size": 32, "limit_train": 41, "limit_test": 20},
@@ -24,7 +25,7 @@ FIELDS: dict[str, Any] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", [*list(JOBS)[:-1], pytest.param("adapters behind it", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
 def test_cached_features_change_no_bit(
     backend: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

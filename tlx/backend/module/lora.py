@@ -38,9 +38,9 @@ def attach(backend: ModuleBackend, net: Net, spec: ModelSpec) -> None:
             if weight is None or (leaf != "weight" and leaf not in PROJECTIONS):
                 continue
             if leaf in PROJECTIONS or isinstance(module, nn.Linear):
-                linear.append(f"{path}.{leaf}")
+                linear.append(_joined(path, leaf))
             elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-                convolutions.append(f"{path}.{leaf}")
+                convolutions.append(_joined(path, leaf))
     users = Counter(id(p) for module in net.module.modules() for p in module._parameters.values() if p is not None)
     chosen: dict[str, list[str]] = {}  # module path -> its weights
     for name in choose_weights(spec.lora, linear, convolutions, spec.name):
@@ -60,10 +60,14 @@ def attach(backend: ModuleBackend, net: Net, spec: ModelSpec) -> None:
             for name, shape in zip(adapter_names(leaf), shapes, strict=True):
                 values = fw.zeros(*shape, dtype=weight.dtype, device=weight.device)
                 module.register_parameter(name, nn.Parameter(values))
-                adapters.add(f"{path}.{name}")
+                adapters.add(_joined(path, name))
         module.__class__ = _adapted(fw, type(module), leaves, spec.lora, exactly)
     described = describe(net.module, backend.norms)
     net.specs = tuple(replace(s, role="adapter") if s.name in adapters else s for s in described)
+
+
+def _joined(path: str, leaf: str) -> str:
+    return f"{path}.{leaf}" if path else leaf
 
 
 def _within(head: str, path: str) -> bool:
