@@ -132,7 +132,7 @@ def capture(
     if not isinstance(short.model, str):
         loaded = Shared(loaded)
     writer = Writer(Path(out))
-    session = Session(loaded, short, classes, data, other, copy_weights, writer, feed, quick)
+    session = Session(loaded, short, classes, data, other, copy_weights, writer, feed, quick, serves)
     try:
         for stage in stages:
             RECORD[stage](session)

@@ -95,7 +95,10 @@ def _free(s: Session, stage: str, nudge: int = 0, starts: Starts | None = None) 
     recorder = Recorder(s.backend, s.writer, stage, averaged=s.recipe.ema is not None)
     training = s.training(s.model, cast(Backend, recorder))
     selected = select(training, QUICK_STEPS if s.quick else None)
-    if s.quick:  # sketches take longer than the steps
+    if s.reference is not None:
+        steps = (record for record in s.reference.stage("P6") if record.key[3:].isdecimal())
+        recorder.values = {int(record.key[3:]) for record in steps if "values" in record.facts}
+    elif s.quick and not s.serves:  # sketches take longer than the steps
         recorder.values = selected
     if starts is not None:
         recorder.before = lambda step: starts.write(training, step) if step in selected else {}

@@ -43,6 +43,7 @@ class Session:
     writer: Writer
     feed: Callable[[Any], Any]  # replaces the training loader; for planting faults
     quick: bool = False
+    serves: bool = False  # what is written is also for engines outside tlx, which are compared at every step
     ended: str = ""  # the hash of the values that P7 judges, where they are those of the reference's trajectory
 
     @property
