@@ -79,6 +79,9 @@ class _Forgotten(dict[str, torch.Tensor]):
     def __contains__(self, key: object) -> bool:
         return False
 
+    def __bool__(self) -> bool:  # one that seems empty is not put out
+        return False
+
 
 def forget_biases(module: torch.nn.Module) -> None:
     """Let attention of timm look its biases up in each pass.

@@ -195,8 +195,12 @@ def test_attention_that_keeps_its_biases_in_evaluation_sees_new_ones() -> None:
     batch = Batch(images, np.array([0, 1, 2, 0]), np.arange(4), Preprocess(32))
     names = tuple(spec.name for spec in model.specs if spec.role != "statistic")
     optimizer = backend.optimizer(model, OptimizerSpec("sgd", momentum=0.0), [names])
-    backend.set_hyper(optimizer, [Hyper(0.5, 0.0)])
+    backend.set_hyper(optimizer, [Hyper(1e-3, 0.0)])
     handle = backend.put(model, batch)
+    draw = np.random.default_rng(1).random  # at timm's own start no gradient reaches the biases
+    values = {name: v + 0.02 * draw(v.shape) for name, v in backend.dump_arrays(model).items() if v.dtype.kind == "f"}
+    moved = {name: values.get(name, v).astype(v.dtype) for name, v in backend.dump_arrays(model).items()}
+    backend.load_arrays(model, moved)
     backend.set_phase(model, frozenset(names), frozenset())
     backend.evaluate(model, handle)  # which fills timm's cache
     backend.backward(model, handle)
@@ -204,7 +208,26 @@ def test_attention_that_keeps_its_biases_in_evaluation_sees_new_ones() -> None:
     fresh = built("levit_128s")
     backend.load_arrays(fresh, backend.dump_arrays(model))
     found, expected = (backend.fetch([backend.logits(m, handle)])[0] for m in (model, fresh))
-    assert np.array_equal(found, expected)
+    assert np.allclose(found, expected, rtol=1e-5, atol=1e-6)
+    name = next(name for name in moved if name.endswith("attention_biases"))
+    assert not np.array_equal(backend.dump_arrays(model)[name], moved[name])
+
+
+def test_dropout_in_a_models_own_code_is_seeded_and_said() -> None:
+    backend, model = registry.load("torch"), built("ghostnet_050")
+    assert model.notes == ["its code drops 20% of what enters the head while it trains, so features are not cached"]
+    head = tuple(spec.name for spec in model.specs if spec.module == "classifier")
+    backend.set_phase(model, frozenset(head), frozenset())
+    assert backend.boundaries(model) == ()
+    gradients = []
+    for step in (0, 0, 1):
+        images = np.full((2, 3, 32, 32), 100, np.uint8)
+        batch = Batch(images, np.array([0, 1]), np.arange(2), Preprocess(32), key=(0, step, 0))
+        backend.backward(model, backend.put(model, batch))
+        gradients.append(model.module.classifier.weight.grad.clone())
+        model.module.classifier.weight.grad = None
+    assert torch.equal(gradients[0], gradients[1])
+    assert not torch.equal(gradients[0], gradients[2])
 
 
 def test_first_values_are_drawn_from_the_seed() -> None:

@@ -303,7 +303,7 @@ def stop_class(base: type) -> Callable[[], Any]:
     """Make the module that ends a forward pass where it stands; `base` is the framework's Module."""
 
     class Stop(base):  # type: ignore[misc]
-        def forward(self, x: Any) -> Any:
+        def forward(self, x: Any, *others: Any, **named: Any) -> Any:
             raise Reached(x)
 
     return Stop
