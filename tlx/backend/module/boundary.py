@@ -3,17 +3,21 @@
 A pass that begins at a boundary runs the model's own code on a stand-in. Every child that comes before the boundary, on
 each level of its path, is an identity until the pass comes there; then the features take the stand-in's place, and all
 modules are back. What the code itself does on the way, such as pooling, so meets the stand-in alone. That is right if
-the modules form a chain up to the boundary, which the caller checks by computing both ways.
+the modules form a chain up to the boundary, which the caller checks by computing both ways. Where that code expects
+shapes of its own, as a Vision Transformer's does, each child returns an outline instead: one number, in the shape that
+the child gave to an image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from tlx.errors import BackendError, one_line
+
+Outlines = dict[tuple[Any, str], tuple[int, ...]]  # by parent and attribute: the shape that a child gives to an image
 
 
 class Reached(Exception):
@@ -83,12 +87,17 @@ def replaced(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
 
 @contextmanager
 def resumed(
-    module: Any, path: str, features: Any, active: Callable[[Any], bool], make_proxy: Callable[[Any], Any]
+    module: Any,
+    path: str,
+    features: Any,
+    active: Callable[[Any], bool],
+    make_proxy: Callable[[Any], Any],
+    outlines: Outlines,
 ) -> Iterator[None]:
     """Let a forward pass begin at a boundary with these features while the block runs.
 
-    Until it comes there all other modules are identities, but for those behind the boundary that are active: if one of
-    them runs before it, the pass may not be divided there.
+    Until it comes there all other modules are identities, or return their outlines, but for those behind the boundary
+    that are active: if one of them runs before it, the pass may not be divided there.
     """
     reached = False
     *_, (around, last) = steps = levels(module, path)
@@ -100,12 +109,12 @@ def resumed(
         put_back.close()
         return boundary(features if first else x, *others, **named)
 
-    def proxy(child: Any, may_wait: bool) -> Any:
+    def proxy(child: Any, may_wait: bool, outline: tuple[int, ...] | None) -> Any:
         def call(x: Any, *others: Any, **named: Any) -> Any:
             if reached:  # the code took hold of it before
                 return child(x, *others, **named)
             if may_wait:
-                return x
+                return x if outline is None else features.flatten()[:1].expand(features.shape[0], *outline)
             raise RuntimeError(f"what trains and lies behind {path} in the module runs before it")
 
         return make_proxy(call)
@@ -117,7 +126,8 @@ def resumed(
             if name == attribute:
                 before = False
             elif child is not None:
-                changes.append((parent, name, proxy(child, before or not any(map(active, child.modules())))))
+                may_wait = before or not any(map(active, child.modules()))
+                changes.append((parent, name, proxy(child, may_wait, outlines.get((parent, name)))))
     with ExitStack() as put_back:
         put_back.enter_context(replaced(changes))
         yield
@@ -125,26 +135,61 @@ def resumed(
 
 def outputs_from(backend: Any, model: Any, batch: Any) -> Any:
     """Return what a model makes of features, by the first stand-in for its pixels that comes to the boundary."""
-    tensors = backend.stand_ins(batch.images, model.entering[batch.boundary].pixels)
+    path = batch.boundary
+    tensors = backend.stand_ins(batch.images, model.entering[path].pixels)
 
-    def output(stand_in: Any) -> Any:
-        resuming = resumed(model.module, batch.boundary, batch.images, model.active(), backend.proxy)
+    def output(stand_in: Any, outlines: Outlines) -> Any:
+        resuming = resumed(model.module, path, batch.images, model.active(), backend.proxy, outlines)
         with backend.autocast(model), resuming:
             return model.module(stand_in)
 
-    if batch.boundary in model.stand_ins:
-        return output(tensors[model.stand_ins[batch.boundary]])
+    if path in model.stand_ins:
+        number, outlines = model.stand_ins[path]
+        return output(tensors[number], outlines)
     failures = []
-    for number, tensor in enumerate(tensors):
+    for outlined in (False, True):
         try:
-            value = output(tensor)
-        except Exception as error:  # whatever a model's own code raises where it is given something else
-            failures.append(error)
-        else:
-            model.stand_ins[batch.boundary] = number
-            return value
+            outlines = outlines_of(backend, model, path) if outlined else {}
+        except Exception:  # the code does more with a module than to call it
+            break
+        for number, tensor in enumerate(tensors):
+            try:
+                value = output(tensor, outlines)
+            except Exception as error:  # whatever a model's own code raises where it is given something else
+                failures.append(error)
+            else:
+                model.stand_ins[path] = number, outlines
+                return value
     cause = one_line(f"{type(failures[0]).__name__}: {failures[0]}")
-    raise BackendError(f"{backend.name} cannot begin at {batch.boundary!r}: {cause}") from failures[0]
+    raise BackendError(f"{backend.name} cannot begin at {path!r}: {cause}") from failures[0]
+
+
+def outlines_of(backend: Any, model: Any, path: str) -> Outlines:
+    """Send one image to a boundary, and return the outline of each module that it comes through beside its path."""
+    outlines: Outlines = {}
+
+    def recorder(parent: Any, name: str, child: Any) -> Any:
+        def call(*others: Any, **named: Any) -> Any:
+            value = child(*others, **named)
+            outlines[parent, name] = tuple(value.shape[1:])
+            return value
+
+        return backend.proxy(call)
+
+    *_, (around, last) = steps = levels(model.module, path)
+    changes = [(around, last, backend.stop())]
+    for parent, attribute in steps:
+        children = [(name, child) for name, child in parent._modules.items() if child is not None and name != attribute]
+        changes += [(parent, name, recorder(parent, name, child)) for name, child in children]
+    image = backend.fw.zeros(1, *model.entering[path].pixels[1:], dtype=model.dtype, device=model.device)
+    mode = model.mode
+    backend._set_mode(model, "eval")
+    try:
+        with backend.fw.no_grad(), backend.autocast(model), replaced(changes), suppress(Reached):
+            model.module(image)
+    finally:
+        backend._set_mode(model, mode)
+    return outlines
 
 
 def stand_ins(features: Any, pixels: tuple[int, ...]) -> list[Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from tlx.backend.module.boundary import Entered
+from tlx.backend.module.boundary import Entered, Outlines
 from tlx.backend.module.build import ancestors
 from tlx.backend.module.dropout import Masks
 from tlx.backend.optimizers import OptimizerSpec
@@ -35,7 +35,8 @@ class Net:
     output: Any = None  # of an own module that returns several things: the key of the logits
     notes: list[str] = field(default_factory=list)
     entering: dict[str, Entered] = field(default_factory=dict)  # by boundary
-    stand_ins: dict[str, int] = field(default_factory=dict)  # boundary -> number of the one that comes to it
+    # By boundary, what comes to it: the number of a stand-in for pixels, and outlines of modules before it.
+    stand_ins: dict[str, tuple[int, Outlines]] = field(default_factory=dict)
 
     def holding(self, names: Collection[str]) -> set[str]:
         """Return the paths of the modules that hold one of these parameters, by any of its names."""
@@ -57,7 +58,7 @@ class Net:
         """The modules that act otherwise in training, whether anything in them trains or not."""
         statistics = {s.module for s in self.specs if s.role == "statistic"}
         norms = {module for path, module in self.module.named_modules() if path in statistics}
-        return norms.union(self.dropouts)
+        return norms.union(layer for layer in self.dropouts if layer.p)
 
     def active(self) -> Callable[[Any], bool]:
         """Return what tells whether a module itself, without its children, trains, adapts or drops."""
