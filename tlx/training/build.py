@@ -79,7 +79,7 @@ def build_model(recipe: Recipe, backend: Backend, classes: int, *, tried: bool =
     size = recipe.image_size if tried else 0
     if isinstance(recipe.model, str):
         arch = architecture(recipe.model)
-        spec = ModelSpec(arch.name, classes, arch.head, arch.options, image_size=size, **head)
+        spec = ModelSpec(arch.name, classes, arch.head, arch.options_at(recipe.image_size), image_size=size, **head)
         return backend.build(spec, recipe.device, _precision(recipe)), arch
     assert recipe.head_path is not None
     spec = ModelSpec(recipe.model_name, classes, recipe.head_path, module=recipe.model, image_size=size, **head)
