@@ -111,7 +111,7 @@ def rows(precision: str = "float32") -> list[Row]:
     digits |= {"lr": 1e-3, "clip_norm": 1.0}  # BatchNorm over two images of one pixel each has huge gradients
     models = sorted((arch for arch in ARCHITECTURES.values() if arch.imagenet), key=lambda arch: arch.parameters or 0)
     for turn, arch in enumerate(models):
-        fields = {**shared, **digits, "image_size": max(SIZE, arch.min_size)}
+        fields = {**shared, **digits, "image_size": arch.fitting(SIZE)}
         listed.append(Row(arch.name, arch.name, fields, turn))
     return listed
 
@@ -153,7 +153,9 @@ def unsound(result: Result) -> str:
         return f"losses are {losses}"
     recipe = result.recipe
     assert recipe.weights is not None
-    arch, specs, start = beginning(recipe.backend, recipe.model_name, recipe.precision, recipe.weights)
+    arch, specs, start = beginning(
+        recipe.backend, recipe.model_name, recipe.precision, recipe.weights, recipe.image_size
+    )
     plan = recipe.bound_strategy(arch).bind(specs, arch, Schedule("constant", recipe.epochs, 1), recipe.weight_decay)
     frozen = plan.frozen_at(recipe.epochs - 1)  # phases only add to what trains
     after = load_file(result.run_dir / "model.safetensors")
@@ -165,11 +167,13 @@ def unsound(result: Result) -> str:
 
 @lru_cache(maxsize=1)
 def beginning(
-    backend: str, model: str, precision: PrecisionName, weights: str
+    backend: str, model: str, precision: PrecisionName, weights: str, image_size: int
 ) -> tuple[Architecture, Sequence[ParamSpec], Arrays]:
     """Return a model's layout, and the values that its runs start from."""
     framework = registry.load(backend)
-    recipe = Recipe(backend=backend, model=model, precision=precision, weights=weights, device="cpu")
+    recipe = Recipe(
+        backend=backend, model=model, precision=precision, weights=weights, image_size=image_size, device="cpu"
+    )
     built, arch = build_model(recipe, framework, CLASSES)
     specs = framework.param_specs(built)
     return arch, specs, initial_values(specs, arch, weights, recipe.seed)[0]
