@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from tlx.backend import Array, ParamSpec, Role
 from tlx.errors import RecipeError, WeightsError
-from tlx.models.initial_values import relative_position_index
+from tlx.models.initial_values import initial_values, relative_position_index
 from tlx.models.matching import match_backbone
 from tlx.models.positions import cubic, resampled
 from tlx.models.transformers import vision_transformer
+from tlx.models.weights import write_safetensors
 from tlx.models.zoo import architecture
 from tlx.recipe import Recipe
 from tlx.strategy.built_in import diff_lr
@@ -90,6 +95,19 @@ def test_positions_are_resampled_for_the_models_image_size_with_a_note() -> None
     assert np.array_equal(positions[0, [1, 3, 7, 9]], corners)
     same, none = match_backbone(checkpoint(10), SPECS, VIT)
     assert np.array_equal(same["encoder.pos_embedding"], checkpoint(10)["encoder.pos_embedding"]) and not none
+
+
+def test_published_weights_are_resampled_with_a_note_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLX_CACHE", str(tmp_path))
+    write_safetensors(tmp_path / "w", checkpoint(17))
+    content = (tmp_path / "w").read_bytes()
+    arch = replace(VIT, imagenet=f"tiny-{hashlib.sha256(content).hexdigest()[:8]}.pth")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / arch.imagenet).write_bytes(content)
+    arrays, notes = initial_values(SPECS, arch, "imagenet", 0)
+    assert len(notes) == 1 and "of 4 x 4 patches, is resampled" in notes[0]
+    expected = match_backbone(checkpoint(17), SPECS, VIT)[0]
+    assert all(np.array_equal(arrays[name], expected[name]) for name in expected)
 
 
 def test_what_are_no_positions_of_a_square_is_refused_as_of_another_shape() -> None:
