@@ -170,10 +170,7 @@ class Recipe(Schema):
                 raise RecipeError(
                     f"head is {self.head_path!r}; the head of {self.model} is {arch.head!r}: leave it out"
                 )
-            if self.pixels.size < arch.min_size:
-                raise RecipeError(
-                    f"image_size is {self.pixels.size}; {self.model} needs at least {arch.min_size} pixels"
-                )
+            arch.check_size(self.pixels.size)
         if self.weights == ("imagenet" if own else "own"):
             raise RecipeError(
                 f"weights is {self.weights!r}, but the model is {'your own' if own else 'one of the zoo'}; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.dropout import FUNCTIONS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
 from tlx.models.zoo import ARCHITECTURES
+from tlx_oneflow.arranged import ARRANGED
 from tlx_oneflow.bootstrap import cuda_driver, flow, flowvision
 from tlx_oneflow.layers import improve
 from tlx_oneflow.optim import Adam, RMSprop, TensorOptimizer
@@ -48,7 +50,8 @@ class OneFlowBackend(ModuleBackend):
     }
 
     def __init__(self) -> None:
-        super().__init__(flow, flowvision.models, flowvision.layers.StochasticDepth)
+        zoo = SimpleNamespace(**vars(flowvision.models), **ARRANGED)
+        super().__init__(flow, zoo, flowvision.layers.StochasticDepth)
 
     def capabilities(self) -> Capabilities:
         # Its first use of cuda without a driver ends the process, so the driver is asked first, not OneFlow.
@@ -58,11 +61,11 @@ class OneFlowBackend(ModuleBackend):
             devices=devices,
             precisions={device: ("float32", "float64") for device in devices},
             optimizers=tuple(self.optimizers),
-            models=tuple(name for name in ARCHITECTURES if hasattr(flowvision.models, name)),
+            models=tuple(name for name in ARCHITECTURES if hasattr(self.zoo, name)),
             deterministic=True,
         )
 
-    def construct(self, name: str, **options: bool) -> Any:
+    def construct(self, name: str, **options: int) -> Any:
         module = super().construct(name, **options)
         if name.startswith("regnet"):
             module.stem[0].padding = (1, 1)  # as torchvision has it; flowvision forgot it

@@ -23,7 +23,9 @@ FAMILIES = (
     *("mnasnet0_5", "shufflenet_v2_x0_5", "regnet_x_400mf", "regnet_y_400mf", "googlenet", "inception_v3"),
 )
 TABLE = Path(__file__).parents[2] / "docs" / "parity-zoo.md"
-HUGE = {  # over 80 million parameters each; smaller ones of their families are built
+HUGE = {  # over 80 million parameters each; smaller ones of their families are built, here or in test_transformers.py
+    *("resnext101_64x4d", "vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14", "swin_b"),
+    *("convnext_base", "convnext_large"),
     *("vgg11", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "wide_resnet101_2", "resnext101_32x8d"),
     *("regnet_x_32gf", "regnet_y_16gf", "regnet_y_32gf", "regnet_y_128gf"),
 }
@@ -31,7 +33,7 @@ HUGE = {  # over 80 million parameters each; smaller ones of their families are 
 
 def built(name: str, arch: Architecture, precision: Any) -> tuple[Any, Any, Any]:
     backend = registry.load(name)
-    model = backend.build(ModelSpec(arch.name, 7, arch.head, arch.options), "cpu", precision)
+    model = backend.build(ModelSpec(arch.name, 7, arch.head, arch.options_at(arch.pixels.size)), "cpu", precision)
     return backend, model, backend.param_specs(model)
 
 

@@ -18,10 +18,12 @@ EQUAL: dict[str, Any] = {"parameters": 700_000, "verdict": "EQUAL", "figures": {
 
 def test_each_model_is_measured_at_an_even_and_an_odd_size_that_it_takes() -> None:
     assert sizes("resnet18") == (64, 49) and sizes("inception_v3") == (80, 75) and sizes("alexnet") == (68, 63)
+    assert sizes("vit_b_16") == (64, 48) and sizes("vit_b_32") == (64, 96) and sizes("vit_h_14") == (70, 42)
     for arch in ARCHITECTURES.values():
         if arch.imagenet:
             even, odd = sizes(arch.name)
-            assert even % 2 == 0 and odd % 2 == 1 and min(even, odd) >= arch.min_size
+            assert even % 2 == 0 and odd // (arch.patch or 1) % 2 == 1
+            assert arch.fitting(even) == even and arch.fitting(odd) == odd
 
 
 def test_what_is_equal_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

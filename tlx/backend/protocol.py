@@ -93,7 +93,7 @@ class ModelSpec:
     name: str
     classes: int
     head: str  # module path, such as "fc" or "classifier.1"; "": the module stays as it is
-    options: tuple[tuple[str, bool], ...] = ()
+    options: tuple[tuple[str, int], ...] = ()
     module: Any = None
     hidden: tuple[int, ...] = ()
     dropout: float = 0.0

@@ -293,7 +293,7 @@ def test_a_foreign_optimizer_state_is_refused(subject: Subject, spec: OptimizerS
     for change, mentions in (
         ({f"no.such.weight/{slot}": state[key]}, ["no.such.weight"]),
         ({f"{name}/no_such_slot": state[key]}, ["no_such_slot"]),
-        ({key: state[key][:1]}, [key, str(state[key].shape[0])]),
+        ({key: state[key][..., :1]}, [key, str(state[key].shape[0])]),
     ):
         with refused(*mentions):
             subject.backend.load_optimizer(optimizer, {**state, **change})

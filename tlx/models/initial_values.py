@@ -17,11 +17,13 @@ from tlx.backend import Array, Arrays, ParamSpec
 from tlx.download import cache_folder, fetch
 from tlx.errors import DataError, TlxError, WeightsError
 from tlx.manifest import CARD, read_files, read_manifest
+from tlx.models.architecture import Architecture, Start
 from tlx.models.hub import HUB, fetch_hosted
 from tlx.models.libraries import Fitting
 from tlx.models.matching import match_backbone, match_head
+from tlx.models.positions import fit_positions
 from tlx.models.weights import RUN_WEIGHTS, check_digest, read_checkpoint
-from tlx.models.zoo import IMAGENET_URL, Architecture
+from tlx.models.zoo import IMAGENET_URL
 
 
 def initial_values(
@@ -51,7 +53,10 @@ def initial_values(
         arrays = {spec.name: own[spec.name] for spec in plain if arch.stage_of(spec.module) != "head"}
     elif weights != "none":
         checkpoint = read_checkpoint(source_file(weights, arch, progress))
-        arrays, changes = match_backbone(checkpoint.arrays, plain, arch, library.translated if library else None)
+        found: Arrays = checkpoint.arrays
+        if weights == "imagenet":  # of which nothing else is worth a word
+            found, notes = fit_positions(found, plain, arch)
+        arrays, changes = match_backbone(found, plain, arch, library.translated if library else None)
     if weights not in ("own", "imagenet", "none"):
         card = None if weights.startswith(HUB) else _card(Path(weights))
         if card is not None:
@@ -126,6 +131,8 @@ def imagenet_file(arch: Architecture, progress: bool) -> Path:
 
 def _draw(spec: ParamSpec, specs: Sequence[ParamSpec], arch: Architecture, seed: int) -> Array:
     """Draw a parameter's first value; all draws are float32 numbers, whatever the model's dtype."""
+    if spec.name.endswith("relative_position_index"):
+        return relative_position_index(math.isqrt(math.isqrt(math.prod(spec.shape)))).astype(spec.dtype)
     ones = spec.name.endswith("running_var") or (spec.role == "norm" and spec.name.endswith("weight"))
     if spec.role in ("norm", "statistic"):
         return np.full(spec.shape, 1 if ones else 0, spec.dtype)
@@ -133,7 +140,13 @@ def _draw(spec: ParamSpec, specs: Sequence[ParamSpec], arch: Architecture, seed:
         return np.zeros(spec.shape, spec.dtype)
     of_layer = (s for s in specs if s.module == spec.module and s.role == "weight")
     weight = spec if spec.role == "adapter" else next(of_layer, spec)
-    if len(weight.shape) == 4 and arch.stage_of(spec.module) != "head":
+    is_head = arch.stage_of(spec.module) == "head"
+    start = None if is_head else arch.start_of(spec.name)
+    if start is not None and start[0] == "constant":
+        return np.full(spec.shape, start[1], np.float32).astype(spec.dtype)
+    if start is not None and start[0] != "linear":
+        bound = _bound(start, weight if spec.role == "bias" else spec)
+    elif len(weight.shape) == 4 and not is_head and start is None:
         # He et al. 2015, equation 10 with fan-out, as ResNet uses it; uniform, because that needs no logarithm.
         # A depthwise filter feeds one channel, not all: otherwise activations die where no BatchNorm has seen data.
         fan_out = (1 if weight.shape[1] == 1 else weight.shape[0]) * math.prod(weight.shape[2:])
@@ -143,3 +156,22 @@ def _draw(spec: ParamSpec, specs: Sequence[ParamSpec], arch: Architecture, seed:
         bound = 1.0 / math.sqrt(math.prod(weight.shape[1:]))
     unit = rng.uniform(seed, f"init/{spec.name}", spec.shape)
     return ((2.0 * unit - 1.0) * bound).astype(np.float32).astype(spec.dtype)
+
+
+def _bound(start: Start, weight: ParamSpec) -> float:
+    """Return the bound of a uniform distribution that is as wide as an architecture asks for."""
+    kind, value = start
+    outputs, fan_in = weight.shape[0], math.prod(weight.shape[1:])
+    if kind == "xavier":
+        return math.sqrt(6.0 / (fan_in + outputs))
+    return math.sqrt(3.0) * (1.0 / math.sqrt(fan_in) if kind == "fan_in" else value)
+
+
+def relative_position_index(window: int) -> Array:
+    """Return for each two pixels of a window the row of their offset in a table of biases: int64 [window ** 4].
+
+    Liu et al. 2021, section 3.2, "Relative position bias".
+    """
+    row, column = (axis.flatten() for axis in np.indices((window, window)))
+    down, across = (axis[:, None] - axis[None, :] + window - 1 for axis in (row, column))
+    return np.asarray(down * (2 * window - 1) + across, np.int64).flatten()

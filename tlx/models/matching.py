@@ -11,6 +11,7 @@ import numpy as np
 from tlx.backend import Array, Arrays, ParamSpec
 from tlx.errors import WeightsError
 from tlx.models.formats import some
+from tlx.models.positions import fit_positions
 from tlx.models.pth import NESTED
 from tlx.models.zoo import Architecture
 
@@ -113,12 +114,14 @@ def match_backbone(
         if 2 * sum(name in below for name in backbone) < len(backbone):  # names of another layout, alike by chance
             prefix, rivals, below = "", [], arrays
         below = translated(below)
-    inner = _by_first_names(arch.translate(below), specs, arch.name)
+    named, resampled = fit_positions(arch.translate(below), specs, arch)
+    inner = _by_first_names(named, specs, arch.name)
     head = {name: array for name, array in inner.items() if _covers(arch.head, name)}
     containers = {_container(path) for _, paths in arch.stages for path in paths}
+    containers = containers - {""} or containers  # the model's own module is around whatever lies beside
     wanted = {*backbone, *head}
     aside = [name for name in inner if name not in wanted and not any(_covers(path, name) for path in containers)]
-    notes = []
+    notes = resampled
     if prefix:
         notes.append(f"prefix {prefix!r} is taken off {len(below)} names")
     if rivals:

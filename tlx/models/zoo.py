@@ -1,98 +1,33 @@
 """The models: where each keeps its head, how it divides into stages, and its published ImageNet checkpoint.
 
 An architecture is described by names alone, so the core can group parameters without building anything. Here is every
-classifier whose name torchvision and flowvision share; their parameters agree in names, order and shapes. If there are
-several checkpoints it is torchvision's IMAGENET1K_V1; regnet_y_128gf has only IMAGENET1K_SWAG_E2E_V1.
+classifier that torchvision and flowvision share, under torchvision's names; on every backend its parameters agree with
+torchvision's in names, order and shapes. If there are several checkpoints it is torchvision's IMAGENET1K_V1;
+regnet_y_128gf and vit_h_14 have only those of SWAG.
 
-To add a model family, add its rows to `ARCHITECTURES`, with a function like `_resnet` if they have a layout in common.
-No other file changes, as a backend offers every model of this table that its framework's zoo has. To add a model from
-outside, call `register`: in a backend's light module, so that the command line finds it too. A name with a prefix, such
-as `timm:NAME`, belongs to a library: see `tlx.models.libraries`.
+To add a model family, add its rows to `ARCHITECTURES`, with a function like `_resnet` if they have a layout in common,
+and its sizes to `tlx.models.published`. No other file changes, as a backend offers every model of this table that its
+framework's zoo has. To add a model from outside, call `register`: in a backend's light module, so that the command line
+finds it too. A name with a prefix, such as `timm:NAME`, belongs to a library: see `tlx.models.libraries`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
 
-from tlx.errors import RecipeError, WeightsError, closest
+from tlx.errors import RecipeError, closest
+from tlx.models.architecture import Architecture as Architecture
+from tlx.models.architecture import own_architecture as own_architecture
+from tlx.models.architecture import stages_of
 from tlx.models.libraries import LIBRARIES, Listed, library_of
-from tlx.models.pixels import IMAGENET, Pixels
-
-if TYPE_CHECKING:
-    from tlx.backend import ParamSpec
+from tlx.models.pixels import IMAGENET
+from tlx.models.published import PARAMETERS, PIXELS
+from tlx.models.transformers import TRANSFORMERS
 
 # The hex digits at the end of each checkpoint's name begin the file's SHA-256.
 IMAGENET_URL = "https://download.pytorch.org/models/"
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A model's layout, by the paths of its modules."""
-
-    name: str
-    head: str  # path of the last layer, which is replaced
-    stages: tuple[tuple[str, tuple[str, ...]], ...]  # from input to output: name, and the module paths it covers
-    imagenet: str  # its published checkpoint: a file name, or for a library's model an address; "": none
-    min_size: int = 1  # smallest image, in pixels, that no layer shrinks to nothing (torchvision's "min_size")
-    options: tuple[tuple[str, bool], ...] = ()  # of the zoo's constructor, the same on every backend
-    left_out: tuple[str, ...] = ()  # beginnings of names in the checkpoint that the model does without
-    renamed: tuple[str, str] = ("", "")  # pattern and replacement for names in the checkpoint
-    hidden: bool = False  # only tests use it: listings leave it out
-    parameters: int | None = None  # with 1,000 classes
-    pixels: Pixels = IMAGENET  # what its weights expect
-    backend: str = ""  # of a library's model: the only one that builds it
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a listing shows, as plain values."""
-        values = {"name": self.name, "head": self.head, "parameters": self.parameters, "min_size": self.min_size}
-        return {**values, "stages": [name for name, _ in self.stages], "imagenet": self.imagenet or None}
-
-    def stage_of(self, module: str) -> str:
-        """Return the stage that covers a module path, or ``"head"``."""
-        if _covers(self.head, module):
-            return "head"
-        for stage, paths in self.stages:
-            if any(_covers(path, module) for path in paths):
-                return stage
-        raise RecipeError(f"{self.name}: module {module!r} belongs to no stage")
-
-    def translate(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a checkpoint's arrays under the model's names, without what it leaves out."""
-        pattern, replacement = self.renamed
-        names = {name: re.sub(pattern, replacement, name) if pattern else name for name in arrays}
-        if len(set(names.values())) != len(names):
-            raise WeightsError(f"{self.name}: the weights hold an entry under its old name and under its new one")
-        return {new: arrays[old] for old, new in names.items() if not old.startswith(self.left_out or ("\0",))}
-
-
-def own_architecture(name: str, head: str, specs: Sequence[ParamSpec]) -> Architecture:
-    """Describe a module of the user's own: its stages are the children that own parameters, in the module's order.
-
-    Where one container holds all of them but the head, the stages are that container's children.
-    """
-    modules = list(dict.fromkeys(spec.module for spec in specs if not _covers(head, spec.module)))
-    depth = 1
-    while len({_first(module, depth) for module in modules}) == 1 and any(m.count(".") >= depth for m in modules):
-        depth += 1
-    stages = dict.fromkeys(_first(module, depth) for module in modules)
-    return Architecture(name, head, tuple((stage or "root", (stage,)) for stage in stages), "")
-
-
-def _first(module: str, depth: int) -> str:
-    return ".".join(module.split(".")[:depth])
-
-
-def _covers(path: str, module: str) -> bool:
-    return module == path or module.startswith(path + ".")
-
-
-def _stages(prefix: str, **numbers: Iterable[int | str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Name stages by the numbered children of one container."""
-    return tuple((stage, tuple(f"{prefix}.{child}" for child in children)) for stage, children in numbers.items())
 
 
 def _resnet(name: str, digits: str) -> Architecture:
@@ -102,12 +37,12 @@ def _resnet(name: str, digits: str) -> Architecture:
 
 def _squeezenet(name: str, digits: str, min_size: int, numbers: Mapping[str, Iterable[int]]) -> Architecture:
     # The stages end where the network halves its resolution; the head is a convolution.
-    return Architecture(name, "classifier.1", _stages("features", **numbers), f"{name}-{digits}.pth", min_size)
+    return Architecture(name, "classifier.1", stages_of("features", **numbers), f"{name}-{digits}.pth", min_size)
 
 
 def _alexnet(name: str, digits: str) -> Architecture:
-    convolutions = _stages("features", conv1=[0], conv2=[3], conv3=[6], conv4=[8], conv5=[10])
-    linear = _stages("classifier", fc6=[1], fc7=[4])
+    convolutions = stages_of("features", conv1=[0], conv2=[3], conv3=[6], conv4=[8], conv5=[10])
+    linear = stages_of("classifier", fc6=[1], fc7=[4])
     return Architecture(name, "classifier.6", convolutions + linear, f"alexnet-owt-{digits}.pth", min_size=63)
 
 
@@ -118,7 +53,7 @@ def _vgg(name: str, digits: str, blocks: tuple[int, ...]) -> Architecture:
     for i, convolutions in enumerate(blocks, 1):
         stages[f"block{i}"] = range(at, at + convolutions * per_convolution)
         at += convolutions * per_convolution + 1
-    whole = _stages("features", **stages) + _stages("classifier", fc6=[0], fc7=[3])
+    whole = stages_of("features", **stages) + stages_of("classifier", fc6=[0], fc7=[3])
     return Architecture(name, "classifier.6", whole, f"{name}-{digits}.pth", min_size=32)
 
 
@@ -128,7 +63,7 @@ def _densenet(name: str, digits: str) -> Architecture:
     return Architecture(
         name,
         "classifier",
-        _stages("features", stem=["conv0", "norm0"], **blocks),
+        stages_of("features", stem=["conv0", "norm0"], **blocks),
         f"{name}-{digits}.pth",
         min_size=29,
         renamed=(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2"),  # the checkpoints are older than the names
@@ -138,18 +73,18 @@ def _densenet(name: str, digits: str) -> Architecture:
 def _efficientnet(name: str, trained_by: str, digits: str) -> Architecture:
     stages = {f"stage{i}": [i] for i in range(1, 8)}
     file = f"{name}_{trained_by}-{digits}.pth"
-    return Architecture(name, "classifier.1", _stages("features", stem=[0], **stages, top=[8]), file)
+    return Architecture(name, "classifier.1", stages_of("features", stem=[0], **stages, top=[8]), file)
 
 
 def _mobilenet_v3(name: str, digits: str, numbers: Mapping[str, Iterable[int]]) -> Architecture:
-    *stages, (top, paths) = _stages("features", **numbers)
+    *stages, (top, paths) = stages_of("features", **numbers)
     whole = (*stages, (top, (*paths, "classifier.0")))
     return Architecture(name, "classifier.3", whole, f"{name}-{digits}.pth")
 
 
 def _mnasnet(name: str, file: str) -> Architecture:
     stages = {f"stage{i}": [i + 7] for i in range(1, 7)}
-    return Architecture(name, "classifier.1", _stages("layers", stem=range(8), **stages, top=[14, 15]), file)
+    return Architecture(name, "classifier.1", stages_of("layers", stem=range(8), **stages, top=[14, 15]), file)
 
 
 def _shufflenet(name: str, digits: str) -> Architecture:
@@ -159,7 +94,7 @@ def _shufflenet(name: str, digits: str) -> Architecture:
 
 
 def _regnet(name: str, digits: str, kind: str = "") -> Architecture:
-    blocks = _stages("trunk_output", **{f"block{i}": [f"block{i}"] for i in range(1, 5)})
+    blocks = stages_of("trunk_output", **{f"block{i}": [f"block{i}"] for i in range(1, 5)})
     return Architecture(name, "fc", (("stem", ("stem",)), *blocks), f"{name}{kind}-{digits}.pth")
 
 
@@ -173,30 +108,8 @@ def _google(name: str, file: str, min_size: int, left_out: tuple[str, ...], stag
     return Architecture(name, "fc", whole, file, min_size, _GOOGLE, left_out)
 
 
-# Parameters with 1,000 classes, as `tlx models` lists them; a test holds them equal to torchvision's.
-# fmt: off
-_PARAMETERS = {
-    "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160, "resnet152":
-    60_192_808, "wide_resnet50_2": 68_883_240, "wide_resnet101_2": 126_886_696, "resnext50_32x4d": 25_028_904,
-    "resnext101_32x8d": 88_791_336, "squeezenet1_0": 1_248_424, "squeezenet1_1": 1_235_496, "alexnet": 61_100_840,
-    "vgg11": 132_863_336, "vgg11_bn": 132_868_840, "vgg13": 133_047_848, "vgg13_bn": 133_053_736, "vgg16":
-    138_357_544, "vgg16_bn": 138_365_992, "vgg19": 143_667_240, "vgg19_bn": 143_678_248, "densenet121": 7_978_856,
-    "densenet161": 28_681_000, "densenet169": 14_149_480, "densenet201": 20_013_928, "efficientnet_b0": 5_288_548,
-    "efficientnet_b1": 7_794_184, "efficientnet_b2": 9_109_994, "efficientnet_b3": 12_233_232, "efficientnet_b4":
-    19_341_616, "efficientnet_b5": 30_389_784, "efficientnet_b6": 43_040_704, "efficientnet_b7": 66_347_960,
-    "mobilenet_v2": 3_504_872, "mobilenet_v3_large": 5_483_032, "mobilenet_v3_small": 2_542_856, "mnasnet0_5":
-    2_218_512, "mnasnet0_75": 3_170_208, "mnasnet1_0": 4_383_312, "mnasnet1_3": 6_282_256, "shufflenet_v2_x0_5":
-    1_366_792, "shufflenet_v2_x1_0": 2_278_604, "shufflenet_v2_x1_5": 3_503_624, "shufflenet_v2_x2_0": 7_393_996,
-    "regnet_x_400mf": 5_495_976, "regnet_x_800mf": 7_259_656, "regnet_x_1_6gf": 9_190_136, "regnet_x_3_2gf":
-    15_296_552, "regnet_x_8gf": 39_572_648, "regnet_x_16gf": 54_278_536, "regnet_x_32gf": 107_811_560,
-    "regnet_y_400mf": 4_344_144, "regnet_y_800mf": 6_432_512, "regnet_y_1_6gf": 11_202_430, "regnet_y_3_2gf":
-    19_436_338, "regnet_y_8gf": 39_381_472, "regnet_y_16gf": 83_590_140, "regnet_y_32gf": 145_046_770,
-    "regnet_y_128gf": 644_812_894, "googlenet": 6_624_904, "inception_v3": 23_834_568,
-}
-# fmt: on
-
 ARCHITECTURES: dict[str, Architecture] = {
-    a.name: replace(a, parameters=_PARAMETERS.get(a.name))
+    a.name: replace(a, parameters=PARAMETERS.get(a.name), pixels=PIXELS.get(a.name, IMAGENET))
     for a in (
         _resnet("resnet18", "f37072fd"),
         _resnet("resnet34", "b627a593"),
@@ -207,6 +120,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         _resnet("wide_resnet101_2", "32ee1156"),
         _resnet("resnext50_32x4d", "7cdf4587"),
         _resnet("resnext101_32x8d", "8ba56ff5"),
+        _resnet("resnext101_64x4d", "173b62eb"),
         _squeezenet("squeezenet1_0", "b66bff10", 21, dict(stem=[0], fire1=[3, 4, 5], fire2=[7, 8, 9, 10], fire3=[12])),
         _squeezenet("squeezenet1_1", "b8a52dc0", 17, dict(stem=[0], fire1=[3, 4], fire2=[6, 7], fire3=[9, 10, 11, 12])),
         _alexnet("alexnet", "7be5be79"),
@@ -233,8 +147,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             "mobilenet_v2",
             "classifier.1",
-            _stages("features", stem=[0, 1], stage1=[2, 3], stage2=range(4, 7), stage3=range(7, 14))
-            + _stages("features", stage4=range(14, 18), top=[18]),
+            stages_of("features", stem=[0, 1], stage1=[2, 3], stage2=range(4, 7), stage3=range(7, 14))
+            + stages_of("features", stage4=range(14, 18), top=[18]),
             "mobilenet_v2-b0353104.pth",
         ),
         _mobilenet_v3(
@@ -294,6 +208,7 @@ ARCHITECTURES: dict[str, Architecture] = {
                 mixed7="Mixed_7a Mixed_7b Mixed_7c",
             ),
         ),
+        *TRANSFORMERS,
         # Of the NumPy reference backend.
         *(Architecture(n, "fc", (("fc1", ("fc1", "bn1")),), "", hidden=True) for n in ("tiny-mlp", "tiny-mlp-dropout")),
     )

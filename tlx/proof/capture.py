@@ -27,9 +27,10 @@ QUICK = tuple(stage for stage in STAGES if stage != "P9")  # which is no gate
 
 def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
     """Shorten a recipe to what a proof needs: at least 40 steps with each of its boundaries, on few small images."""
-    size = recipe.pixels.size
-    smallest = architecture(recipe.model).min_size if isinstance(recipe.model, str) else size
+    arch = architecture(recipe.model) if isinstance(recipe.model, str) else None
+    smallest = arch.min_size if arch else recipe.pixels.size
     largest = 32 if quick else max(64, smallest + 5)  # with room for an odd and an even size
+    size = min(recipe.pixels.size, largest)
     batch = min(recipe.batch_size, 8)  # BatchNorm over fewer values is so unsteady that float64 does not settle it
     epochs = min(recipe.epochs, STEPS)
     shrink = epochs / recipe.epochs
@@ -50,7 +51,7 @@ def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
         phase_epochs=phase_epochs,
         step_size=max(round(recipe.step_size * shrink), 1),
         warmup=recipe.warmup * shrink,
-        image_size=max(min(size, largest), smallest),
+        image_size=arch.fitting(size) if arch else recipe.pixels.size,
         limit_train=round(images / (1 - share)),
         limit_test=4 * batch,
         val_fraction=share,

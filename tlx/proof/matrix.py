@@ -118,7 +118,7 @@ def rows(precision: str = "float32") -> list[Row]:
     digits |= {"lr": 1e-3, "clip_norm": 1.0}  # BatchNorm over two images of one pixel each has huge gradients
     models = sorted((arch for arch in ARCHITECTURES.values() if arch.imagenet), key=lambda arch: arch.parameters or 0)
     for turn, arch in enumerate(models):
-        fields = {**shared, **digits, "image_size": max(SIZE, arch.min_size)}
+        fields = {**shared, **digits, "image_size": arch.fitting(SIZE)}
         listed.append(Row(arch.name, arch.name, fields, turn))
     return listed
 
@@ -160,7 +160,10 @@ def unsound(result: Result) -> str:
         return f"losses are {losses}"
     recipe = result.recipe
     assert recipe.weights is not None
-    arch, specs, start = beginning(recipe.backend, recipe.model_name, recipe.precision, recipe.weights, recipe.lora)
+    size = recipe.pixels.size
+    arch, specs, start = beginning(
+        recipe.backend, recipe.model_name, recipe.precision, recipe.weights, size, recipe.lora
+    )
     plan = recipe.bound_strategy(arch).bind(specs, arch, Schedule("constant", recipe.epochs, 1), recipe.weight_decay)
     frozen = plan.frozen_at(recipe.epochs - 1)  # phases only add to what trains
     if recipe.lora is not None:  # what trained is merged into what was frozen
@@ -177,11 +180,13 @@ def unsound(result: Result) -> str:
 
 @lru_cache(maxsize=1)
 def beginning(
-    backend: str, model: str, precision: PrecisionName, weights: str, lora: Lora | None
+    backend: str, model: str, precision: PrecisionName, weights: str, image_size: int, lora: Lora | None
 ) -> tuple[Architecture, Sequence[ParamSpec], Arrays]:
     """Return a model's layout, and the values that its runs start from."""
     framework = registry.load(backend)
-    recipe = Recipe(backend=backend, model=model, precision=precision, weights=weights, device="cpu")
+    recipe = Recipe(
+        backend=backend, model=model, precision=precision, weights=weights, image_size=image_size, device="cpu"
+    )
     if lora is not None:
         recipe = replace(recipe, strategy="lora", rank=lora.rank, alpha=lora.alpha, lora_targets=lora.targets)
     built, arch = build_model(recipe, framework, CLASSES)

@@ -90,9 +90,11 @@ class Cell:
 
 
 def sizes(model: str) -> tuple[int, int]:
-    """Return an even and an odd size that a model takes, in pixels."""
-    smallest = architecture(model).min_size
-    return max(EVEN, smallest + 5 & ~1), max(ODD, smallest | 1)
+    """Return an even and an odd size that a model takes, in pixels; of a model of patches, in its patches."""
+    arch = architecture(model)
+    if arch.patch:
+        return arch.fitting(EVEN), 3 * arch.patch
+    return max(EVEN, arch.min_size + 5 & ~1), max(ODD, arch.min_size | 1)
 
 
 def measured(model: str, optimizer: str, size: int, reference: str = "torch", candidate: str = "oneflow") -> Cell:

@@ -173,7 +173,8 @@ def gradual(
 def layer_decay(arch: Architecture, epochs: int, *, lr: float = 1e-3, layer_decay: float = 0.65) -> Strategy:
     """Lower the rate from stage to stage towards the input.
 
-    Clark et al. 2020, section 3.4, and Bao et al. 2022, appendix, do so by transformer layer; here it is by stage.
+    Clark et al. 2020, section 3.4, and Bao et al. 2022, appendix, do so by transformer layer; here it is by stage. Of
+    the zoo's transformers that is a block.
     """
     depth = len(arch.stages)
     rates = {stage: lr * layer_decay ** (depth - i) for i, (stage, _) in enumerate(arch.stages)}

@@ -226,7 +226,8 @@ class Plan:
     def table(self) -> list[Row]:
         """Return each group in each phase, as printed before training."""
         sizes = {s.name: (s.module, math.prod(s.shape)) for s in self.specs if s.role != "statistic"}
-        with_statistics = {s.module for s in self.specs if s.role == "statistic"}
+        # Whole numbers are no statistics to show: they count batches, or are a constant, as in Swin.
+        with_statistics = {s.module for s in self.specs if s.role == "statistic" and "float" in s.dtype}
         rows = []
         for phase in self.strategy.phases:
             batch = self._batch_norm(phase)

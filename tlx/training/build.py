@@ -142,7 +142,7 @@ def build_model(
     head |= {"image_size": recipe.pixels.size if tried or not own else 0, "lora": lora}
     if isinstance(recipe.model, str):
         arch = architecture(recipe.model)
-        spec = ModelSpec(arch.name, classes, arch.head, arch.options, **head)
+        spec = ModelSpec(arch.name, classes, arch.head, arch.options_at(recipe.pixels.size), **head)
     else:
         assert recipe.head_path is not None
         spec = ModelSpec(recipe.model_name, classes, recipe.head_path, module=recipe.model, **head)

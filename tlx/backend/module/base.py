@@ -72,7 +72,7 @@ class ModuleBackend:
 
     # What an adapter may replace, each with its reason.
 
-    def construct(self, name: str, **options: bool) -> Any:
+    def construct(self, name: str, **options: int) -> Any:
         """Build a zoo model with whatever initial values the zoo gives it."""
         return getattr(self.zoo, name)(**options)
 

@@ -103,6 +103,6 @@ def _adapted(
 def _linear(linear: Callable[..., Any], scale: float) -> Callable[[Any, Any], Any]:
     def forward(module: Any, x: Any) -> Any:
         own: Mapping[str, Any] = module._parameters
-        return linear(x, own["weight"], own["bias"]) + linear(linear(x, own["lora_A"]), own["lora_B"]) * scale
+        return linear(x, own["weight"], own.get("bias")) + linear(linear(x, own["lora_A"]), own["lora_B"]) * scale
 
     return forward
