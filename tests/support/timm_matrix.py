@@ -47,6 +47,7 @@ already.
 - `ok`: the repeated run is equal, but caching was refused, because it would have changed bits
 - **refused**: tlx says before the run why it cannot train the model; the line is below the table
 - **fails**: anything else
+- `-`: not run
 
 """
 
@@ -170,16 +171,20 @@ def table(cells: Mapping[tuple[str, str], Cell], listed: Sequence[Listed]) -> st
     parts += [f"| family | smallest model | parameters | px | head | stages | {' | '.join(STRATEGIES)} |"]
     parts.append("|---" * (6 + len(STRATEGIES)) + "|")
     for family in families:
-        of_family = [cells[family, strategy] for strategy in STRATEGIES if (family, strategy) in cells]
-        marks = [f"**{c.mark}**" if c.mark in ("refused", "fails") else f"`{c.mark}`" for c in of_family]
-        first = of_family[0]
+        of_family = [cells.get((family, strategy)) for strategy in STRATEGIES]
+        marks = [
+            "-" if c is None else f"**{c.mark}**" if c.mark in ("refused", "fails") else f"`{c.mark}`"
+            for c in of_family
+        ]
+        first = next(c for c in of_family if c is not None)
         facts = (f"{first.parameters / 1e6:.1f} M", str(first.size), f"`{first.head}`", str(first.stages))
         shown = facts if first.head else ("-",) * 4
         parts.append(f"| {family} | {first.model} | {' | '.join((*shown, *marks))} |")
     counts = Counter(cell.mark for cell in cells.values())
     parts += [
         "",
-        f"{len(families)} families, {len(cells)} cells: " + ", ".join(f"{n} {m}" for m, n in counts.most_common()),
+        f"{len(families)} of {len({family for family, _, _ in listed})} families, {len(cells)} cells: "
+        + ", ".join(f"{n} {m}" for m, n in counts.most_common()),
     ]
     parts += ["", "## What is refused, fails, or is not cached", ""]
     lines = dict.fromkeys(f"- {c.family} ({c.model}), {c.mark}: {c.why}" for c in cells.values() if c.why)
@@ -187,7 +192,7 @@ def table(cells: Mapping[tuple[str, str], Cell], listed: Sequence[Listed]) -> st
     refused = [(name, line) for _, name, line in listed if isinstance(line, str)]
     parts += ["", "## Which of all models are taken", ""]
     parts.append(
-        f"Of timm's {len(listed)} models tlx finds head and stages of {len(listed) - len(refused)}. It refuses "
+        f"Of {len(listed)} models of timm tlx finds head and stages of {len(listed) - len(refused)}. It refuses "
         f"{len(refused)}:"
     )
     reasons: dict[str, list[str]] = {}
