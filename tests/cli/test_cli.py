@@ -136,8 +136,8 @@ def test_a_filter_lists_only_the_models_that_match(tmp_path: Path) -> None:
         "squeezenet1_0",
         "squeezenet1_1",
     ]
-    nothing = tlx("models", "lenet", cwd=tmp_path)
-    assert nothing.returncode == 2 and nothing.stderr == "tlx: No model matches 'lenet'; `tlx models` lists them all\n"
+    nothing = tlx("models", "lenet5", cwd=tmp_path)
+    assert nothing.returncode == 2 and nothing.stderr == "tlx: No model matches 'lenet5'; `tlx models` lists them all\n"
 
 
 def test_photos_are_predicted_and_other_data_evaluated(tmp_path: Path) -> None:
