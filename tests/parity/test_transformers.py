@@ -139,7 +139,7 @@ def test_flowvisions_own_forward_pass_gives_the_same(name: str, size: int) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["tiny_vit", *(pytest.param(name, marks=pytest.mark.thorough) for name in NAMES[1:])])
 def test_each_family_trains_by_each_strategy(name: str) -> None:
     """Each strategy on one of the backends; what it freezes is cached, and changes no bit."""
     fields = {**DIGITS, "batch_size": 8, "val_fraction": 0.2, "weights": "none", "lr": 1e-3, "save_seconds": 1e9}
