@@ -63,7 +63,8 @@ def test_a_photo_is_mirrored_once_it_is_cropped_and_resized(of_photos: tlx.Resul
         batch = run.backend.put(run.model, Batch(given, numbers % 10, numbers, run.preprocess))
         both.append(softmax(run.backend.fetch([run.backend.logits(run.model, batch)])[0].astype(np.float64)))
     assert np.abs(both[0] - both[1]).max() > 0.1
-    np.testing.assert_allclose(found, (both[0] + both[1]) / 2, rtol=0, atol=1e-12)
+    # In float32, where batches of another size may round otherwise.
+    np.testing.assert_allclose(found, (both[0] + both[1]) / 2, rtol=0, atol=1e-6)
 
 
 def test_every_figure_is_of_the_mean_of_the_probabilities(
