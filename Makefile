@@ -28,7 +28,7 @@ demo: setup
 	.venv/bin/python examples/digits.py
 
 test: lint
-	.venv/bin/pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist worksteal
 
 lint: setup
 	.venv/bin/ruff check .

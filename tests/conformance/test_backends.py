@@ -21,3 +21,9 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 def test_it_offers_every_optimizer_that_a_recipe_can_name(backend: Backend) -> None:
     assert set(backend.capabilities().optimizers) == set(RULES)
+
+
+# Of ResNet-18, which takes long.
+test_convolutions_have_adapters_of_their_flattened_weights = pytest.mark.thorough(
+    test_convolutions_have_adapters_of_their_flattened_weights  # noqa: F405
+)

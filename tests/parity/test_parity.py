@@ -21,6 +21,7 @@ from tlx.proof.words import summary
 both = pytest.mark.needs(*FRAMEWORKS)
 
 
+@pytest.mark.thorough  # README's command does the same
 @both
 def test_two_backends_are_equal_on_resnet18() -> None:
     report = tlx.parity(quick=True)
