@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,3 +54,11 @@ def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 def cache_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Features that one test caches must not spare another one the work."""
     monkeypatch.setenv("TLX_CACHE", f"{tmp_path}-cache")
+
+
+@pytest.fixture(autouse=True)
+def first_values_of_the_test() -> None:
+    """Modules that a test makes itself begin with the same values each time, whichever tests ran before."""
+    for framework in ("torch", "oneflow"):
+        if framework in sys.modules:
+            sys.modules[framework].manual_seed(0)

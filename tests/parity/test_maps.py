@@ -103,6 +103,7 @@ def test_a_fault_behind_a_transform_is_found(fault: str) -> None:
     assert report.verdict == Verdict.DIFFERENT and "blocks.1" in report.first and "blocks.0." not in report.first[:90]
 
 
+@pytest.mark.thorough  # a pair of test_suite.py does it in a smaller network
 def test_linear_layers_over_nhwc_are_equal_to_pointwise_convolutions() -> None:
     report = compared(networks("torch").ConvNeXt(), networks("oneflow").PointwiseConvNeXt(), rename=TO_POINTWISE)
     assert report.verdict == Verdict.EQUAL, str(report)

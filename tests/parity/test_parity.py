@@ -52,11 +52,9 @@ def test_chaos_is_no_difference(model: str, optimizer: Any) -> None:
     assert facts["locked"] == 8 and facts["shown"] < 1e-2, "and single steps do"
 
 
-ON_ONEFLOW = [pytest.param(*p.values, marks=[*p.marks, pytest.mark.thorough]) for p in each_backend("oneflow")]
-
-
+@pytest.mark.thorough  # the third tutorial does it with PyTorch, tests/proof/test_selftest.py with NumPy
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*each_backend("torch"), *ON_ONEFLOW])
+@pytest.mark.parametrize("name", each_backend("torch", "oneflow"))
 def test_the_checker_finds_what_is_planted_in_a_backend(name: str) -> None:
     backend = registry.load(name)
     findings = list(selftest(backend))

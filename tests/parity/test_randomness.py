@@ -348,7 +348,7 @@ def test_a_mistake_in_a_drop_path_is_named(fault: str, candidate: str) -> None:
     assert report.verdict == Verdict.DIFFERENT and OF_PATHS[fault] in report.first, str(report)
 
 
-@pytest.mark.parametrize("candidate", CANDIDATES)
+@pytest.mark.parametrize("candidate", THOROUGH)
 def test_a_drop_path_that_drops_as_no_dropout_does_is_named(candidate: str) -> None:
     fw = framework(candidate)
     report = compared(deep(framework("torch"), stochastic_depth("torch")), deep(fw, drop_path(fw, "noise")))
