@@ -68,3 +68,20 @@ def uniform(seed: int, purpose: str, shape: tuple[int, ...]) -> NDArray[np.float
     """Uniform float64 in [0, 1), multiples of 2**-53. For initial values: `purpose` holds the parameter's name."""
     raw = _raw(seed, purpose, (), math.prod(shape))
     return ((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(shape)
+
+
+SLICE = 1 << 16  # values drawn at a time, which a processor's cache holds
+
+
+def within(seed: int, purpose: str, shape: tuple[int, ...], bound: float) -> NDArray[np.float32]:
+    """Uniform float32 in [-bound, bound): ``(2 * uniform - 1) * bound`` in float64, then rounded."""
+    words, drawn = stream(seed, purpose).bit_generator, np.empty(math.prod(shape), np.float32)
+    for begin in range(0, drawn.size, SLICE):
+        part = drawn[begin : begin + SLICE]
+        unit = (words.random_raw(part.size) >> np.uint64(11)).astype(np.float64)
+        unit *= 2.0**-53
+        unit *= 2.0
+        unit -= 1.0
+        unit *= bound
+        part[:] = unit
+    return drawn.reshape(shape)

@@ -51,6 +51,12 @@ def test_uniform_fills_the_unit_interval() -> None:
     assert 0 <= values.min() < 0.001 and 0.999 < values.max() < 1 and abs(values.mean() - 0.5) < 0.02
 
 
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 5), (rng.SLICE,), (rng.SLICE + 1, 3)])
+def test_values_drawn_in_slices_are_those_of_the_formula(shape: tuple[int, ...]) -> None:
+    expected = ((2 * rng.uniform(3, "w", shape) - 1) * 0.3).astype(np.float32)
+    drawn = rng.within(3, "w", shape, 0.3)
+    assert (drawn.shape, drawn.tobytes()) == (shape, expected.tobytes())
+
 @pytest.mark.parametrize("row", [1, 7])
 def test_the_parts_of_a_batch_have_the_mask_of_the_whole(row: int) -> None:
     whole = rng.keep_mask(0, 5, 0, 2, (9, 3, 5), 0.3)

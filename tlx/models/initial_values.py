@@ -154,8 +154,7 @@ def _draw(spec: ParamSpec, specs: Sequence[ParamSpec], arch: Architecture, seed:
     else:
         # The customary default of linear layers: uniform within 1 / sqrt(fan-in), for weight and bias.
         bound = 1.0 / math.sqrt(math.prod(weight.shape[1:]))
-    unit = rng.uniform(seed, f"init/{spec.name}", spec.shape)
-    return ((2.0 * unit - 1.0) * bound).astype(np.float32).astype(spec.dtype)
+    return rng.within(seed, f"init/{spec.name}", spec.shape, bound).astype(spec.dtype, copy=False)
 
 
 def _bound(start: Start, weight: ParamSpec) -> float:
