@@ -57,6 +57,7 @@ def test_values_drawn_in_slices_are_those_of_the_formula(shape: tuple[int, ...])
     drawn = rng.within(3, "w", shape, 0.3)
     assert (drawn.shape, drawn.tobytes()) == (shape, expected.tobytes())
 
+
 @pytest.mark.parametrize("row", [1, 7])
 def test_the_parts_of_a_batch_have_the_mask_of_the_whole(row: int) -> None:
     whole = rng.keep_mask(0, 5, 0, 2, (9, 3, 5), 0.3)
