@@ -1,4 +1,4 @@
-"""Two of OneFlow's layers, done better by its own operations (0.9.0).
+"""Some of OneFlow's layers, done better by its own operations (0.9.0).
 
 On a CPU its convolution gathers the patches of an image by a virtual call for each number. Here they are a view, copied
 at once, and each image's product with the weights is the same, so outputs are equal to the bit whatever the batch.
@@ -19,16 +19,20 @@ AT_ONCE = 2**22  # numbers of patches: more gain nothing and cost memory
 WORTH_IT = 32  # pixels of an output: with fewer, to turn the weights for the gradient costs more than the patches
 
 BATCH_NORMS = (flow.nn.BatchNorm1d, flow.nn.BatchNorm2d, flow.nn.BatchNorm3d)
+# In place they derive at what they wrote, not at what they read: a saturated unit gets a gradient.
+WRONG_IN_PLACE = (flow.nn.CELU, flow.nn.Hardsigmoid)
 Pair = tuple[int, int]
 
 
 def improve(module: Any) -> None:
-    """Exchange the class of a layer for the better one, if there is one."""
+    """Exchange the class of a layer for the better one, if there is one, or keep it from working in place."""
     if isinstance(module, BATCH_NORMS):
         if module.momentum is None:
             raise BackendError("oneflow: BatchNorm with momentum=None (cumulative average) is not supported")
         if module.affine and module.track_running_stats:
             module.__class__ = _accurate(module.__class__)
+    elif isinstance(module, WRONG_IN_PLACE):
+        module.inplace = False
     elif type(module) is flow.nn.Conv2d and module.stride == (1, 1):
         reach = zip(module.dilation, module.kernel_size, module.padding, strict=True)
         if all(p <= d * (k - 1) for d, k, p in reach):  # else the gradient would need a negative padding

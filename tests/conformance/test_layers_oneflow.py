@@ -1,7 +1,8 @@
-"""OneFlow's convolution by a copy and products: its own output to the bit, its own gradients up to rounding."""
+"""OneFlow's layers as tlx improves them: convolutions by a copy and products, and what may work in place."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -120,3 +121,33 @@ def test_wrong_channels_are_refused_as_oneflow_does() -> None:
     conv = pair(8, 8, 3, dtype=flow.float32)[1]
     with pytest.raises(ValueError, match="input channels 4"):
         conv(flow.zeros(2, 4, 9, 9))
+
+
+ACTIVATIONS = [
+    name
+    for name, kind in vars(flow.nn).items()
+    if inspect.isclass(kind)
+    and issubclass(kind, flow.nn.Module)
+    and "inplace" in inspect.signature(kind).parameters
+    and "Dropout" not in name
+]
+
+
+def slopes(name: str, inplace: bool, improved: bool) -> Array:
+    """The gradient of an activation between -8 and 8."""
+    module = getattr(flow.nn, name)(**{"threshold": 0.1, "value": 20.0} if name == "Threshold" else {})
+    module.inplace = inplace
+    if improved:
+        layers.improve(module)
+    x = flow.tensor(np.linspace(-8, 8, 321), requires_grad=True)
+    module(x * 1.0).sum().backward()
+    slope: Array = x.grad.numpy()
+    return slope
+
+
+@pytest.mark.filterwarnings("ignore:.* do not support inplace now")
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_that_works_in_place_has_the_gradient_of_one_that_does_not(name: str) -> None:
+    np.testing.assert_array_equal(slopes(name, inplace=True, improved=True), slopes(name, False, improved=False))
+    wrong = np.abs(slopes(name, inplace=True, improved=False) - slopes(name, False, improved=False)).max()
+    assert (wrong > 0) == (name in ("CELU", "Hardsigmoid")), "OneFlow is not as layers.py says"
