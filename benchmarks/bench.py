@@ -179,7 +179,7 @@ JOBS = (
 )
 STARTS = {  # seconds, and at most so many
     "import tlx": (("-c", "import tlx"), 0.15),
-    "tlx --help": (("-m", "tlx.cli", "--help"), 0.4),
+    "tlx --help": (("-m", "tlx", "--help"), 0.4),
 }
 
 

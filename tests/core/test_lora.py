@@ -15,7 +15,7 @@ import tlx
 from support.training import training_of
 from tlx.backend import Lora, ParamSpec, registry
 from tlx.backend.lora import adapted_weights, adapter_names, choose_weights, merged
-from tlx.cli import strategies
+from tlx.cli.look_up import strategies
 from tlx.conformance.subject import batch
 from tlx.errors import BackendError, FrozenMovedError, RecipeError, TlxError
 from tlx.manifest import read_manifest
