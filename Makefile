@@ -71,7 +71,7 @@ matrix: setup
 
 fuzz: SEED = 0
 fuzz: setup
-	TLX_FUZZ=700 TLX_FUZZ_TABLE=docs/fuzz.md .venv/bin/pytest tests/fuzz --hypothesis-seed=$(SEED)
+	TLX_FUZZ=720 TLX_FUZZ_TABLE=docs/fuzz.md .venv/bin/pytest tests/fuzz --hypothesis-seed=$(SEED)
 
 thorough: setup
 	.venv/bin/pytest -m thorough
