@@ -12,11 +12,12 @@ from safetensors.numpy import load_file
 
 import tlx
 from support.backends import FRAMEWORKS, each_backend
+from support.fits import fits_of
 from tlx.backend import ParamSpec
 from tlx.backend.registry import load
 from tlx.errors import RecipeError
 from tlx.training.fit import find_head
-from tlx.training.logistic import STRENGTHS, fit_logistic
+from tlx.training.logistic import STRENGTHS
 
 FIELDS: dict[str, Any] = {
     **{"model": "shufflenet_v2_x0_5", "weights": "none", "data": "digits", "classes": ("0", "3", "8")},
@@ -36,16 +37,7 @@ def fewer_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fitted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The features of the training images and what was fitted to them, of each run."""
-    fits: list[Any] = []
-
-    def kept(features: Any, labels: Any, *others: Any, **options: Any) -> Any:
-        probe = yield from fit_logistic(features, labels, *others, **options)
-        fits.append((features, probe.linear))
-        return probe
-
-    monkeypatch.setattr("tlx.training.fit.fit_logistic", kept)
-    return fits
+    return fits_of(monkeypatch)
 
 
 def logits_of(result: Any, images: Any) -> Any:

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 import tlx
 from support.features import outcome
+from support.fits import fits_of
 from tlx.backend import registry
 from tlx.conformance.loopback import Loopback
 from tlx.errors import Interrupted, RecipeError, RunDamaged, TlxError, WeightsError
@@ -26,7 +27,7 @@ from tlx.runs.folder import resumed_folder
 from tlx.runs.result import Result
 from tlx.training.boundary import Boundary
 from tlx.training.effects import STEPPING
-from tlx.training.logistic import STRENGTHS, fit_logistic
+from tlx.training.logistic import STRENGTHS
 from tlx.training.metrics import Event, Stepped
 from tlx.training.neighbors import TEMPERATURE
 
@@ -125,14 +126,7 @@ def test_a_run_by_neighbours_gives_another_its_backbone_alone_and_no_module(run:
 @pytest.mark.parametrize("model", ["tiny-mlp", "tiny-mlp-dropout"])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_the_logits_of_the_network_are_those_of_the_fit(model: str, precision: str, run: Any, monkeypatch: Any) -> None:
-    fitted: list[Any] = []
-
-    def kept(features: Any, labels: Any, *others: Any, **options: Any) -> Any:
-        probe = yield from fit_logistic(features, labels, *others, **options)
-        fitted.append((features, probe.linear))
-        return probe
-
-    monkeypatch.setattr("tlx.training.fit.fit_logistic", kept)
+    fitted = fits_of(monkeypatch)
     result = run(strategy="probe", model=model, precision=precision)
     ((features, linear),) = fitted
     saved = load_file(result.run_dir / "model.safetensors")

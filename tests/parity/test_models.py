@@ -10,7 +10,8 @@ import pytest
 
 from support.backends import FRAMEWORKS
 from support.distance import relative_distance
-from tlx.backend import Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess, registry
+from support.one_step import one_step
+from tlx.backend import ModelSpec, registry
 from tlx.models.initial_values import initial_values
 from tlx.models.zoo import ARCHITECTURES, Architecture, architecture
 from tlx.proof.zoo_table import measured
@@ -41,20 +42,8 @@ def computed(name: str, arch: Architecture) -> tuple[Any, ...]:
     """Descriptions, eval logits, features, loss, and the gradients: what one step of plain SGD at rate 1 takes away."""
     backend, model, specs = built(name, arch, "float64")
     start = initial_values(specs, arch, "none", 0)[0]
-    backend.load_arrays(model, start)
     size = max(48, arch.min_size)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (4, 3, size, size), dtype=np.uint8)
-    batch = backend.put(model, Batch(images, rng.integers(0, 7, 4), np.arange(4), Preprocess(size), (3, 5, 0)))
-    logits, features = backend.fetch([backend.logits(model, batch), backend.features(model, batch)])
-    names = tuple(spec.name for spec in specs if spec.role != "statistic")
-    optimizer = backend.optimizer(model, OptimizerSpec("sgd"), [names])
-    backend.set_phase(model, frozenset(names), frozenset(spec.module for spec in specs if spec.role == "statistic"))
-    backend.set_hyper(optimizer, [Hyper(1.0, 0.0)])
-    loss = backend.fetch(backend.backward(model, batch))[0]
-    backend.update(model, optimizer)
-    after = backend.dump_arrays(model)
-    return specs, logits, features, loss, {name: start[name] - after[name] for name in start}
+    return specs, *one_step(backend, model, specs, start, size, rows=4, adapts=True)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

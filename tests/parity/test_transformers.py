@@ -15,8 +15,9 @@ import pytest
 import tlx
 from support.backends import FRAMEWORKS
 from support.distance import relative_distance
+from support.one_step import one_step
 from support.tiny_zoo import NAMES, TINY, tiny_models
-from tlx.backend import Array, Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess, registry
+from tlx.backend import Array, ModelSpec, registry
 from tlx.models.initial_values import initial_values
 from tlx.models.transformers import TRANSFORMERS
 from tlx.models.zoo import Architecture, architecture
@@ -80,20 +81,8 @@ def computed(name: str, arch: Architecture, size: int) -> tuple[Any, ...]:
     """Descriptions, paths of all modules, eval logits, features, loss and gradients, with paths dropped."""
     backend, model, specs = built(name, arch, size)
     start = noisy(specs, arch)
-    backend.load_arrays(model, start)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (3, 3, size, size), dtype=np.uint8)
-    batch = backend.put(model, Batch(images, rng.integers(0, 7, 3), np.arange(3), Preprocess(size), (3, 5, 0)))
-    logits, features = backend.fetch([backend.logits(model, batch), backend.features(model, batch)])
-    names = tuple(spec.name for spec in specs if spec.role != "statistic")
-    optimizer = backend.optimizer(model, OptimizerSpec("sgd"), [names])
-    backend.set_phase(model, frozenset(names), frozenset())
-    backend.set_hyper(optimizer, [Hyper(1.0, 0.0)])
-    loss = backend.fetch(backend.backward(model, batch))[0]
-    backend.update(model, optimizer)
-    after = backend.dump_arrays(model)
-    paths = [path for path, _ in model.module.named_modules()]
-    return (specs, paths), logits, features, loss, {key: start[key] - after[key] for key in names}
+    computed = one_step(backend, model, specs, start, size, rows=3, adapts=False)
+    return (specs, [path for path, _ in model.module.named_modules()]), *computed
 
 
 @pytest.mark.parametrize(("name", "size"), SIZES)

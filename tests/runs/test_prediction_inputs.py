@@ -263,7 +263,10 @@ def test_an_image_gets_the_same_prediction_in_every_batch_and_from_any_number_of
         assert batch_size != 16 or found == expected
 
 
-def test_images_are_taken_only_as_they_are_needed(of_photos: tlx.Result, digits: dict[str, ArrayImages]) -> None:
+@pytest.mark.parametrize("tta", ["none", "hflip"])
+def test_images_are_taken_only_as_they_are_needed(
+    tta: Any, of_photos: tlx.Result, digits: dict[str, ArrayImages]
+) -> None:
     taken = 0
 
     def endless() -> Iterator[Any]:
@@ -272,7 +275,7 @@ def test_images_are_taken_only_as_they_are_needed(of_photos: tlx.Result, digits:
             taken += 1
             yield digits["test"].pixels(i % 100)
 
-    stream = predictions(of_photos.run_dir, endless())
+    stream = predictions(of_photos.run_dir, endless(), tta=tta)
     assert taken == 0
     assert [entry["path"] for entry in itertools.islice(stream, 20)] == [f"array {i}" for i in range(20)]
     assert 20 <= taken <= 6 * 16

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from tlx.data.images import ArrayImages
 from tlx.errors import TlxError
 from tlx.runs.classify import averaged
 from tlx.runs.finished import restore
-from tlx.runs.prediction import predictions
 
 
 def probabilities(run: tlx.Result, images: Any, **fields: Any) -> Any:
@@ -102,20 +99,6 @@ def test_logits_of_any_size_have_a_mean() -> None:
     """The logarithm of a probability that float64 cannot hold is still finite."""
     far = averaged(np.array([[0.0, 2000.0]]), np.array([[0.0, 1000.0]]))
     np.testing.assert_allclose(far, [[-1000 - np.log(2), 0]], rtol=1e-12, atol=1e-12)
-
-
-def test_images_are_taken_only_as_they_are_needed(of_photos: tlx.Result, digits: dict[str, ArrayImages]) -> None:
-    taken = 0
-
-    def endless() -> Iterator[Any]:
-        nonlocal taken
-        for i in itertools.count():
-            taken += 1
-            yield digits["test"].pixels(i % 100)
-
-    stream = predictions(of_photos.run_dir, endless(), tta="hflip")
-    assert taken == 0 and len(list(itertools.islice(stream, 20))) == 20 and taken <= 6 * 16
-    stream.close()
 
 
 @pytest.mark.parametrize("tta", ["vflip", "", None, 1, ["hflip"]])
