@@ -15,6 +15,7 @@ from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.dropout import FUNCTIONS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
 from tlx.models.zoo import ARCHITECTURES
+from tlx_oneflow import activations
 from tlx_oneflow.arranged import ARRANGED
 from tlx_oneflow.bootstrap import cuda_driver, flow, flowvision
 from tlx_oneflow.layers import improve
@@ -48,6 +49,7 @@ class OneFlowBackend(ModuleBackend):
         "adamw": _adamw,
         "rmsprop": _rmsprop,
     }
+    exact_functions = activations.FUNCTIONS
 
     def __init__(self) -> None:
         zoo = SimpleNamespace(**vars(flowvision.models), **ARRANGED)

@@ -13,6 +13,7 @@ from typing import Any
 
 from tlx.backend.module.base import ONE_VALUE
 from tlx.errors import BackendError
+from tlx_oneflow import activations
 from tlx_oneflow.bootstrap import flow
 
 AT_ONCE = 2**22  # numbers of patches: more gain nothing and cost memory
@@ -33,6 +34,8 @@ def improve(module: Any) -> None:
             module.__class__ = _accurate(module.__class__)
     elif isinstance(module, WRONG_IN_PLACE):
         module.inplace = False
+    elif type(module) in activations.BETTER:
+        module.__class__ = activations.BETTER[type(module)]
     elif type(module) is flow.nn.Conv2d and module.stride == (1, 1):
         reach = zip(module.dilation, module.kernel_size, module.padding, strict=True)
         if all(p <= d * (k - 1) for d, k, p in reach):  # else the gradient would need a negative padding

@@ -17,7 +17,7 @@ from tlx.backend.module.dropout import UNITS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
 from tlx.errors import BackendError
 from tlx.models.zoo import ARCHITECTURES
-from tlx_torch import activations, memory, own, timm_build, timm_models
+from tlx_torch import activations, float64, memory, own, timm_build, timm_models
 
 NATIVE = {"momentum": "momentum_buffer"}  # PyTorch's names of slots, where they are not the portable ones
 
@@ -48,6 +48,7 @@ class TorchBackend(ModuleBackend):
         "adamw": _adamw,
         "rmsprop": _rmsprop,
     }
+    exact_functions = float64.FUNCTIONS
 
     def __init__(self) -> None:
         super().__init__(torch, torchvision.models, torchvision.ops.StochasticDepth)
@@ -117,7 +118,7 @@ class TorchBackend(ModuleBackend):
                 if module.momentum is not None:  # else it averages over all batches
                     module.momentum = 1.0 - float32_exact(1.0 - module.momentum)
             elif isinstance(module, torch.nn.Hardsigmoid) and net.dtype is torch.float64:
-                module.__class__ = _ExactHardsigmoid
+                module.__class__ = float64.Hardsigmoid
         weakref.finalize(net, memory.keep, False).atexit = False
 
     def reuse_memory(self, net: Net, wanted: bool) -> None:
@@ -166,10 +167,3 @@ class TorchBackend(ModuleBackend):
         if optimizer.spec.name == "rmsprop":
             state["step"] = torch.zeros(())  # it is counted, and used for nothing
         optimizer.native.state[param] = state
-
-
-class _ExactHardsigmoid(torch.nn.Hardsigmoid):
-    """The native gradient takes 1/6 in float32, which is 3e-8 off in float64."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x + 3).clamp(0, 6) / 6

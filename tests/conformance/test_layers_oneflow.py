@@ -148,6 +148,42 @@ def slopes(name: str, inplace: bool, improved: bool) -> Array:
 @pytest.mark.filterwarnings("ignore:.* do not support inplace now")
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation_that_works_in_place_has_the_gradient_of_one_that_does_not(name: str) -> None:
-    np.testing.assert_array_equal(slopes(name, inplace=True, improved=True), slopes(name, False, improved=False))
+    np.testing.assert_array_equal(slopes(name, inplace=True, improved=True), slopes(name, False, improved=True))
     wrong = np.abs(slopes(name, inplace=True, improved=False) - slopes(name, False, improved=False)).max()
     assert (wrong > 0) == (name in ("CELU", "Hardsigmoid")), "OneFlow is not as layers.py says"
+
+
+BENT: dict[str, tuple[Any, ...]] = {"Hardtanh": (-0.3, 0.7), "Mish": (), "LogSigmoid": ()}
+
+
+def everywhere(name: str, dtype: Any, improved: bool) -> tuple[Array, Array]:
+    """What an activation gives for numbers near zero and far away, and its gradient."""
+    module = getattr(flow.nn, name)(*BENT[name])
+    if improved:
+        layers.improve(module)
+    far = np.logspace(0, 4, 41)
+    x = flow.tensor(np.concatenate([np.linspace(-3, 3, 61), far, -far]), dtype=dtype, requires_grad=True)
+    y = module(x)
+    y.sum().backward()
+    return y.detach().double().numpy(), x.grad.double().numpy()
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(flow.float64, 1e-14), (flow.float32, 3e-6)])
+@pytest.mark.parametrize("name", BENT)
+def test_an_activation_and_its_gradient_are_right_everywhere(name: str, dtype: Any, limit: float) -> None:
+    x = np.concatenate([np.linspace(-3, 3, 61), (far := np.logspace(0, 4, 41)), -far])
+    softplus, sigmoid = np.logaddexp(0, x), np.exp(-np.logaddexp(0, -x))
+    tanh = np.tanh(softplus)
+    inside = (x > -0.3) & (x < 0.7)
+    value, slope = {
+        "Hardtanh": (np.clip(x, -0.3, 0.7), inside * 1.0),
+        "Mish": (x * tanh, tanh + x * (1 - tanh**2) * sigmoid),
+        "LogSigmoid": (-np.logaddexp(0, -x), 1 - sigmoid),
+    }[name]
+    edge = (abs(x + 0.3) > 1e-6) & (abs(x - 0.7) > 1e-6)  # where float32 may be on the other side
+    for found, expected in zip(everywhere(name, dtype, improved=True), (value, slope), strict=True):
+        apart = np.abs(found - expected) / np.maximum(np.abs(expected), 1)
+        assert apart[edge].max() <= limit
+    if dtype == flow.float64:
+        own = everywhere(name, dtype, improved=False)
+        assert not all(np.abs(a - b)[edge].max() < 1e-6 for a, b in zip(own, (value, slope), strict=True))

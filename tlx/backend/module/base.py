@@ -59,6 +59,8 @@ class ModuleBackend:
 
     name: str
     optimizers: ClassVar[Mapping[str, MakeOptimizer]]  # by their names in `tlx.backend.optimizers.RULES`
+    # What a comparison replaces, as (owner, name, function), because the framework's own is not exact.
+    exact_functions: ClassVar[Sequence[tuple[Any, str, Callable[..., Any]]]] = ()
     restores_generators = True  # whether a generator's state can be set back
     norms_as_given: frozenset[str] = frozenset()  # paths of BatchNorms that keep eps and momentum
 

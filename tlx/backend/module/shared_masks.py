@@ -79,8 +79,8 @@ class SharedMasks(Masks):
 
     @contextmanager
     def functions(self) -> Iterator[None]:
-        """Draw the masks of functions too, while the block runs."""
-        with replaced(self.backend.dropping_functions(self.function)):
+        """Draw the masks of functions too, while the block runs, and let others be exact."""
+        with replaced([*self.backend.dropping_functions(self.function), *self.backend.exact_functions]):
             yield
 
     def function(self, x: Any, p: float, training: bool, axes: int) -> Any:
