@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from support.backends import FRAMEWORKS
-from support.dropping import compared, framework, network
+from support.dropping import framework, network
+from support.judged import judged
 from tlx.proof.result import Verdict
 
 pytestmark = pytest.mark.needs(*FRAMEWORKS)
@@ -67,12 +69,12 @@ def functions(fw: Any) -> Any:
 
 
 @pytest.mark.parametrize("made", [modules, functions])
-def test_constants_that_float32_does_not_hold_are_no_difference(made: Callable[[Any], Any]) -> None:
-    report = compared(made(framework("torch")), made(framework("oneflow")))
+def test_constants_that_float32_does_not_hold_are_no_difference(made: Callable[[Any], Any], tmp_path: Path) -> None:
+    report = judged(made(framework("torch")), made(framework("oneflow")), tmp_path)
     assert report.verdict == Verdict.EQUAL, str(report)
 
 
-def test_a_slope_as_near_as_float32_can_tell_is_one() -> None:
+def test_a_slope_as_near_as_float32_can_tell_is_one(tmp_path: Path) -> None:
     other = modules(framework("oneflow"), {"LeakyReLU": (0.01 * (1 + 1e-7),)})
-    report = compared(modules(framework("torch")), other)
+    report = judged(modules(framework("torch")), other, tmp_path)
     assert report.verdict == Verdict.DIFFERENT and "leakyrelu (LeakyReLU)" in report.first, str(report)
