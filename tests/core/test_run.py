@@ -67,8 +67,12 @@ def test_a_run_learns_and_leaves_everything_behind(run: Any) -> None:
         "card.json",
         "history.jsonl",
         "last",
+        "logits-test.npy",
+        "logits-val.npy",
         "manifest.json",
         "model.safetensors",
+        "predictions-test.csv",
+        "predictions-val.csv",
         "recipe.toml",
         "result.json",
     ]

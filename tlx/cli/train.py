@@ -45,6 +45,7 @@ def evaluate(
     data: str | None = None,
     top: int | None = None,
     tta: str = "none",
+    csv: Path | None = None,
     json: Json = False,
 ) -> None:
     """Evaluate a finished run on its test part, or on other data.
@@ -63,12 +64,14 @@ def evaluate(
         more classes]
     tta:
         Test-time augmentation: none, or hflip, which averages the probabilities of an image and of its mirror image.
+    csv:
+        Write a table to this file, a row for each image: path, label, prediction, probability, loss, margin.
     """
     import tlx
     from tlx.runs.classify import check_tta
     from tlx.runs.display import print_evaluation
 
-    evaluation = tlx.evaluate(run_dir, backend, data=data, top=top, tta=check_tta(tta))
+    evaluation = tlx.evaluate(run_dir, backend, data=data, top=top, tta=check_tta(tta), csv=csv)
     if json:
         print_json(evaluation)
         return
