@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tlx.cli.options import Json, print_json
+from tlx.errors import printable
 from tlx.recipe import Recipe
 
 
@@ -90,6 +93,27 @@ def backends(*, json: Json = False) -> None:
             text = f"{entry.problem.problem}. Fix: {entry.problem.fix}"
         rows.append((entry.name, entry.state, text))
     print_table(("backend", "state", "versions or problem"), rows)
+
+
+def runs(folder: Path = Path("runs"), /, *, json: Json = False) -> None:
+    """List the runs below a folder, the highest validation accuracy first, with the recipe fields in which they differ.
+
+    Parameters
+    ----------
+    folder:
+        The folder; links to other folders are not followed.
+    """
+    from tlx.runs.display import print_table
+    from tlx.runs.listing import list_runs, rows
+
+    entries = list_runs(folder)
+    if json:
+        print_json({"folder": str(folder), "runs": entries})
+    elif not entries:
+        print(f"no runs below {printable(str(folder))}")
+    else:
+        heads, cells = rows(entries)
+        print_table(heads, cells, right=range(len(heads) - 4, len(heads) - 1))
 
 
 def doctor(*, json: Json = False) -> int:
