@@ -49,6 +49,7 @@ KEYS = [
     "wall_seconds",
     "versions",
     "notes",
+    "calibration",
     "recipe",
     "run_dir",
 ]

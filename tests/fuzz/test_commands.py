@@ -24,7 +24,7 @@ OPTIONS = {
     "backends": [],
     "runs": [],
     "evaluate": ["--backend", "--data", "--top", "--csv"],
-    "predict": ["--backend", "--top", "--csv"],
+    "predict": ["--backend", "--top", "--csv", "--reject", "--calibrated"],
     "parity": ["--reference", "--candidate", "--seeds", "--margin", "--keep", "--html"],
     "": [],
     "run": ["--resume"],

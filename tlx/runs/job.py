@@ -22,6 +22,7 @@ from tlx.models.weights import digest
 from tlx.models.zoo import Architecture
 from tlx.recipe import PIXELS_SINCE, Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
 from tlx.runs import advice
+from tlx.runs.confidence import calibrate
 from tlx.runs.display import READING, Display, Listener, follow, listening
 from tlx.runs.folder import RESULT, RunFolder, new_folder, resumed_folder
 from tlx.runs.interrupt import AFTER_STEP, NEVER, Stop, interruptible, standing
@@ -243,6 +244,7 @@ def _execute(
         if data.val is not None and "val" not in recorder.parts:
             last.append("an earlier tlx evaluated the best epoch, so there are no predictions of the validation part")
         display.notes(last)
+        calibration = calibrate(data, recorder.parts)
         result = Result(
             backend=recipe.backend,
             strategy=recipe.strategy_name,
@@ -257,12 +259,15 @@ def _execute(
             wall_seconds=time.perf_counter() - started,
             versions={**versions(), **backend.capabilities().versions, **versions_of(recipe.model)},
             notes=[*notes, *last],
+            calibration=calibration,
             recipe=recipe,
             run_dir=run_dir,
             model=leaving.model.module,
         )
         plain = card(recipe, data, arch.head, digest(leaving.values), evaluated, state.bank)
         stop.at(stop.text, NEVER)
+        if calibration is not None:
+            plain["temperature"] = calibration["temperature"]
         described = {**plain, **leaving.described}
         finish(folder, leaving, described, result.to_dict(), data, recorder, state.bank)
     stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
