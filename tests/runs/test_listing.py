@@ -20,7 +20,7 @@ from support.hostile import snapshot
 from support.run_files import FIELDS, reseal, stopped
 from tlx.errors import DataNotFound
 from tlx.manifest import Manifest, read_manifest
-from tlx.runs.listing import RunEntry, differing, list_runs, rows
+from tlx.runs.listing import RunEntry, differing, list_runs, rows, table
 from tlx.training.metrics import EpochEnded, Event
 
 STATES = {"finished", "running", "interrupted", "newer", "foreign", "damaged"}
@@ -67,7 +67,7 @@ def test_the_command_prints_a_table_or_json(home: Path, tmp_path: Path) -> None:
     table = listed(str(home))
     assert table.returncode == 0 and not table.stderr
     lines = [line.split() for line in table.stdout.splitlines() if line.strip()]
-    assert lines[0] == ["run", "lr", "seed", "val", "test", "seconds", "state"]
+    assert lines[0] == ["run", "state", "val", "test", "seconds", "lr", "seed"]
     assert "interrupted" in table.stdout and table.stdout.count("finished") == 3
     as_json = listed(str(home), "--json")
     assert json.loads(as_json.stdout) == {"folder": str(home), "runs": list_runs(home)}
@@ -220,7 +220,7 @@ def test_hundreds_of_runs_are_listed(home: Path, tmp_path: Path) -> None:
         shutil.copytree(home / "a", tmp_path / str(number), copy_function=os.link)
     entries = list_runs(tmp_path)
     assert [entry["state"] for entry in entries] == ["finished"] * 300
-    assert differing(entries) == [] and rows(entries)[0] == ["run", "val", "test", "seconds", "state"]
+    assert differing(entries) == [] and rows(entries)[0] == ["run", "state", "val", "test", "seconds"]
 
 
 def test_a_default_differs_from_another_value_and_an_unreadable_recipe_from_nothing() -> None:
@@ -228,7 +228,19 @@ def test_a_default_differs_from_another_value_and_an_unreadable_recipe_from_noth
     recipes: list[Any] = [{"seed": 0, "stages": ["layer4"]}, {"lr": 0.1, "seed": 0, "stages": ["layer3", "layer4"]}, {}]
     entries: list[Any] = [{**empty, "run_dir": "x", "seconds": None, "recipe": recipe} for recipe in recipes]
     assert sorted(differing(entries)) == ["lr", "stages"]
-    assert rows(entries)[1][2] == ["x", "-", "-", "-", "-", "-", "finished"]
+    assert rows(entries)[1][2] == ["x", "finished", "-", "-", "-", "-", "-"]
+
+
+def test_a_narrow_table_cuts_nothing_and_names_the_fields_without_room(home: Path) -> None:
+    entries = list_runs(home)
+    whole, narrow = table(entries), table(entries, 40)
+    assert "seed" in whole.splitlines()[0] and len(whole.splitlines()) == 5
+    heads, *lines, last = narrow.splitlines()
+    assert heads.split() == ["run", "state", "val", "test", "seconds"] and len(lines) == 4
+    assert last == "They differ in lr, seed too: use a wider terminal, or --json."
+    assert all(line.startswith(entry["run_dir"]) for line, entry in zip(lines, entries, strict=True))
+    wide: Any = {**entries[0], "run_dir": "\u732b\u732b"}
+    assert table([wide], 40).splitlines()[1].startswith("\u732b\u732b  finished"), "which are two cells wide each"
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:

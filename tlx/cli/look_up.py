@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from shutil import get_terminal_size
 
 from tlx.cli.options import Json, print_json
 from tlx.errors import printable
@@ -103,8 +105,7 @@ def runs(folder: Path = Path("runs"), /, *, json: Json = False) -> None:
     folder:
         The folder; links to other folders are not followed.
     """
-    from tlx.runs.display import print_table
-    from tlx.runs.listing import list_runs, rows
+    from tlx.runs.listing import list_runs, table
 
     entries = list_runs(folder)
     if json:
@@ -112,8 +113,7 @@ def runs(folder: Path = Path("runs"), /, *, json: Json = False) -> None:
     elif not entries:
         print(f"no runs below {printable(str(folder))}")
     else:
-        heads, cells = rows(entries)
-        print_table(heads, cells, right=range(len(heads) - 4, len(heads) - 1))
+        print(table(entries, get_terminal_size().columns if sys.stdout.isatty() else None))
 
 
 def doctor(*, json: Json = False) -> int:

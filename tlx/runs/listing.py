@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
+from rich.cells import cell_len
+
 from tlx.errors import DataNotFound, TlxError, printable
 from tlx.files import open_regular, read_regular
 from tlx.manifest import CARD, HISTORY, MANIFEST, RECIPE, Manifest, read_file, read_manifest
@@ -19,6 +21,7 @@ from tlx.runs.folder import LAST, LOCK, RESULT
 LARGEST = 1 << 26  # bytes of a file that is read here; histories of 100,000 epochs have half of that
 SHOWN = 32  # characters of a field's value in the table
 DEEPEST = 8  # folders within folders
+FIXED, RIGHT = 5, (2, 3, 4)  # columns that are always shown, and those that are aligned to the right
 
 
 class RunEntry(TypedDict):
@@ -214,20 +217,41 @@ def differing(entries: Sequence[RunEntry]) -> list[str]:
 
 
 def rows(entries: Sequence[RunEntry]) -> tuple[list[str], list[list[str]]]:
-    """Return the heads and the cells of a table of runs."""
+    """Return the heads and the cells of a table of runs: what is said of each run, then the fields that differ."""
     names = differing(entries)
-    heads = ["run", *names, "val", "test", "seconds", "state"]
+    heads = ["run", "state", "val", "test", "seconds", *names]
     cells = [
         [
             printable(entry["run_dir"]),
-            *(_short(entry["recipe"], name) for name in names),
+            entry["state"] + (f" at epoch {entry['epoch']}" if entry["state"] == "interrupted" else ""),
             *("-" if figure is None else f"{figure:.4f}" for figure in (entry["val_accuracy"], entry["test_accuracy"])),
             "-" if entry["seconds"] is None else f"{entry['seconds']:.1f}",
-            entry["state"] + (f" at epoch {entry['epoch']}" if entry["state"] == "interrupted" else ""),
+            *(_short(entry["recipe"], name) for name in names),
         ]
         for entry in entries
     ]
     return heads, cells
+
+
+def table(entries: Sequence[RunEntry], width: int | None = None) -> str:
+    """Return a table of runs as text, none of it cut; the fields that find no room in `width` are named below it."""
+    heads, cells = rows(entries)
+    lines = [heads, *cells]
+    widths = [max(cell_len(line[place]) for line in lines) for place in range(len(heads))]
+    shown = len(heads)
+    while width is not None and shown > FIXED and sum(widths[:shown]) + 2 * (shown - 1) > width:
+        shown -= 1
+    text = "\n".join(
+        "  ".join(_padded(line[i], widths[i], i in RIGHT) for i in range(shown)).rstrip() for line in lines
+    )
+    if shown < len(heads):
+        text += f"\nThey differ in {', '.join(heads[shown:])} too: use a wider terminal, or --json."
+    return text
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    space = " " * (width - cell_len(text))
+    return space + text if right else text + space
 
 
 def _text(recipe: Mapping[str, Any], name: str) -> str:
