@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tlx.runs.planning import GroupTable, plan
     from tlx.runs.prediction import Prediction, predict
     from tlx.runs.result import HistoryEntry, Result
+    from tlx.runs.table import Predictions, load_predictions
     from tlx.strategy import Group, Phase, Strategy
 
     __version__: str
@@ -31,6 +32,7 @@ _PUBLIC = {
     "HistoryEntry": "tlx.runs.result",
     "Phase": "tlx.strategy",
     "Prediction": "tlx.runs.prediction",
+    "Predictions": "tlx.runs.table",
     "Recipe": "tlx.recipe",
     "Result": "tlx.runs.result",
     "Strategy": "tlx.strategy",
@@ -38,6 +40,7 @@ _PUBLIC = {
     "evaluate": "tlx.runs.evaluation",
     "load_data": "tlx.data",
     "load_model": "tlx.runs.finished",
+    "load_predictions": "tlx.runs.table",
     "parity": "tlx.proof.prove",
     "plan": "tlx.runs.planning",
     "predict": "tlx.runs.prediction",
@@ -54,6 +57,7 @@ __all__ = [
     "HistoryEntry",
     "Phase",
     "Prediction",
+    "Predictions",
     "Recipe",
     "Result",
     "Strategy",
@@ -63,6 +67,7 @@ __all__ = [
     "evaluate",
     "load_data",
     "load_model",
+    "load_predictions",
     "mapping",
     "parity",
     "plan",

@@ -49,6 +49,7 @@ KEYS = [
     "wall_seconds",
     "versions",
     "notes",
+    "calibration",
     "recipe",
     "run_dir",
 ]
@@ -67,8 +68,12 @@ def test_a_run_learns_and_leaves_everything_behind(run: Any) -> None:
         "card.json",
         "history.jsonl",
         "last",
+        "logits-test.npy",
+        "logits-val.npy",
         "manifest.json",
         "model.safetensors",
+        "predictions-test.csv",
+        "predictions-val.csv",
         "recipe.toml",
         "result.json",
     ]

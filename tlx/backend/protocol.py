@@ -312,8 +312,8 @@ class Backend(Protocol):
         So equal values stay as they are, bit for bit. Counters are copied. Nothing waits for the device.
         """
 
-    def evaluate(self, model: Model, batch: Handle) -> tuple[Lazy, Lazy]:
-        """Eval-mode forward. Returns the loss summed over the samples and the correct count."""
+    def evaluate(self, model: Model, batch: Handle) -> tuple[Lazy, Lazy, Lazy]:
+        """Eval-mode forward. Returns the loss summed over the samples, the correct count, and what `logits` does."""
 
     def logits(self, model: Model, batch: Handle) -> Lazy:
         """Eval-mode outputs [N, classes]."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from shutil import get_terminal_size
+
 from tlx.cli.options import Json, print_json
+from tlx.errors import printable
 from tlx.recipe import Recipe
 
 
@@ -90,6 +95,25 @@ def backends(*, json: Json = False) -> None:
             text = f"{entry.problem.problem}. Fix: {entry.problem.fix}"
         rows.append((entry.name, entry.state, text))
     print_table(("backend", "state", "versions or problem"), rows)
+
+
+def runs(folder: Path = Path("runs"), /, *, json: Json = False) -> None:
+    """List the runs below a folder, the highest validation accuracy first, with the recipe fields in which they differ.
+
+    Parameters
+    ----------
+    folder:
+        The folder; links to other folders are not followed.
+    """
+    from tlx.runs.listing import list_runs, table
+
+    entries = list_runs(folder)
+    if json:
+        print_json({"folder": str(folder), "runs": entries})
+    elif not entries:
+        print(f"no runs below {printable(str(folder))}")
+    else:
+        print(table(entries, get_terminal_size().columns if sys.stdout.isatty() else None))
 
 
 def doctor(*, json: Json = False) -> int:

@@ -45,6 +45,7 @@ def evaluate(
     data: str | None = None,
     top: int | None = None,
     tta: str = "none",
+    csv: Path | None = None,
     json: Json = False,
 ) -> None:
     """Evaluate a finished run on its test part, or on other data.
@@ -63,12 +64,14 @@ def evaluate(
         more classes]
     tta:
         Test-time augmentation: none, or hflip, which averages the probabilities of an image and of its mirror image.
+    csv:
+        Write a table to this file, a row for each image: path, label, prediction, probability, loss, margin.
     """
     import tlx
     from tlx.runs.classify import check_tta
     from tlx.runs.display import print_evaluation
 
-    evaluation = tlx.evaluate(run_dir, backend, data=data, top=top, tta=check_tta(tta))
+    evaluation = tlx.evaluate(run_dir, backend, data=data, top=top, tta=check_tta(tta), csv=csv)
     if json:
         print_json(evaluation)
         return
@@ -82,6 +85,8 @@ def predict(
     backend: str | None = None,
     top: int | None = None,
     tta: str = "none",
+    reject: float | None = None,
+    calibrated: Annotated[bool, Parameter(negative="")] = False,
     csv: Path | None = None,
     json: Json = False,
 ) -> None:
@@ -99,14 +104,20 @@ def predict(
         Print this many classes for each image, the most probable first. [default: 1; with --json or --csv: up to 5]
     tta:
         Test-time augmentation: none, or hflip, which averages the probabilities of an image and of its mirror image.
+    reject:
+        Answer "unknown" below a probability from which on, with 95 % confidence, at most this part of the answers is
+        wrong, such as 0.05, judged by the run's validation part.
+    calibrated:
+        Divide the logits by the temperature that fits the run's validation part best, before the softmax.
     csv:
         Write a table to this file: path, prediction, probability, then the next classes, and what could not be read.
     """
     from tlx.runs.classify import check_tta
     from tlx.runs.prediction import predictions, reported, write_csv
 
-    rows = predictions(run_dir, images, backend, top, tta=check_tta(tta))
-    source = {"run_dir": str(run_dir), "tta": tta}
+    rows = predictions(run_dir, images, backend, top, tta=check_tta(tta), reject=reject, calibrated=calibrated)
+    asked = {"reject": reject, "calibrated": calibrated or None}
+    source = {"run_dir": str(run_dir), "tta": tta, **{name: v for name, v in asked.items() if v is not None}}
     if csv is not None:
         predicted, unreadable = write_csv(csv, reported(rows))
         if json:
@@ -119,4 +130,5 @@ def predict(
         for row in rows:
             ranked = (f"{printable(entry['class'])} {entry['probability']:.4f}" for entry in row["top"][: top or 1])
             if not row["error"]:
-                print(f"{printable(row['path'])}: {', '.join(ranked)}", flush=True)
+                answer = ", ".join(ranked) if row["class"] is not None else f"unknown ({', '.join(ranked)})"
+                print(f"{printable(row['path'])}: {answer}", flush=True)

@@ -216,9 +216,16 @@ def test_dropout_rests_in_evaluation_and_away_from_what_trains(dropper: Subject)
         assert dropper.backward(dropper.put())[0] == pytest.approx(losses.pop(), rel=1e-12)
 
 
+def test_evaluation_returns_the_logits_that_it_judged(subject: Subject) -> None:
+    handle = subject.put()
+    (judged,) = subject.backend.fetch(subject.backend.evaluate(subject.model, handle)[2:])
+    expected = subject.logits(handle)
+    assert judged.dtype == expected.dtype and judged.tobytes() == expected.tobytes()
+
+
 def test_fetch_copies_to_the_host_in_order(subject: Subject) -> None:
     handle = subject.put()
-    total, correct = subject.backend.evaluate(subject.model, handle)
+    total, correct, _ = subject.backend.evaluate(subject.model, handle)
     logits = subject.backend.logits(subject.model, handle)
     fetched = subject.backend.fetch([correct, logits, total, correct])
     assert [type(array) for array in fetched] == [np.ndarray] * 4

@@ -256,10 +256,10 @@ class Loopback:
     # Evaluation.
 
     @DIVERGES
-    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy, Lazy]:
         logits = self._forward(model, batch).logits
         mean, _ = reference.cross_entropy(logits, batch.labels, batch.targets)
-        return np.array(mean * len(batch.labels)), _correct(logits, batch.labels)
+        return np.array(mean * len(batch.labels)), _correct(logits, batch.labels), logits
 
     @DIVERGES
     def logits(self, model: Net, batch: DeviceBatch) -> Lazy:

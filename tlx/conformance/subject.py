@@ -143,7 +143,7 @@ class Subject:
 
     def evaluate(self, handle: Handle) -> tuple[float, int]:
         """Return the summed loss and the correct count of a batch in eval mode."""
-        total, correct = self.backend.fetch(self.backend.evaluate(self.model, handle))
+        total, correct = self.backend.fetch(self.backend.evaluate(self.model, handle)[:2])
         return float(total), int(correct)
 
     def logits(self, handle: Handle) -> Array:

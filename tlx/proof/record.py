@@ -127,7 +127,7 @@ def metrics(s: Session) -> None:
     for number, batch in enumerate(s.tests):
         ready = s.backend.put(s.model, batch)
         (logits,) = s.backend.fetch([s.backend.logits(s.model, ready)])
-        loss, correct = s.backend.fetch([*s.backend.evaluate(s.model, ready)])
+        loss, correct = s.backend.fetch(s.backend.evaluate(s.model, ready)[:2])
         facts = {"loss": float(loss).hex(), "correct": int(correct), "labels": batch.labels.tolist()}
         facts |= {"model": s.ended} if s.ended else {}
         s.writer.add(f"P7/{number:04d}", facts, {"logits": logits})

@@ -144,13 +144,13 @@ class Recorder(Proxy):
                 self._sketch("average", self.inner.dump_arrays(shadow))
         self._end()
 
-    def evaluate(self, model: Model, batch: Handle) -> tuple[Lazy, Lazy]:
-        """Measure on the validation part, or return what was measured before."""
+    def evaluate(self, model: Model, batch: Handle) -> tuple[Lazy, Lazy, Lazy]:
+        """Measure on the validation part, or return what was measured before, which is without the logits."""
         if self.validated is not None and (before := next(self.validated, None)) is not None:
-            return before
-        metrics: tuple[Lazy, Lazy] = self.inner.evaluate(model, batch)
-        self.measured += metrics
-        return metrics
+            return (*before, np.zeros((0, 0)))
+        loss, correct, logits = self.inner.evaluate(model, batch)
+        self.measured += [loss, correct]
+        return loss, correct, logits
 
     def fetch(self, lazies: Sequence[Lazy]) -> list[Array]:
         """Fetch what is lazy; what was measured before is there already."""

@@ -42,6 +42,7 @@ class Card:
     fingerprint: str  # of the data
     sha256: str | None  # of the weights
     neighbors: tuple[int, float] | None = None  # of strategy knn: how many vote, and the temperature
+    temperature: float | None = None  # that divides the logits where calibrated probabilities are asked for
 
 
 def read_card(content: bytes, run_dir: Path) -> Card:
@@ -69,6 +70,7 @@ def read_card(content: bytes, run_dir: Path) -> Card:
         fingerprint=card.inner("data").text("fingerprint"),
         sha256=card.text("sha256") if card.has("sha256") else None,
         neighbors=_neighbors(card.inner("neighbors")) if card.has("neighbors") else None,
+        temperature=card.real("temperature", 1e-6, 1e6) if card.has("temperature") else None,
     )
 
 

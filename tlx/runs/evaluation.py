@@ -22,6 +22,7 @@ from tlx.runs.classify import BadImages, Tta, check_tta, classify
 from tlx.runs.display import READING, Display, follow
 from tlx.runs.finished import Finished, restore
 from tlx.runs.inputs import of_part
+from tlx.runs.table import Table, table_file
 from tlx.training.build import open_data
 from tlx.training.metrics import FETCH_SECONDS, Event, Metrics, Progress
 
@@ -65,6 +66,7 @@ def evaluate(
     head: Any = None,
     top: int | None = None,
     tta: Tta = "none",
+    csv: str | Path | None = None,
 ) -> Evaluation:
     """Evaluate a finished run's model on its test part or on other data, on the same backend or on another.
 
@@ -81,6 +83,7 @@ def evaluate(
         top: K of the top-K accuracy; default: 5 where there are more than 5 classes.
         tta: test-time augmentation: "hflip" averages the probabilities of an image and of its mirror image; every
             figure is then computed from that mean.
+        csv: write a table of the predictions to this file, as a run does of its own parts: see `tlx.load_predictions`.
 
     Raises:
         RunNotFound: there is no finished run in the folder.
@@ -97,9 +100,10 @@ def evaluate(
     classes: list[str] = run.card.classes
     k = top or (TOP if len(classes) > TOP else None)
     bad = BadImages(display)
-    with display.live(run.recipe):
-        tally = follow(_evaluate(run, images, kind, k, bad), [display.event])
-    bad.conclude(len(images), allowed=not own)
+    with table_file(csv, classes) as table:
+        with display.live(run.recipe):
+            tally = follow(_evaluate(run, images, kind, k, bad, table), [display.event])
+        bad.conclude(len(images), allowed=not own)
     confusion = tally.confusion
     f1 = f1_of_classes(confusion)
     return {
@@ -170,7 +174,9 @@ class Tally:
         return Metrics(self.loss / images, int(np.trace(self.confusion)) / images, images)
 
 
-def _evaluate(run: Finished, images: Images, tta: Tta, k: int | None, bad: BadImages) -> Generator[Event, None, Tally]:
+def _evaluate(
+    run: Finished, images: Images, tta: Tta, k: int | None, bad: BadImages, table: Table | None
+) -> Generator[Event, None, Tally]:
     """Read the images once; events say how far it has come."""
     tally = Tally(np.zeros((len(run.card.classes),) * 2, dtype=np.int64))
     steps = -(-len(images) // run.recipe.batch_size)
@@ -180,8 +186,10 @@ def _evaluate(run: Finished, images: Images, tta: Tta, k: int | None, bad: BadIm
             for item, logits in outcome:
                 if isinstance(logits, DataError):
                     bad.add(item, logits)
-                else:
-                    tally.add(logits, item.label, k)
+                    continue
+                tally.add(logits, item.label, k)
+                if table is not None:
+                    table.add([item.name], np.array([item.label]), logits[None])
             if (now := time.perf_counter()) - said > FETCH_SECONDS:
                 said = now
                 yield Progress("test", 0, step, steps, tally.metrics(), now - started)

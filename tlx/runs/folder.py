@@ -10,10 +10,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from tlx.atomic import sync_folder, write_atomic
+from tlx.atomic import replacing, sync_folder, write_atomic
 from tlx.errors import RecipeError, RunNotFound, TlxError
 from tlx.files import read_regular
 from tlx.manifest import HISTORY, MANIFEST, RECIPE, Entry, Manifest, damaged, read_file, read_manifest
@@ -22,10 +23,27 @@ from tlx.recipe import Recipe
 LOCK, LAST, RESULT = ".lock", "last", "result.json"
 OLD_STATE = "last/state.safetensors"  # of tlx 0.1.0, which had no manifest
 # What killed writers leave: files under temporary names, and states and best values that no manifest names.
-_TOP = r"(?:manifest|card|result)\.json|recipe\.toml|history\.jsonl|(?:model|adapters|neighbors)\.safetensors"
-_SAVED, _TMP = r"(?:state|best)(?:-\d+)?\.safetensors", r"\.[0-9a-f]{8}\.tmp"
+_TOP = (
+    r"(?:manifest|card|result)\.json|recipe\.toml|history\.jsonl|(?:model|adapters|neighbors)\.safetensors|"
+    r"predictions-(?:val|test)\.csv|logits-(?:val|test)\.npy"
+)
+_SAVED, _TMP = r"(?:(?:state|best)(?:-\d+)?\.safetensors|logits-\d+\.npy)", r"\.[0-9a-f]{8}\.tmp"
 TEMPORARY = re.compile(rf"\.{{1,2}}(?:{_TOP})(?:{_TMP}){{1,2}}|{LAST}/\.{_SAVED}{_TMP}")
 SAVED = re.compile(rf"{LAST}/{_SAVED}")
+
+
+class Hashed:
+    """A file that is written from its start to its end, and what a manifest says of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes, /) -> int:
+        """Write bytes."""
+        self._file.write(data)
+        self.digest.update(data)
+        self.size += len(data)
+        return len(data)
 
 
 class RunFolder:
@@ -109,17 +127,25 @@ class RunFolder:
 
     def put(self, name: str, content: bytes) -> None:
         """Write a file that belongs to the run from the next commit on; until then, what it replaces stays."""
+        with self.putting(name) as file:
+            file.write(content)
+        if name == RECIPE:
+            self.manifest = Manifest(self.manifest.files, content.decode(errors="surrogateescape"))
+
+    @contextmanager
+    def putting(self, name: str) -> Iterator[Hashed]:
+        """Give a file to write to that is then put: for what is too large to be held in memory."""
         if self.old and (self.path / name).exists():
             self._earlier.add(name)
         at = f".{name}.{secrets.token_hex(4)}.tmp" if name in self.manifest.files else ""
         try:
-            write_atomic(self.path / (at or name), content)
+            with replacing(self.path / (at or name)) as file:
+                hashed = Hashed(file)
+                yield hashed
         except TlxError:
             self._forget()
             raise
-        self._staged[name] = Entry(len(content), hashlib.sha256(content).hexdigest(), at)
-        if name == RECIPE:
-            self.manifest = Manifest(self.manifest.files, content.decode(errors="surrogateescape"))
+        self._staged[name] = Entry(hashed.size, hashed.digest.hexdigest(), at)
 
     def adopt(self, names: Collection[str]) -> None:
         """Let files that an earlier tlx wrote belong to the run from the next commit on."""

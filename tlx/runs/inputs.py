@@ -87,11 +87,17 @@ def find_inputs(images: Any, notes: Notes, max_pixels: int) -> Iterator[Input]:
 
 def of_part(images: Images, max_pixels: int) -> Iterator[Input]:
     """The images of a part of a data set, with their labels."""
-    root = None
     if isinstance(images, FileImages):
-        root, images = images.root, replace(images, max_pixels=max_pixels)
-    for index, (name, label) in enumerate(zip(images.names, images.labels, strict=True)):
-        yield Input(name if root is None else str(root / name), partial(_open_one, images, index), int(label))
+        images = replace(images, max_pixels=max_pixels)
+    for index, (path, label) in enumerate(zip(paths_of(images), images.labels, strict=True)):
+        yield Input(path, partial(_open_one, images, index), int(label))
+
+
+def paths_of(images: Images) -> Iterator[str]:
+    """Return what names each image of a part: its path, or how the data names it."""
+    if isinstance(images, FileImages):
+        return (str(images.root / name) for name in images.names)
+    return iter(images.names)
 
 
 def _open_one(images: Images, index: int, view: View | None) -> Image:

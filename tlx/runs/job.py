@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,12 @@ from tlx.models.weights import digest
 from tlx.models.zoo import Architecture
 from tlx.recipe import PIXELS_SINCE, Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
 from tlx.runs import advice
+from tlx.runs.confidence import calibrate
 from tlx.runs.display import READING, Display, Listener, follow, listening
 from tlx.runs.folder import RESULT, RunFolder, new_folder, resumed_folder
 from tlx.runs.interrupt import AFTER_STEP, NEVER, Stop, interruptible, standing
 from tlx.runs.leaving import leave
+from tlx.runs.logits import Recorder
 from tlx.runs.result import Result, history_entry
 from tlx.runs.resume import begin, check_epochs, finish, history_line
 from tlx.runs.resume import load as load_state
@@ -205,21 +208,26 @@ def _execute(
     data.take_fingerprint(display.counted(READING))
 
     stop.at(stop.text, NEVER)
-    with nullcontext(resumed) if resumed else new_folder(recipe) as folder:
+    holding = nullcontext(resumed) if resumed else new_folder(recipe)
+    with holding as folder, closing(Recorder(folder.path)) as recorder:
         recipe, run_dir = replace(recipe, out=None), folder.path
         state = State()
         if not fresh:
             state = load_state(training, folder, data)
             display.resumed(state, training)
         text = recipe.to_toml().encode(errors="surrogateescape")  # a path keeps its bytes
-        display.notes(begin(training, state, folder, data.fingerprint, text))
+        if not fresh:
+            recorder.resume(folder, state.best_epoch)
+        display.notes(begin(training, state, folder, data.fingerprint, text, recorder))
+        listeners.append(recorder)
         with display.live(recipe):
             if recipe.fits:
                 trained = _fit(training, state, folder, recipe, listeners, stop)
             else:
-                _train(training, state, folder, data.fingerprint, recipe, listeners, stop)
+                save = partial(save_state, training, state, folder, data.fingerprint, recorder)
+                _train(training, state, folder, save, recipe, listeners, stop)
                 with stop.held():
-                    save_state(training, state, folder, data.fingerprint)  # epochs may be added later
+                    save()  # epochs may be added later
                     trained = stop.text = f"stopped after the last epoch; {standing(recipe, run_dir, '')}"
             leaving = leave(recipe, training, state, len(data.classes))
             test, unread, evaluated = None, None, training.val or training.loader
@@ -231,8 +239,12 @@ def _execute(
                     test = follow(events, [*listeners, lambda event: stop.check(trained)])
                 except DataError as error:  # no reason to lose the training: the run is finished without it
                     unread = error
+                    recorder.drop("test")  # those of the images before it
         last = list(advice.after(data, state.history, state.step, test))
+        if data.val is not None and "val" not in recorder.parts:
+            last.append("an earlier tlx evaluated the best epoch, so there are no predictions of the validation part")
         display.notes(last)
+        calibration = calibrate(data, recorder.parts)
         result = Result(
             backend=recipe.backend,
             strategy=recipe.strategy_name,
@@ -247,13 +259,17 @@ def _execute(
             wall_seconds=time.perf_counter() - started,
             versions={**versions(), **backend.capabilities().versions, **versions_of(recipe.model)},
             notes=[*notes, *last],
+            calibration=calibration,
             recipe=recipe,
             run_dir=run_dir,
             model=leaving.model.module,
         )
         plain = card(recipe, data, arch.head, digest(leaving.values), evaluated, state.bank)
         stop.at(stop.text, NEVER)
-        finish(folder, leaving, {**plain, **leaving.described}, result.to_dict(), state.bank)
+        if calibration is not None:
+            plain["temperature"] = calibration["temperature"]
+        described = {**plain, **leaving.described}
+        finish(folder, leaving, described, result.to_dict(), data, recorder, state.bank)
     stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
     if unread is not None:
         problem = f"{unread.problem}; the training is finished and saved in {run_dir}, without a test accuracy"
@@ -274,12 +290,12 @@ def _train(
     training: Training,
     state: State,
     folder: RunFolder,
-    fingerprint: str,
+    save: Callable[[], None],
     recipe: Recipe,
     listeners: Sequence[Listener],
     stop: Stop,
 ) -> None:
-    """Train to the end; save every `save_seconds`, earlier at an epoch's end, and when a signal says stop."""
+    """Train to the end; `save` every `save_seconds`, earlier at an epoch's end, and when a signal says stop."""
     saved, save_seconds = time.monotonic(), recipe.save_seconds
     before = f" as it stood after step {state.step}" if folder.state else None
     stop.at(f"stopped at once; {standing(recipe, folder.path, before)}", AFTER_STEP)
@@ -293,7 +309,7 @@ def _train(
         patience = min(save_seconds, EPOCH_SECONDS) if isinstance(event, EpochEnded) else save_seconds
         if stop.signum or time.monotonic() - saved >= patience:
             with stop.held():
-                save_state(training, state, folder, fingerprint)
+                save()
                 where = f" as it stood after step {state.step}"
                 stop.text = f"stopped at once; {standing(recipe, folder.path, where)}"
             saved = time.monotonic()

@@ -19,6 +19,7 @@ from tlx.atomic import replacing
 from tlx.data.images import EXTENSIONS
 from tlx.errors import DataError, TlxError
 from tlx.runs.classify import BadImages, Tta, check_tta, classify
+from tlx.runs.confidence import Answering, answering
 from tlx.runs.display import LINE_SECONDS, Display
 from tlx.runs.finished import Finished, restore
 from tlx.runs.inputs import Input, Notes, find_inputs
@@ -47,6 +48,8 @@ def predict(
     top: int | None = None,
     *,
     tta: Tta = "none",
+    reject: float | None = None,
+    calibrated: bool = False,
     quiet: bool = False,
     model: Any = None,
     head: Any = None,
@@ -63,22 +66,27 @@ def predict(
             the training where that is native there.
         top: how many classes to list for each image, the most probable first; at most all. Default: up to 5.
         tta: test-time augmentation: "hflip" averages the probabilities of an image and of its mirror image.
+        reject: answer only from a probability on for which the run's validation part says, with 95 % confidence, that
+            at most this part of the answers is wrong, such as 0.05; see `tlx.runs.confidence.choose_threshold`.
+        calibrated: divide the logits by the run's temperature before softmax.
         quiet: do not say on stderr what was left out and what cannot be read.
         model: the module again, where the run's was a Python object.
         head: likewise.
 
     Returns:
         For each image, in order, its path ("array 0" and so on for arrays), class, probability (softmax of the logits
-        in float64) and `top`, a list of class and probability. Where an image cannot be read, `error` says why, class
-        and probability are None, and `top` is empty. `tlx.runs.prediction.predictions` returns the same one by one,
-        for more images than a list can hold.
+        in float64) and `top`, a list of class and probability. With `reject`, class is None where the probability is
+        too low. Where an image cannot be read, `error` says why, class and probability are None, and `top` is empty.
+        `tlx.runs.prediction.predictions` returns the same one by one, for more images than a list can hold.
 
     Raises:
         RunNotFound: there is no finished run in the folder.
         DataError: there is no image, or none that can be read.
-        TlxError: `top` is below 1, `tta` is unknown, or the model's outputs are not finite.
+        TlxError: `top` is below 1, `tta` is unknown, the model's outputs are not finite, or the run's validation part
+            does not allow `reject` or `calibrated`.
     """
-    return list(predictions(run_dir, images, backend, top, tta=tta, quiet=quiet, model=model, head=head))
+    options: dict[str, Any] = {"tta": tta, "reject": reject, "calibrated": calibrated, "quiet": quiet}
+    return list(predictions(run_dir, images, backend, top, **options, model=model, head=head))
 
 
 def predictions(
@@ -88,6 +96,8 @@ def predictions(
     top: int | None = None,
     *,
     tta: Tta = "none",
+    reject: float | None = None,
+    calibrated: bool = False,
     quiet: bool = False,
     model: Any = None,
     head: Any = None,
@@ -100,14 +110,20 @@ def predictions(
     if top is not None and top < 1:
         raise TlxError(f"top is {top}; expected at least 1")
     kind = check_tta(tta)
+    if kind != "none" and (reject is not None or calibrated):
+        name = "calibrated" if reject is None else "reject"
+        raise TlxError(f"{name} is judged by single views of the validation images; leave tta out")
     run = restore(run_dir, backend, model=model, head=head)
+    answers, display = answering(run.run_dir, run.card.temperature, reject, calibrated), Display(quiet)
+    if answers.note:
+        display.say(f"note: {answers.note}")
     notes = Notes()
     inputs = find_inputs(images, notes, run.recipe.max_pixels)
-    return _predictions(run, inputs, kind, notes, top or TOP, Display(quiet))
+    return _predictions(run, inputs, kind, notes, top or TOP, display, answers)
 
 
 def _predictions(
-    run: Finished, inputs: Iterator[Input], tta: Tta, notes: Notes, top: int, display: Display
+    run: Finished, inputs: Iterator[Input], tta: Tta, notes: Notes, top: int, display: Display, answers: Answering
 ) -> Generator[Prediction, None, None]:
     count, bad = 0, BadImages(display)
     with closing(classify(run, inputs, tta)) as outcomes:
@@ -119,7 +135,7 @@ def _predictions(
                 yield {"path": item.name, "class": None, "probability": None, "top": [], "error": reason}
             else:
                 bad.say()
-                yield _entry(item.name, logits, run.card.classes, top)
+                yield _entry(item.name, logits, run.card.classes, top, answers)
     for note in notes.all():
         display.say(note)
     if not count:
@@ -127,15 +143,15 @@ def _predictions(
     bad.conclude(count)
 
 
-def _entry(name: str, logits: NDArray[np.float64], classes: Sequence[str], top: int) -> Prediction:
-    odds = np.exp(logits - logits.max())
+def _entry(name: str, logits: NDArray[np.float64], classes: Sequence[str], top: int, answers: Answering) -> Prediction:
+    odds = np.exp((logits - logits.max()) / answers.temperature)
     probabilities = odds / odds.sum()
     best = np.argsort(-logits, kind="stable")[:top]
     ranked: list[Ranked] = [{"class": classes[i], "probability": float(probabilities[i])} for i in best]
     first = ranked[0]
     return {
         "path": name,
-        "class": first["class"],
+        "class": first["class"] if first["probability"] > answers.threshold else None,
         "probability": first["probability"],
         "top": ranked,
         "error": None,
@@ -157,7 +173,8 @@ def write_csv(file: str | Path, rows: Iterable[Prediction]) -> tuple[int, int]:
     """Write predictions as CSV in UTF-8 while they are made; the file appears whole, or not at all.
 
     The columns are path, prediction, probability, then prediction_2, probability_2 and so on, as many as the first
-    image that can be read lists, and error. Text is quoted, numbers are not. A path that is no UTF-8 keeps its bytes.
+    image that can be read lists, and error. A prediction that was rejected is empty. Text is quoted, numbers are not. A
+    path that is no UTF-8 keeps its bytes.
 
     Returns:
         How many images were predicted, and how many could not be read.
@@ -176,6 +193,7 @@ def write_csv(file: str | Path, rows: Iterable[Prediction]) -> tuple[int, int]:
         writer.writerow(["path", "prediction", "probability", *ranks, "error"])
         for row in chain(first, rest):
             cells = [value for entry in row["top"] for value in entry.values()] or [""] * (2 * top)
+            cells[0] = row["class"] or ""
             writer.writerow([row["path"], *cells, row["error"] or ""])
             counts[row["error"] is not None] += 1
         text.detach()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from tlx.errors import as_html, printable
 from tlx.recipe import Recipe
+from tlx.runs.confidence import Calibration
 from tlx.training.metrics import EpochEnded, Fit
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Result:
     wall_seconds: float
     versions: dict[str, str]
     notes: list[str]  # what was shown about the data, the recipe and the outcome
+    calibration: Calibration | None  # None without a validation part, or where no temperature fits it
     recipe: Recipe
     run_dir: Path
     model: Any = field(repr=False)

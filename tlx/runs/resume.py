@@ -2,8 +2,9 @@
 
 ``last/state-N.safetensors`` holds the values, the optimizer's state and, as metadata, the counters; N counts the saves.
 ``last/best-N.safetensors`` holds the values of the best epoch N, until the run has finished, whose
-``model.safetensors`` holds them then; with adapters, which are merged into that, it stays. ``history.jsonl`` holds the
-epochs. They count once the manifest names them.
+``model.safetensors`` holds them then; with adapters, which are merged into that, it stays. ``last/logits-N.npy`` holds
+the logits of the validation part then, until ``logits-val.npy`` does. ``history.jsonl`` holds the epochs. They count
+once the manifest names them.
 
 A finished run keeps its state, so that epochs can be added. Its result stays as it is until theirs is written, so a
 kill meanwhile loses neither: ``recipe.toml`` already names the new total, and the next resume goes on towards it.
@@ -24,21 +25,23 @@ from tlx.backend.checks import check_arrays
 from tlx.data import Data
 from tlx.data.fingerprint import difference
 from tlx.errors import RecipeError, TlxError
-from tlx.manifest import BANK, BEST, CARD, HISTORY, RECIPE
+from tlx.manifest import BANK, BEST, CARD, HISTORY, LOGITS, RECIPE
 from tlx.models.weights import RUN_WEIGHTS, check_digest, digest, parse_safetensors, safetensors_bytes
 from tlx.recipe import read_toml
 from tlx.runs.card import epochs_of
 from tlx.runs.facts import parse_object
 from tlx.runs.folder import LAST, RESULT, RunFolder, writing
 from tlx.runs.leaving import ADAPTERS, Leaving
+from tlx.runs.logits import Recorder, saved_file
 from tlx.runs.result import history_entry
 from tlx.runs.saved import VERSION, parse, parse_history
+from tlx.runs.table import put_tables
 from tlx.training.loop import State, Training, stalled, val_losses
 from tlx.training.metrics import EpochEnded, Meter, check_finite
 from tlx.training.neighbors import Bank
 
 
-def save(training: Training, state: State, folder: RunFolder, fingerprint: str) -> None:
+def save(training: Training, state: State, folder: RunFolder, fingerprint: str, recorder: Recorder) -> None:
     """Write where the run stands; between two steps only. `fingerprint` is that of the data.
 
     Raises TlxError, and leaves the last state as it is, if a value is not finite.
@@ -64,10 +67,15 @@ def save(training: Training, state: State, folder: RunFolder, fingerprint: str) 
     best, before = _best_file(state.best_epoch), folder.state
     if state.best_epoch != state.best_saved:
         folder.put(best, safetensors_bytes(state.best))
+        if (spool := recorder.parts.get("val")) is not None:
+            with folder.putting(saved_file(state.best_epoch)) as out:
+                spool.write(out)
     number = 1 + int(before.rpartition("-")[2].partition(".")[0]) if before and not folder.old else 1
     metadata = {"tlx": json.dumps(facts, allow_nan=False)}
     folder.put(f"{LAST}/state-{number}.safetensors", safetensors_bytes(arrays, metadata))
-    drop = [name for name in folder.files if name == before or (BEST.fullmatch(name) and name != best)]
+    of_best = (best, saved_file(state.best_epoch))
+    of_epochs = [name for name in folder.files if BEST.fullmatch(name) or LOGITS.fullmatch(name)]
+    drop = [name for name in folder.files if name == before or (name in of_epochs and name not in of_best)]
     folder.commit(drop)
     state.best_saved = state.best_epoch
 
@@ -109,7 +117,9 @@ def load(training: Training, folder: RunFolder, data: Data) -> State:
     return state
 
 
-def begin(training: Training, state: State, folder: RunFolder, fingerprint: str, recipe: bytes) -> list[str]:
+def begin(
+    training: Training, state: State, folder: RunFolder, fingerprint: str, recipe: bytes, recorder: Recorder
+) -> list[str]:
     """Make the folder ready for a run that starts or goes on from `state`; return what to say of epochs that are added.
 
     Nothing is written where it raises TlxError: where epochs are added to a run that ended early, which would end
@@ -129,7 +139,7 @@ def begin(training: Training, state: State, folder: RunFolder, fingerprint: str,
             folder.put(RECIPE, recipe)
         if saved:
             state.best_saved = -1
-            save(training, state, folder, fingerprint)
+            save(training, state, folder, fingerprint, recorder)
         else:
             folder.commit()
     if longer is not None:
@@ -139,12 +149,19 @@ def begin(training: Training, state: State, folder: RunFolder, fingerprint: str,
 
 
 def finish(
-    folder: RunFolder, leaving: Leaving, card: Mapping[str, Any], result: Mapping[str, Any], bank: Bank | None = None
+    folder: RunFolder,
+    leaving: Leaving,
+    card: Mapping[str, Any],
+    result: Mapping[str, Any],
+    data: Data,
+    recorder: Recorder,
+    bank: Bank | None = None,
 ) -> None:
     """Write what a finished run leaves, all in one step.
 
     The best epoch's values in last/ are its model then, and are deleted, unless adapters were merged into that.
     """
+    outdated = put_tables(folder, data, recorder.parts)
     folder.put(RUN_WEIGHTS, safetensors_bytes(leaving.values))
     if leaving.adapters:
         folder.put(ADAPTERS, safetensors_bytes(leaving.adapters))
@@ -152,7 +169,8 @@ def finish(
         folder.put(BANK, safetensors_bytes({"features": bank.features, "labels": bank.labels}))
     folder.put(CARD, json_bytes(card))
     folder.put(RESULT, json_bytes(result))
-    folder.commit([name for name in folder.files if BEST.fullmatch(name) and not leaving.adapters])
+    outdated += [name for name in folder.files if LOGITS.fullmatch(name)]
+    folder.commit(outdated + [name for name in folder.files if BEST.fullmatch(name) and not leaving.adapters])
 
 
 def check_epochs(folder: RunFolder, asked: int, epochs: int) -> None:

@@ -19,7 +19,7 @@ from tlx.errors import RecipeError, TlxError
 from tlx.training.features import Batches, Feed
 from tlx.training.logistic import Labels, Linear, fit_logistic, metrics_of
 from tlx.training.loop import FrozenGuard, State, Training, begin_phase, evaluate, feed_of_phase
-from tlx.training.metrics import FETCH_SECONDS, EpochEnded, Event, Extracted, Fit, Metrics, Stepped
+from tlx.training.metrics import FETCH_SECONDS, EpochEnded, Evaluated, Event, Extracted, Fit, Metrics, Stepped
 from tlx.training.neighbors import Bank, choose_neighbors, unit
 
 # How far logits may lie from those of the fit, as a part of the sum of their terms' sizes.
@@ -144,7 +144,9 @@ def judge(
     if bank is None:
         return (yield from evaluate(training.backend, model, batches, part))
     found = yield from extract(training, head_of(training), batches, part)
-    return metrics_of(bank.logits(found.features), found.labels)
+    logits = bank.logits(found.features)
+    yield Evaluated(part, 0, logits)
+    return metrics_of(logits, found.labels)
 
 
 def head_of(training: Training) -> Head:
@@ -206,9 +208,12 @@ def _probe(
             )
         notes.append(f"a ReLU follows the head, so {added:.3g} is added to each bias, which changes no probability")
     fit = Fit("C", probe.strength, probe.tried, 0.0, tuple(notes))
-    judged = [None if part is None else metrics_of(linear.logits(part.features), part.labels) for part in (train, val)]
-    assert judged[0] is not None
-    return Outcome(fit, judged[0], judged[1])
+    of_train, of_val = metrics_of(linear.logits(train.features), train.labels), None
+    if val is not None:
+        logits = linear.logits(val.features)
+        of_val = metrics_of(logits, val.labels)
+        yield Evaluated("val", 0, logits)
+    return Outcome(fit, of_train, of_val)
 
 
 def _agrees(training: Training, feed: Feed, head: Head, linear: Linear) -> bool:
@@ -250,5 +255,7 @@ def _bank(
     held_out = None if val is None else (val.features, val.labels)
     choice = yield from choose_neighbors(bank, held_out, options.neighbors)
     backend.load_arrays(model, {**backend.dump_arrays(model), **head.zeros()})
+    if choice.val_logits is not None:
+        yield Evaluated("val", 0, choice.val_logits)
     fit = Fit("neighbors", choice.k, choice.tried, 0.0, choice.notes)
     return Outcome(fit, choice.train, choice.val), replace(bank, k=choice.k)

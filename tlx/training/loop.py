@@ -179,7 +179,8 @@ def evaluate(
     """Read a part of the data once, in eval mode; returns its metrics."""
     meter = Meter(backend, model, part, epoch, batches.steps)
     for batch in batches.epoch(0):
-        yield from meter.add([backend.evaluate(model, backend.put(model, batch))], len(batch))
+        loss, correct, logits = backend.evaluate(model, backend.put(model, batch))
+        yield from meter.add([(loss, correct)], len(batch), logits)
         yield Stepped()
     return meter.metrics()
 

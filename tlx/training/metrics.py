@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tlx.backend import Arrays, Backend, Lazy, Model
+from tlx.backend import Array, Arrays, Backend, Lazy, Model
 from tlx.errors import TlxError
 from tlx.models.weights import first_not_finite
 
 FETCH_SECONDS = 1.0  # how often the loop waits for the device to report, at most
+WAITING = 1 << 14  # images whose logits may wait on the device: 64 MB of them with 1,000 classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,15 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class Stepped:
     """A step was taken, or a batch evaluated. Between two events the state is whole: a run can be saved here."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluated:
+    """What the model made of images of a part that follow each other, as it was judged."""
+
+    part: str  # "val" or "test"
+    first: int  # the place of the first image in its part; 0: the part is read from its start
+    logits: Array  # [n, classes], in the precision of the run, or float64 where a head was fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +144,7 @@ class FeaturesNotKept:
         return f"features are not {'kept for later runs' if self.later else 'cached'}: {self.why}"
 
 
-Event = PhaseStarted | FeaturesKept | FeaturesNotKept | Extracted | Progress | Stepped | EpochEnded
+Event = PhaseStarted | FeaturesKept | FeaturesNotKept | Extracted | Progress | Evaluated | Stepped | EpochEnded
 
 
 class Meter:
@@ -143,17 +153,28 @@ class Meter:
     def __init__(self, backend: Backend, model: Model, part: str, epoch: int, steps: int) -> None:
         self.backend, self.model, self.part, self.epoch, self.steps = backend, model, part, epoch, steps
         self.pending: list[tuple[int, Lazy, Lazy]] = []  # step, loss and correct count of each part of a batch
+        self.waiting: list[Lazy] = []  # logits of an evaluation
+        self.outputs: list[Array] = []  # those that came, until they are `taken`
+        self.reported = 0  # images whose logits were taken
         self.loss, self.correct, self.images, self.step = 0.0, 0, 0, 0
         self.earlier = 0.0  # seconds of this pass before the process that runs now
         self.started = self.fetched = time.perf_counter()
 
-    def add(self, results: list[tuple[Lazy, Lazy]], images: int) -> Iterator[Progress]:
-        """Take one step's losses and counts, one pair for each part of its batch; yields progress from time to time."""
+    def add(
+        self, results: list[tuple[Lazy, Lazy]], images: int, logits: Lazy | None = None
+    ) -> Iterator[Progress | Evaluated]:
+        """Take one step's losses and counts, one pair for each part of its batch; yields progress from time to time.
+
+        With the logits of an evaluation, also these, as they come from the device.
+        """
         self.step += 1
         self.images += images
         self.pending += [(self.step, loss, correct) for loss, correct in results]
-        if self.step == self.steps or time.perf_counter() - self.fetched > FETCH_SECONDS:
+        self.waiting += [] if logits is None else [logits]
+        full = bool(self.waiting) and self.images - self.reported >= WAITING
+        if full or self.step == self.steps or time.perf_counter() - self.fetched > FETCH_SECONDS:
             yield self.progress()
+            yield from self._taken()
 
     def progress(self) -> Progress:
         """Wait for the device, and report how far this pass has come."""
@@ -169,8 +190,15 @@ class Meter:
                 raise not_finite(f"The {self.part} loss is {loss} {where}", self.backend.dump_arrays(self.model))
             self.loss += loss
             self.correct += int(correct)
-        self.pending = []
+        self.outputs += self.backend.fetch(self.waiting) if self.waiting else []
+        self.pending, self.waiting = [], []
         self.fetched = time.perf_counter()
+
+    def _taken(self) -> Iterator[Evaluated]:
+        outputs, self.outputs = self.outputs, []
+        for logits in outputs:
+            yield Evaluated(self.part, self.reported, logits)
+            self.reported += len(logits)
 
     @property
     def seconds(self) -> float:

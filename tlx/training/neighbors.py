@@ -97,6 +97,7 @@ class Choice:
     val: Metrics | None
     tried: tuple[Tried, ...]
     notes: tuple[str, ...]
+    val_logits: Numbers | None = None  # [N, classes] of the validation images
 
 
 def choose_neighbors(
@@ -129,7 +130,8 @@ def choose_neighbors(
     if val is None and k is None:
         notes.append("there is no validation part, so each training image was classified by the others to choose k")
     tried = tuple(Tried(n, of_val.get(n)) for n in able)
-    return Choice(chosen, of_train[chosen], of_val.get(chosen), tried, tuple(notes))
+    logits = None if held_out is None else bank.votes(*held_out, chosen)
+    return Choice(chosen, of_train[chosen], of_val.get(chosen), tried, tuple(notes), logits)
 
 
 def unit(features: NDArray[Any]) -> NDArray[Any]:

@@ -354,10 +354,11 @@ class ModuleBackend:
         with self.fw.no_grad():
             return (logits.argmax(1) == labels).sum()
 
-    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy, Lazy]:
         with self.fw.no_grad():
             logits = self._forward(model, batch)
-            return self._loss(logits, batch) * batch.size, self._correct(logits, batch.labels)
+            correct = self._correct(logits, batch.labels)
+            return self._loss(logits, batch) * batch.size, correct, logits.to(model.dtype)
 
     def logits(self, model: Net, batch: DeviceBatch) -> Lazy:
         with self.fw.no_grad():

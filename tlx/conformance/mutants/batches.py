@@ -18,9 +18,20 @@ class EvaluationAdapts(Mutant):
 
     caught_by = "test_evaluation_changes_nothing"
 
-    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy, Lazy]:
         self._forward(model, batch, train=True)
         return super().evaluate(model, batch)
+
+
+class EvaluationReturnsProbabilities(Mutant):
+    """What evaluation returns beside its loss has been through a softmax."""
+
+    caught_by = "test_evaluation_returns_the_logits_that_it_judged"
+
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy, Lazy]:
+        loss, correct, logits = super().evaluate(model, batch)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return loss, correct, odds / odds.sum(axis=1, keepdims=True)
 
 
 class EvaluationDropsGradients(Mutant):
@@ -97,13 +108,13 @@ class DropoutInEvaluation(Mutant):
 
     caught_by = "test_dropout_rests_in_evaluation_and_away_from_what_trains"
 
-    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy, Lazy]:
         if not model.module.dropout:
             return super().evaluate(model, batch)
         before = dict(model.module.arrays), dict(model.grads)
-        results = self.backward(model, batch)
+        loss, correct = self.backward(model, batch)
         model.module.arrays, model.grads = before
-        return results
+        return loss, correct, self.logits(model, batch)
 
 
 class FeaturesBehindTheHead(Mutant):

@@ -177,7 +177,7 @@ class TargetsOnlyInTraining(Mutant):
 
     caught_by = "test_the_loss_is_cross_entropy_summed_over_the_samples"
 
-    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy]:
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy, Lazy]:
         return super().evaluate(model, replace(batch, targets=None))
 
 
