@@ -149,6 +149,8 @@ def test_a_resumed_run_writes_the_same_bytes(seed: int, lr: float, best: int, tm
     """Whether the best epoch came before the stop, after the second, or after it."""
     whole = train(tmp_path / "whole", seed=seed, lr=lr)
     assert whole.best_epoch == best
+    table = tlx.load_predictions(whole.run_dir, "val")
+    assert table["loss"].mean() == pytest.approx(whole.history[best - 1]["val_loss"], rel=1e-6), "of the best epoch"
     run = stopped(tmp_path / "run", seed=seed, lr=lr)
     assert not tables(run) and len(list((run / "last").glob("logits-*.npy"))) == 1
     tlx.run(resume=run, quiet=True)
