@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 import tlx
 from tlx.backend import Array, ModelSpec, registry
-from tlx.errors import FrozenMovedError, TlxError, WeightsError
+from tlx.conformance.loopback import Loopback
+from tlx.errors import BackendError, FrozenMovedError, TlxError, WeightsError
 from tlx.models.initial_values import initial_values
 from tlx.models.weights import write_safetensors
 from tlx.models.zoo import architecture
@@ -387,3 +388,10 @@ def test_mistakes_are_found_before_anything_is_written(
         run(**fields)
     assert said in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_backend_made_for_an_earlier_tlx_is_told_what_lacks(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = Loopback.evaluate
+    monkeypatch.setattr(Loopback, "evaluate", lambda *arguments: evaluate(*arguments)[:2])
+    with pytest.raises(BackendError, match=r"'loopback': evaluate returns 2 values.*let it return what its logits"):
+        run()

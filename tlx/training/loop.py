@@ -10,7 +10,7 @@ from typing import Any
 
 from tlx.backend import Arrays, Backend, Handle, Lazy, Model, Precision, float32_exact
 from tlx.data.loader import Loader
-from tlx.errors import FrozenMovedError
+from tlx.errors import BackendError, FrozenMovedError
 from tlx.models.weights import digests
 from tlx.strategy.plan import Fits, Plan
 from tlx.strategy.schedule import Plateau
@@ -179,7 +179,11 @@ def evaluate(
     """Read a part of the data once, in eval mode; returns its metrics."""
     meter = Meter(backend, model, part, epoch, batches.steps)
     for batch in batches.epoch(0):
-        loss, correct, logits = backend.evaluate(model, backend.put(model, batch))
+        outputs = backend.evaluate(model, backend.put(model, batch))
+        if len(outputs) != 3:  # as backends did for tlx 0.1
+            problem = f"backend {backend.name!r}: evaluate returns {len(outputs)} values, not loss, count and logits"
+            raise BackendError(problem, fix="let it return what its logits() does, too")
+        loss, correct, logits = outputs
         yield from meter.add([(loss, correct)], len(batch), logits)
         yield Stepped()
     return meter.metrics()
