@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tlx.proof.prove import parity
     from tlx.recipe import Recipe
     from tlx.runs.evaluation import Evaluation, evaluate
+    from tlx.runs.export import Exported, export
     from tlx.runs.finished import load_model
     from tlx.runs.job import run
     from tlx.runs.planning import GroupTable, plan
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Data": "tlx.data",
     "Evaluation": "tlx.runs.evaluation",
+    "Exported": "tlx.runs.export",
     "Group": "tlx.strategy",
     "GroupTable": "tlx.runs.planning",
     "HistoryEntry": "tlx.runs.result",
@@ -36,6 +38,7 @@ _PUBLIC = {
     "Strategy": "tlx.strategy",
     "TlxError": "tlx.errors",
     "evaluate": "tlx.runs.evaluation",
+    "export": "tlx.runs.export",
     "load_data": "tlx.data",
     "load_model": "tlx.runs.finished",
     "parity": "tlx.proof.prove",
@@ -49,6 +52,7 @@ _MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
 __all__ = [
     "Data",
     "Evaluation",
+    "Exported",
     "Group",
     "GroupTable",
     "HistoryEntry",
@@ -61,6 +65,7 @@ __all__ = [
     "__version__",
     "errors",
     "evaluate",
+    "export",
     "load_data",
     "load_model",
     "mapping",
