@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,26 +24,26 @@ INPUT, OUTPUTS = "images", ("logits", "probabilities")
 class Served(torch.nn.Module):
     """A model together with what is done to pixels before it, and softmax after it."""
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
 
     def __init__(self, net: Net, preprocess: Preprocess) -> None:
         super().__init__()
         self.key, self.inner = net.output, plain(own_copied(net.module))
         for name in ("mean", "std"):
             values = torch.tensor(getattr(preprocess, name), dtype=torch.float64).reshape(1, 3, 1, 1)
-            self.register_buffer(name, values.to(torch.float32))
+            self.register_buffer(f"pixel_{name}", values.to(torch.float32))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits and probabilities of uint8 images [N, size, size, 3]."""
-        pixels = (images.permute(0, 3, 1, 2).to(torch.float32) / 255 - self.mean) / self.std
+        pixels = (images.permute(0, 3, 1, 2).to(torch.float32) / 255 - self.pixel_mean) / self.pixel_std
         output = self.inner(pixels)
         logits = output if self.key is None else own.entries(output)[self.key]
         return logits, logits.softmax(1)
 
 
-def _libraries() -> tuple[Any, Any]:
-    """Import onnx and ONNX Runtime, and see that PyTorch's exporter has what it needs.
+def _libraries() -> tuple[Any, Any, Any]:
+    """Import onnx, ONNX Runtime, and the optimizer of onnxscript, which PyTorch's exporter needs too.
 
     Raises:
         BackendUnavailable: one of them is not installed, or does not import.
@@ -52,7 +51,7 @@ def _libraries() -> tuple[Any, Any]:
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401 (PyTorch's exporter needs it)
+        from onnxscript import optimizer
     except Exception as error:  # whatever the modules of an environment raise
         name = getattr(error, "name", None)
         missing = isinstance(error, ModuleNotFoundError) and name in ("onnx", "onnxruntime", "onnxscript")
@@ -60,7 +59,7 @@ def _libraries() -> tuple[Any, Any]:
         raise BackendUnavailable(
             f"ONNX needs onnx, onnxscript and onnxruntime; {problem}", fix='pip install "tlx[onnx]"'
         ) from error
-    return onnx, onnxruntime
+    return onnx, onnxruntime, optimizer
 
 
 def exported(model: Net, preprocess: Preprocess, metadata: Sequence[tuple[str, str]]) -> bytes:
@@ -69,7 +68,7 @@ def exported(model: Net, preprocess: Preprocess, metadata: Sequence[tuple[str, s
     Raises:
         BackendError: PyTorch's exporter cannot write it.
     """
-    onnx, _ = _libraries()
+    onnx, _, optimizer = _libraries()
     served = Served(model, preprocess).eval()
     images = torch.zeros((2, preprocess.size, preprocess.size, 3), dtype=torch.uint8)
     before = logging.root.manager.disable
@@ -85,8 +84,13 @@ def exported(model: Net, preprocess: Preprocess, metadata: Sequence[tuple[str, s
                 output_names=[*OUTPUTS],
                 dynamic_shapes={"images": {0: torch.export.Dim("N", min=1)}},
                 opset_version=OPSET,
+                optimize=False,
                 verbose=False,
             )
+            assert program is not None
+            # What it folds it computes with ONNX's own Python, pixel by pixel: some minutes for the positions of a ViT.
+            optimizer.optimize_ir(program.model, should_fold=lambda node: False if node.op_type == "Resize" else None)
+            return _serialized(onnx, program.model_proto, dict(metadata))
     except Exception as error:  # whatever a module's own code, or the exporter, raises
         cause = one_line(f"{type(error).__name__}: {error}")
         raise BackendError(
@@ -94,19 +98,26 @@ def exported(model: Net, preprocess: Preprocess, metadata: Sequence[tuple[str, s
         ) from error
     finally:
         logging.disable(before)
-    assert program is not None
-    proto = program.model_proto
-    onnx.helper.set_model_props(proto, dict(metadata))
-    file = io.BytesIO()
-    onnx.save_model(proto, file)
-    return file.getvalue()
+
+
+def _serialized(onnx: Any, proto: Any, metadata: Mapping[str, str]) -> bytes:
+    onnx.helper.set_model_props(proto, metadata)
+    for part in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        part.ClearField("metadata_props")  # lines of code, and the paths of their files on this machine
+        part.ClearField("doc_string")
+    content: bytes = proto.SerializeToString()  # at most 2 GB
+    return content
 
 
 def outputs(content: bytes, images: Array) -> list[Array]:
     """Return logits and probabilities, float32 [N, classes], of uint8 images [N, size, size, 3]."""
-    _, onnxruntime = _libraries()
+    _, onnxruntime, _ = _libraries()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return [np.asarray(output) for output in session.run(None, {INPUT: images})]
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return [np.asarray(output) for output in session.run(None, {INPUT: images})]
+    except Exception as error:  # it has no common class
+        cause = one_line(str(error))
+        raise BackendError(f"ONNX Runtime cannot run this model: {cause}", fix="export .pth or .safetensors") from error
