@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +24,14 @@ from support.backends import FRAMEWORKS, skip_module_without
 from support.exported import TOLERANCE, classified, distance, own_logits, values
 from support.tiny_zoo import NAMES as TINY
 from support.tiny_zoo import tiny_models
-from tlx.backend import registry
+from tlx.backend import Preprocess, registry
 from tlx.backend.export import Plain
+from tlx.data.framing import Framing
+from tlx.data.view import View
 from tlx.errors import TlxError
 from tlx.models.published import PARAMETERS
 from tlx.models.zoo import architecture
+from tlx.runs.export_code import model_code
 
 skip_module_without(*FRAMEWORKS)
 
@@ -74,7 +82,10 @@ def run_on(backend: str, model: Any, folder: Path, **fields: Any) -> str:
 @pytest.mark.parametrize("backend", ["oneflow", pytest.param("torch", marks=pytest.mark.thorough)])
 def test_a_run_of_either_backend_is_read_by_both_frameworks(backend: str, tmp_path: Path) -> None:
     run = run_on(backend, "shufflenet_v2_x0_5", tmp_path, image_size=32, hidden=(8,), dropout=0.25)
+    script = "import sys; sys.modules.update(torch=None, oneflow=None); import tlx; tlx.export(*sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", script, run, str(tmp_path / "alone.safetensors")], check=True)
     codes = exported(run, tmp_path)
+    assert (tmp_path / "alone.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
     assert "import flowvision" in codes["folder"] and "import torchvision" in codes["model.pth"]
     check(run, tmp_path, codes)
     stored, written = values(Path(run) / "model.safetensors"), values(tmp_path / "model.safetensors")
@@ -159,6 +170,59 @@ def test_modules_of_ones_own_and_of_timm_are_state_dicts_that_these_take(tmp_pat
         tlx.export(run, tmp_path / "folder", model=net)
     with pytest.raises(TlxError, match="timm:test_vit exists on torch only, and oneflow cannot load it"):
         tlx.export(of_timm, tmp_path / "folder")
+
+
+@pytest.mark.parametrize("enlarges", [True, False])
+@pytest.mark.parametrize("aspect", ["crop", "squash", "letterbox"])
+def test_the_printed_code_sees_the_pixels_that_tlx_sees(aspect: Any, enlarges: bool, tmp_path: Path) -> None:
+    size, draw = 24, np.random.Generator(np.random.Philox(5))
+    values = Preprocess(size, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    plain = Plain("identity", tuple(map(str, range(3 * size * size))), "fc", size)
+    photos = [draw.integers(0, 256, shape, dtype=np.uint8) for shape in ((37, 53, 3), (61, 40, 3), (15, 9, 3))]
+    refused = 0
+    for fraction, smooth, kind in product((1.0, 0.8), (True, False), ("bilinear", "bicubic")):
+        pre = replace(values, interpolation=kind)
+        framing = Framing.from_preprocess(pre, fraction, aspect, smooth, enlarges)
+        for number, pixels in enumerate(photos):
+            Image.fromarray(pixels).save(tmp_path / "photo.png")
+            try:
+                code = model_code(Identity(), plain, framing, pre, "")
+            except TlxError as error:
+                assert "resizes it without antialias" in str(error)
+                refused += 1
+                continue
+            names: dict[str, Any] = {}
+            exec(code.replace('"photo.jpg"', repr(str(tmp_path / "photo.png"))), names)
+            seen = framing.pixels(partial(see, Image.fromarray(pixels)))
+            expected = pre.apply(seen[None], np.float32).reshape(1, -1)
+            actual = names["logits"].numpy()
+            # Without antialias a pixel that lies half-way is rounded up on one side and down on the other.
+            off = np.abs(actual - expected).max() * 255 * 0.2
+            assert off < (0.01 if smooth else 1.3), (fraction, smooth, kind, number)
+            assert np.mean(np.abs(actual - expected) > 1e-3) < 0.05, (fraction, smooth, kind, number)
+    assert refused == (6 if aspect == "letterbox" and enlarges else 0)
+
+
+def see(image: Image.Image, view: View | None) -> Image.Image:
+    return image if view is None else view.of(image)
+
+
+class Identity:
+    """Code whose logits are the pixels themselves."""
+
+    alias = "torch"
+
+    def imports(self, plain: Plain) -> list[str]:
+        return ["import torch"]
+
+    def construct(self, plain: Plain) -> list[str]:
+        return ["model = torch.nn.Flatten()"]
+
+    def load(self, path: str) -> tuple[list[str], str]:
+        return [], "{}"
+
+    def call(self, plain: Plain, inputs: str) -> str:
+        return f"model({inputs})"
 
 
 class FlowNet(flow.nn.Module):

@@ -11,8 +11,9 @@ An entry point names a light module. Importing it must not import its framework;
   before it has to;
 - ``HIDDEN = True`` if only tests use the backend: it can be loaded, and listings leave it out.
 
-`exporter` may be absent, and without a framework `DISTRIBUTIONS` and `smoke` too; `HIDDEN` is False by default. A module
-that brings models of its own registers them with `tlx.models.register`. Nothing here ever falls back to another backend.
+`exporter` may be absent, and without a framework `DISTRIBUTIONS` and `smoke` too; `HIDDEN` is False by default. A
+module that brings models of its own registers them with `tlx.models.register`. Nothing here ever falls back to another
+backend.
 """
 
 from __future__ import annotations

@@ -158,7 +158,8 @@ def _check_home(kind: str, home: str, recipe: Recipe, library: bool) -> None:
         raise TlxError(f"a module of backend {home!r} has no loader but tlx", fix="use tlx.load_model")
     if wanted == home:
         return
-    what = f"{recipe.model} exists" if library else f"{recipe.model_name} is a module of your own, which exists"
+    own_part = f"the head of {recipe.model_name}" if isinstance(recipe.model, str) else recipe.model_name
+    what = f"{recipe.model} exists" if library else f"{own_part} is a module of your own, which exists"
     own = ".pth, .safetensors or .onnx" if home == "torch" else ".safetensors, or a folder for oneflow.load"
     goal = "ONNX is made from PyTorch's modules" if kind == "onnx" else f"{wanted} cannot load it"
     raise TlxError(f"{what} on {home} only, and {goal}", fix=f"export {own}")

@@ -57,11 +57,12 @@ def onnx_code(framing: Framing, path: str) -> str:
 
 def resizing(framing: Framing) -> str:
     """Describe in words how an image becomes one of the model's size: what an ONNX file leaves to its user."""
-    kept = f"{framing.crop_fraction:g} of the sides"
+    fraction = framing.crop_fraction
+    kept = "the whole image" if fraction == 1 else f"the central {fraction:g} of both sides"
     how = {
-        "crop": f"the central square is kept, {kept} (of the shorter one)",
-        "squash": f"{kept} are kept, and their ratio changes",
-        "letterbox": f"{kept} are kept in their ratio, with margins of the colour {list(framing.fill)}",
+        "crop": f"the central square of {fraction:g} of the shorter side",
+        "squash": f"{kept}, whose ratio of sides changes",
+        "letterbox": f"{kept}, with margins of the colour {list(framing.fill)} that make it square",
     }[framing.aspect]
     resampling = framing.resampling
     smooth = "with antialias, as Pillow" if resampling.antialias else "without antialias"
