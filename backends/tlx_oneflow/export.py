@@ -109,18 +109,18 @@ class OneFlowExporter:
             lines.append("model.stem[0].padding = (1, 1)  # as torchvision has it")
         return [*lines, *head_lines(plain, _head(plain), "flow.nn")]
 
-    def load(self, path: str) -> tuple[list[str], str]:
+    def load(self, plain: Plain, path: str) -> tuple[list[str], list[str], str]:
         """Read what oneflow.save, or safetensors, wrote."""
         if path.endswith(".safetensors"):
             values = f"{{name: flow.tensor(array) for name, array in load_file({quoted(path)}).items()}}"
-            return ["from safetensors.numpy import load_file"], values
-        return [], f"flow.load({quoted(path)})"
+            return ["from safetensors.numpy import load_file"], [], values
+        return [], [], f"flow.load({quoted(path)})"
 
     def call(self, plain: Plain, inputs: str) -> str:
-        """Call the model; Inception's own transformation of its inputs is one that flowvision leaves out."""
-        if plain.model == "inception_v3" and not plain.own_module:
-            inputs = f"model._transform_input({inputs})"
-        return f"model({inputs}){plain.logits}"
+        """Call the model; flowvision's Inception leaves its transformation of inputs out, and both return more."""
+        if plain.own_module or plain.model not in ("googlenet", "inception_v3"):
+            return f"model({inputs}){plain.logits}"
+        return f"model({inputs if plain.model == 'googlenet' else f'model._transform_input({inputs})'})[0]"
 
     def state(self, model: Model) -> dict[str, Array]:
         """Return the state_dict of a module of somebody's own."""
@@ -151,7 +151,7 @@ class OneFlowExporter:
         made = eval(f"flowvision.models.{CLASSES[plain.model]}, img_size={plain.size})")
         return {name: _array(tensor) for name, tensor in made.named_buffers()}
 
-    def write(self, target: BinaryIO | Path, arrays: Arrays) -> None:
+    def write(self, plain: Plain, target: BinaryIO | Path, arrays: Arrays) -> None:
         """Write a folder with oneflow.save."""
         from tlx_oneflow.bootstrap import flow
 

@@ -5,6 +5,7 @@ Importing this module imports no framework; asking for code does not either, but
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -42,11 +43,15 @@ class TorchExporter:
         lines = [f"model = {self._made(plain)}"]
         return [*lines, *head_lines(plain, plain.head, "torch.nn"), *self._twin(plain)]
 
-    def load(self, path: str) -> tuple[list[str], str]:
+    def load(self, plain: Plain, path: str) -> tuple[list[str], list[str], str]:
         """Read what torch.save or safetensors wrote."""
-        if path.endswith(".safetensors"):
-            return ["from safetensors.torch import load_file"], f"load_file({quoted(path)})"
-        return [], f'torch.load({quoted(path)}, map_location="cpu", weights_only=True)'
+        if not path.endswith(".safetensors"):
+            return [], [], f'torch.load({quoted(path)}, map_location="cpu", weights_only=True)'
+        imports, values = ["from safetensors.torch import load_file"], f"load_file({quoted(path)})"
+        if not (versions := _versions(plain)):
+            return imports, [], values
+        lines = [f"values = OrderedDict({values})", f"values._metadata = {versions}  # which torchvision asks for"]
+        return [*imports, "from collections import OrderedDict"], lines, "values"
 
     def call(self, plain: Plain, inputs: str) -> str:
         """Call the model."""
@@ -66,11 +71,14 @@ class TorchExporter:
         """Return the values as they are: tlx's names are torchvision's."""
         return dict(arrays)
 
-    def write(self, target: BinaryIO | Path, arrays: Arrays) -> None:
+    def write(self, plain: Plain, target: BinaryIO | Path, arrays: Arrays) -> None:
         """Write what torch.load reads with weights_only=True."""
         import torch
 
-        torch.save({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}, target)
+        values = OrderedDict((name, torch.from_numpy(np.array(array))) for name, array in arrays.items())
+        if versions := _versions(plain):
+            vars(values)["_metadata"] = versions
+        torch.save(values, target)
 
     def onnx(self, model: Model, preprocess: Preprocess, metadata: Sequence[tuple[str, str]]) -> bytes:
         """Return the model as ONNX: see `tlx.backend.export.OnnxExporter`."""
@@ -104,6 +112,11 @@ class TorchExporter:
 
         twin = layout(plain.model).twin
         return [f"{at_path(twin)} = {at_path(plain.head)}"] if twin else []
+
+
+def _versions(plain: Plain) -> dict[str, dict[str, int]]:
+    """Return the version of its layout that a model asks its state_dict for: of the zoo only MNASNet does."""
+    return {"": {"version": 2}} if plain.model.startswith("mnasnet") and not plain.own_module else {}
 
 
 def _array(tensor: Tensor) -> Array:

@@ -152,15 +152,22 @@ class Net(torch.nn.Module):
         return {"features": features, "logits": self.fc(features)}
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("model", ["timm:test_vit", "timm:test_convnext", "timm:deit_tiny_distilled_patch16_224"])
+def test_models_of_timm_are_read_by_timm_and_by_onnx_runtime(model: str, tmp_path: Path) -> None:
+    run = run_on("torch", model, tmp_path, image_size=64, hidden=(6,))
+    check(run, tmp_path, exported(run, tmp_path, ("model.pth", "model.safetensors", "model.onnx")))
+
+
 def test_modules_of_ones_own_and_of_timm_are_state_dicts_that_these_take(tmp_path: Path) -> None:
     net, folders = Net(), {name: tmp_path / name for name in ("own", "timm")}
     run = run_on("torch", net, folders["own"], head="fc", image_size=16)
-    of_timm = run_on("torch", "timm:test_vit", folders["timm"], image_size=64)
+    of_timm = run_on("torch", "timm:test_vit", folders["timm"], image_size=64, strategy="lora", lr=0.1)
     codes = exported(run, folders["own"], ("model.pth", "model.safetensors", "model.onnx"), model=net)
     assert {*values(folders["own"] / "model.safetensors")} == {*net.state_dict()}
     source = f"from __future__ import annotations\nimport torch\n\n\n{inspect.getsource(Net)}"
     codes = {name: f"{source}\n{code}" for name, code in codes.items()}
-    more = exported(of_timm, folders["timm"], ("model.pth", "model.onnx"))
+    more = exported(of_timm, folders["timm"], ("model.pth",))
     results = classified([*codes.values(), *more.values()], folders["own"])
     photo = folders["own"] / "photo.jpg"  # the same in both
     expected = [own_logits(run, photo, model=net)] * len(codes) + [own_logits(of_timm, photo)] * len(more)
@@ -218,8 +225,8 @@ class Identity:
     def construct(self, plain: Plain) -> list[str]:
         return ["model = torch.nn.Flatten()"]
 
-    def load(self, path: str) -> tuple[list[str], str]:
-        return [], "{}"
+    def load(self, plain: Plain, path: str) -> tuple[list[str], list[str], str]:
+        return [], [], "{}"
 
     def call(self, plain: Plain, inputs: str) -> str:
         return f"model({inputs})"

@@ -32,7 +32,10 @@ def test_the_name_says_what_is_written(out: str | Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("out", "said"),
     [
-        ("m.h5", r"nothing is written as '\.h5'\. Expected \.pth, \.safetensors, \.onnx, or a name without a suffix"),
+        (
+            "m.gguf",
+            r"nothing is written as '\.gguf'\. Expected \.pth, \.safetensors, \.onnx, or a name without a suffix",
+        ),
         ("m.onx", r"nothing is written as '\.onx'\. Did you mean '\.onnx'\? Expected"),
         ("model.v2", r"nothing is written as '\.v2'"),
         ("", "expected the name of a file or of a new folder"),

@@ -69,8 +69,8 @@ class Exporter(Protocol):
     def construct(self, plain: Plain) -> list[str]:
         """Return the lines that make the model under the name `model`, without its values."""
 
-    def load(self, path: str) -> tuple[list[str], str]:
-        """Return the imports that reading a file needs, and the expression that is its state_dict."""
+    def load(self, plain: Plain, path: str) -> tuple[list[str], list[str], str]:
+        """Return the imports that reading a file needs, lines that read it, and the expression of its state_dict."""
 
     def call(self, plain: Plain, inputs: str) -> str:
         """Return the expression that is the logits of `inputs`."""
@@ -84,7 +84,7 @@ class Exporter(Protocol):
     def renamed(self, plain: Plain, arrays: Arrays) -> dict[str, Array]:
         """Return values in tlx's names under those of the framework's own zoo."""
 
-    def write(self, target: BinaryIO | Path, arrays: Arrays) -> None:
+    def write(self, plain: Plain, target: BinaryIO | Path, arrays: Arrays) -> None:
         """Write a state_dict to an open file, or where the framework writes folders into a new one."""
 
 

@@ -105,11 +105,11 @@ def export(run_dir: str | Path, out: str | Path, *, model: Any = None, head: Any
     values = {name: _single(array) for name, array in source.values.items()}
     if kind == "oneflow":
         registry.load("oneflow")
-        _write_folder(target, exporter, exporter.renamed(source.plain, values))
+        _write_folder(target, exporter, source.plain, exporter.renamed(source.plain, values))
     elif kind == "torch":
         registry.load("torch")
         with replacing(target) as file:
-            exporter.write(file, exporter.renamed(source.plain, values))
+            exporter.write(source.plain, file, exporter.renamed(source.plain, values))
     else:
         write_atomic(target, safetensors_bytes(values, {"format": "pt"}))
     return Exported(Path(out), kind, code)
@@ -124,7 +124,7 @@ def format_of(out: str | Path) -> str:
     if not suffix:
         return "oneflow"
     if suffix.lower() not in SUFFIXES:
-        near = closest(suffix, SUFFIXES)
+        near = closest(suffix.lower(), SUFFIXES)
         hint = near if "Did you mean" in near else ""
         raise TlxError(f"OUT is {text!r}, and nothing is written as {suffix!r}.{hint} Expected {EXPECTED}")
     return SUFFIXES[suffix.lower()]
@@ -178,6 +178,10 @@ def describe(
         layers = _chain(recipe, head, values)
     elif own_module and not own_head and f"{head}.weight" in values and values[f"{head}.weight"].ndim == 2:
         layers = (_layer(head, values),)
+    if not (own_head or own_module):
+        outputs = _weight(f"{head}.{len(layers) - 1}" if layers else head, values).shape[0]
+        if outputs != len(classes):
+            raise TlxError(f"the run is damaged: its head has {outputs} outputs, for {len(classes)} classes")
     return Plain(
         model=recipe.model_name,
         classes=classes,
@@ -203,8 +207,16 @@ def _chain(recipe: Recipe, head: str, values: Arrays) -> tuple[str, ...]:
     return tuple(layers)
 
 
+def _weight(path: str, values: Arrays) -> Array:
+    """Return the weight of a layer of the head; only in a run that is damaged there is none, or one of another kind."""
+    weight = values.get(f"{path}.weight")
+    if weight is None or weight.ndim not in (2, 4):
+        raise TlxError(f"the run is damaged: its weights have no '{path}.weight' of a layer", fix="train again")
+    return weight
+
+
 def _layer(path: str, values: Arrays) -> str:
-    shape = values[f"{path}.weight"].shape
+    shape = _weight(path, values).shape
     bias = "" if f"{path}.bias" in values else ", bias=False"
     if len(shape) == 2:
         return f"Linear({shape[1]}, {shape[0]}{bias})"
@@ -250,13 +262,13 @@ def _check_target(target: Path, kind: str) -> None:
         raise TlxError(f"{target} is a folder; choose another name for the file")
 
 
-def _write_folder(target: Path, exporter: Exporter, values: Arrays) -> None:
+def _write_folder(target: Path, exporter: Exporter, plain: Plain, values: Arrays) -> None:
     """Write a folder beside its place, and put it there in one step."""
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
     try:
         try:
             temporary.mkdir()
-            exporter.write(temporary, values)
+            exporter.write(plain, temporary, values)
             os.rename(temporary, target)  # an empty folder gives way, any other one does not
             sync_folder(target.parent)
         finally:

@@ -15,7 +15,7 @@ WIDTH = 110  # columns of the list of classes
 
 def model_code(exporter: Exporter, plain: Plain, framing: Framing, preprocess: Preprocess, path: str) -> str:
     """Return code of the framework alone: it makes the model, loads the file at `path` and classifies a photo."""
-    imports, state = exporter.load(path)
+    imports, reading, state = exporter.load(plain, path)
     fw = exporter.alias
     inputs = f"{fw}.tensor(x)"
     lines = [
@@ -23,6 +23,7 @@ def model_code(exporter: Exporter, plain: Plain, framing: Framing, preprocess: P
         "",
         f"classes = {_listed(plain.classes)}",
         *exporter.construct(plain),
+        *reading,
         f"model.load_state_dict({state})",
         "model.eval()",
         "",
