@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,7 +25,8 @@ from support.exported import TOLERANCE, classified, distance, own_logits, values
 from support.tiny_zoo import NAMES as TINY
 from support.tiny_zoo import tiny_models
 from tlx.backend import Preprocess, registry
-from tlx.backend.export import Plain
+from tlx.backend.export import Exporter, Plain
+from tlx.backend.preprocess import Interpolation
 from tlx.data.framing import Framing
 from tlx.data.view import View
 from tlx.errors import TlxError
@@ -123,7 +124,7 @@ def test_transformers_get_the_names_that_flowvisions_own_models_have(name: str) 
     family = {"tiny_vit": "vit_b_16", "tiny_swin": "swin_t", "tiny_convnext": "convnext_tiny"}[name]
     exporter: Any = registry.exporter("oneflow")
     with tiny_models():
-        module = registry.load("oneflow").construct(name, **dict(architecture(name).options_at(32)))
+        module = cast(Any, registry.load("oneflow")).construct(name, **dict(architecture(name).options_at(32)))
     arrays = {path: tensor.numpy() for path, tensor in module.state_dict().items()}
     exporter._constants = lambda plain: {path: tensor.numpy() for path, tensor in own.named_buffers()}
     plain = Plain(family, ("a",), architecture(family).head, 32)
@@ -187,13 +188,14 @@ def test_the_printed_code_sees_the_pixels_that_tlx_sees(aspect: Any, enlarges: b
     plain = Plain("identity", tuple(map(str, range(3 * size * size))), "fc", size)
     photos = [draw.integers(0, 256, shape, dtype=np.uint8) for shape in ((37, 53, 3), (61, 40, 3), (15, 9, 3))]
     refused = 0
-    for fraction, smooth, kind in product((1.0, 0.8), (True, False), ("bilinear", "bicubic")):
+    kinds: tuple[Interpolation, ...] = ("bilinear", "bicubic")
+    for fraction, smooth, kind in product((1.0, 0.8), (True, False), kinds):
         pre = replace(values, interpolation=kind)
         framing = Framing.from_preprocess(pre, fraction, aspect, smooth, enlarges)
         for number, pixels in enumerate(photos):
             Image.fromarray(pixels).save(tmp_path / "photo.png")
             try:
-                code = model_code(Identity(), plain, framing, pre, "")
+                code = model_code(cast(Exporter, Identity()), plain, framing, pre, "")
             except TlxError as error:
                 assert "resizes it without antialias" in str(error)
                 refused += 1
@@ -232,7 +234,7 @@ class Identity:
         return f"model({inputs})"
 
 
-class FlowNet(flow.nn.Module):
+class FlowNet(flow.nn.Module):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.fc = flow.nn.Conv2d(3, 8, 3, 2), flow.nn.Linear(8, 2)
