@@ -16,8 +16,8 @@ from tlx.backend import Batch, registry
 from tlx.data.geometry import from_planes, planes
 from tlx.errors import DataError, TlxError
 from tlx.runs.evaluation import own_test_part
-from tlx.runs.export import Source
 from tlx.runs.export_code import onnx_code, resizing
+from tlx.runs.export_source import Source
 from tlx.runs.finished import Finished, restore
 from tlx.runs.inputs import of_part
 
