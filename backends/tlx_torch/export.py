@@ -86,11 +86,11 @@ class TorchExporter:
 
         return exported(model, preprocess, metadata)
 
-    def run_onnx(self, content: bytes, images: Array) -> list[Array]:
+    def run_onnx(self, content: bytes, batches: Sequence[Array]) -> list[Array]:
         """Run an ONNX model on the CPU."""
-        from tlx_torch.onnx_file import outputs
+        from tlx_torch.onnx_file import logits
 
-        return outputs(content, images)
+        return logits(content, batches)
 
     def _made(self, plain: Plain) -> str:
         if plain.own_module:

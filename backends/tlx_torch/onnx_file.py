@@ -109,15 +109,15 @@ def _serialized(onnx: Any, proto: Any, metadata: Mapping[str, str]) -> bytes:
     return content
 
 
-def outputs(content: bytes, images: Array) -> list[Array]:
-    """Return logits and probabilities, float32 [N, classes], of uint8 images [N, size, size, 3]."""
+def logits(content: bytes, batches: Sequence[Array]) -> list[Array]:
+    """Return the logits, float32 [N, classes], of each batch of uint8 images [N, size, size, 3]."""
     _, onnxruntime, _ = _libraries()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        return [np.asarray(output) for output in session.run(None, {INPUT: images})]
+        return [np.asarray(session.run(OUTPUTS[:1], {INPUT: images})[0]) for images in batches]
     except Exception as error:  # it has no common class
         cause = one_line(str(error))
         raise BackendError(f"ONNX Runtime cannot run this model: {cause}", fix="export .pth or .safetensors") from error

@@ -94,5 +94,5 @@ class OnnxExporter(Exporter, Protocol):
     def onnx(self, model: Model, preprocess: Preprocess, metadata: Sequence[tuple[str, str]]) -> bytes:
         """Return a model as ONNX: uint8 images [N, size, size, 3] to float32 logits and probabilities [N, classes]."""
 
-    def run_onnx(self, content: bytes, images: Array) -> list[Array]:
-        """Return the outputs of an ONNX model for images, as ONNX Runtime computes them on the CPU."""
+    def run_onnx(self, content: bytes, batches: Sequence[Array]) -> list[Array]:
+        """Return the logits of each batch of images, as ONNX Runtime computes them on the CPU."""

@@ -14,7 +14,7 @@ from tlx import rng
 from tlx.atomic import write_atomic
 from tlx.backend import Batch, registry
 from tlx.data.geometry import from_planes, planes
-from tlx.errors import DataError, TlxError
+from tlx.errors import TlxError
 from tlx.runs.evaluation import own_test_part
 from tlx.runs.export_code import onnx_code, resizing
 from tlx.runs.export_source import Source
@@ -39,10 +39,9 @@ def write_onnx(source: Source, target: Path, out: str) -> tuple[str, str]:
     content = exporter.onnx(twin.model, source.card.preprocess, list(_metadata(source).items()))
     run, of = _reference(source, twin)
     images, what = _images(run)
-    expected = np.concatenate([_logits(run, part) for part in _parts(images)])
-    actual = np.concatenate(
-        [exporter.run_onnx(content, part.transpose(0, 2, 3, 1).copy())[0] for part in _parts(images)]
-    )
+    parts = list(_parts(images))
+    expected = np.concatenate([_logits(run, part) for part in parts])
+    actual = np.concatenate(exporter.run_onnx(content, [part.transpose(0, 2, 3, 1).copy() for part in parts]))
     error = _distance(expected, actual)
     check = f"ONNX Runtime and {of} differ by {error:.1e} of the largest logit, on {what}"
     if not error <= LIMIT:
@@ -89,10 +88,9 @@ def _images(run: Finished) -> tuple[NDArray[np.uint8], str]:
         part = part.select(chosen, part.labels[chosen])
         pixels = [_sized(run.framing.pixels(item.open), size) for item in of_part(part, run.recipe.max_pixels)]
         return np.stack(pixels), f"{len(pixels)} images of its test part"
-    except (TlxError, DataError) as error:
+    except TlxError as error:
         drawn = rng.uniform(0, "export", (DRAWN + 1, 3, size, size)) * 256
-        reason = str(getattr(error, "problem", error)).rstrip(".")
-        return drawn.astype(np.uint8), f"{DRAWN + 1} images of noise ({reason})"
+        return drawn.astype(np.uint8), f"{DRAWN + 1} images of noise ({error.problem.rstrip('.')})"
 
 
 def _sized(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
