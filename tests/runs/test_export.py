@@ -111,10 +111,9 @@ def test_a_file_where_a_folder_should_be_and_a_folder_where_a_file_should(
 
 def test_the_command_fails_in_one_line(of_arrays: tlx.Result, tmp_path: Path) -> None:
     environment = {**os.environ, "COLUMNS": "80"}
-    for out, said in (("m.h5", "nothing is written as '.h5'"), ("m\x1b[31m.pth", "no model 'tiny-mlp'")):
-        command = [str(TLX), "export", str(of_arrays.run_dir), out]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 2 and not done.stdout
-        assert done.stderr.startswith("tlx: ") and done.stderr.count("\n") == 1
-        assert said in done.stderr and "\x1b" not in done.stderr
+    command = [str(TLX), "export", str(of_arrays.run_dir), "m\x1b[31m.h5"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("tlx: ") and done.stderr.count("\n") == 1
+    assert "nothing is written as '.h5'" in done.stderr and "\x1b" not in done.stderr
     assert not list(tmp_path.iterdir())
