@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tlx.proof.prove import parity
     from tlx.recipe import Recipe
     from tlx.runs.evaluation import Evaluation, evaluate
+    from tlx.runs.export import Exported, export
     from tlx.runs.finished import load_model
     from tlx.runs.job import run
     from tlx.runs.planning import GroupTable, plan
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Data": "tlx.data",
     "Evaluation": "tlx.runs.evaluation",
+    "Exported": "tlx.runs.export",
     "Group": "tlx.strategy",
     "GroupTable": "tlx.runs.planning",
     "HistoryEntry": "tlx.runs.result",
@@ -38,6 +40,7 @@ _PUBLIC = {
     "Strategy": "tlx.strategy",
     "TlxError": "tlx.errors",
     "evaluate": "tlx.runs.evaluation",
+    "export": "tlx.runs.export",
     "load_data": "tlx.data",
     "load_model": "tlx.runs.finished",
     "load_predictions": "tlx.runs.table",
@@ -52,6 +55,7 @@ _MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
 __all__ = [
     "Data",
     "Evaluation",
+    "Exported",
     "Group",
     "GroupTable",
     "HistoryEntry",
@@ -65,6 +69,7 @@ __all__ = [
     "__version__",
     "errors",
     "evaluate",
+    "export",
     "load_data",
     "load_model",
     "load_predictions",

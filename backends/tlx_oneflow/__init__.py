@@ -8,6 +8,7 @@ from tlx_oneflow.doctor import check as check
 
 if TYPE_CHECKING:
     from tlx.backend import Backend
+    from tlx.backend.export import Exporter
 
 DISTRIBUTIONS = ("oneflow", "flowvision")
 
@@ -17,6 +18,13 @@ def create() -> Backend:
     from tlx_oneflow.adapter import OneFlowBackend
 
     return OneFlowBackend()
+
+
+def exporter() -> Exporter:
+    """Return what takes a model elsewhere; imports no framework."""
+    from tlx_oneflow.export import OneFlowExporter
+
+    return OneFlowExporter()
 
 
 def smoke() -> str:

@@ -9,6 +9,7 @@ from tlx_torch.doctor import check as check
 
 if TYPE_CHECKING:
     from tlx.backend import Backend
+    from tlx.backend.export import OnnxExporter
 
 DISTRIBUTIONS = ("torch", "torchvision")
 
@@ -20,6 +21,13 @@ def create() -> Backend:
     from tlx_torch.adapter import TorchBackend
 
     return TorchBackend()
+
+
+def exporter() -> OnnxExporter:
+    """Return what takes a model elsewhere; imports no framework."""
+    from tlx_torch.export import TorchExporter
+
+    return TorchExporter()
 
 
 def smoke() -> str:

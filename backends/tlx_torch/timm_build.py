@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,9 @@ def describe_built(backend: ModuleBackend, net: Net, spec: ModelSpec) -> None:
     """Tell a net how it takes its values, which norms are timm's, what it does not save, and what to try it on."""
     net.library = Fitting(spec.name, spec.classes, spec.image_size)
     made, kinds = constants(net.module), (*backend.norms, *norms())
-    net.specs = tuple(described for described in describe(net.module, kinds) if described.name not in made)
+    adapters = {spec.name for spec in net.specs if spec.role == "adapter"}
+    described = (spec for spec in describe(net.module, kinds) if spec.name not in made)
+    net.specs = tuple(replace(spec, role="adapter") if spec.name in adapters else spec for spec in described)
     net.trial = trial_batch(backend, net, spec.image_size or layout(spec.name).arch.pixels.size)
     rate = float(getattr(net.module, "drop_rate", 0.0))
     if rate and not any(layer.p == rate for layer in net.dropouts):

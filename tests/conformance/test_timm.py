@@ -22,7 +22,7 @@ from torch import nn
 import tlx
 from support.features import outcome
 from support.timm_nets import FIELDS, arrays_of, built, pixels, timms_own
-from tlx.backend import Batch, Hyper, OptimizerSpec, Preprocess, registry
+from tlx.backend import Batch, Hyper, Lora, ModelSpec, OptimizerSpec, Preprocess, registry
 from tlx.errors import BackendError, RecipeError
 from tlx.models.zoo import architecture, listed
 from tlx.strategy.filters import partition
@@ -171,6 +171,14 @@ def test_the_head_may_have_hidden_layers_and_a_model_without_one_gets_one() -> N
     assert kinds == ["Linear", "ReLU", "Dropout", "Linear"]
     with torch.no_grad():
         assert model.module.eval()(pixels(28)).shape == (2, 3)
+
+
+def test_low_rank_adapters_in_a_model_of_timm_are_known_as_such() -> None:
+    backend = registry.load("torch")
+    spec = ModelSpec("timm:test_vit", 3, architecture("timm:test_vit").head, lora=Lora(2, 4.0))
+    roles = {described.name: described.role for described in backend.param_specs(backend.build(spec, "cpu", "float32"))}
+    adapters = {name for name, role in roles.items() if role == "adapter"}
+    assert adapters and adapters == {name for name in roles if name.endswith(("lora_A", "lora_B"))}
 
 
 def test_norms_of_timm_are_norms() -> None:

@@ -7,10 +7,13 @@ An entry point names a light module. Importing it must not import its framework;
 - ``create() -> Backend``: imports the framework and returns the adapter;
 - ``smoke()``: raises if the framework cannot multiply two matrices, and otherwise may return a line about how it
   computes (`tlx doctor` runs it in a process of its own);
+- ``exporter() -> tlx.backend.export.Exporter``: what writes files for the framework's own loaders, without importing it
+  before it has to;
 - ``HIDDEN = True`` if only tests use the backend: it can be loaded, and listings leave it out.
 
-Without a framework, `DISTRIBUTIONS` and `smoke` may be absent, and `HIDDEN` is False by default. A module that brings
-models of its own registers them with `tlx.models.register`. Nothing here ever falls back to another backend.
+`exporter` may be absent, and without a framework `DISTRIBUTIONS` and `smoke` too; `HIDDEN` is False by default. A
+module that brings models of its own registers them with `tlx.models.register`. Nothing here ever falls back to another
+backend.
 """
 
 from __future__ import annotations
@@ -120,6 +123,13 @@ def load(name: str) -> Backend:
         cause = f"does not follow tlx.backend.Backend: {'; '.join(differing)}"
         raise BackendError(f"Backend {name!r} {cause}", fix=f"upgrade the package that offers {entry.module}")
     return backend
+
+
+def exporter(name: str) -> Any:
+    """Return the `tlx.backend.export.Exporter` of a backend, whose framework may be missing; None: it has none."""
+    modules = _modules().get(name, [])
+    offered = getattr(import_module(modules[0]), "exporter", None) if len(modules) == 1 else None
+    return None if offered is None else offered()
 
 
 def _after_fork() -> None:

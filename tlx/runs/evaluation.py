@@ -196,6 +196,11 @@ def _evaluate(
     return tally
 
 
+def own_test_part(run: Finished) -> Images:
+    """Return the images of the test part of a run's own data; raises TlxError where they cannot be had any more."""
+    return _images(run, None, None, Display(quiet=True))[1]
+
+
 def _images(run: Finished, data: Any, root: Any, display: Display) -> tuple[str, Images, bool]:
     """The name of the data, the images to evaluate with labels in the run's numbers, and whether they are its own."""
     own_fields = {f.name for f in fields(Recipe) if f.metadata["group"] == "Data"} | {"seed"}

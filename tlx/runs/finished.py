@@ -92,22 +92,34 @@ def read_run(run_dir: Path) -> dict[str, bytes]:
     return contents
 
 
-def restore(run_dir: str | Path, backend: str | None = None, **objects: Any) -> Finished:
+def opened(run_dir: Path, objects: Mapping[str, Any]) -> tuple[dict[str, bytes], Card, Recipe]:
+    """Return what the files of a finished run hold, its card, and of its recipe what the model needs.
+
+    `objects` are `model` and `head`, where the recipe's were Python objects.
+    """
+    contents = read_run(run_dir)
+    overrides = {name: value for name, value in objects.items() if value is not None}
+    recipe = Recipe.from_toml(run_dir / RECIPE, overrides, NEEDED, contents[RECIPE])
+    return contents, read_card(contents[CARD], run_dir), recipe
+
+
+def restore(run_dir: str | Path, backend: str | None = None, *, single: bool = False, **objects: Any) -> Finished:
     """Build the model of a finished run and load its weights.
 
     Args:
         run_dir: a folder that `tlx run` wrote.
         backend: where to build it; default: the backend that trained. On another one, on its best device, in the
             precision of the training where that is native there.
+        single: place it on the CPU in float32, wherever it was trained.
         **objects: `model` and `head`, where the recipe's were Python objects.
     """
     run_dir = Path(run_dir)
-    contents = read_run(run_dir)
-    card = read_card(contents[CARD], run_dir)
-    overrides = {name: value for name, value in objects.items() if value is not None}
-    recipe = Recipe.from_toml(run_dir / RECIPE, overrides, NEEDED, contents[RECIPE])
+    contents, card, recipe = opened(run_dir, objects)
     target = registry.load(backend or recipe.backend)
-    recipe = resolve_placement(recipe, target) if backend is None else _moved(recipe, target)
+    if single:
+        recipe = resolve_placement(replace(recipe, backend=target.name, device="cpu", precision="float32"), target)
+    else:
+        recipe = resolve_placement(recipe, target) if backend is None else _moved(recipe, target)
     if card.preprocess.size != recipe.pixels.size:
         problem = f"its recipe has image_size {recipe.pixels.size}, and its card {card.preprocess.size}"
         raise TlxError(f"{run_dir} is damaged: {problem}", fix="train again")

@@ -138,7 +138,7 @@ def build_model(
     lora = None if merged else recipe.lora
     head = {"hidden": recipe.head_widths, "dropout": recipe.dropout, "head_module": recipe.head_module}
     # Some of the zoo's models are built for one size of image; what is the user's own is tried at it.
-    own = not isinstance(recipe.model, str) or recipe.head_module is not None
+    own = is_own(recipe)
     head |= {"image_size": recipe.pixels.size if tried or not own else 0, "lora": lora}
     if isinstance(recipe.model, str):
         arch = architecture(recipe.model)
@@ -153,6 +153,11 @@ def build_model(
     return model, arch if isinstance(recipe.model, str) else own_architecture(spec.name, spec.head, specs)
 
 
+def is_own(recipe: Recipe) -> bool:
+    """Whether a module of the user's own is the model, or its head."""
+    return not isinstance(recipe.model, str) or recipe.head_module is not None
+
+
 def start_of(
     recipe: Recipe,
     backend: Backend,
@@ -163,7 +168,7 @@ def start_of(
 ) -> tuple[dict[str, Array], list[str]]:
     """Return the values that the recipe starts from, and notes on how they were read."""
     assert recipe.weights is not None
-    own = None if isinstance(recipe.model, str) and recipe.head_module is None else backend.dump_arrays(model)
+    own = backend.dump_arrays(model) if is_own(recipe) else None
     specs, library = backend.param_specs(model), getattr(model, "library", None)
     if library is not None and recipe.weights == "none":
         own = {**(own or {}), **library.first_values(recipe.seed)}
@@ -246,7 +251,7 @@ def _targets(recipe: Recipe, labels: Any, classes: int) -> Targets:
 
 def identity(recipe: Recipe, backend: Backend) -> Mapping[str, Any] | None:
     """What decides a model's numbers beside its values; None for a user's own module, whose code may change."""
-    if not isinstance(recipe.model, str) or recipe.head_module is not None:
+    if is_own(recipe):
         return None
     return {
         "model": recipe.model,

@@ -129,7 +129,7 @@ def _trial(backend: ModuleBackend, net: Net, batch: DeviceBatch) -> list[str]:
                 "each batch is seeded alike"
             )
         if not hasattr(output, "shape"):
-            net.output = _choose(backend, net, batch, _entries(output))
+            net.output = _choose(backend, net, batch, entries(output))
             notes.append(f"it returns {_described(output)}; the logits are {net.output!r}")
         logits = backend.array(checked(net, batch, output).to(backend.fw.float64))
     twice = replace(batch, images=backend.fw.cat([batch.images[:1]] * IMAGES))
@@ -182,16 +182,16 @@ def _outputs(backend: ModuleBackend, net: Net, batch: DeviceBatch) -> Any:
         raise BackendError(backend.failure(net, batch, error)) from error
 
 
-def _choose(backend: ModuleBackend, net: Net, batch: DeviceBatch, entries: Mapping[Any, Any]) -> Any:
+def _choose(backend: ModuleBackend, net: Net, batch: DeviceBatch, several: Mapping[Any, Any]) -> Any:
     """Return the key of the output that has the logits' shape and comes from the head."""
     wanted = (batch.size, net.classes)
-    fitting = {k: backend.array(v.to(backend.fw.float64)) for k, v in entries.items() if _shape(v) == wanted}
+    fitting = {k: backend.array(v.to(backend.fw.float64)) for k, v in several.items() if _shape(v) == wanted}
     head = dict(net.module.named_modules())[net.head]
     before = backend.dump_arrays(net)
     for param in head.parameters():
         param.add_(1.0)
     with seeded(backend, net, EVALUATION):
-        moved = _entries(_outputs(backend, net, batch))
+        moved = entries(_outputs(backend, net, batch))
     backend.load_arrays(net, before)
     of_head = [
         key
@@ -200,12 +200,13 @@ def _choose(backend: ModuleBackend, net: Net, batch: DeviceBatch, entries: Mappi
     ]
     if not of_head:
         raise BackendError(
-            f"The model returns {_described(entries)}; none of these are logits {list(wanted)} of its head {net.head!r}"
+            f"The model returns {_described(several)}; none of these are logits {list(wanted)} of its head {net.head!r}"
         )
     return next((name for name in NAMES if name in of_head), of_head[0])
 
 
-def _entries(output: Any) -> dict[Any, Any]:
+def entries(output: Any) -> dict[Any, Any]:
+    """Return the several things that a model returned, by their keys; {} where it is of no kind that is known."""
     if isinstance(output, Mapping):
         return dict(output)
     if isinstance(output, (tuple, list)):
@@ -216,11 +217,19 @@ def _entries(output: Any) -> dict[Any, Any]:
 
 
 def _described(output: Any) -> str:
-    entries = _entries(output)
+    several = entries(output)
     shapes = ", ".join(
-        f"{key!r}: {list(shape) if (shape := _shape(v)) else type(v).__name__}" for key, v in entries.items()
+        f"{key!r}: {list(shape) if (shape := _shape(v)) else type(v).__name__}" for key, v in several.items()
     )
-    return f"{{{shapes}}}" if entries else f"a {type(output).__name__}"
+    return f"{{{shapes}}}" if several else f"a {type(output).__name__}"
+
+
+def expression_of_logits(net: Net) -> str:
+    """Return what follows a call of the module in code, such as ``["logits"]``, to be its logits; "" for a tensor."""
+    if net.output is None:
+        return ""
+    keyed = isinstance(net.module(net.trial.images), (Mapping, tuple, list))
+    return f"[{net.output!r}]" if keyed else f".{net.output}"
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -230,10 +239,10 @@ def _shape(value: Any) -> tuple[int, ...]:
 def checked(net: Net, batch: DeviceBatch, output: Any) -> Any:
     """Return the logits, whose shape is checked: the loss of other shapes ends OneFlow's process."""
     logits = output
-    if not hasattr(output, "shape") and (entries := _entries(output)):
+    if not hasattr(output, "shape") and (several := entries(output)):
         # In training GoogLeNet returns them among others.
-        key = next((key for key in (net.output, *NAMES) if key in entries), next(iter(entries)))
-        logits = entries[key]
+        key = next((key for key in (net.output, *NAMES) if key in several), next(iter(several)))
+        logits = several[key]
     shape = _shape(logits)
     if shape == (batch.size, net.classes):
         return logits
