@@ -87,7 +87,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path
         pytest.param("torch", "sgd", STEPS - 2, marks=pytest.mark.thorough),
         ("torch", "adamw", STEPS + 2),
         pytest.param("oneflow", "sgd", STEPS + 2, marks=pytest.mark.thorough),
-        ("oneflow", "adamw", STEPS - 2),
+        pytest.param("oneflow", "adamw", STEPS - 2, marks=pytest.mark.thorough),
     ],
 )
 def test_a_killed_run_continues_on_the_other_backend(

@@ -75,6 +75,7 @@ def advice(reference: Any, candidate: Any, **options: Any) -> str:
     return str(error.value)
 
 
+@pytest.mark.thorough  # the other direction is below
 def test_separate_query_key_and_value_are_equal_to_merged_ones() -> None:
     """Adam's state is cut and joined too; weights alone decay, by the reference's roles."""
     report = compared(
