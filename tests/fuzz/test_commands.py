@@ -23,6 +23,7 @@ OPTIONS = {
     "models": ["--pattern"],
     "backends": [],
     "runs": [],
+    "export": [],
     "evaluate": ["--backend", "--data", "--top", "--csv"],
     "predict": ["--backend", "--top", "--csv", "--reject", "--calibrated"],
     "parity": ["--reference", "--candidate", "--seeds", "--margin", "--keep", "--html"],
@@ -58,6 +59,7 @@ def commands(draw: st.DrawFn) -> list[str]:
 @example(argv=["strategies", "partial", "--model", "tiny-mlp", "--backend", "loopback"])
 @example(argv=["predict", "runs", "--top", "-1"])
 @example(argv=["evaluate", "runs", "--top", "-1"])
+@example(argv=["export", "runs", "file.onnx"])
 def test_any_arguments(argv: list[str], tmp_path: Path) -> None:
     with fresh_folder(tmp_path) as folder:
         (folder / "file").write_text("x")

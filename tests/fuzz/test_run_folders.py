@@ -45,6 +45,8 @@ COMMANDS = {
     "evaluate": ("evaluate", "runs/r", "--json"),
     "evaluate other data": ("evaluate", "runs/r", "--data", "digits"),
     "predict": ("predict", "runs/r", "photo.png"),
+    "listing": ("runs", "runs", "--json"),
+    "export": ("export", "runs/r", "model.safetensors"),
     "resume": ("run", "--resume", "runs/r"),
     "add epochs": ("run", "--resume", "runs/r", "--epochs", "4"),
     "weights": (
@@ -132,7 +134,7 @@ def write_state(run: Path, facts: Any, arrays: dict[str, Any]) -> None:
     write_safetensors(state_of(run), arrays, {"tlx": json.dumps(facts)})
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"export"}))  # no framework has this network
 def test_a_run_that_nobody_touched_is_used(command: str, finished: Path, unfinished: Path, tmp_path: Path) -> None:
     run = copied(unfinished if command == "resume" else finished, tmp_path)
     write_state(run, facts_of(run), read_weights(state_of(run)))
