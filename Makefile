@@ -1,8 +1,9 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench growth peers parity-zoo parity-engines parity-suite matrix matrix-timm fuzz thorough clean
+.PHONY: help setup browser demo test lint docs bench growth peers parity-zoo parity-engines parity-suite matrix matrix-timm fuzz thorough clean
 
 help:
 	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (10 GB)"
+	@echo "make browser install Chromium, in which the tests look at pages, unless there is one (Debian and Ubuntu, as root)"
 	@echo "make demo    transfer learning on scanned digits, on both frameworks (under 3 minutes)"
 	@echo "make test    lint, types and the whole test suite"
 	@echo "make lint    lint and types only"
@@ -23,6 +24,9 @@ setup: .venv/installed
 .venv/installed: pyproject.toml constraints.txt build-constraints.txt scripts/setup
 	@scripts/setup
 	@touch $@
+
+browser:
+	@scripts/browser
 
 demo: setup
 	.venv/bin/python examples/digits.py

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from support.backends import reason_to_skip
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Containers often forbid compiled modules to be kept; then each process that a test starts would compile tlx anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -40,6 +45,21 @@ def test_data() -> Path:
         message = f"no test data in {root}; set TLX_TEST_DATA to a folder that holds it"
         pytest.fail(message) if variable else pytest.skip(message)
     return root
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A real, headless Chromium, which reaches nothing but this machine."""
+    from playwright.sync_api import sync_playwright
+
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.fail("Chromium not found. Install it: make browser")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=[*quiet, "--disable-component-update"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="session", autouse=True)
