@@ -13,6 +13,7 @@ from support.backends import FRAMEWORKS
 from support.distance import relative_distance
 from support.tiny_vit import IMAGE_SIZE, NAME, add_tiny_vit
 from tlx.backend.module import lora
+from tlx.errors import RecipeError
 from tlx.proof.result import Verdict
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs(*FRAMEWORKS)]
@@ -49,6 +50,14 @@ def test_a_run_goes_on_from_the_other_backend(tmp_path: Path) -> None:
     for file in ("model.safetensors", "adapters.safetensors"):
         reference, candidate = load_file(whole / file), load_file(begun / file)
         assert max(relative_distance(reference[name], candidate[name]) for name in reference) <= 1e-9
+
+
+def test_two_modules_are_refused_because_adapters_are_layers_that_they_lack() -> None:
+    import torch
+
+    reference, candidate = (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2)) for _ in range(2))
+    with pytest.raises(RecipeError, match=r"strategy 'lora' adds layers to a model, and two modules .* Fix: compare"):
+        tlx.parity(reference=reference, candidate=candidate, strategy="lora", image_size=8)
 
 
 @pytest.mark.thorough

@@ -152,3 +152,19 @@ def test_a_size_below_what_the_model_takes_is_refused_by_its_own_size(monkeypatc
     with pytest.raises(RecipeError, match="image_size is 12; tiny-mlp needs at least 13 pixels"):
         Recipe(model="tiny-mlp")
     assert Recipe(model="tiny-mlp", image_size=13).pixels.size == 13
+
+
+def test_weights_of_a_run_that_saw_other_pixels_are_noted(photos: Path, tmp_path: Path) -> None:
+    fields = {**FIELDS, "data": str(photos), "augment": "none"}
+    unusual = {"mean": (0.5, 0.4, 0.3), "interpolation": "bicubic"}
+    first = tlx.run(**fields, **unusual, out=str(tmp_path / "first"))
+
+    def differing(**options: Any) -> list[str]:
+        again = tlx.run(**{**fields, "weights": str(first.run_dir), **options})
+        return [note for note in again.notes if "another" in note]
+
+    assert differing() == [
+        "first was trained with another mean; to keep its: --mean 0.5,0.4,0.3",
+        "first was trained with another interpolation; to keep its: --interpolation bicubic",
+    ]
+    assert differing(**unusual) == []

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tlx
-from support.finished_runs import CLASSES
+from support.finished_runs import CLASSES, FIELDS
 from tlx.backend import Batch
 from tlx.data.images import ArrayImages
 from tlx.errors import TlxError
@@ -93,6 +93,16 @@ def test_every_figure_is_of_the_mean_of_the_probabilities(
     assert right.mean() not in ((plain.argmax(axis=1) == labels).mean(), (mirrored.argmax(axis=1) == labels).mean())
     usual = tlx.evaluate(of_arrays.run_dir, quiet=True)
     assert (usual["tta"], usual["test_accuracy"]) == ("none", usual["recorded_accuracy"])
+
+
+def test_the_votes_of_neighbors_are_averaged_too(digits: dict[str, ArrayImages], tmp_path: Path) -> None:
+    fields = {name: value for name, value in FIELDS.items() if name not in ("lr", "epochs")}
+    fields |= {"data": "digits", "limit_train": 300, "limit_test": 100, "out": str(tmp_path / "knn")}
+    run = tlx.run(**fields, strategy="knn", neighbors=5)
+    images = digits["test"].array.transpose(0, 2, 3, 1)
+    one, other = (probabilities(run, np.ascontiguousarray(given)) for given in (images, images[:, :, ::-1]))
+    assert np.abs(one - other).max() > 0.1
+    np.testing.assert_allclose(probabilities(run, images, tta="hflip"), (one + other) / 2, rtol=0, atol=1e-12)
 
 
 def test_logits_of_any_size_have_a_mean() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from tlx.data import Data
+from tlx.manifest import CARD, read_files, read_manifest
 from tlx.recipe import Recipe
+from tlx.runs.card import read_card
 from tlx.training.metrics import EpochEnded, Metrics
 
 SMALL = 30  # validation images, under which one of them decides by more than three points
@@ -29,6 +32,20 @@ def before(recipe: Recipe, data: Data) -> Iterator[str]:
     counts = np.bincount(data.train.labels, minlength=len(data.classes))
     if recipe.class_weights == "balanced" and counts.min() == counts.max():
         yield f"class_weights has nothing to weigh: each class has {counts[0]} training images"
+    yield from _other_pixels(recipe)
+
+
+def _other_pixels(recipe: Recipe) -> Iterator[str]:
+    """Yield what the run that the weights come from did otherwise to its pixels."""
+    run = Path(recipe.weights or "")
+    if recipe.weights in (None, "none", "imagenet", "own") or not run.is_dir() or read_manifest(run) is None:
+        return
+    theirs = read_card(read_files(run, (CARD,))[CARD], run).preprocess
+    for name in ("mean", "std", "interpolation"):
+        value = getattr(theirs, name)
+        if value != getattr(recipe, name):
+            text = value if isinstance(value, str) else ",".join(map(str, value))
+            yield f"{run.name} was trained with another {name}; to keep its: --{name} {text}"
 
 
 def after(data: Data, history: Sequence[EpochEnded], steps: int, test: Metrics | None) -> Iterator[str]:
