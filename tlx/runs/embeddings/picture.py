@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tlx.errors import printable
 from tlx.runs.embeddings.drawing import FAINT, INK, PALETTE, PAPER, QUIET, fitting, font, save, write_text
 from tlx.runs.embeddings.projection import Map
 
@@ -18,9 +19,24 @@ if TYPE_CHECKING:
 SIDE, EDGE, HEAD = 1200, 48, 132  # pixels of the map's longer side, around it, and above it
 LOWEST = 560  # pixels of its height
 TIMES = 3  # shapes are drawn so many times larger, and shrunk: Pillow draws without antialiasing
-ROW, COLUMN, ROWS = 27, 214, 34  # of the legend
+ROW, ROWS, COLUMN, WIDEST = 27, 34, 150, 400  # of the legend: pixels and rows, least and greatest pixels of a column
+MARGIN = 62  # pixels of a column beside its texts
 LABELS = 100  # that have a colour; the rarer ones are grey together
-SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring", "frame", "plus", "down", "star", "bar", "minus")
+SHAPES = (
+    "circle",
+    "square",
+    "triangle",
+    "diamond",
+    "cross",
+    "ring",
+    "frame",
+    "plus",
+    "down",
+    "star",
+    "bar",
+    "minus",
+    "kite",
+)
 NUMBERED = len(PALETTE)  # from more labels on, numbers stand in the map as well
 
 Styles = dict[str | None, tuple[str, str]]  # colour and shape of each label
@@ -32,11 +48,14 @@ def write_map(plane: Map, model: str, target: Path) -> None:
 
     styles, counts = styles_of(plane.labels), Counter(plane.labels)
     legend = list(styles)
-    columns = -(-max(1, len(legend)) // ROWS)
+    numbers = {name: f"{number}  " for number, name in enumerate(legend, 1)} if len(legend) > NUMBERED else {}
+    entries = [(numbers.get(name, "") + ("no label" if name is None else name), f"{counts[name]:,}") for name in legend]
+    columns = -(-len(legend) // ROWS)
+    column = _column(entries, WIDEST if columns == 1 else WIDEST * 2 // 3)
     places, height = _places(plane.coordinates)
     height = max(height, LOWEST, min(len(legend), ROWS) * ROW)
     places[:, 1] += HEAD + height / 2
-    size = (2 * EDGE + SIDE + (EDGE // 2 + columns * COLUMN if legend else 0), HEAD + height + EDGE)
+    size = (2 * EDGE + SIDE + (EDGE // 2 + columns * column if legend else 0), HEAD + height + EDGE)
     large = Image.new("RGB", (size[0] * TIMES, size[1] * TIMES), PAPER)
     draw = ImageDraw.Draw(large)
     frame = (EDGE * TIMES, HEAD * TIMES, (EDGE + SIDE) * TIMES, (HEAD + height) * TIMES)
@@ -46,7 +65,7 @@ def write_map(plane: Map, model: str, target: Path) -> None:
         x, y = places[place]
         colour, shape = styles.get(plane.labels[place], (QUIET, "circle"))
         _draw(draw, shape, x * TIMES, y * TIMES, radius * TIMES, colour)
-    spots = [_legend_spot(number) for number in range(len(legend))]
+    spots = [_legend_spot(number, column) for number in range(len(legend))]
     for name, (x, y) in zip(legend, spots, strict=True):
         _draw(draw, styles[name][1], x * TIMES, y * TIMES, 7 * TIMES, styles[name][0])
     picture = large.resize(size, Image.Resampling.BOX)
@@ -54,14 +73,10 @@ def write_map(plane: Map, model: str, target: Path) -> None:
     total = f"{len(places):,} images" if len(places) == plane.images else f"{len(places):,} of {plane.images:,} images"
     write_text(draw, (EDGE, 66), fitting(f"{model}: {total}", 30, SIDE), 30, anchor="ls")
     write_text(draw, (EDGE, 104), fitting(plane.method, 18, SIDE), 18, QUIET, "ls")
-    numbers = {name: str(number) for number, name in enumerate(legend, 1)} if len(legend) > NUMBERED else {}
-    for name, (x, y) in zip(legend, spots, strict=True):
-        said = "no label" if name is None else name
-        said = f"{numbers[name]}  {said}" if name in numbers else said
-        count = f"{counts[name]:,}"
-        room = COLUMN - 48 - font(17).getlength(count)
+    for (said, count), (x, y) in zip(entries, spots, strict=True):
+        room = column - MARGIN - font(17).getlength(count)
         write_text(draw, (x + 16, y), fitting(said, 17, room), 17, anchor="lm")
-        write_text(draw, (x + COLUMN - 26, y), count, 17, QUIET, "rm")
+        write_text(draw, (x + column - 30, y), count, 17, QUIET, "rm")
     if len(counts) > len(legend):
         rest = f"grey: {len(counts) - len(legend):,} rarer labels"
         write_text(draw, (EDGE + SIDE, 104), rest, 17, QUIET, "rs")
@@ -91,7 +106,7 @@ def _places(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
 
 
 def _radius(points: int) -> float:
-    return float(np.clip(60 / max(points, 1) ** 0.3, 4.0, 12.0))
+    return float(np.clip(46 / max(points, 1) ** 0.28, 4.0, 11.0))
 
 
 def _shuffled(points: int) -> list[int]:
@@ -99,9 +114,16 @@ def _shuffled(points: int) -> list[int]:
     return sorted(range(points), key=lambda place: (place * 2654435761) % 2**32)
 
 
-def _legend_spot(number: int) -> tuple[float, float]:
+def _legend_spot(number: int, width: int) -> tuple[float, float]:
     column, row = divmod(number, ROWS)
-    return EDGE + SIDE + EDGE // 2 + 10 + column * COLUMN, HEAD + 14 + row * ROW
+    return EDGE + SIDE + EDGE // 2 + 10 + column * width, HEAD + 14 + row * ROW
+
+
+def _column(entries: list[tuple[str, str]], widest: int) -> int:
+    """Return how wide a column of the legend is for its names and their counts."""
+    letters = font(17)
+    wanted = (letters.getlength(printable(said[:100])) + letters.getlength(count) for said, count in entries)
+    return round(min(max(COLUMN, MARGIN + 2 + max(wanted, default=0.0)), widest))
 
 
 def _number(draw: ImageDraw, plane: Map, places: NDArray[np.float64], numbers: dict[str | None, str]) -> None:
@@ -114,7 +136,7 @@ def _number(draw: ImageDraw, plane: Map, places: NDArray[np.float64], numbers: d
             continue
         mine = places[by_label[name]]
         x, y = mine[np.linalg.norm(mine - np.median(mine, axis=0), axis=1).argmin()]
-        draw.text((x, y), text, fill=INK, font=font(19), anchor="mm", stroke_width=4, stroke_fill=PAPER)
+        draw.text((x, y), text.strip(), fill=INK, font=font(19), anchor="mm", stroke_width=4, stroke_fill=PAPER)
 
 
 def _draw(draw: ImageDraw, shape: str, x: float, y: float, r: float, colour: str) -> None:
@@ -132,6 +154,8 @@ def _draw(draw: ImageDraw, shape: str, x: float, y: float, r: float, colour: str
         draw.polygon([(x - r, y - up * d), (x + r, y - up * d), (x, y + up * r)], fill=colour, outline=PAPER)
     elif shape == "diamond":
         draw.polygon([(x - r, y), (x, y - 1.2 * r), (x + r, y), (x, y + 1.2 * r)], fill=colour, outline=PAPER)
+    elif shape == "kite":
+        draw.polygon([(x - r, y), (x, y - 1.2 * r), (x + r, y), (x, y + 1.2 * r)], outline=colour, width=thick)
     elif shape == "bar":
         draw.rectangle((x - r * 0.4, y - r * 1.2, x + r * 0.4, y + r * 1.2), fill=colour, outline=PAPER, width=2)
     elif shape == "minus":
