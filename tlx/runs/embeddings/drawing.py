@@ -67,4 +67,4 @@ def check_picture(out: Any, suffixes: tuple[str, ...] = (".png",)) -> Path:
 def save(image: Image, target: Path) -> None:
     """Write a picture as PNG, in one step."""
     with replacing(target) as file:
-        image.save(file, "PNG", optimize=True)
+        image.save(file, "PNG")

@@ -7,7 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from tlx.runs.display import LINE_SECONDS, Display
 from tlx.runs.embeddings.embedder import Embedder, open_embedder
 from tlx.runs.embeddings.file import FORMAT, SUFFIX, Dtype, Header, import_pyarrow, read_header
 from tlx.runs.embeddings.items import Found, Item, Shard, find_items, parse_shard
-from tlx.runs.embeddings.parts import LISTED, Bad, Part, Parts, digest_of, parts_of, remove
+from tlx.runs.embeddings.parts import LISTED, Bad, Part, Parts, digest_of, folder_of, parts_of, remove
 from tlx.runs.inputs import Input
 from tlx.training.build import versions
 from tlx.training.metrics import Extracted
@@ -114,7 +114,11 @@ def embed(
     facts = {**run.identity(), **_facts(run, data, kind, piece), "width": width}
     job = {**facts, "part_rows": rows, "batch_size": run.recipe.batch_size}
     if before is not None:
-        return _finished(before, target, facts, found, piece, rows, display)
+        done = _finished(before, target, facts, found, piece, rows, display)
+        if folder_of(target).exists():  # it was killed as it removed them
+            with suppress(TlxError), parts_of(target, width, kind, job) as parts:
+                remove(parts)
+        return done
     with parts_of(target, width, kind, job) as parts:
         work = _Work(run, found, piece, parts, rows, rule == "skip", display)
         count = work.all()

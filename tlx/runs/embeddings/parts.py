@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +147,12 @@ def parts_of(out: Path, width: int, dtype: Dtype, job: dict[str, Any]) -> Iterat
     Raises:
         TlxError: the folder cannot be written, is held by another process, or holds something else.
     """
-    folder = out.with_name(f"{out.name}.parts")
+    folder = folder_of(out)
     with writing(folder):
         if os.path.lexists(folder) and not folder.is_dir():
             raise TlxError(f"{folder} is no folder, and the parts of {out.name} go there", fix="rename it")
-        fresh = not folder.exists() or not any(name != LOCK for name in os.listdir(folder))
+        # What begins with a dot is the lock, or what a kill left of a file that was to be written.
+        fresh = not folder.exists() or all(name.startswith(".") for name in os.listdir(folder))
         if not fresh:
             _check(folder, out, job)
         folder.mkdir(exist_ok=True)
@@ -163,12 +165,19 @@ def parts_of(out: Path, width: int, dtype: Dtype, job: dict[str, Any]) -> Iterat
     try:
         if fresh:
             write_json(folder / JOB, job)
+        for left in out.parent.glob(f".{escape(out.name[:40])}.{'[0-9a-f]' * 8}.tmp"):  # of a join that was killed
+            left.unlink(missing_ok=True)
         yield parts
     finally:
         keep = folder.exists() and parts.begun()
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
         lock.release()
+
+
+def folder_of(out: Path) -> Path:
+    """Return where the parts of a file lie."""
+    return out.with_name(f"{out.name}.parts")
 
 
 def _check(folder: Path, out: Path, job: dict[str, Any]) -> None:

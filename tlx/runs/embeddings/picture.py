@@ -68,7 +68,7 @@ def write_map(plane: Map, model: str, target: Path) -> None:
     spots = [_legend_spot(number, column) for number in range(len(legend))]
     for name, (x, y) in zip(legend, spots, strict=True):
         _draw(draw, styles[name][1], x * TIMES, y * TIMES, 7 * TIMES, styles[name][0])
-    picture = large.resize(size, Image.Resampling.BOX)
+    picture = large.reduce(TIMES)
     draw = ImageDraw.Draw(picture)
     total = f"{len(places):,} images" if len(places) == plane.images else f"{len(places):,} of {plane.images:,} images"
     write_text(draw, (EDGE, 66), fitting(f"{model}: {total}", 30, SIDE), 30, anchor="ls")
