@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,7 @@ def test_a_model_of_timm_by_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", each_backend("torch", "oneflow"))
 def test_a_module_of_ones_own_is_passed_again(backend: str, tmp_path: Path) -> None:
-    if backend == "torch":
-        from torch import nn
-    else:
-        from oneflow import nn
+    nn: Any = import_module(f"{backend}.nn")
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 12), nn.ReLU(), nn.Linear(12, 10))
     fields = {**RUN, "image_size": 8, "model": module, "head": "3", "weights": "own"}
     run = tlx.run(**fields, backend=backend, out=str(tmp_path / "run"))

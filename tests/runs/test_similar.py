@@ -114,20 +114,18 @@ def test_vectors_of_another_model_are_refused_in_one_line(
 def test_what_cannot_be_asked_is_one_line(of_photos: tlx.Result, photos: Path, written: Path, tmp_path: Path) -> None:
     photo, run = next(photos.rglob("*.png")), of_photos.run_dir
     (tmp_path / "bad.png").write_bytes(b"no photo")
-    for call, said in (
-        (lambda: tlx.similar(run, photo, written, top=0), "top is 0; expected at least 1"),
-        (lambda: tlx.similar(run, photo, []), "embeddings are "),
-        (lambda: tlx.similar(run, tmp_path / "bad.png", written), "cannot be decoded"),
-        (lambda: tlx.similar(run, tmp_path / "none.png", written), "does not exist"),
-        (lambda: tlx.similar(run, [], written), "no images"),
-        (lambda: tlx.similar(run, photo, tmp_path / "none.parquet"), "none.parquet does not exist"),
-        (
-            lambda: tlx.similar(run, photo, written, sheet="sheet.jpg"),
-            r"'sheet.jpg'; expected a name that ends in .png",
-        ),
-    ):
+    calls: list[tuple[Any, Any, dict[str, Any], str]] = [
+        (photo, written, {"top": 0}, "top is 0; expected at least 1"),
+        (photo, [], {}, "embeddings are "),
+        (tmp_path / "bad.png", written, {}, "cannot be decoded"),
+        (tmp_path / "none.png", written, {}, "does not exist"),
+        ([], written, {}, "no images"),
+        (photo, tmp_path / "none.parquet", {}, "none.parquet does not exist"),
+        (photo, written, {"sheet": "sheet.jpg"}, r"'sheet.jpg'; expected a name that ends in .png"),
+    ]
+    for images, files, options, said in calls:
         with pytest.raises(TlxError, match=said):
-            call()
+            tlx.similar(run, images, files, **options)
     one, two = tlx.similar(run, [tmp_path / "bad.png", photo], written, top=1, quiet=True)
     assert one["error"] is not None and not one["neighbors"] and two["error"] is None and len(two["neighbors"]) == 1
 
