@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tlx.recipe import Recipe
     from tlx.runs.embeddings.embed import Embedded, embed
     from tlx.runs.embeddings.file import Embeddings, load_embeddings
-    from tlx.runs.embeddings.projection import Map, tsne
+    from tlx.runs.embeddings.projection import EmbeddingMap, tsne
     from tlx.runs.embeddings.similar import Similar, similar
     from tlx.runs.evaluation import Evaluation, evaluate
     from tlx.runs.export import Exported, export
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Data": "tlx.data",
     "Embedded": "tlx.runs.embeddings.embed",
+    "EmbeddingMap": "tlx.runs.embeddings.projection",
     "Embeddings": "tlx.runs.embeddings.file",
     "Evaluation": "tlx.runs.evaluation",
     "Exported": "tlx.runs.export",
     "Group": "tlx.strategy",
     "GroupTable": "tlx.runs.planning",
     "HistoryEntry": "tlx.runs.result",
-    "Map": "tlx.runs.embeddings.projection",
     "Phase": "tlx.strategy",
     "Prediction": "tlx.runs.prediction",
     "Predictions": "tlx.runs.table",
@@ -67,13 +67,13 @@ _MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
 __all__ = [
     "Data",
     "Embedded",
+    "EmbeddingMap",
     "Embeddings",
     "Evaluation",
     "Exported",
     "Group",
     "GroupTable",
     "HistoryEntry",
-    "Map",
     "Phase",
     "Prediction",
     "Predictions",

@@ -18,7 +18,7 @@ import tlx
 from tlx.errors import DataError, TlxError
 from tlx.runs.embeddings import picture, projection
 from tlx.runs.embeddings.drawing import PALETTE, fitting, font
-from tlx.runs.embeddings.projection import Map, project
+from tlx.runs.embeddings.projection import EmbeddingMap, project
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_of_too_many_images_each_label_has_its_share(
 def drawn(labels: list[str | None], out: Path) -> Image.Image:
     points = np.random.default_rng(0).normal(size=(len(labels), 2))
     n = len(labels)
-    plane = Map(points, np.arange(n), ["p"] * n, labels, ["all"] * n, n, "t-SNE")
+    plane = EmbeddingMap(points, np.arange(n), ["p"] * n, labels, ["all"] * n, n, "t-SNE")
     picture.write_map(plane, "resnet18", out)
     with Image.open(out) as opened:
         return opened.convert("RGB")

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from tlx.errors import printable
 from tlx.runs.embeddings.drawing import FAINT, INK, PALETTE, PAPER, QUIET, fitting, font, save, write_text
-from tlx.runs.embeddings.projection import Map
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
+
+    from tlx.runs.embeddings.projection import EmbeddingMap
 
 SIDE, EDGE, HEAD = 1200, 48, 132  # pixels of the map's longer side, around it, and above it
 LOWEST = 560  # pixels of its height
@@ -42,7 +43,7 @@ NUMBERED = len(PALETTE)  # from more labels on, numbers stand in the map as well
 Styles = dict[str | None, tuple[str, str]]  # colour and shape of each label
 
 
-def write_map(plane: Map, model: str, target: Path) -> None:
+def write_map(plane: EmbeddingMap, model: str, target: Path) -> None:
     """Draw a map and write it as PNG."""
     from PIL import Image, ImageDraw
 
@@ -126,7 +127,7 @@ def _column(entries: list[tuple[str, str]], widest: int) -> int:
     return round(min(max(COLUMN, MARGIN + 2 + max(wanted, default=0.0)), widest))
 
 
-def _number(draw: ImageDraw, plane: Map, places: NDArray[np.float64], numbers: dict[str | None, str]) -> None:
+def _number(draw: ImageDraw, plane: EmbeddingMap, places: NDArray[np.float64], numbers: dict[str | None, str]) -> None:
     """Write each label's number where its images lie: at the one that is nearest to their median."""
     by_label: dict[str | None, list[int]] = {}
     for place, label in enumerate(plane.labels):

@@ -28,7 +28,7 @@ Plane = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Map:
+class EmbeddingMap:
     """What `tlx.tsne` returns: N points, in the order of the data.
 
     Attributes:
@@ -50,7 +50,7 @@ class Map:
     method: str
 
     def __repr__(self) -> str:
-        return f"<Map of {len(self.coordinates):,} points by {self.method}>"
+        return f"<EmbeddingMap of {len(self.coordinates):,} points by {self.method}>"
 
 
 def project(vectors: NDArray[Any], *, seed: int = 0) -> Plane:
@@ -137,7 +137,7 @@ def _tsne(array: Plane, seed: int) -> Plane:
     return np.asarray(points - points.mean(axis=0))
 
 
-def tsne(embeddings: Files, out: str | Path | None = None, *, seed: int = 0, quiet: bool = False) -> Map:
+def tsne(embeddings: Files, out: str | Path | None = None, *, seed: int = 0, quiet: bool = False) -> EmbeddingMap:
     """Draw a map of embeddings by t-SNE, with a colour for each label.
 
     Of more than 5,000 images that many are drawn by the seed, of each label in proportion.
@@ -166,7 +166,7 @@ def tsne(embeddings: Files, out: str | Path | None = None, *, seed: int = 0, qui
         display.say(larger(headers))
     points = project(chosen.vectors, seed=number)
     how = method() if len(chosen.indices) >= FEWEST else "principal components"
-    plane = Map(points, chosen.indices, chosen.paths, chosen.labels, chosen.parts, images, how)
+    plane = EmbeddingMap(points, chosen.indices, chosen.paths, chosen.labels, chosen.parts, images, how)
     if target is not None and target.name.lower().endswith(".csv"):
         _write_csv(plane, target)
     elif target is not None:
@@ -212,7 +212,7 @@ def _stratified(groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     return np.sort(np.argsort(share, kind="stable")[:POINTS])
 
 
-def _write_csv(plane: Map, target: Path) -> None:
+def _write_csv(plane: EmbeddingMap, target: Path) -> None:
     with replacing(target) as binary:
         text = io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline="")
         writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
