@@ -60,8 +60,7 @@ def embed(
         on_bad_image=on_bad_image,
     )
     if json:
-        facts = {"out": str(done.out), "images": done.images, "width": done.width, "unreadable": done.unreadable}
-        print_json({**facts, "computed": done.computed, **done.facts})
+        print_json({"out": str(done.out), "images": done.images, "computed": done.computed, **done.facts})
     else:
         print(f"{done.images:,} vectors of {done.width} numbers in {printable(str(done.out))}")
 

@@ -114,7 +114,7 @@ def embed(
     facts = {**run.identity(), **_facts(run, data, kind, piece), "width": width}
     job = {**facts, "part_rows": rows, "batch_size": run.recipe.batch_size}
     if before is not None:
-        done = _finished(before, target, facts, found, piece, rows, display)
+        done = _finished(before, Path(out), facts, found, piece, rows, display)
         if folder_of(target).exists():  # it was killed as it removed them
             with suppress(TlxError), parts_of(target, width, kind, job) as parts:
                 remove(parts)

@@ -105,8 +105,7 @@ def similar(
 def check_alike(run: Embedder, header: Header) -> None:
     """Raise DataError where the vectors of a file cannot be compared with those of a model."""
     if what := differs(run.identity(), header.identity()):
-        data = header.facts.get("data") or "DATA"
-        fix = f"name what made them, or write them anew: tlx embed {run.run_dir} {data} -o {header.path}"
+        fix = "name what made them, or embed the data again into another file"
         raise DataError(f"{header.path} holds vectors of {what}", fix=fix)
 
 
