@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 
 import tlx
 from support.finished_runs import FIELDS
+from support.hostile import call
 from support.killed import in_a_process
 from tlx.backend import ParamSpec
 from tlx.data.images import ArrayImages
@@ -329,12 +329,12 @@ def test_without_pyarrow_one_line_says_what_to_install(
     of_photos: tlx.Result, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for call in (
+    for use in (
         lambda: tlx.embed(of_photos.run_dir, photos, tmp_path / "e.parquet"),
         lambda: tlx.load_embeddings(tmp_path / "e.parquet"),
     ):
         with pytest.raises(TlxError, match=r'pyarrow, .* is not installed\. Fix: pip install "tlx\[parquet\]"'):
-            call()
+            use()
 
 
 def test_a_vector_that_is_not_finite_or_too_large_is_named(
@@ -391,13 +391,13 @@ def altered(table: pa.Table, kind: str) -> pa.Table:
 )
 def test_a_damaged_file_is_one_line(kind: str, said: str, written: Path, of_photos: tlx.Result, tmp_path: Path) -> None:
     pq.write_table(altered(pq.read_table(written), kind), tmp_path / "e.parquet")
-    for call in (
+    for use in (
         lambda: tlx.load_embeddings(tmp_path / "e.parquet"),
         lambda: tlx.tsne(tmp_path / "e.parquet"),
         lambda: tlx.similar(of_photos.run_dir, np.zeros((8, 8), np.uint8), tmp_path / "e.parquet", quiet=True),
     ):
         with pytest.raises(TlxError, match=said):
-            call()
+            use()
 
 
 def test_the_vectors_of_a_part_are_those_of_its_rows(of_photos: tlx.Result, written: Path) -> None:
@@ -432,11 +432,11 @@ def test_what_enters_any_head_is_one_row_for_each_image(shape: Any, head: Any, e
 
 
 def test_the_command_writes_and_says_what_it_wrote(of_photos: tlx.Result, photos: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tlx", "embed", str(of_photos.run_dir), str(photos / "test"), "-o", "e.parquet"]
-    done = subprocess.run([*command, "--json", "--dtype", "float16"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    command = ["embed", str(of_photos.run_dir), str(photos / "test"), "-o", "e.parquet"]
+    done = call(*command, "--json", "--dtype", "float16", folder=tmp_path)
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
     assert (facts["images"], facts["width"], facts["dtype"], facts["computed"]) == (100, 32, "float16", 100)
     assert pq.read_schema(tmp_path / "e.parquet").field("vector").type.value_type == pa.float16()
-    again = subprocess.run([*command], cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 2 and again.stderr.splitlines()[-1].startswith("tlx: ") and not again.stdout
+    again = call(*command, folder=tmp_path)
+    assert again.code == 2 and again.err.splitlines()[-1].startswith("tlx: e.parquet exists") and not again.out

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tlx
+from support.hostile import call
 from tlx.errors import DataError, TlxError
 from tlx.runs.embeddings import picture, projection
 from tlx.runs.embeddings.drawing import PALETTE, fitting, font
@@ -120,6 +119,7 @@ def test_the_picture_has_the_colours_of_its_labels_and_a_legend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(picture, "TIMES", 1)
+    monkeypatch.setattr(picture, "SIDE", 700)
     two = drawn(["ants", "bees"] * 30, tmp_path / "two.png")
     assert has(two, PALETTE[0]) > 3000 and has(two, PALETTE[1]) > 3000 and not has(two, PALETTE[2])
     bare = drawn([None] * 60, tmp_path / "bare.png")
@@ -148,10 +148,9 @@ def test_a_long_text_keeps_its_beginning_or_its_end() -> None:
 
 
 def test_the_command_draws_a_map_and_refuses_what_is_none(written: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tlx", "tsne", str(written), "-o"]
-    done = subprocess.run([*command, "map.png", "--json"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    done = call("tsne", str(written), "-o", "map.png", "--json", folder=tmp_path)
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
     assert facts["points"] == facts["images"] == 200
     with Image.open(tmp_path / "map.png") as image:
         assert image.width > 1200

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from PIL import Image
 
 import tlx
 from support.finished_runs import FIELDS, load_digits
+from support.hostile import call
 from tlx.errors import DataError, DataNotFound, TlxError
 from tlx.runs.embeddings import file as file_module
 from tlx.runs.embeddings import sheet as sheet_module
@@ -172,10 +171,10 @@ def test_the_command_prints_a_line_for_each_neighbour_that_no_name_can_forge(
     path.parent.mkdir(parents=True)
     shutil.copy(next(photos.rglob("*.png")), path)
     tlx.embed(of_photos.run_dir, tmp_path / "data", tmp_path / "e.parquet", quiet=True)
-    command = [sys.executable, "-m", "tlx", "similar", str(of_photos.run_dir), str(path), "--in", "e.parquet"]
-    done = subprocess.run([*command, "--sheet", "s.png"], cwd=tmp_path, capture_output=True)
-    out = done.stdout.decode()
-    assert done.returncode == 0 and "\x1b" not in out and "\u202e" not in out
+    command = ["similar", str(of_photos.run_dir), str(path), "--in", "e.parquet", "--sheet", "s.png"]
+    done = call(*command, folder=tmp_path)
+    out = done.out
+    assert done.code == 0 and "\x1b" not in out and "\u202e" not in out
     query, line, sheet = out.splitlines()
     assert query.endswith("\\u202ea.png:") and line.split()[0] == "1.0000" and sheet == "sheet: s.png"
     picture = Image.open(tmp_path / "s.png").convert("RGB")

@@ -122,10 +122,11 @@ def embed(
     with parts_of(target, width, kind, job) as parts:
         work = _Work(run, found, piece, parts, rows, rule == "skip", display)
         count = work.all()
-        facts |= {"rows": work.rows, "unreadable": _listed(work.bad), "inputs": work.digest() if work.sure else None}
+        unreadable = {"count": work.unreadable, "first": work.first}
+        facts |= {"rows": work.rows, "unreadable": unreadable, "inputs": work.digest() if work.sure else None}
         parts.join(target, count, facts)
         remove(parts)
-    return Embedded(Path(out), work.rows, width, len(work.bad), work.computed, facts)
+    return Embedded(Path(out), work.rows, width, work.unreadable, work.computed, facts)
 
 
 def check_out(out: Any) -> Path:
@@ -175,11 +176,6 @@ def _facts(run: Embedder, data: Any, dtype: Dtype, shard: Shard) -> dict[str, An
     }
 
 
-def _listed(bad: list[Bad]) -> dict[str, Any]:
-    names = [[one.index, one.name, one.problem] for one in bad[:LISTED]]
-    return {"count": len(bad), "first": names}
-
-
 def _finished(
     before: Header, out: Path, facts: dict[str, Any], found: Found, shard: Shard, rows: int, display: Display
 ) -> Embedded:
@@ -213,7 +209,8 @@ class _Work:
         self.rows = self.computed = self.seen = 0
         self.sure = True
         self._parts = 0
-        self.bad: list[Bad] = []
+        self.unreadable = 0
+        self.first: list[list[Any]] = []  # of them: index, name and problem
         self.images = BadImages(display)
         self._inputs = hashlib.sha256()
         self._waiting: deque[tuple[int, list[Item], str, bool]] = deque()  # parts that are being computed
@@ -298,13 +295,14 @@ class _Work:
         return narrow
 
     def _add(self, bad: Bad, item: Input) -> None:
-        self.bad.append(bad)
+        self.unreadable += 1
+        self.first += [[bad.index, bad.name, bad.problem]] if self.unreadable <= LISTED else []
         self.images.add(item, DataNotFound(bad.problem) if bad.missing else DataError(bad.problem))
 
     def _conclude(self) -> None:
         """Say which images cannot be read, or raise, as the rule has it."""
         try:
-            self.images.conclude(self.rows + len(self.bad), allowed=self.skip)
+            self.images.conclude(self.rows + self.unreadable, allowed=self.skip)
         except DataNotFound:
             raise
         except DataError as error:
@@ -315,7 +313,7 @@ class _Work:
     def _progress(self) -> None:
         """Show how far it has come, on a bar where the number of images is known."""
         now, total = time.monotonic(), self.found.total
-        done = self.rows + len(self.bad)
+        done = self.rows + self.unreadable
         if total is not None:
             self.display.event(Extracted("images", done, max(done, total // self.shard.of), now - self._started))
         elif now - self._said > LINE_SECONDS:

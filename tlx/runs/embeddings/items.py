@@ -63,8 +63,6 @@ def parse_shard(text: Any) -> Shard:
     """Read "3/16": the third of sixteen; None is the whole."""
     if text is None:
         return Shard()
-    if isinstance(text, Shard):
-        return text
     number, slash, of = text.partition("/") if isinstance(text, str) else ("", "", "")
     digits = all(value.isascii() and value.isdigit() and len(value) < 10 for value in (number, of))
     if not slash or not digits or not 1 <= int(number) <= int(of):
@@ -75,8 +73,8 @@ def parse_shard(text: Any) -> Shard:
 def find_items(data: Any, root: Any, max_pixels: int) -> Found:
     """Find the images of whatever `tlx.predict` and `tlx.load_data` take, with the labels that the data give them.
 
-    A folder without folders of classes holds unlabelled photos; so does one with more loose photos than folders, or one
-    that cannot be read as a data set, and then a note says so.
+    A folder without folders of classes holds unlabelled photos; so does one with as many loose photos as folders, or
+    one that cannot be read as a data set, and then a note says so.
 
     Raises:
         DataError: it is no data; or, in the iterator, one of the images is none.
