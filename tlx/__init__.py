@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from tlx.proof import mapping
     from tlx.proof.prove import parity
     from tlx.recipe import Recipe
+    from tlx.runs.embeddings.embed import Embedded, embed
+    from tlx.runs.embeddings.file import Embeddings, load_embeddings
+    from tlx.runs.embeddings.projection import EmbeddingMap, tsne
+    from tlx.runs.embeddings.similar import Similar, similar
     from tlx.runs.evaluation import Evaluation, evaluate
     from tlx.runs.export import Exported, export
     from tlx.runs.finished import load_model
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 # Public name -> the module that defines it. Imported when first used, so that `import tlx` costs almost nothing.
 _PUBLIC = {
     "Data": "tlx.data",
+    "Embedded": "tlx.runs.embeddings.embed",
+    "EmbeddingMap": "tlx.runs.embeddings.projection",
+    "Embeddings": "tlx.runs.embeddings.file",
     "Evaluation": "tlx.runs.evaluation",
     "Exported": "tlx.runs.export",
     "Group": "tlx.strategy",
@@ -37,23 +44,31 @@ _PUBLIC = {
     "Predictions": "tlx.runs.table",
     "Recipe": "tlx.recipe",
     "Result": "tlx.runs.result",
+    "Similar": "tlx.runs.embeddings.similar",
     "Strategy": "tlx.strategy",
     "TlxError": "tlx.errors",
+    "embed": "tlx.runs.embeddings.embed",
     "evaluate": "tlx.runs.evaluation",
     "export": "tlx.runs.export",
     "load_data": "tlx.data",
+    "load_embeddings": "tlx.runs.embeddings.file",
     "load_model": "tlx.runs.finished",
     "load_predictions": "tlx.runs.table",
     "parity": "tlx.proof.prove",
     "plan": "tlx.runs.planning",
     "predict": "tlx.runs.prediction",
     "run": "tlx.runs.job",
+    "similar": "tlx.runs.embeddings.similar",
+    "tsne": "tlx.runs.embeddings.projection",
 }
 
 _MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
 
 __all__ = [
     "Data",
+    "Embedded",
+    "EmbeddingMap",
+    "Embeddings",
     "Evaluation",
     "Exported",
     "Group",
@@ -64,13 +79,16 @@ __all__ = [
     "Predictions",
     "Recipe",
     "Result",
+    "Similar",
     "Strategy",
     "TlxError",
     "__version__",
+    "embed",
     "errors",
     "evaluate",
     "export",
     "load_data",
+    "load_embeddings",
     "load_model",
     "load_predictions",
     "mapping",
@@ -78,6 +96,8 @@ __all__ = [
     "plan",
     "predict",
     "run",
+    "similar",
+    "tsne",
 ]
 
 

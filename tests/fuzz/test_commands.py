@@ -24,6 +24,9 @@ OPTIONS = {
     "backends": [],
     "runs": [],
     "export": [],
+    "embed": ["-o", "--backend", "--weights", "--dtype", "--shard", "--on-bad-image"],
+    "similar": ["--in", "--top", "--sheet", "--backend", "--weights"],
+    "tsne": ["-o", "--seed"],
     "evaluate": ["--backend", "--data", "--top", "--csv"],
     "predict": ["--backend", "--top", "--csv", "--reject", "--calibrated"],
     "parity": ["--reference", "--candidate", "--seeds", "--margin", "--keep", "--html"],
@@ -60,6 +63,10 @@ def commands(draw: st.DrawFn) -> list[str]:
 @example(argv=["predict", "runs", "--top", "-1"])
 @example(argv=["evaluate", "runs", "--top", "-1"])
 @example(argv=["export", "runs", "file.onnx"])
+@example(argv=["embed", "runs", "file", "-o", "e.parquet", "--shard", "0/0"])
+@example(argv=["embed", "x\x1b[31m", "digits", "-o", "file"])
+@example(argv=["similar", "runs", "file", "--in", "file", "--top", "-1"])
+@example(argv=["tsne", "file", "-o", "map.png", "--seed", "9" * 400])
 def test_any_arguments(argv: list[str], tmp_path: Path) -> None:
     with fresh_folder(tmp_path) as folder:
         (folder / "file").write_text("x")

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 from hypothesis import given
@@ -47,6 +48,9 @@ COMMANDS = {
     "predict": ("predict", "runs/r", "photo.png"),
     "listing": ("runs", "runs", "--json"),
     "export": ("export", "runs/r", "model.safetensors"),
+    "embed": ("embed", "runs/r", "photo.png", "-o", "runs/photo.parquet"),
+    "similar": ("similar", "runs/r", "photo.png", "--in", "runs/r/images.parquet", "--sheet", "runs/sheet.png"),
+    "tsne": ("tsne", "runs/r/images.parquet", "-o", "runs/map.csv"),
     "resume": ("run", "--resume", "runs/r"),
     "add epochs": ("run", "--resume", "runs/r", "--epochs", "4"),
     "weights": (
@@ -76,6 +80,8 @@ SIGNED = st.sampled_from(("as it was", "signed anew", "not at all"))
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("finished") / "r"
     tlx.run(**JOB, out=str(run_dir))
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)  # so few take no t-SNE
+    tlx.embed(run_dir, images, run_dir / "images.parquet", quiet=True)
     return run_dir
 
 

@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 import tlx
 from support.hostile import snapshot
+from support.killed import in_a_process
 from support.run_files import FIELDS, outcome, stopped
 from tlx.errors import RunNotFound, TlxError
 from tlx.manifest import read_manifest
@@ -24,37 +24,6 @@ from tlx.runs.folder import _locked
 from tlx.training.metrics import Event, Progress
 
 SMALL = {**FIELDS, "val_fraction": 0.3, "batch_size": 64, "epochs": 1, "save_seconds": 0}
-# All that changes a folder comes with one of these events, before it is done; "open" counts where it is to write.
-EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
-
-
-Moment = int | Callable[[str, tuple[Any, ...]], bool]  # a number of events before, or what the event is
-
-
-def in_a_process(work: Callable[[], object], folder: Path, killed_at: Moment) -> int:
-    """Do the work in a process of its own, which kills itself at an event in the folder; return how that ended."""
-    if (child := os.fork()) == 0:
-        events = 0
-
-        def count(event: str, arguments: tuple[Any, ...]) -> None:
-            nonlocal events
-            if event not in EVENTS or (event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):
-                return
-            if not isinstance(arguments[0], int) and str(folder) in os.fsdecode(arguments[0]):
-                if events == killed_at if isinstance(killed_at, int) else killed_at(event, arguments):
-                    os.kill(os.getpid(), signal.SIGKILL)
-                events += 1
-
-        sys.addaudithook(count)
-        try:
-            work()
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def whole(run: Path) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.backend import Batch, Lazy
+from tlx.backend import Array, Backend, Batch, Lazy, Preprocess
+from tlx.data.framing import Framing
 from tlx.data.loader import ahead
 from tlx.errors import DataError, DataNotFound, TlxError, closest, shown
+from tlx.recipe import Recipe
 from tlx.runs.display import Display
-from tlx.runs.finished import Finished
 from tlx.runs.inputs import Input
 
 LISTED = 10  # bad images that an error spells out before it counts
@@ -25,6 +27,36 @@ Logits = NDArray[np.float64]
 Outcome = tuple[Input, Logits | DataError]  # the logits [classes] of an image, or why it cannot be read
 
 
+class Network(Protocol):
+    """What images pass through: a finished run, or what gives their embeddings."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Names it in errors."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """The size of a batch, and how many threads decode."""
+
+    @property
+    def backend(self) -> Backend:
+        """Where it computes."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What the device does to the pixels."""
+
+    @property
+    def framing(self) -> Framing:
+        """What the host does to them."""
+
+    def outputs(self, batch: Batch) -> Lazy:
+        """Start a batch on the device."""
+
+    def logits(self, outputs: Array) -> Array:
+        """Return a row for each image of fetched outputs."""
+
+
 def check_tta(tta: Any) -> Tta:
     """Return a kind of test-time augmentation; raises TlxError where there is none of that name."""
     known: tuple[Tta, ...] = get_args(Tta)
@@ -33,7 +65,7 @@ def check_tta(tta: Any) -> Tta:
     return next(name for name in known if name == tta)
 
 
-def classify(run: Finished, inputs: Iterable[Input], tta: Tta = "none") -> Generator[list[Outcome], None, None]:
+def classify(run: Network, inputs: Iterable[Input], tta: Tta = "none") -> Generator[list[Outcome], None, None]:
     """Return the logits of images in their order, batch by batch, from the very pixels that evaluation sees.
 
     With test-time augmentation "hflip" they are the logarithms of the mean of two probabilities (softmax): those of the
@@ -65,7 +97,7 @@ def classify(run: Finished, inputs: Iterable[Input], tta: Tta = "none") -> Gener
 class _Started:
     """A chunk on the device: one batch of all images that are equal in size, which they are after resizing."""
 
-    def __init__(self, run: Finished, chunk: list[tuple[Input, Pixels | DataError]], tta: Tta) -> None:
+    def __init__(self, run: Network, chunk: list[tuple[Input, Pixels | DataError]], tta: Tta) -> None:
         self.run, self.chunk = run, chunk
         self.places: list[list[int]] = []
         lazies: list[tuple[Lazy, ...]] = []  # of each size: the logits of the images, and of what tta makes of them
@@ -89,7 +121,8 @@ class _Started:
         rows: dict[int, Logits] = {}
         fetched = iter(self.run.backend.fetch([lazy for views in self.lazies for lazy in views]))
         for places, views in zip(self.places, self.lazies, strict=True):
-            logits = [finite(self.run.logits(next(fetched)), self.run) for _ in views]
+            names = [self.chunk[place][0].name for place in places]
+            logits = [finite(self.run.logits(next(fetched)), self.run, names) for _ in views]
             rows.update(zip(places, averaged(*logits), strict=True))
         return [
             (item, pixels if isinstance(pixels, DataError) else rows[place])
@@ -97,10 +130,17 @@ class _Started:
         ]
 
 
-def finite(logits: NDArray[Any], run: Finished) -> Logits:
-    """Return logits in float64; raises TlxError where they are not finite."""
-    if not np.isfinite(logits).all():
-        raise TlxError(f"{run.run_dir}: the model's outputs are not finite")
+def finite(logits: NDArray[Any], run: Network, names: Sequence[str]) -> Logits:
+    """Return a row for each of the images `names` in float64; raises TlxError, which names one, if not all are finite.
+
+    Args:
+        logits: what was fetched, [N, classes].
+        run: what computed it.
+        names: of the images.
+    """
+    good = np.isfinite(logits).all(axis=1)
+    if not good.all():
+        raise TlxError(f"{run.run_dir}: the model's outputs are not finite for {names[int(good.argmin())]}")
     return logits.astype(np.float64)
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.data import Images
+from tlx.data import Data, Images
 from tlx.data.fingerprint import difference
 from tlx.data.load import open_source
 from tlx.errors import DataError, RecipeError, TlxError
@@ -196,6 +196,13 @@ def _evaluate(
     return tally
 
 
+def own_data(run: Finished, data: Any = None, root: Any = None) -> Data:
+    """Open the data of a run as its recipe divides them; `data` and `root` say where they are now."""
+    own_fields = {f.name for f in fields(Recipe) if f.metadata["group"] == "Data"} | {"seed"}
+    moved = {name: value for name, value in (("data", data), ("data_root", root)) if value is not None}
+    return open_data(Recipe.from_toml(run.run_dir / RECIPE, moved, own_fields, run.recipe_file))
+
+
 def own_test_part(run: Finished) -> Images:
     """Return the images of the test part of a run's own data; raises TlxError where they cannot be had any more."""
     return _images(run, None, None, Display(quiet=True))[1]
@@ -203,11 +210,8 @@ def own_test_part(run: Finished) -> Images:
 
 def _images(run: Finished, data: Any, root: Any, display: Display) -> tuple[str, Images, bool]:
     """The name of the data, the images to evaluate with labels in the run's numbers, and whether they are its own."""
-    own_fields = {f.name for f in fields(Recipe) if f.metadata["group"] == "Data"} | {"seed"}
     try:
-        own_data = {name: value for name, value in (("data", data), ("data_root", root)) if value is not None}
-        recipe = Recipe.from_toml(run.run_dir / RECIPE, own_data, own_fields, run.recipe_file)
-        dataset = open_data(recipe)
+        dataset = own_data(run, data, root)
     except (DataError, RecipeError):
         if data is None:
             raise

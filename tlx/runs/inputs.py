@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.data import KINDS, Data, FileImages, Images
+from tlx.data import KINDS, ArrayImages, Data, FileImages, Images
 from tlx.data.images import read_photo, seen
 from tlx.data.load import open_source
 from tlx.data.sources.arrays import from_arrays
@@ -31,11 +32,17 @@ SHOWN = 5  # names of left-out files in a note
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Input:
-    """One image: its name, how it is opened (called by another thread), and its class where that is known."""
+    """One image: its name, how it is opened (called by another thread), and its class where that is known.
+
+    `stamp` tells without decoding whether it is still the same image, by a file's time and size or by the pixels in
+    memory; it returns None where nothing tells. `text` is the label of an item (image, label), as a text.
+    """
 
     name: str
     open: Callable[[View | None], Image]
     label: int = 0
+    stamp: Callable[[], str | None] = lambda: None
+    text: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -90,7 +97,7 @@ def of_part(images: Images, max_pixels: int) -> Iterator[Input]:
     if isinstance(images, FileImages):
         images = replace(images, max_pixels=max_pixels)
     for index, (path, label) in enumerate(zip(paths_of(images), images.labels, strict=True)):
-        yield Input(path, partial(_open_one, images, index), int(label))
+        yield Input(path, partial(_open_one, images, index), int(label), partial(_stamp_of, images, index))
 
 
 def paths_of(images: Images) -> Iterator[str]:
@@ -139,18 +146,21 @@ def _is_pillow(image: Any) -> bool:
 def _of_items(images: Iterable[Any], notes: Notes, max_pixels: int) -> Iterator[Input]:
     number = 0
     for image in images:
+        text = None
         if isinstance(image, tuple) and len(image) == 2:
-            image = image[0]  # of (image, label)
+            image, label = image
+            text = str(label)
         if isinstance(image, (str, os.PathLike)):
             for item in _of_path(Path(image), notes, max_pixels):
-                yield item
+                yield item if text is None else replace(item, text=text)
                 number += 1
             continue
         if _is_pillow(image):
             name = f"image {number}"
-            yield Input(name, partial(_show, image, name))
+            yield Input(name, partial(_show, image, name), 0, partial(_stamp_of_pillow, image), text)
         else:
-            yield _of_array(image, f"array {number}")
+            item = _of_array(image, f"array {number}")
+            yield item if text is None else replace(item, text=text)
         number += 1
 
 
@@ -172,7 +182,7 @@ def _of_kind(path: Path, notes: Notes, max_pixels: int) -> Iterator[Input]:
         return _below(str(path), notes, max_pixels)
     if str(path) in KINDS and KINDS[str(path)].named and not path.exists():
         return _of_source(str(path), notes, max_pixels)
-    return iter([Input(str(path), partial(_open_file, path, max_pixels))])
+    return iter([Input(str(path), partial(_open_file, path, max_pixels), 0, partial(_stamp_of_file, str(path)))])
 
 
 def _of_source(source: Path | str, notes: Notes, max_pixels: int) -> Iterator[Input]:
@@ -198,7 +208,7 @@ def _below(top: str, notes: Notes, max_pixels: int) -> Iterator[Input]:
         path = waiting.pop()
         if not path.endswith("/"):
             if is_photo(path):
-                yield Input(path, partial(_open_file, Path(path), max_pixels))
+                yield Input(path, partial(_open_file, Path(path), max_pixels), 0, partial(_stamp_of_file, path))
             else:
                 notes.skip(path)
             continue
@@ -231,4 +241,33 @@ def _of_array(image: Any, name: str) -> Input:
     array: NDArray[Any] = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (1,), (3,)) or not array.size:
         raise DataError(f"{name} is {array.dtype} {list(array.shape)}; expected uint8 [H, W, 3] or [H, W]")
-    return Input(name, partial(_show, array, name))
+    return Input(name, partial(_show, array, name), 0, partial(_stamp_of_array, array))
+
+
+def _stamp_of(images: Images, index: int) -> str | None:
+    if isinstance(images, ArrayImages):
+        return _stamp_of_array(images.array[index])
+    if not isinstance(images, FileImages):
+        return None
+    ((path, first, length),) = images.spans([index])
+    stamp = _stamp_of_file(path)
+    return None if stamp is None else f"{stamp} {first} {length}"
+
+
+def _stamp_of_file(path: str) -> str | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return "missing"  # so that a photo which has come back is another one
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _stamp_of_array(array: NDArray[Any]) -> str:
+    return f"{array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+
+
+def _stamp_of_pillow(image: Any) -> str | None:
+    try:
+        return f"{image.mode} {image.size} {hashlib.sha256(image.tobytes()).hexdigest()}"
+    except Exception:  # as decoders do, it raises anything
+        return None
