@@ -1,0 +1,109 @@
+"""What a run predicted for each image of a part, as numbers, and how the images are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlx.data import FileImages, Images
+from tlx.data.framing import Framing
+from tlx.data.view import Resampling, View
+from tlx.runs.logits import Spool
+from tlx.runs.table import Predictions, measured, readable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TILE = 128  # pixels of a thumbnail's side; images of one size that are smaller keep theirs
+
+Numbers = NDArray[np.float64]
+Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """The predictions of N images of a part, in its order.
+
+    Attributes:
+        labels: class of each image [N].
+        predictions: predicted class [N].
+        probability: of the prediction [N].
+        loss: -log of the label's probability, in nats [N].
+        margin: the highest probability minus the second highest [N].
+        calibrated: probability of the prediction with the run's temperature [N]; None where it has none.
+        name: path or name of an image, by its row.
+        open: an image as a thumbnail, by its row; raises where it cannot be had. None: no image can.
+    """
+
+    labels: Places
+    predictions: Places
+    probability: Numbers
+    loss: Numbers
+    margin: Numbers
+    calibrated: Numbers | None
+    name: Callable[[int], str]
+    open: Callable[[int], Image] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether the prediction is the label [N]."""
+        return self.labels == self.predictions
+
+
+def judged_by(spool: Spool, images: Images, framing: Framing, temperature: float | None) -> Judged:
+    """Return what the logits of a part say, block by block, so that memory holds a few numbers for each image."""
+    columns: list[tuple[NDArray[np.int64] | Numbers, ...]] = []
+    at = 0
+    for logits in spool.blocks():
+        labels = images.labels[at : at + len(logits)]
+        at += len(logits)
+        rest = () if temperature is None else (measured(logits / np.float64(temperature), labels)[1],)
+        columns.append((*measured(logits, labels), *rest))
+    first, probability, loss, margin, *rest = (np.concatenate(column) for column in zip(*columns, strict=True))
+    calibrated = rest[0] if rest else None
+    name, opening = partial(_name, images), partial(opened, images, framing)
+    return Judged(images.labels, first, probability, loss, margin, calibrated, name, opening)
+
+
+def judged_in(
+    table: Predictions,
+    classes: Sequence[str],
+    temperature: float | None,
+    images: Images | None = None,
+    framing: Framing | None = None,
+) -> Judged:
+    """Return what a run's table says of a part. `images` are those of the part, where they can be had."""
+    places = {readable(name): place for place, name in enumerate(classes)}
+    labels, first = (np.array([places[name] for name in table[c]], np.int64) for c in ("label", "prediction"))  # type: ignore[literal-required]
+    calibrated = None
+    if temperature is not None:
+        calibrated = measured(table["logits"] / np.float64(temperature), labels)[1]
+    paths = table["path"]
+    opening = None if images is None or framing is None else partial(opened, images, framing)
+    figures = table["probability"], table["loss"], table["margin"], calibrated
+    return Judged(labels, first, *figures, paths.__getitem__, opening)
+
+
+def _name(images: Images, row: int) -> str:
+    return str(images.root / images.names[row]) if isinstance(images, FileImages) else images.names[row]
+
+
+def opened(images: Images, framing: Framing, row: int) -> Image:
+    """Return an image as evaluation sees it: what it keeps of a photo, at most `TILE` pixels wide and high.
+
+    Raises DataError where it cannot be decoded.
+    """
+    alone = images.select(np.array([row]), images.labels[[row]])  # a part tries all others where one cannot be decoded
+    if images.size is not None and max(images.size) <= TILE:
+        return alone.open(0)
+    size = min(TILE, framing.size) if images.size is None else TILE
+    fill = framing.fill if framing.aspect == "letterbox" else None
+    return alone.open(0, View(framing.box, max(size, 32), Resampling(), fill))
