@@ -33,15 +33,16 @@ class Mark:
     name: str
 
 
-def curves(title: str, lines: Sequence[Curve], marks: Sequence[Mark] = (), best: int | None = None) -> str:
-    """Draw curves over epochs, with the phases' boundaries and the epoch that was kept."""
+def curves(
+    title: str, lines: Sequence[Curve], marks: Sequence[Mark] = (), best: int | None = None, percent: bool = False
+) -> str:
+    """Draw curves over epochs, with the phases' boundaries and the epoch that was kept; "" where there is no value."""
     epochs = max((len(line.values) for line in lines), default=0)
     known = [v for line in lines for v in line.values if v is not None and math.isfinite(v)]
     if not known:
         return ""
     low, high = min(known), max(known)
-    accuracy = title.lower().startswith("acc")
-    ticks = _ticks(low, high, 1.0 if accuracy else math.inf)
+    ticks = _ticks(low, high, 1.0 if percent else math.inf)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
 
     def x(epoch: float) -> float:
@@ -51,7 +52,7 @@ def curves(title: str, lines: Sequence[Curve], marks: Sequence[Mark] = (), best:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low or 1))
 
     parts = [f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>' for t in ticks]
-    parts += [f'<text class="tick" x="{LEFT - 7}" y="{y(t) + 4:.1f}" text-anchor="end">{_number(t, accuracy)}</text>' for t in ticks]
+    parts += [f'<text class="tick" x="{LEFT - 7}" y="{y(t) + 4:.1f}" text-anchor="end">{_number(t, percent)}</text>' for t in ticks]
     for epoch in _epoch_ticks(epochs):
         parts.append(f'<text class="tick" x="{x(epoch):.1f}" y="{HEIGHT - 9}" text-anchor="middle">{epoch}</text>')
     for mark in marks:

@@ -17,7 +17,7 @@ from tlx.runs.report import verdict as words
 from tlx.runs.report.album import FULL, Album, heated
 from tlx.runs.report.charts import Curve, Mark, curves, reliability_chart
 from tlx.runs.report.contents import Contents
-from tlx.runs.report.figures import class_table, confusion, least_sure, most_wrong, reliability
+from tlx.runs.report.figures import class_table, confusion, interval, least_sure, most_wrong, reliability
 from tlx.runs.report.judged import Judged
 from tlx.runs.report.summary import Summary, changes
 
@@ -92,7 +92,7 @@ def environment() -> Environment:
     )
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     # A template prints what is marked as it is; both files are tlx's own.
-    made.globals.update(style=Markup(style), script=Markup(script), generator=GENERATOR)  # noqa: S704
+    made.globals.update(style=Markup(style), script=Markup(script), generator=GENERATOR, interval=interval)  # noqa: S704
     made.filters.update(svg=Markup, json=_json, last=_last, percent=_percent, first_clause=_first_clause)
     return made
 
@@ -274,7 +274,7 @@ def charts(summary: Summary) -> list[tuple[str, str]]:
             before = epoch.phase
     marks = marks if len(marks) > 1 else []
     best = summary.best_epoch if summary.epochs[0].val_loss is not None else None
-    return [(name, curves(name, lines, marks, best)) for name, lines in _lines(summary)]
+    return [(name, curves(name, lines, marks, best, percent=name == "Accuracy")) for name, lines in _lines(summary)]
 
 
 def _lines(summary: Summary) -> list[tuple[str, list[Curve]]]:
