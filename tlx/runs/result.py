@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from tlx.errors import as_html, printable
+from tlx.errors import printable
 from tlx.models.weights import joint_digest
 from tlx.recipe import Recipe
 from tlx.runs.confidence import Calibration
@@ -179,14 +179,6 @@ class Result:
         return printable(f"<Result {name}: {accuracy}, {self.run_dir}>")
 
     def _repr_html_(self) -> str:
-        facts = {
-            "test accuracy": "no test part" if self.test_accuracy is None else f"{self.test_accuracy:.4f}",
-            "validation accuracy": "no validation part" if self.val_accuracy is None else f"{self.val_accuracy:.4f}",
-            **({"chosen": self.chosen} if self.chosen else {"best epoch": f"{self.best_epoch} of {self.epochs_run}"}),
-            "trained": f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters",
-            "seconds": f"{self.wall_seconds:.1f}",
-            "saved in": str(self.run_dir),
-        }
-        rows = "".join(f"<tr><th>{name}</th><td>{as_html(text)}</td></tr>" for name, text in facts.items())
-        title = f"{self.recipe.model_name}, strategy {self.strategy}, on {self.backend}"
-        return f"<table><caption>{as_html(title)}</caption>{rows}</table>"
+        from tlx.runs.report.small import small
+
+        return small(self)

@@ -52,7 +52,10 @@ def curves(
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low or 1))
 
     parts = [f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>' for t in ticks]
-    parts += [f'<text class="tick" x="{LEFT - 7}" y="{y(t) + 4:.1f}" text-anchor="end">{_number(t, percent)}</text>' for t in ticks]
+    parts += [
+        f'<text class="tick" x="{LEFT - 7}" y="{y(t) + 4:.1f}" text-anchor="end">{_number(t, percent)}</text>'
+        for t in ticks
+    ]
     for epoch in _epoch_ticks(epochs):
         parts.append(f'<text class="tick" x="{x(epoch):.1f}" y="{HEIGHT - 9}" text-anchor="middle">{epoch}</text>')
     for mark in marks:
@@ -119,8 +122,12 @@ def reliability_chart(series: Sequence[tuple[str, Sequence[Bin]]]) -> str:
     for tick in (0, 0.25, 0.5, 0.75, 1):
         place, flipped = at(tick), side - at(tick)
         parts.append(f'<line class="grid" x1="{pad}" x2="{side - edge}" y1="{flipped:.1f}" y2="{flipped:.1f}"/>')
-        parts.append(f'<text class="tick" x="{pad - 6}" y="{flipped + 4:.1f}" text-anchor="end">{100 * tick:g} %</text>')
-        parts.append(f'<text class="tick" x="{place:.1f}" y="{side - pad + 18}" text-anchor="middle">{100 * tick:g} %</text>')
+        parts.append(
+            f'<text class="tick" x="{pad - 6}" y="{flipped + 4:.1f}" text-anchor="end">{100 * tick:g} %</text>'
+        )
+        parts.append(
+            f'<text class="tick" x="{place:.1f}" y="{side - pad + 18}" text-anchor="middle">{100 * tick:g} %</text>'
+        )
     ends = f'x1="{at(0)}" y1="{side - at(0)}" x2="{at(1)}" y2="{side - at(1)}"'
     parts.append(f'<line class="ideal" {ends}/>')
     for colour, bins in series:

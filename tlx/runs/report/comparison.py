@@ -1,4 +1,4 @@
-"""One page for several runs: their figures and curves beside each other, and which images only one of them gets right."""
+"""One page for several runs: figures and curves beside each other, and which images only one of them gets right."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def comparison_of(runs: Sequence[Contents]) -> str:
         .render(
             lines=ranked,
             words=words,
-            fields=[(name, [plain(_recipe(line.contents).get(name, "–")) for line in ranked]) for name in fields],
+            fields=[(name, [plain(_recipe(line.contents).get(name)) for line in ranked]) for name in fields],
             charts=drawn,
             together=together,
             album=album,
@@ -113,7 +113,9 @@ def _charts(lines: Sequence[Line]) -> list[tuple[str, str, dict[str, Any]]]:
         ("val_accuracy", "Validation accuracy"),
     ):
         drawn = [
-            Curve(line.name, line.colour, [getattr(epoch, field) for epoch in line.contents.summary.epochs], line.dashed)
+            Curve(
+                line.name, line.colour, [getattr(epoch, field) for epoch in line.contents.summary.epochs], line.dashed
+            )
             for line in stepping
         ]
         percent = field.endswith("accuracy")

@@ -47,6 +47,9 @@ class Sample:
 
     image: Image
     label: str
+    side: (
+        int  # pixels of the longer side as it enters the device, which enlarges what is smaller than the network takes
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +67,12 @@ class Contents:
 
 
 def contents_of(
-    result: Mapping[str, Any], card: Mapping[str, Any], data: Data, loader: Loader, judged: Loader, spools: Mapping[str, Spool]
+    result: Mapping[str, Any],
+    card: Mapping[str, Any],
+    data: Data,
+    loader: Loader,
+    judged: Loader,
+    spools: Mapping[str, Spool],
 ) -> Contents:
     """Return the contents of a run that ends.
 
@@ -103,7 +111,8 @@ def first_batch(loader: Loader, classes: Sequence[str], most: int = BATCH) -> li
     if mixes:
         loader.batch(epoch, 0, images)  # which mixes them in place
         labels = [a if a == b else f"{a} + {b}" for a, b in zip(labels, reversed(labels), strict=True)]
-    return [Sample(_small(image), label) for image, label in zip(images[:most], labels, strict=False)]
+    side = max(images.shape[2:])
+    return [Sample(_small(image), label, side) for image, label in zip(images[:most], labels, strict=False)]
 
 
 def _small(pixels: NDArray[np.uint8]) -> Image:
@@ -137,7 +146,11 @@ def read_contents(run_dir: Path, data: Any = None) -> Contents:
             images, problem = None, problem or f"the {_PARTS[part]} images are not those that the run predicted"
         framing = read_pixels(card, run_dir, files[RECIPE]) if images is not None else None
         parts[part] = judged_in(table, card.classes, card.temperature, images, framing)
-    name = Facts(str(run_dir / CARD), parse_object(files[CARD], str(run_dir / CARD), _FIX), _FIX).inner("data").text("name")
+    name = (
+        Facts(str(run_dir / CARD), parse_object(files[CARD], str(run_dir / CARD), _FIX), _FIX)
+        .inner("data")
+        .text("name")
+    )
     return Contents(str(run_dir), name, card.preprocess.size, card.classes, summary, parts, batch, problem)
 
 
@@ -161,7 +174,9 @@ def _files(run_dir: Path) -> tuple[dict[str, bytes], list[str]]:
         return read_files(run_dir, names), [part for part, name in PART_TABLES.items() if name in manifest.files]
     missing = [name for name in names if not isfile(run_dir / name)]
     if missing:
-        raise RunNotFound(f"{run_dir} holds no finished run: {missing[0]} is missing. Pass a folder that `tlx run` wrote.")
+        raise RunNotFound(
+            f"{run_dir} holds no finished run: {missing[0]} is missing. Pass a folder that `tlx run` wrote."
+        )
     try:
         return {name: read_regular(run_dir / name) for name in names}, []
     except OSError as error:

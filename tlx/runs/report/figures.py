@@ -79,7 +79,9 @@ def confusion(judged: Judged, classes: int) -> Confusion:
     wrong = ~judged.correct
     keys, often = np.unique(labels[wrong] * classes + predictions[wrong], return_counts=True)
     order = np.argsort(-often, kind="stable")
-    ordered = [(int(key) // classes, int(key) % classes, int(n)) for key, n in zip(keys[order], often[order], strict=True)]
+    ordered = [
+        (int(key) // classes, int(key) % classes, int(n)) for key, n in zip(keys[order], often[order], strict=True)
+    ]
     shown = np.union1d(labels, predictions).tolist()
     if len(shown) > MATRIX:
         chosen = dict[int, None]()
@@ -129,9 +131,7 @@ def reliability(probability: Numbers, correct: NDArray[np.bool_]) -> list[Bin]:
     place = np.clip(np.ceil(probability * BINS).astype(np.int64) - 1, 0, BINS - 1)
     images, sums, right = (np.bincount(place, w, BINS) for w in (None, probability, correct))
     return [
-        Bin(int(n), float(total / n), float(hits / n))
-        for n, total, hits in zip(images, sums, right, strict=True)
-        if n
+        Bin(int(n), float(total / n), float(hits / n)) for n, total, hits in zip(images, sums, right, strict=True) if n
     ]
 
 

@@ -55,20 +55,21 @@ class Judged:
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Whether the prediction is the label [N]."""
-        return self.labels == self.predictions
+        return np.equal(self.labels, self.predictions)
 
 
 def judged_by(spool: Spool, images: Images, framing: Framing, temperature: float | None) -> Judged:
     """Return what the logits of a part say, block by block, so that memory holds a few numbers for each image."""
     columns: list[tuple[NDArray[np.int64] | Numbers, ...]] = []
-    at = 0
+    softened, at = list[Numbers](), 0
     for logits in spool.blocks():
         labels = images.labels[at : at + len(logits)]
         at += len(logits)
-        rest = () if temperature is None else (measured(logits / np.float64(temperature), labels)[1],)
-        columns.append((*measured(logits, labels), *rest))
-    first, probability, loss, margin, *rest = (np.concatenate(column) for column in zip(*columns, strict=True))
-    calibrated = rest[0] if rest else None
+        columns.append(measured(logits, labels))
+        if temperature is not None:
+            softened.append(measured(logits / np.float64(temperature), labels)[1])
+    first, probability, loss, margin = (np.concatenate(column) for column in zip(*columns, strict=True))
+    calibrated = np.concatenate(softened) if softened else None
     name, opening = partial(_name, images), partial(opened, images, framing)
     return Judged(images.labels, first, probability, loss, margin, calibrated, name, opening)
 
@@ -82,7 +83,7 @@ def judged_in(
 ) -> Judged:
     """Return what a run's table says of a part. `images` are those of the part, where they can be had."""
     places = {readable(name): place for place, name in enumerate(classes)}
-    labels, first = (np.array([places[name] for name in table[c]], np.int64) for c in ("label", "prediction"))  # type: ignore[literal-required]
+    labels, first = (np.array([places[name] for name in table[c]], np.int64) for c in ("label", "prediction"))
     calibrated = None
     if temperature is not None:
         calibrated = measured(table["logits"] / np.float64(temperature), labels)[1]

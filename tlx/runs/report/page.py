@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from tlx.runs.report.charts import Curve, Mark, curves, reliability_chart
 from tlx.runs.report.contents import Contents
 from tlx.runs.report.figures import class_table, confusion, interval, least_sure, most_wrong, reliability
 from tlx.runs.report.judged import Judged
-from tlx.runs.report.summary import Summary, changes
+from tlx.runs.report.summary import NONE, Summary, changes
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -92,7 +92,7 @@ def environment() -> Environment:
     )
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     # A template prints what is marked as it is; both files are tlx's own.
-    made.globals.update(style=Markup(style), script=Markup(script), generator=GENERATOR, interval=interval)  # noqa: S704
+    made.globals.update(style=Markup(style), script=Markup(script), generator=GENERATOR, interval=interval)
     made.filters.update(svg=Markup, json=_json, last=_last, percent=_percent, first_clause=_first_clause)
     return made
 
@@ -110,12 +110,12 @@ def _last(path: str, parts: int = 1) -> str:
 
 
 def _first_clause(text: str) -> str:
-    clause = re.split(r"; | \(", text)[0]
+    clause = re.split(r"; | \(", text)[0].replace("`", "")
     return clause if len(clause) <= LONGEST else f"{clause[: clause.rindex(' ', 0, LONGEST)]} …"
 
 
 def _percent(share: float | None) -> str:
-    return "–" if share is None or not np.isfinite(share) else words.percent(float(share))
+    return NONE if share is None or not np.isfinite(share) else words.percent(float(share))
 
 
 def short(text: str, most: int = LONGEST) -> str:
@@ -147,7 +147,8 @@ class Pictures:
             (self.album.add(("batch", place), lambda sample=sample: sample.image), sample.label)  # type: ignore[misc]
             for place, sample in enumerate(samples)
         ]
-        return {"problem": "", "shots": shots}
+        smaller = any(sample.side < self.contents.size for sample in samples)
+        return {"problem": "", "shots": shots, "smaller": smaller}
 
     def tile(self, judged: Judged, row: int) -> int:
         """The number of an image's thumbnail."""
@@ -221,15 +222,15 @@ def _matrix(judged: Judged, contents: Contents, pictures: Pictures) -> dict[str,
         cells[i, j] = order[start : start + min(int(shown.counts[i, j]), CELL_ROWS)].tolist()
     chosen = dict[int, None]()
     for place in range(CELL_ROWS):  # the first of each cell, mistakes before the others; then the second of each
-        for (i, j), rows in sorted(cells.items(), key=lambda cell: cell[0][0] == cell[0][1]):
+        for rows in [cells[cell] for cell in sorted(cells, key=lambda cell: cell[0] == cell[1])]:
             if place < len(rows) and len(chosen) < CELL_IMAGES:
                 chosen[rows[place]] = None
     tiles = {row: pictures.tile(judged, row) for row in chosen}
-    for (i, j), rows in cells.items():
+    for cell, rows in cells.items():
         known = [row for row in rows if tiles.get(row, FULL) != FULL]
         for row in known:
             pictures.know(judged, row, tiles[row])
-        pictures.data["cells"][f"{i},{j}"] = known
+        pictures.data["cells"]["{},{}".format(*cell)] = known
     totals = shown.counts.sum(axis=1)
     return {
         "names": [contents.classes[place] for place in shown.classes],
@@ -301,7 +302,9 @@ def chart_data(summary: Summary) -> list[dict[str, Any]]:
             "percent": name == "Accuracy",
             "epochs": len(summary.epochs),
             "step": step,
-            "lines": [[line.name, [None if v is None else float(f"{v:.4g}") for v in line.values[::step]]] for line in lines],
+            "lines": [
+                [line.name, [None if v is None else float(f"{v:.4g}") for v in line.values[::step]]] for line in lines
+            ],
         }
         for name, lines in _lines(summary)
     ]

@@ -19,9 +19,7 @@ from tlx.runs.report.contents import contents_of, read_contents
 from tlx.runs.report.page import is_page, page
 
 
-def report(
-    runs: str | Path | Sequence[str | Path], out: str | Path | None = None, *, data: Any = None
-) -> Path:
+def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None, *, data: Any = None) -> Path:
     """Write the page of a finished run again, or one page that compares several; nothing is computed anew.
 
     Args:

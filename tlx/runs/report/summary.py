@@ -11,6 +11,7 @@ from tlx.errors import TlxError
 from tlx.recipe import RENAMED, Recipe
 from tlx.runs.facts import COUNT, Facts
 
+NONE = "\u2013"  # in place of a value
 # Fields that a run settles by itself where they are not given, from the device or the data; others the model decides.
 SETTLED = ("device", "precision", "crop_fraction", "aspect")
 _LEAST_LOSS = -1e300
@@ -194,7 +195,9 @@ def changes(recipe: Mapping[str, Any]) -> tuple[list[Change], list[Change]]:
         if name not in recipe or value is None or name == "out" or value == default:
             continue
         of_itself = name in SETTLED or (name in automatic and plain(automatic[name]) == plain(value))
-        change = Change(name, plain(value), "automatic" if default in (None, "auto") else plain(default), field.metadata["help"])
+        change = Change(
+            name, plain(value), "automatic" if default == "auto" else plain(default), field.metadata["help"]
+        )
         (settled if of_itself else changed).append(change)
     return changed, settled
 
@@ -205,11 +208,17 @@ def _automatic(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
         resolved = Recipe(**chosen).resolved().to_dict()
     except TlxError:  # such as a model of the user's own, or of a library that is not installed
         return {}
-    return {name: value for name, value in resolved.items() if name not in chosen and value != Recipe.__dataclass_fields__[name].default}
+    return {
+        name: value
+        for name, value in resolved.items()
+        if name not in chosen and value != Recipe.__dataclass_fields__[name].default
+    }
 
 
 def plain(value: Any) -> str:
     """Write a value of a recipe for a page."""
+    if value is None:
+        return NONE
     if isinstance(value, str):
         return value
     if isinstance(value, (list, tuple)):

@@ -10,6 +10,7 @@ from tlx.runs.report.contents import Contents
 from tlx.runs.report.figures import interval
 from tlx.runs.report.judged import Judged
 
+NBSP = "\u00a0"  # keeps a number and its unit on one line
 PARTS = {"test": "test", "val": "validation"}
 
 
@@ -41,7 +42,9 @@ def verdict_of(contents: Contents) -> Verdict:
         return Verdict(line, (), trained(contents))
     judged = contents.parts[part]
     accuracy = float(judged.correct.mean())
-    line = f"{percent(accuracy)} of {count(len(judged), f'{PARTS[part]} image')} {verb(len(judged))} classified correctly"
+    line = (
+        f"{percent(accuracy)} of {count(len(judged), f'{PARTS[part]} image')} {verb(len(judged))} classified correctly"
+    )
     return Verdict(line, tuple(_meaning(judged, accuracy, part, contents)), trained(contents))
 
 
@@ -56,7 +59,7 @@ def _meaning(judged: Judged, accuracy: float, part: str, contents: Contents) -> 
         said = [f"{count(wrong, 'image')} {verb(wrong)} wrong{often}."]
     said.append(
         f"Of many more images like these it would get between {percent(low)} and {percent(high)} right "
-        "(95 % confidence)."
+        f"(95{NBSP}% confidence)."
     )
     counts = np.bincount(judged.labels, minlength=len(contents.classes))
     common = int(counts.argmax())
@@ -88,8 +91,8 @@ def percent(share: float) -> str:
     """Write a share as a percentage: of all 100 %, and only then."""
     text = f"{100 * share:.1f}"
     if text == "100.0":
-        return "100 %" if share == 1 else "99.9 %"
-    return "0 %" if share == 0 else f"{text} %"
+        return f"100{NBSP}%" if share == 1 else f"99.9{NBSP}%"
+    return f"0{NBSP}%" if share == 0 else f"{text}{NBSP}%"
 
 
 def count(number: int, one: str, more: str = "") -> str:
@@ -105,7 +108,8 @@ def verb(number: int) -> str:
 def clock(seconds: float) -> str:
     """Write a time as people say it."""
     if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        text = f"{1000 * seconds:.0f}" if seconds < 0.1 else f"{seconds:.1f}" if seconds < 10 else f"{seconds:.0f}"
+        return f"{text}{NBSP}{'ms' if seconds < 0.1 else 's'}"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
