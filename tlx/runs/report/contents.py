@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from os.path import isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from tlx.runs.card import Card, read_card, read_pixels
 from tlx.runs.facts import Facts, parse_object
 from tlx.runs.folder import RESULT
 from tlx.runs.logits import Spool
-from tlx.runs.report.judged import TILE, Judged, judged_by, judged_in
+from tlx.runs.report.judged import TILE, Judged, judged_by, judged_in, opened, opened_at
 from tlx.runs.report.summary import Summary, summary_of
 from tlx.runs.table import load_predictions
 from tlx.training.build import make_loader, open_data
@@ -138,19 +139,18 @@ def read_contents(run_dir: Path, data: Any = None) -> Contents:
     result = Facts(str(run_dir / RESULT), parse_object(files[RESULT], str(run_dir / RESULT), _FIX), _FIX)
     summary = summary_of(result)
     there, batch, problem = _data(run_dir, files[RECIPE], card, data)
+    framing = read_pixels(card, run_dir, files[RECIPE])
     parts: dict[str, Judged] = {}
     for part in tables:
         table = load_predictions(run_dir, part)  # type: ignore[arg-type]
         images = None if there is None else there.parts.get(part)
         if images is not None and not _same(images, table, card.classes):
             images, problem = None, problem or f"the {_PARTS[part]} images are not those that the run predicted"
-        framing = read_pixels(card, run_dir, files[RECIPE]) if images is not None else None
-        parts[part] = judged_in(table, card.classes, card.temperature, images, framing)
-    name = (
-        Facts(str(run_dir / CARD), parse_object(files[CARD], str(run_dir / CARD), _FIX), _FIX)
-        .inner("data")
-        .text("name")
-    )
+        opening = None if images is None else partial(opened, images, framing)
+        if opening is None and card.photos:  # some may lie where they did
+            opening = partial(opened_at, table["path"], framing)
+        parts[part] = judged_in(table, card.classes, card.temperature, opening)
+    name = Facts(str(run_dir / CARD), parse_object(files[CARD], str(run_dir / CARD)), _FIX).inner("data").text("name")
     return Contents(str(run_dir), name, card.preprocess.size, card.classes, summary, parts, batch, problem)
 
 
@@ -202,6 +202,10 @@ def _data(
         if data is not None:
             raise
         return None, None, error.problem
+    # "2:train=90 val=10:..." of the run; without the same counts, the first batch is another.
+    counts = " ".join(f"{part}={len(images)}" for part, images in there.parts.items())
+    if card.fingerprint.startswith("2:") and card.fingerprint.split(":")[1] != counts:
+        return there, None, "there are more or fewer images than when the run was trained"
     fits = read_toml(run_dir / RECIPE, recipe_file).get("strategy") in ("probe", "knn")
 
     def batch() -> Sequence[Sample]:

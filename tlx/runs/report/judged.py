@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from tlx.data import FileImages, Images
 from tlx.data.framing import Framing
+from tlx.data.images import read_photo
 from tlx.data.view import Resampling, View
 from tlx.runs.logits import Spool
 from tlx.runs.table import Predictions, measured, readable
@@ -75,22 +77,17 @@ def judged_by(spool: Spool, images: Images, framing: Framing, temperature: float
 
 
 def judged_in(
-    table: Predictions,
-    classes: Sequence[str],
-    temperature: float | None,
-    images: Images | None = None,
-    framing: Framing | None = None,
+    table: Predictions, classes: Sequence[str], temperature: float | None, opening: Callable[[int], Image] | None
 ) -> Judged:
-    """Return what a run's table says of a part. `images` are those of the part, where they can be had."""
+    """Return what a run's table says of a part; `opening` is how its images are opened, where they can be had."""
     places = {readable(name): place for place, name in enumerate(classes)}
-    labels, first = (np.array([places[name] for name in table[c]], np.int64) for c in ("label", "prediction"))
+    labels = np.array([places[name] for name in table["label"]], np.int64)
+    first = np.array([places[name] for name in table["prediction"]], np.int64)
     calibrated = None
     if temperature is not None:
         calibrated = measured(table["logits"] / np.float64(temperature), labels)[1]
-    paths = table["path"]
-    opening = None if images is None or framing is None else partial(opened, images, framing)
     figures = table["probability"], table["loss"], table["margin"], calibrated
-    return Judged(labels, first, *figures, paths.__getitem__, opening)
+    return Judged(labels, first, *figures, table["path"].__getitem__, opening)
 
 
 def _name(images: Images, row: int) -> str:
@@ -105,6 +102,14 @@ def opened(images: Images, framing: Framing, row: int) -> Image:
     alone = images.select(np.array([row]), images.labels[[row]])  # a part tries all others where one cannot be decoded
     if images.size is not None and max(images.size) <= TILE:
         return alone.open(0)
-    size = min(TILE, framing.size) if images.size is None else TILE
-    fill = framing.fill if framing.aspect == "letterbox" else None
-    return alone.open(0, View(framing.box, max(size, 32), Resampling(), fill))
+    return alone.open(0, _view(framing))
+
+
+def opened_at(paths: Sequence[str], framing: Framing, row: int) -> Image:
+    """Return a photo from where it lay. Raises DataError where it is there no more."""
+    return read_photo(Path(paths[row]), _view(framing))
+
+
+def _view(framing: Framing) -> View:
+    size = max(min(TILE, framing.size), 64)  # no finer than what the network sees
+    return View(framing.box, size, Resampling(), framing.fill if framing.aspect == "letterbox" else None)
