@@ -134,6 +134,7 @@ def test_the_map_tells_what_lies_under_the_pointer_and_goes_by_keys(seen: Seen) 
 
 def test_a_curve_tells_the_figures_under_the_pointer_and_goes_by_keys(seen: Seen) -> None:
     figure = seen.page.locator("[data-chart='1']")
+    figure.scroll_into_view_if_needed()
     box = figure.locator("svg").bounding_box()
     seen.page.mouse.move(box["x"] + box["width"] - 15, box["y"] + 60)
     assert figure.locator("output").inner_text() == "epoch 6: training 86.7 %, validation 85.0 %"

@@ -161,7 +161,8 @@ CONTRAST = """() => {
     const colour = over(numbers(node.closest("svg") ? style.fill : style.color), below);
     const [a, b] = [light(colour), light(below)].sort((x, y) => y - x);
     count += 1;
-    if ((a + 0.05) / (b + 0.05) < 4.5) low.push(`${walker.currentNode.data.trim().slice(0, 30)} ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) low.push(`${walker.currentNode.data.trim().slice(0, 30)} ${ratio.toFixed(2)}`);
   }
   return [count, low];
 }"""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ROOM = 1_400_000  # bytes of all thumbnails as they stand in the page, whose other parts take less than 0.4 MB
+ROOM = 1_250_000  # bytes of all thumbnails as they stand in the page, whose other parts take less than 0.6 MB
 SMALL = 48  # pixels; what is smaller is a PNG, which is as small and exact
 GONE, FULL = -1, -2  # in place of a thumbnail's number: it cannot be had; there is no room left
 _URI = re.compile(r"^\.p(\d+)\{background-image:url\((data:image/(?:jpeg|png);base64,[A-Za-z0-9+/=]+)\)\}$", re.M)

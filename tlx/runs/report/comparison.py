@@ -133,11 +133,14 @@ def _charts(lines: Sequence[Line]) -> list[tuple[str, str, dict[str, Any]]]:
 
 def _together(ranked: Sequence[Line], album: Album) -> dict[str, Any] | None:
     """What runs get right of the images that they were all tested on; None where no two have the same test part."""
-    tested = [line for line in ranked if "test" in line.contents.parts]
-    if len(tested) < 2:
-        return None
-    first = tested[0].contents
-    same = [line for line in tested if _same(first, line.contents)]
+    groups: list[list[Line]] = []
+    for line in (line for line in ranked if "test" in line.contents.parts):
+        group = next((group for group in groups if _same(group[0].contents, line.contents)), None)
+        if group is None:
+            groups.append([line])
+        else:
+            group.append(line)
+    same = max(groups, key=len, default=[])
     if len(same) < 2:
         return None
     right = np.stack([line.contents.parts["test"].correct for line in same])
