@@ -178,7 +178,8 @@ class RunFolder:
             if any(entry.at for entry in moved.values()):
                 sync_folder(self.path)
             for name in drop:
-                (self.path / name).unlink(missing_ok=True)
+                with suppress(IsADirectoryError):  # another put it in the place of what the run wrote
+                    (self.path / name).unlink(missing_ok=True)
             if self.old:
                 self.old = False
                 self._clear()

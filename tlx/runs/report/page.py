@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 WRONG, UNSURE = 18, 12  # images of the most wrong and the least sure that are shown
-CELL_ROWS, CELL_IMAGES = 6, 120  # images of a cell of the matrix, and of all cells
+CELL_ROWS, CELL_IMAGES = 6, 200  # images of a cell of the matrix, and of all cells
 POINTS, POINT_IMAGES = 2000, 300  # of a map, and how many of them have a thumbnail
 LONGEST = 80  # characters of a name in the page's data; tables wrap what is longer
 GENERATOR = "tlx report"  # by which a page is known as one of tlx's
