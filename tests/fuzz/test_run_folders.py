@@ -47,8 +47,8 @@ COMMANDS = {
     "predict": ("predict", "runs/r", "photo.png"),
     "listing": ("runs", "runs", "--json"),
     "export": ("export", "runs/r", "model.safetensors"),
-    "report": ("report", "runs/r", "-o", "page.html"),
-    "comparison": ("report", "runs/r", "runs/r", "-o", "page.html"),
+    "report": ("report", "runs/r"),
+    "comparison": ("report", "runs/r", "runs/r", "-o", "runs/page.html"),
     "resume": ("run", "--resume", "runs/r"),
     "add epochs": ("run", "--resume", "runs/r", "--epochs", "4"),
     "weights": (

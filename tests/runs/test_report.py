@@ -117,7 +117,7 @@ def test_the_bins_are_those_of_the_calibration_error() -> None:
 
 @pytest.mark.parametrize(("right", "images"), [(0, 7), (5, 8), (93, 100), (64, 64)])
 def test_the_interval_and_the_chance_are_those_of_scipy(right: int, images: int) -> None:
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest  # type: ignore[import-untyped]
 
     test = binomtest(right, images, 0.5)
     np.testing.assert_allclose(interval(right / images, images), test.proportion_ci(0.95, "wilson"), atol=1e-6)
@@ -412,17 +412,26 @@ def test_several_runs_are_compared_on_the_same_images(
 
 
 def test_every_mistake_is_one_line(finished: tlx.Result, tmp_path: Path) -> None:
-    for call, said in (
+    calls: tuple[tuple[Callable[[], object], str], ...] = (
         (lambda: tlx.report([]), "runs is empty"),
         (lambda: tlx.report(tmp_path / "nowhere"), "holds no finished run"),
         (lambda: tlx.report(finished.run_dir, finished.run_dir / "model.safetensors"), "is a name of the run"),
         (lambda: tlx.report(finished.run_dir, tmp_path / "no" / "x.html"), "Cannot write"),
         (lambda: tlx.report([finished.run_dir] * 2, data="digits"), "data is of one run"),
-    ):
+    )
+    for call, said in calls:
         with pytest.raises(TlxError, match=said) as caught:
             call()
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "nowhere").exists()
+    run = Path(shutil.copytree(finished.run_dir, tmp_path / "run"))
+    (run / REPORT).unlink()
+    (run / REPORT).mkdir()
+    with pytest.raises(
+        TlxError, match=rf"Cannot write {run}/report\.html: what is there is no file\. Fix: .* -o report\.html$"
+    ):
+        tlx.report(run)
+    tlx.run(resume=run, epochs=4, quiet=True)  # nor does that keep the run from going on
 
 
 DAMAGES: list[Callable[[dict[str, Any]], Any]] = [

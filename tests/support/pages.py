@@ -18,7 +18,7 @@ from tlx.runs.report.summary import Summary, summary_of
 from tlx.runs.table import measured
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Request
 
 HOSTILE = [
     "<script>window.hacked = 1</script>",
@@ -130,11 +130,16 @@ def opened(
         viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=script, has_touch=touch
     )
     seen = Seen(context.new_page())
-    seen.page.set_default_timeout(5000)
+    seen.page.set_default_timeout(20_000)
     seen.page.on("console", lambda message: seen.said.append(message.text))
     seen.page.on("pageerror", lambda error: seen.said.append(str(error)))
     own = file.resolve().as_uri()
-    seen.page.on("request", lambda request: request.url != own and seen.asked.append(request.url[:60]))
+
+    def ask(request: Request) -> None:
+        if request.url != own:
+            seen.asked.append(request.url[:60])
+
+    seen.page.on("request", ask)
     seen.page.goto(own)
     yield seen
     context.close()

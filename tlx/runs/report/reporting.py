@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tlx.data import Data, Loader
 from tlx.errors import TlxError, one_line
 from tlx.files import read_regular
 from tlx.manifest import REPORT
+from tlx.runs.display import Display
 from tlx.runs.export import check_target
 from tlx.runs.folder import RunFolder, resumed_folder
 from tlx.runs.logits import Spool
@@ -19,7 +21,9 @@ from tlx.runs.report.contents import contents_of, read_contents
 from tlx.runs.report.page import is_page, page
 
 
-def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = None, *, data: Any = None) -> Path:
+def report(
+    runs: str | Path | Sequence[str | Path], out: str | Path | None = None, *, data: Any = None, quiet: bool = False
+) -> Path:
     """Write the page of a finished run again, or one page that compares several; nothing is computed anew.
 
     Args:
@@ -27,6 +31,7 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
         out: the file to write; an existing one is replaced in one step. Default: `report.html`, in the folder of the
             run, or of several in the present one, where it replaces only an earlier page of tlx's.
         data: the run's data again, where it was passed in Python or lies elsewhere now; of one run only.
+        quiet: show nothing on stderr, where it otherwise says how many of several runs are read.
 
     Returns:
         The file. It needs nothing else, and may be moved.
@@ -48,7 +53,11 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
     if several:
         from tlx.runs.report.comparison import comparison_of
 
-        text = comparison_of([read_contents(folder) for folder in folders])
+        advance, contents = Display(quiet).counted("reading the runs"), []
+        for number, run in enumerate(folders, 1):
+            contents.append(read_contents(run))
+            advance(number, len(folders))
+        text = comparison_of(contents)
         if target is None:
             target = _own_place(Path(REPORT))
     else:
@@ -61,8 +70,10 @@ def report(runs: str | Path | Sequence[str | Path], out: str | Path | None = Non
         with resumed_folder(folders[0]) as folder:
             put_report(folder, content)
     except TlxError as error:
-        fix = error.fix or "write it elsewhere, with: tlx report RUN -o report.html"
-        raise TlxError(error.problem, fix=fix) from error
+        if not error.problem.startswith("Cannot write"):
+            raise
+        elsewhere = f"write it elsewhere, with: tlx report {shlex.quote(str(folders[0]))} -o {REPORT}"
+        raise TlxError(error.problem, fix=elsewhere) from error
     return folders[0] / REPORT
 
 
@@ -80,6 +91,9 @@ def _own_place(path: Path) -> Path:
 
 def put_report(folder: RunFolder, content: bytes) -> None:
     """Put a page into the folder of a run, where it takes the place of an earlier one."""
+    place = folder.path / REPORT
+    if os.path.lexists(place) and not place.is_file():  # a commit could not put a file there
+        raise TlxError(f"Cannot write {place}: what is there is no file")
     if folder.old:  # of tlx 0.1.0, which has no manifest to name it
         write_atomic(folder.path / REPORT, content)
         return
