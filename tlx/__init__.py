@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tlx.runs.job import run
     from tlx.runs.planning import GroupTable, plan
     from tlx.runs.prediction import Prediction, predict
+    from tlx.runs.report.reporting import report
     from tlx.runs.result import HistoryEntry, Result
     from tlx.runs.table import Predictions, load_predictions
     from tlx.strategy import Group, Phase, Strategy
@@ -57,6 +58,7 @@ _PUBLIC = {
     "parity": "tlx.proof.prove",
     "plan": "tlx.runs.planning",
     "predict": "tlx.runs.prediction",
+    "report": "tlx.runs.report.reporting",
     "run": "tlx.runs.job",
     "similar": "tlx.runs.embeddings.similar",
     "tsne": "tlx.runs.embeddings.projection",
@@ -95,6 +97,7 @@ __all__ = [
     "parity",
     "plan",
     "predict",
+    "report",
     "run",
     "similar",
     "tsne",

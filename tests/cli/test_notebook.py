@@ -46,9 +46,12 @@ def test_the_bar_moves_in_place_and_leaves_nothing_behind(cells: list[list[Any]]
     assert "epoch 2/2" in text and "test accuracy" in text and "Traceback" not in text
 
 
-def test_a_result_is_a_small_table(cells: list[list[Any]]) -> None:
+def test_a_result_is_a_small_version_of_its_page(cells: list[list[Any]]) -> None:
     (output,) = cells[2]
-    assert output["data"]["text/html"].startswith("<table>") and len(output["data"]["text/html"]) < 1000
+    html = output["data"]["text/html"]
+    assert html.startswith("<div") and html.endswith("</div>") and len(html) < 10_000 and html.count("<svg") == 2
+    assert "of the test images are classified correctly" in html and html.count('src="data:image/png;base64,') == 3
+    assert 'href="runs/digits-tiny-mlp-full-loopback-1/report.html"' in html
     assert output["data"]["text/plain"].startswith("<Result tiny-mlp full on loopback: test accuracy")
 
 

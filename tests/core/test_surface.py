@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -65,12 +66,14 @@ def test_what_is_printed_fits_one_line(result: tlx.Result) -> None:
 def test_what_a_notebook_shows_is_a_small_table_that_no_name_can_break(result: tlx.Result) -> None:
     recipe = tlx.Recipe(data="a<script>alert(1)</script>.csv", epochs=5)
     plan = tlx.plan(backend="loopback", model="tiny-mlp", strategy="diff_lr")
-    tables: list[Any] = [result, recipe, plan, tlx.load_data("digits")]
+    tables: list[Any] = [recipe, plan, tlx.load_data("digits")]
     for shown in tables:
         html = shown._repr_html_()
         assert html.startswith("<table") and html.endswith("</table>") and "<script" not in html
         assert html.count("<tr>") <= 30
-    assert f"{result.test_accuracy:.4f}" in result._repr_html_()
+    html = replace(result, strategy="<script>alert(1)</script>\u202e")._repr_html_()
+    assert html.startswith("<div") and html.endswith("</div>") and "<script" not in html and "\u202e" not in html
+    assert f"{100 * result.test_accuracy:.1f}\u00a0%" in html
 
 
 def test_the_plan_of_a_recipe_is_a_table_made_before_anything_is_read() -> None:

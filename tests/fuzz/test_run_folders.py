@@ -51,6 +51,8 @@ COMMANDS = {
     "embed": ("embed", "runs/r", "photo.png", "-o", "runs/photo.parquet"),
     "similar": ("similar", "runs/r", "photo.png", "--in", "runs/r/images.parquet", "--sheet", "runs/sheet.png"),
     "tsne": ("tsne", "runs/r/images.parquet", "-o", "runs/map.csv"),
+    "report": ("report", "runs/r"),
+    "comparison": ("report", "runs/r", "runs/r", "-o", "runs/page.html"),
     "resume": ("run", "--resume", "runs/r"),
     "add epochs": ("run", "--resume", "runs/r", "--epochs", "4"),
     "weights": (

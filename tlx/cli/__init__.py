@@ -17,6 +17,7 @@ from tlx.cli.export import export
 from tlx.cli.look_up import backends, doctor, models, runs, strategies
 from tlx.cli.options import LOOK_UP, TRAIN
 from tlx.cli.parity import parity
+from tlx.cli.report import report
 from tlx.cli.train import evaluate, predict, run
 from tlx.runs.ending import exit_code
 
@@ -34,6 +35,7 @@ app.command(export, group=TRAIN, sort_key=4)
 app.command(embed, group=TRAIN, sort_key=5)
 app.command(similar, group=TRAIN, sort_key=6)
 app.command(tsne, group=TRAIN, sort_key=7)
+app.command(report, group=TRAIN, sort_key=5)
 app.command(runs, group=LOOK_UP)
 app.command(strategies, group=LOOK_UP)
 app.command(models, group=LOOK_UP)

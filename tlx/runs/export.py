@@ -74,7 +74,7 @@ def export(run_dir: str | Path, out: str | Path, *, model: Any = None, head: Any
     kind = format_of(out)
     run_dir, target = Path(run_dir), Path(os.path.realpath(out))
     source = read_source(run_dir, kind, {"model": model, "head": head})
-    _check_target(target, kind)
+    check_target(target, kind)
     framework = FRAMEWORK.get(kind) or _home(source.plain, source.recipe)
     exporter = exporter_of(framework, source)
     if kind == "onnx":
@@ -127,7 +127,7 @@ def _single(array: Array) -> Array:
     return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 
-def _check_target(target: Path, kind: str) -> None:
+def check_target(target: Path, kind: str) -> None:
     """Refuse to write over what belongs to a run, and over a folder that holds something."""
     for folder in (target.parent, target.parent.parent):
         name = target.relative_to(folder).as_posix()

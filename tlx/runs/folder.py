@@ -25,7 +25,7 @@ OLD_STATE = "last/state.safetensors"  # of tlx 0.1.0, which had no manifest
 # What killed writers leave: files under temporary names, and states and best values that no manifest names.
 _TOP = (
     r"(?:manifest|card|result)\.json|recipe\.toml|history\.jsonl|(?:model|adapters|neighbors)\.safetensors|"
-    r"predictions-(?:val|test)\.csv|logits-(?:val|test)\.npy"
+    r"report\.html|predictions-(?:val|test)\.csv|logits-(?:val|test)\.npy"
 )
 _SAVED, _TMP = r"(?:(?:state|best)(?:-\d+)?\.safetensors|logits-\d+\.npy)", r"\.[0-9a-f]{8}\.tmp"
 TEMPORARY = re.compile(rf"\.{{1,2}}(?:{_TOP})(?:{_TMP}){{1,2}}|{LAST}/\.{_SAVED}{_TMP}")
@@ -178,7 +178,8 @@ class RunFolder:
             if any(entry.at for entry in moved.values()):
                 sync_folder(self.path)
             for name in drop:
-                (self.path / name).unlink(missing_ok=True)
+                with suppress(IsADirectoryError):  # another put it in the place of what the run wrote
+                    (self.path / name).unlink(missing_ok=True)
             if self.old:
                 self.old = False
                 self._clear()

@@ -28,7 +28,8 @@ from tlx.runs.folder import RESULT, RunFolder, new_folder, resumed_folder
 from tlx.runs.interrupt import AFTER_STEP, NEVER, Stop, interruptible, standing
 from tlx.runs.leaving import leave
 from tlx.runs.logits import Recorder
-from tlx.runs.result import Result, history_entry
+from tlx.runs.report.reporting import page_at_end, put_at_end
+from tlx.runs.result import Result, frozen_entries, group_entries, history_entry
 from tlx.runs.resume import begin, check_epochs, finish, history_line
 from tlx.runs.resume import load as load_state
 from tlx.runs.resume import save as save_state
@@ -260,6 +261,8 @@ def _execute(
             versions={**versions(), **backend.capabilities().versions, **versions_of(recipe.model)},
             notes=[*notes, *last],
             calibration=calibration,
+            groups=group_entries(training.plan),
+            frozen=frozen_entries(training.plan, state.frozen),
             recipe=recipe,
             run_dir=run_dir,
             model=leaving.model.module,
@@ -269,12 +272,22 @@ def _execute(
         if calibration is not None:
             plain["temperature"] = calibration["temperature"]
         described = {**plain, **leaving.described}
+        drawn, problem = page_at_end(result.to_dict(), described, data, training.loader, evaluated, recorder.parts)
+        _note_late(problem, result, display)
         finish(folder, leaving, described, result.to_dict(), data, recorder, state.bank)
+        _note_late(put_at_end(folder, drawn), result, display)
     stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
     if unread is not None:
         problem = f"{unread.problem}; the training is finished and saved in {run_dir}, without a test accuracy"
         raise DataError(problem, fix=f"mend or remove it, then: tlx evaluate {shlex.quote(str(run_dir))}")
     return result
+
+
+def _note_late(note: str, result: Result, display: Display) -> None:
+    """Say something of a run whose result is there already; nothing where the note is empty."""
+    if note:
+        result.notes.append(note)
+        display.notes([note])
 
 
 def _prepared(

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 
 from tlx.errors import DataNotFound, TlxError, printable
 from tlx.files import open_regular, read_regular
-from tlx.manifest import CARD, HISTORY, MANIFEST, RECIPE, Manifest, read_file, read_manifest
+from tlx.manifest import CARD, HISTORY, MANIFEST, RECIPE, REPORT, Manifest, read_file, read_manifest
 from tlx.recipe import Recipe, current_names, read_toml
 from tlx.runs.facts import Facts, parse_object, shortened
 from tlx.runs.folder import LAST, LOCK, RESULT
@@ -186,6 +186,8 @@ def _history(path: Path, manifest: Manifest | None) -> list[dict[str, Any]]:
 
 def _check_sizes(path: Path, manifest: Manifest | None) -> None:
     for name, entry in manifest.files.items() if manifest else ():
+        if name == REPORT:  # whoever deletes or edits it loses nothing
+            continue
         places = [path / entry.at, path / name] if entry.at else [path / name]
         sizes = [os.stat(place).st_size for place in places if os.path.isfile(place)]
         if not sizes or (sizes[0] < entry.size if name == HISTORY else sizes[0] != entry.size):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from tlx.errors import as_html, printable
+from tlx.errors import printable
+from tlx.models.weights import joint_digest
 from tlx.recipe import Recipe
 from tlx.runs.confidence import Calibration
+from tlx.strategy.plan import Plan
 from tlx.training.metrics import EpochEnded, Fit
 
 if TYPE_CHECKING:
@@ -48,6 +52,54 @@ class HistoryEntry(TypedDict):
     seconds: float  # of training alone
     best: bool  # whether these are the best values so far
     fit: NotRequired[FitEntry]  # of strategy probe or knn
+
+
+class GroupEntry(TypedDict):
+    """A group of parameters in one phase."""
+
+    phase: str
+    epoch: int  # from which the phase lasts, counted from 1
+    group: str
+    tensors: int
+    parameters: int
+    lr: float | None  # None: no step changes it
+    weight_decay: float
+    norm: str  # whether BatchNorm takes the batch's or the running statistics
+    state: str  # trained, frozen, fitted or unused
+
+
+class FrozenEntry(TypedDict):
+    """What a phase froze, which has not moved, or the run would have ended with an error."""
+
+    phase: str
+    epoch: int  # from which the phase lasts, counted from 1
+    arrays: int
+    numbers: int  # in these arrays
+    sha256: str | None  # of all of them; of the last phase only
+
+
+def group_entries(plan: Plan) -> list[GroupEntry]:
+    """Return the groups of a plan in each of its phases."""
+    return [{**asdict(row), "epoch": row.epoch + 1} for row in plan.table()]  # type: ignore[typeddict-item]
+
+
+def frozen_entries(plan: Plan, frozen: Mapping[str, str]) -> list[FrozenEntry]:
+    """Return what each phase of a plan froze; `frozen` are the digests of what the last one did."""
+    sizes = {spec.name: math.prod(spec.shape) for spec in plan.specs}
+    entries: list[FrozenEntry] = []
+    for phase in plan.strategy.phases:
+        names = plan.frozen_at(phase.start * plan.schedule.steps_per_epoch)
+        known = joint_digest(frozen) if names and names == frozen.keys() else None
+        entries.append(
+            {
+                "phase": phase.name,
+                "epoch": phase.start + 1,
+                "arrays": len(names),
+                "numbers": sum(sizes[name] for name in names),
+                "sha256": known if phase is plan.strategy.phases[-1] else None,
+            }
+        )
+    return entries
 
 
 def history_entry(event: EpochEnded) -> HistoryEntry:
@@ -99,6 +151,8 @@ class Result:
     versions: dict[str, str]
     notes: list[str]  # what was shown about the data, the recipe and the outcome
     calibration: Calibration | None  # None without a validation part, or where no temperature fits it
+    groups: list[GroupEntry]  # what trained, at which rates, in each phase
+    frozen: list[FrozenEntry]  # what each phase froze, which has not moved
     recipe: Recipe
     run_dir: Path
     model: Any = field(repr=False)
@@ -125,14 +179,6 @@ class Result:
         return printable(f"<Result {name}: {accuracy}, {self.run_dir}>")
 
     def _repr_html_(self) -> str:
-        facts = {
-            "test accuracy": "no test part" if self.test_accuracy is None else f"{self.test_accuracy:.4f}",
-            "validation accuracy": "no validation part" if self.val_accuracy is None else f"{self.val_accuracy:.4f}",
-            **({"chosen": self.chosen} if self.chosen else {"best epoch": f"{self.best_epoch} of {self.epochs_run}"}),
-            "trained": f"{self.trainable_parameters:,} of {self.total_parameters:,} parameters",
-            "seconds": f"{self.wall_seconds:.1f}",
-            "saved in": str(self.run_dir),
-        }
-        rows = "".join(f"<tr><th>{name}</th><td>{as_html(text)}</td></tr>" for name, text in facts.items())
-        title = f"{self.recipe.model_name}, strategy {self.strategy}, on {self.backend}"
-        return f"<table><caption>{as_html(title)}</caption>{rows}</table>"
+        from tlx.runs.report.small import small
+
+        return small(self)

@@ -25,7 +25,7 @@ from tlx.backend.checks import check_arrays
 from tlx.data import Data
 from tlx.data.fingerprint import difference
 from tlx.errors import RecipeError, TlxError
-from tlx.manifest import BANK, BEST, CARD, HISTORY, LOGITS, RECIPE
+from tlx.manifest import BANK, BEST, CARD, HISTORY, LOGITS, RECIPE, REPORT
 from tlx.models.weights import RUN_WEIGHTS, check_digest, digest, parse_safetensors, safetensors_bytes
 from tlx.recipe import read_toml
 from tlx.runs.card import epochs_of
@@ -88,7 +88,7 @@ def load(training: Training, folder: RunFolder, data: Data) -> State:
     name = folder.state
     assert name is not None
     for other in folder.files:
-        if other != name:
+        if other not in (name, REPORT):
             folder.read(other)
     path, content = folder.path / name, folder.read(name)
     arrays = parse_safetensors(content, path)
@@ -169,7 +169,7 @@ def finish(
         folder.put(BANK, safetensors_bytes({"features": bank.features, "labels": bank.labels}))
     folder.put(CARD, json_bytes(card))
     folder.put(RESULT, json_bytes(result))
-    outdated += [name for name in folder.files if LOGITS.fullmatch(name)]
+    outdated += [name for name in folder.files if LOGITS.fullmatch(name) or name == REPORT]  # that is drawn anew
     folder.commit(outdated + [name for name in folder.files if BEST.fullmatch(name) and not leaving.adapters])
 
 

@@ -168,7 +168,7 @@ def _without(folder: Path, part: Part) -> TlxError:
 
 def _parse(content: bytes, path: Path, classes: Sequence[str]) -> dict[str, list[Any]]:
     """Return the columns of a table; raises RunDamaged where it is none."""
-    text, known = io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""), {*map(_readable, classes)}
+    text, known = io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""), {*map(readable, classes)}
     try:
         header, *rows = csv.reader(text, quoting=csv.QUOTE_NONNUMERIC)
         if tuple(header) != COLUMNS:
@@ -190,5 +190,6 @@ def _encoded(text: str) -> bytes:
         return text.encode("utf-8", "backslashreplace")
 
 
-def _readable(name: str) -> str:
+def readable(name: str) -> str:
+    """Return a name as a table holds it: in UTF-8, with surrogates that are no bytes escaped."""
     return _encoded(name).decode("utf-8", "surrogateescape")

@@ -1,0 +1,129 @@
+"""Write the page of a run, at its end or later, or one page that compares several."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tlx.atomic import write_atomic
+from tlx.data import Data, Loader
+from tlx.errors import TlxError, one_line
+from tlx.files import read_regular
+from tlx.manifest import REPORT
+from tlx.runs.display import Display
+from tlx.runs.export import check_target
+from tlx.runs.folder import RunFolder, resumed_folder
+from tlx.runs.logits import Spool
+from tlx.runs.report.contents import contents_of, read_contents
+from tlx.runs.report.page import is_page, page
+
+
+def report(
+    runs: str | Path | Sequence[str | Path], out: str | Path | None = None, *, data: Any = None, quiet: bool = False
+) -> Path:
+    """Write the page of a finished run again, or one page that compares several; nothing is computed anew.
+
+    Args:
+        runs: a folder that `tlx run` wrote, or several.
+        out: the file to write; an existing one is replaced in one step. Default: `report.html`, in the folder of the
+            run, or of several in the present one, where it replaces only an earlier page of tlx's.
+        data: the run's data again, where it was passed in Python or lies elsewhere now; of one run only.
+        quiet: show nothing on stderr, where it otherwise says how many of several runs are read.
+
+    Returns:
+        The file. It needs nothing else, and may be moved.
+
+    Raises:
+        RunNotFound: there is no finished run in a folder.
+        RunDamaged: a file of a run is missing or is not what the run wrote.
+        TlxError: `out` belongs to a run, or cannot be written; or `data` are not those of the run.
+    """
+    folders = [Path(runs)] if isinstance(runs, (str, Path)) else [Path(run) for run in runs]
+    if not folders:
+        raise TlxError("runs is empty; expected the folder of a run, or of several")
+    several = len(folders) > 1
+    if several and data is not None:
+        raise TlxError(f"data is of one run, but runs are {len(folders)}; leave it out")
+    target = None if out is None else Path(out)
+    if target is not None:
+        check_target(Path(os.path.realpath(target)), "html")
+    if several:
+        from tlx.runs.report.comparison import comparison_of
+
+        advance, contents = Display(quiet).counted("reading the runs"), []
+        for number, run in enumerate(folders, 1):
+            contents.append(read_contents(run))
+            advance(number, len(folders))
+        text = comparison_of(contents)
+        if target is None:
+            target = _own_place(Path(REPORT))
+    else:
+        text = page(read_contents(folders[0], data))
+    content = text.encode(errors="backslashreplace")
+    if target is not None:
+        write_atomic(target, content)
+        return target
+    try:
+        with resumed_folder(folders[0]) as folder:
+            put_report(folder, content)
+    except TlxError as error:
+        if not error.problem.startswith("Cannot write"):
+            raise
+        elsewhere = f"write it elsewhere, with: tlx report {shlex.quote(str(folders[0]))} -o {REPORT}"
+        raise TlxError(error.problem, fix=elsewhere) from error
+    return folders[0] / REPORT
+
+
+def _own_place(path: Path) -> Path:
+    """Return a path if nothing is there but an earlier page; what else a user has there is not replaced unasked."""
+    if os.path.lexists(path):
+        try:
+            earlier = is_page(read_regular(path).decode(errors="replace"))
+        except OSError:
+            earlier = False
+        if not earlier:
+            raise TlxError(f"{path} is there already, and is no page of tlx's", fix="name another file with: -o FILE")
+    return path
+
+
+def put_report(folder: RunFolder, content: bytes) -> None:
+    """Put a page into the folder of a run, where it takes the place of an earlier one."""
+    place = folder.path / REPORT
+    if os.path.lexists(place) and not place.is_file():  # a commit could not put a file there
+        raise TlxError(f"Cannot write {place}: what is there is no file")
+    if folder.old:  # of tlx 0.1.0, which has no manifest to name it
+        write_atomic(folder.path / REPORT, content)
+        return
+    folder.put(REPORT, content)
+    folder.commit()
+
+
+def page_at_end(
+    result: Mapping[str, Any],
+    card: Mapping[str, Any],
+    data: Data,
+    loader: Loader,
+    judged: Loader,
+    spools: Mapping[str, Spool],
+) -> tuple[bytes, str]:
+    """Return the page of a run that ends, and a note where it cannot be drawn: that must not cost the run its result.
+
+    The arguments are those of `contents.contents_of`.
+    """
+    try:
+        return page(contents_of(result, card, data, loader, judged, spools)).encode(errors="backslashreplace"), ""
+    except Exception as error:
+        return b"", f"the report could not be drawn: {one_line(f'{type(error).__name__}: {error}')}"
+
+
+def put_at_end(folder: RunFolder, content: bytes) -> str:
+    """Put the page of a run that has ended into its folder; return a note where that fails, as on a full disk."""
+    try:
+        if content:
+            put_report(folder, content)
+    except (TlxError, OSError) as error:
+        return f"the report could not be written: {one_line(str(error))}"
+    return ""
