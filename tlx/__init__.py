@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tlx.proof.prove import parity
     from tlx.recipe import Recipe
     from tlx.runs.evaluation import Evaluation, evaluate
+    from tlx.runs.explanation import Explanation, explain
     from tlx.runs.export import Exported, export
     from tlx.runs.finished import load_model
     from tlx.runs.job import run
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Data": "tlx.data",
     "Evaluation": "tlx.runs.evaluation",
+    "Explanation": "tlx.runs.explanation",
     "Exported": "tlx.runs.export",
     "Group": "tlx.strategy",
     "GroupTable": "tlx.runs.planning",
@@ -40,6 +42,7 @@ _PUBLIC = {
     "Strategy": "tlx.strategy",
     "TlxError": "tlx.errors",
     "evaluate": "tlx.runs.evaluation",
+    "explain": "tlx.runs.explanation",
     "export": "tlx.runs.export",
     "load_data": "tlx.data",
     "load_model": "tlx.runs.finished",
@@ -55,6 +58,7 @@ _MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
 __all__ = [
     "Data",
     "Evaluation",
+    "Explanation",
     "Exported",
     "Group",
     "GroupTable",
@@ -69,6 +73,7 @@ __all__ = [
     "__version__",
     "errors",
     "evaluate",
+    "explain",
     "export",
     "load_data",
     "load_model",

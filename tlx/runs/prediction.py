@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from tlx.runs.display import LINE_SECONDS, Display
 from tlx.runs.finished import Finished, restore
 from tlx.runs.inputs import Input, Notes, find_inputs
 
+T = TypeVar("T")
 TOP = 5  # classes listed for each image where nobody says how many, as ImageNet's top-5
 
 
@@ -158,8 +159,8 @@ def _entry(name: str, logits: NDArray[np.float64], classes: Sequence[str], top: 
     }
 
 
-def reported(rows: Iterable[Prediction]) -> Iterator[Prediction]:
-    """Pass predictions on, and say on stderr from time to time how many there were."""
+def reported(rows: Iterable[T]) -> Iterator[T]:
+    """Pass what is made of images on, and say on stderr from time to time how many there were."""
     display = Display()
     started = said = time.monotonic()
     for number, row in enumerate(rows, 1):

@@ -65,7 +65,9 @@ def feature_map(backend: ModuleBackend, net: Net, batch: DeviceBatch, classes: A
 def _one_hot(backend: ModuleBackend, net: Net, classes: Array | None, logits: Any) -> Any:
     chosen = backend.array(logits).argmax(axis=1) if classes is None else np.asarray(classes)
     if chosen.shape != (len(logits),) or not ((chosen >= 0) & (chosen < net.classes)).all():
-        raise BackendError(f"feature_map: expected one class of 0 to {net.classes - 1} for each of {len(logits)} images")
+        raise BackendError(
+            f"feature_map: expected one class of 0 to {net.classes - 1} for each of {len(logits)} images"
+        )
     return backend.tensor(np.eye(net.classes)[chosen], net.device).to(logits.dtype)
 
 
@@ -150,11 +152,13 @@ class Watch:
     def nothing(self) -> str:
         """Say that there is no map, and what was looked for."""
         sought = (
-            "before its head no module gives out a map [N, channels, rows, columns] or [N, rows, columns, channels] with "
-            "as many rows as columns, and no norm layer tokens [N, tokens, channels] of patches"
+            "before its head no module gives out a map [N, channels, rows, columns] or [N, rows, columns, channels] "
+            "with as many rows as columns, and no norm layer tokens [N, tokens, channels] of patches"
         )
         if self.single is not None:
-            sought = f"the last map before its head, at {self.single!r}, is a single cell; a larger image_size gives more"
+            sought = (
+                f"the last map before its head, at {self.single!r}, is a single cell; a larger image_size gives more"
+            )
         return f"{type(self.net.module).__name__} has no map of features to explain by: {sought}"
 
     def _called(self, path: str, module: Any, forward: Any, *args: Any, **named: Any) -> Any:
@@ -183,7 +187,8 @@ class Watch:
         axis = 1 if shape[2] == shape[3] else 3 if shape[1] == shape[2] else 0  # images are square
         if not axis:
             return
-        rows, columns = self._grid = shape[2:] if axis == 1 else shape[1:3]
+        rows = columns = shape[2]
+        self._grid = (rows, columns)
         if rows * columns > 1:
             self.places.append(Place(path, self._calls[path], rows, columns, axis))
         else:
