@@ -1,9 +1,9 @@
 """The last map of features that a model computes before it pools it: where that is, and what a logit makes of it.
 
 Where it is shows in a pass of the model: the last output of a module before the head that is a map of more than one
-cell, channels first or last, and no mere pooling; or tokens that a norm layer gives out, with a cell for each patch.
-It must reach the logits: a Vision Transformer classifies by its class token alone, so that the patches count last
-where they enter the attention of its last block.
+cell, channels first or last, and no mere pooling; or tokens that a block or a norm layer gives out, with a cell for
+each patch. It must reach the logits: where a Vision Transformer classifies by its class token alone, the patches count
+last where they enter the attention of its last block.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ HOOK = "tlx-feature-map"
 ATTENTION = ("Attention", "Attn")  # what a module of such a class computes within itself may look like a map
 PASSING = ("Drop", "Identity")  # modules that pass on in evaluation what enters them
 PREFIX = 32  # tokens before those of the patches, at most: of the class, and registers
+TRIED = 48  # of the last outputs that are maps; one that does not reach the logits is followed by few that do not
 IMAGES = 2  # in a trial, so that a tensor of one row for each image can be told from others
 
 
@@ -85,7 +86,7 @@ def _find(backend: ModuleBackend, net: Net, batch: DeviceBatch) -> Place:
     def weighted(logits: Any) -> Any:
         return backend.tensor(weights, net.device).to(logits.dtype)
 
-    for place in reversed(watch.places):
+    for place in watch.places[: -TRIED - 1 : -1]:
         gradients = _run(backend, net, trial, place, weighted)[2]
         if place.maps(gradients).any():
             return place
@@ -153,7 +154,7 @@ class Watch:
         """Say that there is no map, and what was looked for."""
         sought = (
             "before its head no module gives out a map [N, channels, rows, columns] or [N, rows, columns, channels] "
-            "with as many rows as columns, and no norm layer tokens [N, tokens, channels] of patches"
+            "with as many rows as columns, and no block or norm layer tokens [N, tokens, channels] of patches"
         )
         if self.single is not None:
             sought = (
@@ -180,7 +181,7 @@ class Watch:
             return
         if len(shape) == 4:
             self._note_maps(path, shape)
-        elif len(shape) == 3 and ("Norm" in kind or isinstance(module, self.backend.norms)):
+        elif len(shape) == 3 and (not leaf or "Norm" in kind or isinstance(module, self.backend.norms)):
             self._note_tokens(path, shape[1])
 
     def _note_maps(self, path: str, shape: tuple[int, ...]) -> None:
