@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tlx.runs.planning import GroupTable, plan
     from tlx.runs.prediction import Prediction, predict
     from tlx.runs.result import HistoryEntry, Result
+    from tlx.runs.server import serve
     from tlx.runs.table import Predictions, load_predictions
     from tlx.strategy import Group, Phase, Strategy
 
@@ -51,6 +52,7 @@ _PUBLIC = {
     "plan": "tlx.runs.planning",
     "predict": "tlx.runs.prediction",
     "run": "tlx.runs.job",
+    "serve": "tlx.runs.server",
 }
 
 _MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
@@ -83,6 +85,7 @@ __all__ = [
     "plan",
     "predict",
     "run",
+    "serve",
 ]
 
 

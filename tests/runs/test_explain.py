@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_each_photo_is_explained_by_the_class_that_is_predicted(of_photos: tlx.R
     for one, row in zip(explained, predicted, strict=True):
         assert one.probability == pytest.approx(row["probability"], rel=1e-6)
         assert one.heat is not None and one.image is not None and one.peak is not None
-        assert (one.heat.shape, one.heat.dtype, one.image.shape) == ((8, 8), np.float32, (8, 8, 3))
+        assert one.heat.shape == (8, 8) and one.heat.dtype == np.float32 and one.image.shape == (8, 8, 3)
         column, row_ = one.peak
         assert one.heat[row_, column] == 1 and one.file is None and not one.flat
 
@@ -85,7 +86,7 @@ def test_a_report_gets_the_maps_of_any_classes_from_a_run_that_it_has_opened(
 ) -> None:
     run, explained = restore(of_photos.run_dir), tlx.explain(of_photos.run_dir, chosen, class_name="7")
     before = run.backend.dump_arrays(run.model)
-    pixels = [run.framing.pixels(lambda view, path=path: _view(path, view)) for path in chosen]
+    pixels = [run.framing.pixels(partial(_view, path)) for path in chosen]
     maps = heat_maps(run, pixels, [7] * 5)
     assert maps.heat.shape == (5, 8, 8) and maps.logits.shape == (5, 10) and maps.classes.tolist() == [7] * 5
     for ours, theirs in zip(maps.heat, explained, strict=True):

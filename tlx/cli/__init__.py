@@ -17,6 +17,7 @@ from tlx.cli.export import export
 from tlx.cli.look_up import backends, doctor, models, runs, strategies
 from tlx.cli.options import LOOK_UP, TRAIN
 from tlx.cli.parity import parity
+from tlx.cli.serve import serve
 from tlx.cli.train import evaluate, predict, run
 from tlx.runs.ending import exit_code
 
@@ -31,7 +32,8 @@ app.command(run, group=TRAIN, sort_key=1)
 app.command(evaluate, group=TRAIN, sort_key=2)
 app.command(predict, group=TRAIN, sort_key=3)
 app.command(explain, group=TRAIN, sort_key=4)
-app.command(export, group=TRAIN, sort_key=5)
+app.command(serve, group=TRAIN, sort_key=5)
+app.command(export, group=TRAIN, sort_key=6)
 app.command(runs, group=LOOK_UP)
 app.command(strategies, group=LOOK_UP)
 app.command(models, group=LOOK_UP)

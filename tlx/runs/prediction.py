@@ -136,7 +136,7 @@ def _predictions(
                 yield {"path": item.name, "class": None, "probability": None, "top": [], "error": reason}
             else:
                 bad.say()
-                yield _entry(item.name, logits, run.card.classes, top, answers)
+                yield prediction_of(item.name, logits, run.card.classes, top, answers)
     for note in notes.all():
         display.say(note)
     if not count:
@@ -144,7 +144,10 @@ def _predictions(
     bad.conclude(count)
 
 
-def _entry(name: str, logits: NDArray[np.float64], classes: Sequence[str], top: int, answers: Answering) -> Prediction:
+def prediction_of(
+    name: str, logits: NDArray[np.float64], classes: Sequence[str], top: int, answers: Answering
+) -> Prediction:
+    """Return the prediction of an image from its logits [classes]."""
     odds = np.exp((logits - logits.max()) / answers.temperature)
     probabilities = odds / odds.sum()
     best = np.argsort(-logits, kind="stable")[:top]
