@@ -26,6 +26,8 @@ OPTIONS = {
     "export": [],
     "evaluate": ["--backend", "--data", "--top", "--csv"],
     "predict": ["--backend", "--top", "--csv", "--reject", "--calibrated"],
+    "explain": ["--backend", "--class", "--output"],
+    "serve": ["--backend", "--port", "--reject", "--calibrated"],
     "parity": ["--reference", "--candidate", "--seeds", "--margin", "--keep", "--html"],
     "": [],
     "run": ["--resume"],
@@ -60,6 +62,8 @@ def commands(draw: st.DrawFn) -> list[str]:
 @example(argv=["predict", "runs", "--top", "-1"])
 @example(argv=["evaluate", "runs", "--top", "-1"])
 @example(argv=["export", "runs", "file.onnx"])
+@example(argv=["explain", "runs", "file", "--output", "file"])
+@example(argv=["serve", "runs", "--port", "65536"])
 def test_any_arguments(argv: list[str], tmp_path: Path) -> None:
     with fresh_folder(tmp_path) as folder:
         (folder / "file").write_text("x")

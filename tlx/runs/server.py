@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import re
 import secrets
 import signal
@@ -94,6 +95,7 @@ def serve(
         raise TlxError(
             f"tlx serve needs {error.name}, which is not installed", fix='pip install "tlx[serve]"'
         ) from error
+    logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # the answer says what is wrong with a form
     _check_no_loop()
     with _listening(port) as listener:
         service = Service(run_dir, backend, reject, calibrated, model=model, head=head)
