@@ -61,7 +61,7 @@ class Explanation:
 
     @property
     def flat(self) -> bool:
-        """Whether nothing in the image speaks for the class: the map is 0 everywhere."""
+        """Whether the map is 0 everywhere, as nothing in the image speaks for the class."""
         return self.heat is not None and not self.heat.any()
 
     @property
