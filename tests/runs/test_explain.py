@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tlx.backend import registry
 from tlx.data.images import ArrayImages
 from tlx.errors import BackendError, DataError, TlxError
 from tlx.runs.finished import restore
-from tlx.runs.grad_cam import as_seen, grad_cam, heat_maps, heated
+from tlx.runs.grad_cam import as_seen, class_index, grad_cam, heat_maps, heated
 from tlx.runs.overlay import VIRIDIS, colours, overlay
 
 
@@ -167,7 +168,7 @@ def test_the_command_prints_json_and_says_what_cannot_be_read(
 @pytest.mark.parametrize(
     ("change", "images", "said"),
     [
-        ({"class_name": "thre"}, "one", r"has no class 'thre'"),
+        ({"class_name": "thre"}, "one", r"The run has no class 'thre'\. Known: 0, 1, "),
         ({}, "nowhere.png", "nowhere.png does not exist"),
         ({}, [], "no images: expected files"),
         ({"out": "/dev/null/x"}, "one", "Cannot write to /dev/null/x"),
@@ -179,6 +180,17 @@ def test_a_mistake_is_one_line(
 ) -> None:
     with pytest.raises(TlxError, match=said):
         tlx.explain(of_photos.run_dir, chosen[0] if images == "one" else images, **change)
+
+
+def test_a_hint_does_not_list_ten_thousand_classes(of_photos: tlx.Result) -> None:
+    run = restore(of_photos.run_dir)
+    names = [f"class {i}" for i in range(10_000)]
+    run = replace(run, card=replace(run.card, classes=names))
+    assert class_index(run, "class 9999") == 9999
+    with pytest.raises(TlxError, match=r"The run has no class 'clas 77'\. Did you mean 'class 77'"):
+        class_index(run, "clas 77")
+    with pytest.raises(TlxError, match=r"The run has no class '\?'\. It has 10000\.$"):
+        class_index(run, "?")
 
 
 def test_a_run_without_logits_or_a_backend_without_maps_is_refused(

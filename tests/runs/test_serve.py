@@ -206,7 +206,7 @@ TWO = form(b"x")[0].removesuffix(b"--xyz--\r\n") + form(b"y", name="other")[0]
             413,
             "the photo has .* pixels, more than max_pixels=128000000",
         ),
-        ("/explain?class=nobody", SEEDS["PNG RGB"], "", 400, "There is no class 'nobody'"),
+        ("/explain?class=nobody", SEEDS["PNG RGB"], "", 400, "The run has no class 'nobody'"),
         ("/nowhere", b"x", "", 404, "POST /nowhere: Not Found; expected GET /, GET /run, POST /predict"),
         ("/run", b"x", "", 405, "POST /run: Method Not Allowed"),
     ],

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from tlx.atomic import write_atomic
 from tlx.data.images import EXTENSIONS
 from tlx.data.loader import ahead
-from tlx.errors import DataError, TlxError, closest, printable
+from tlx.errors import DataError, TlxError, printable
 from tlx.runs.classify import BadImages, Pixels
 from tlx.runs.display import Display
 from tlx.runs.finished import Finished, restore
-from tlx.runs.grad_cam import as_seen, check_explained, heat_maps, probabilities
+from tlx.runs.grad_cam import as_seen, check_explained, class_index, heat_maps, probabilities
 from tlx.runs.inputs import Input, Notes, find_inputs
 from tlx.runs.overlay import picture
 
@@ -174,10 +174,7 @@ def explanations(
     """Do what `tlx.explain` does, and yield each explanation as it is made: memory does not grow with the images."""
     run = restore(run_dir, backend, model=model, head=head)
     check_explained(run)
-    classes = run.card.classes
-    if class_name is not None and class_name not in classes:
-        raise TlxError(f"{run.run_dir} has no class {class_name!r}.{closest(class_name, classes[:1000])}")
-    target = None if class_name is None else classes.index(class_name)
+    target = None if class_name is None else class_index(run, class_name)
     notes = Notes()
     inputs = find_inputs(images, notes, run.recipe.max_pixels)
     return _explanations(run, inputs, target, None if out is None else Gallery(Path(out)), notes, Display(quiet))

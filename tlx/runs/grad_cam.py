@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from tlx.backend import Array, Batch, Explains
 from tlx.backend.preprocess import enlarging
-from tlx.errors import TlxError
+from tlx.errors import TlxError, closest, shown
 from tlx.runs.finished import Finished
 
+MOST = 400  # letters of a hint: a run may have ten thousand classes
 Heat = NDArray[np.float32]
 
 
@@ -67,6 +68,15 @@ def check_explained(run: Finished) -> None:
         raise TlxError(problem, fix="train with strategy probe")
     if not hasattr(run.backend, "feature_map"):
         raise TlxError(f"backend {run.backend.name!r} has no feature_map, which Grad-CAM needs; choose another backend")
+
+
+def class_index(run: Finished, name: str) -> int:
+    """Return the number of a class; raises TlxError where the run has none of that name."""
+    classes = run.card.classes
+    if name in classes:
+        return classes.index(name)
+    near = closest(str(name), classes)
+    raise TlxError(f"The run has no class {shown(name)}.{near if len(near) < MOST else f' It has {len(classes)}.'}")
 
 
 def heat_maps(run: Finished, images: Sequence[NDArray[np.uint8]], classes: Sequence[int] | None = None) -> HeatMaps:

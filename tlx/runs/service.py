@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.data.images import decode
-from tlx.errors import DataError, TlxError, closest
+from tlx.errors import DataError
 from tlx.runs.classify import classify
 from tlx.runs.confidence import answering
 from tlx.runs.finished import restore
-from tlx.runs.grad_cam import as_seen, heat_maps, probabilities
+from tlx.runs.grad_cam import as_seen, class_index, heat_maps, probabilities
 from tlx.runs.inputs import Input
 from tlx.runs.overlay import overlay
 from tlx.runs.prediction import TOP, prediction_of
@@ -65,10 +65,7 @@ class Service:
             DataError: as in `predict`.
             TlxError: there is no such class, or the model cannot be explained.
         """
-        classes = self.run.card.classes
-        if class_name is not None and class_name not in classes:
-            raise TlxError(f"There is no class {class_name!r}.{closest(class_name, classes[:1000])}")
-        chosen = None if class_name is None else [classes.index(class_name)]
+        chosen = None if class_name is None else [class_index(self.run, class_name)]
         with self._lock:
             pixels = self.run.framing.pixels(partial(self._open, content))
             maps = heat_maps(self.run, [pixels], chosen)
@@ -76,7 +73,12 @@ class Service:
         odds = probabilities(maps.logits[0], self.answers.temperature)
         row, column = divmod(int(heat.argmax()), len(heat))
         flat = not heat.any()
-        facts = {"class": classes[index], "probability": float(odds[index]), "layer": maps.layer, "flat": flat}
+        facts = {
+            "class": self.run.card.classes[index],
+            "probability": float(odds[index]),
+            "layer": maps.layer,
+            "flat": flat,
+        }
         pictures = {"image": _data_url(image), "overlay": _data_url(overlay(image, heat))}
         return {**facts, "peak": None if flat else [column, row], "size": len(heat), **pictures}
 
