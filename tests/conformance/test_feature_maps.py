@@ -163,14 +163,45 @@ def _nothing(module: Any, args: Any, output: Any) -> None:
     pass
 
 
-def test_a_head_of_zeros_has_a_map_of_zeros_and_is_asked_again_later() -> None:
-    backend, model = built("torch", "tiny_convnext")
+def test_a_head_of_zeros_has_a_map_of_zeros_and_is_looked_at_anew_later() -> None:
+    backend, model = built("torch", "tiny_vit")
     handle, values = backend.put(model, batch(64)), backend.dump_arrays(model)
-    backend.load_arrays(model, {**values, "classifier.2.weight": np.zeros_like(values["classifier.2.weight"])})
+    backend.load_arrays(model, {**values, "heads.head.weight": np.zeros_like(values["heads.head.weight"])})
     one = backend.feature_map(model, handle, CHOSEN)
     assert not one.gradients.any() and not heated(grad_cam(one.values, one.gradients), 64).any()
     backend.load_arrays(model, values)
-    assert backend.feature_map(model, handle, CHOSEN).gradients.any()
+    one = backend.feature_map(model, handle, CHOSEN)
+    assert one.path == PLACES["tiny_vit"][0] and one.gradients.any()
+
+
+class Odd(nn.Module):
+    """A class token, attention by a class of another name, and a module that gives out a single number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.token = nn.Conv2d(3, 8, 8, 8), nn.Parameter(torch.ones(1, 1, 8))
+        self.norm, self.softmax, self.temperature = nn.LayerNorm(8), nn.Softmax(-1), Single()
+        self.fc = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.patch(x).flatten(2).transpose(1, 2)], dim=1)
+        x = self.norm(x)
+        weights = self.softmax((x @ x.transpose(1, 2) * self.temperature(x))[:, None])
+        return self.fc((weights[:, 0] @ x)[:, 0])
+
+
+class Single(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Any) -> Any:
+        return self.scale * 1
+
+
+def test_weights_of_attention_and_single_numbers_are_no_maps() -> None:
+    one = own(torch, Odd(), "fc")
+    assert (one.path, one.values.shape) == ("norm", (2, 8, 4, 4)) and one.gradients.any()
 
 
 class Fused(nn.Module):

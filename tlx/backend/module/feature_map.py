@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 HOOK = "tlx-feature-map"
 ATTENTION = ("Attention", "Attn")  # what a module of such a class computes within itself may look like a map
-PASSING = ("Drop", "Identity")  # modules that pass on in evaluation what enters them
+NO_MAPS = ("Drop", "Identity", "Softmax")  # modules that pass on in evaluation what enters them, or weigh it
 PREFIX = 32  # tokens before those of the patches, at most: of the class, and registers
 TRIED = 48  # of the last outputs that are maps; one that does not reach the logits is followed by few that do not
 IMAGES = 2  # in a trial, so that a tensor of one row for each image can be told from others
@@ -57,8 +57,11 @@ def feature_map(backend: ModuleBackend, net: Net, batch: DeviceBatch, classes: A
     """Do what `tlx.backend.protocol.Explains.feature_map` says."""
     with _untouched(net):
         shape = tuple(batch.images.shape[1:])
-        place = net.maps.get(shape) or _find(backend, net, batch)
-        net.maps[shape] = place
+        place = net.maps.get(shape)
+        if place is None:
+            place, reaches = _find(backend, net, batch)
+            if reaches:
+                net.maps[shape] = place
         logits, values, gradients = _run(backend, net, batch, place, partial(_one_hot, backend, net, classes))
     return FeatureMap(place.path, place.maps(values), place.maps(gradients), logits)
 
@@ -69,11 +72,13 @@ def _one_hot(backend: ModuleBackend, net: Net, classes: Array | None, logits: An
         raise BackendError(
             f"feature_map: expected one class of 0 to {net.classes - 1} for each of {len(logits)} images"
         )
-    return backend.tensor(np.eye(net.classes)[chosen], net.device).to(logits.dtype)
+    one_hot = np.zeros((len(chosen), net.classes))
+    one_hot[np.arange(len(chosen)), chosen] = 1.0
+    return backend.tensor(one_hot, net.device).to(logits.dtype)
 
 
-def _find(backend: ModuleBackend, net: Net, batch: DeviceBatch) -> Place:
-    """Return the last map that reaches the logits; where none does, as with a head of zeros, the last."""
+def _find(backend: ModuleBackend, net: Net, batch: DeviceBatch) -> tuple[Place, bool]:
+    """Return the last map that reaches the logits, and True; where none does, as with a head of zeros, the last."""
     first = (backend.fw.cat([tensor[:1]] * IMAGES) for tensor in (batch.images, batch.labels))
     trial = replace(batch, images=next(first), labels=next(first), targets=None, size=IMAGES)
     watch = Watch(backend, net)
@@ -89,8 +94,8 @@ def _find(backend: ModuleBackend, net: Net, batch: DeviceBatch) -> Place:
     for place in watch.places[: -TRIED - 1 : -1]:
         gradients = _run(backend, net, trial, place, weighted)[2]
         if place.maps(gradients).any():
-            return place
-    return watch.places[-1]
+            return place, True
+    return watch.places[-1], False
 
 
 def _run(
@@ -175,7 +180,7 @@ class Watch:
         if leaf and "Pool" in kind:
             self._pooled.append(output)
         shape = tuple(output.shape)
-        if shape[0] != IMAGES or any(kind.startswith(name) for name in PASSING):
+        if shape[:1] != (IMAGES,) or 0 in shape or kind.startswith(NO_MAPS):
             return
         if any(output is pooled for pooled in self._pooled):
             return
