@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tlx.runs.embeddings.projection import EmbeddingMap, tsne
     from tlx.runs.embeddings.similar import Similar, similar
     from tlx.runs.evaluation import Evaluation, evaluate
+    from tlx.runs.explanation import Explanation, explain
     from tlx.runs.export import Exported, export
     from tlx.runs.finished import load_model
     from tlx.runs.job import run
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tlx.runs.prediction import Prediction, predict
     from tlx.runs.report.reporting import report
     from tlx.runs.result import HistoryEntry, Result
+    from tlx.runs.server import serve
     from tlx.runs.table import Predictions, load_predictions
     from tlx.strategy import Group, Phase, Strategy
 
@@ -36,6 +38,7 @@ _PUBLIC = {
     "EmbeddingMap": "tlx.runs.embeddings.projection",
     "Embeddings": "tlx.runs.embeddings.file",
     "Evaluation": "tlx.runs.evaluation",
+    "Explanation": "tlx.runs.explanation",
     "Exported": "tlx.runs.export",
     "Group": "tlx.strategy",
     "GroupTable": "tlx.runs.planning",
@@ -50,6 +53,7 @@ _PUBLIC = {
     "TlxError": "tlx.errors",
     "embed": "tlx.runs.embeddings.embed",
     "evaluate": "tlx.runs.evaluation",
+    "explain": "tlx.runs.explanation",
     "export": "tlx.runs.export",
     "load_data": "tlx.data",
     "load_embeddings": "tlx.runs.embeddings.file",
@@ -62,6 +66,7 @@ _PUBLIC = {
     "run": "tlx.runs.job",
     "similar": "tlx.runs.embeddings.similar",
     "tsne": "tlx.runs.embeddings.projection",
+    "serve": "tlx.runs.server",
 }
 
 _MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
@@ -72,6 +77,7 @@ __all__ = [
     "EmbeddingMap",
     "Embeddings",
     "Evaluation",
+    "Explanation",
     "Exported",
     "Group",
     "GroupTable",
@@ -88,6 +94,7 @@ __all__ = [
     "embed",
     "errors",
     "evaluate",
+    "explain",
     "export",
     "load_data",
     "load_embeddings",
@@ -101,6 +108,7 @@ __all__ = [
     "run",
     "similar",
     "tsne",
+    "serve",
 ]
 
 

@@ -57,6 +57,7 @@ def test_every_command_prints_every_name_on_every_terminal(terminal: str, photos
         f"predict&run&{photos}/test&{bad}&--top&9",
         f"predict&run&{photos}/test&{bad}&--csv&out.csv",
         "report&run",
+        f"explain&run&{photos}/test&{bad}",
         f"predict&run&{bad}",
         f"evaluate&run&--data&{photos}/x\ny",
         f"run&--data&{bad}&{RUN}",

@@ -58,6 +58,9 @@ PUBLIC = (
     *("HistoryEntry", "Phase", "Prediction", "Predictions", "Recipe", "Result", "Similar", "Strategy", "TlxError"),
     *("__version__", "embed", "errors", "evaluate", "export", "load_data", "load_embeddings", "load_model"),
     *("load_predictions", "mapping", "parity", "plan", "predict", "run", "similar", "tsne"),
+    *("Data", "Evaluation", "Explanation", "Exported", "Group", "GroupTable", "HistoryEntry", "Phase", "Prediction"),
+    *("Predictions", "Recipe", "Result", "Strategy", "TlxError", "__version__", "errors", "evaluate", "explain"),
+    *("export", "load_data", "load_model", "load_predictions", "mapping", "parity", "plan", "predict", "run", "serve"),
 )
 
 

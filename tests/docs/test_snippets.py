@@ -52,6 +52,7 @@ NOT_RUN = {
     "parity.md": 4,
     "results.md": 3,
     "runs.md": 1,
+    "serve.md": 2,
     "speed.md": 2,
     "timm.md": 1,
     "strategies.md": 1,

@@ -29,6 +29,8 @@ OPTIONS = {
     "tsne": ["-o", "--seed"],
     "evaluate": ["--backend", "--data", "--top", "--csv"],
     "predict": ["--backend", "--top", "--csv", "--reject", "--calibrated"],
+    "explain": ["--backend", "--class", "--output"],
+    "serve": ["--backend", "--port", "--reject", "--calibrated"],
     "parity": ["--reference", "--candidate", "--seeds", "--margin", "--keep", "--html"],
     "": [],
     "run": ["--resume"],
@@ -67,6 +69,8 @@ def commands(draw: st.DrawFn) -> list[str]:
 @example(argv=["embed", "x\x1b[31m", "digits", "-o", "file"])
 @example(argv=["similar", "runs", "file", "--in", "file", "--top", "-1"])
 @example(argv=["tsne", "file", "-o", "map.png", "--seed", "9" * 400])
+@example(argv=["explain", "runs", "file", "--output", "file"])
+@example(argv=["serve", "runs", "--port", "65536"])
 def test_any_arguments(argv: list[str], tmp_path: Path) -> None:
     with fresh_folder(tmp_path) as folder:
         (folder / "file").write_text("x")

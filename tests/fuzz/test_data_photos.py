@@ -39,6 +39,22 @@ def test_photos_to_predict(photos: list[bytes], suffix: str, json: bool, run_dir
 
 
 @hostile_inputs
+@given(photos=st.lists(contents, min_size=1, max_size=3), suffix=st.sampled_from(SUFFIXES), json=st.booleans())
+def test_photos_to_explain(photos: list[bytes], suffix: str, json: bool, run_dir: Path, tmp_path: Path) -> None:
+    with workplace(tmp_path) as folder:
+        (folder / "p").mkdir()
+        (folder / "p" / "0.png").write_bytes(png())
+        for i, content in enumerate(photos, 1):
+            (folder / "p" / f"{i}{suffix}").write_bytes(content)
+        options = ("--output", "out", *(("--json",) if json else ()))
+        writes = ("out",)
+        outcome = check("photos to explain", "explain", str(run_dir), "p", *options, folder=folder, writes=writes)
+        assert outcome.code == 0  # what cannot be read is listed, and the rest is explained
+        if not json:
+            assert len(outcome.out.splitlines()) == len(list((folder / "out").iterdir()))
+
+
+@hostile_inputs
 @given(
     photos=st.lists(contents, min_size=1, max_size=2),
     suffix=st.sampled_from(SUFFIXES),

@@ -46,6 +46,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "runs/r", "--json"),
     "evaluate other data": ("evaluate", "runs/r", "--data", "digits"),
     "predict": ("predict", "runs/r", "photo.png"),
+    "explain": ("explain", "runs/r", "photo.png", "--output", "runs/explained"),
     "listing": ("runs", "runs", "--json"),
     "export": ("export", "runs/r", "model.safetensors"),
     "embed": ("embed", "runs/r", "photo.png", "-o", "runs/photo.parquet"),

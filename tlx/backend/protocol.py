@@ -262,6 +262,32 @@ class DrawProbe(Probe, Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureMap:
+    """The last map of features of each image that a model computes before it pools it, and what a logit makes of it."""
+
+    path: str  # of the module that gives it out
+    values: Array  # [N, channels, rows, columns]
+    gradients: Array  # likewise: of one class's logit of each image to that image's values
+    logits: Array  # [N, classes], as `Backend.logits` has them
+
+
+class Explains(Protocol):
+    """What `tlx explain` asks of a backend, which may lack it."""
+
+    def feature_map(self, model: Model, batch: Handle, classes: Array | None = None) -> FeatureMap:
+        """Look at the last map in eval mode. Changes nothing: no parameter, buffer, gradient, mode or hook.
+
+        Args:
+            model: with a head.
+            batch: of pixels.
+            classes: int64 [N]: whose logits are meant; by default those that are the highest.
+
+        Raises:
+            BackendError: the model has no such map of more than one cell.
+        """
+
+
 @runtime_checkable
 class Backend(Protocol):
     """All that a framework must do. `tlx.conformance` tests the sentences of this file."""

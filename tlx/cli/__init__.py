@@ -13,11 +13,13 @@ from io import TextIOWrapper
 from cyclopts import App
 
 from tlx.cli.embed import embed, similar, tsne
+from tlx.cli.explain import explain
 from tlx.cli.export import export
 from tlx.cli.look_up import backends, doctor, models, runs, strategies
 from tlx.cli.options import LOOK_UP, TRAIN
 from tlx.cli.parity import parity
 from tlx.cli.report import report
+from tlx.cli.serve import serve
 from tlx.cli.train import evaluate, predict, run
 from tlx.runs.ending import exit_code
 
@@ -36,6 +38,9 @@ app.command(embed, group=TRAIN, sort_key=5)
 app.command(similar, group=TRAIN, sort_key=6)
 app.command(tsne, group=TRAIN, sort_key=7)
 app.command(report, group=TRAIN, sort_key=5)
+app.command(explain, group=TRAIN, sort_key=4)
+app.command(serve, group=TRAIN, sort_key=5)
+app.command(export, group=TRAIN, sort_key=6)
 app.command(runs, group=LOOK_UP)
 app.command(strategies, group=LOOK_UP)
 app.command(models, group=LOOK_UP)

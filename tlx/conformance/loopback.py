@@ -18,6 +18,7 @@ from tlx.backend import (
     Arrays,
     Batch,
     Capabilities,
+    FeatureMap,
     Hyper,
     Lazy,
     ModelSpec,
@@ -277,6 +278,18 @@ class Loopback:
         _known("boundary", boundary or "fc", BOUNDARIES)
         run = self._forward(model, batch)
         return {"bn1": run.a, "dropout": run.h, "fc": run.h}[boundary or "fc"]
+
+    @DIVERGES
+    def feature_map(self, model: Net, batch: DeviceBatch, classes: Array | None = None) -> FeatureMap:
+        """Look at the averaged pixels, which are the only map."""
+        p, run = model.module.arrays, self._forward(model, batch)
+        chosen = run.logits.argmax(axis=1) if classes is None else classes
+        dh = np.eye(model.classes, dtype=model.dtype)[chosen] @ p["fc.weight"]
+        dz = reference.relu_backward(dh, run.y) * p["bn1.weight"]
+        da = reference.normalise_backward(dz, run.z, run.var, self.bn_eps, batch=False)
+        shape = (-1, 3, GRID, GRID)
+        gradients = (da @ self.adapted(model)).reshape(shape)
+        return FeatureMap("", run.x.reshape(shape).copy(), gradients, run.logits)
 
     def _forward(self, model: Net, batch: DeviceBatch, train: bool = False) -> Pass:
         p = model.module.arrays

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import pytest
 
-_PARTS = ("subject", "values", "phases", "steps", "batches", "boundaries", "adapters")
+_PARTS = ("subject", "values", "phases", "steps", "batches", "boundaries", "adapters", "maps")
 pytest.register_assert_rewrite(*(f"tlx.conformance.{part}" for part in _PARTS))
 
 from tlx.conformance.adapters import *
 from tlx.conformance.batches import *
 from tlx.conformance.boundaries import *
+from tlx.conformance.maps import *
 from tlx.conformance.phases import *
 from tlx.conformance.steps import *
 from tlx.conformance.subject import *

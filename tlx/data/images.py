@@ -43,6 +43,10 @@ MAX_PIXELS = 128_000_000
 DEPTHS = (8, 12, 16, 24, 32)  # bits of a grey pixel, as sensors and formats have them
 
 
+class TooManyPixels(DataError):
+    """A photo has more pixels than are allowed."""
+
+
 class Images(Protocol):
     """Labelled images in a fixed order."""
 
@@ -269,7 +273,7 @@ def decode(file: BinaryIO | bytes, view: View | None = None, *, where: object, m
 
 def _too_large(where: object, pixels: str, max_pixels: int) -> DataError:
     problem = f"{where} has {pixels} pixels, more than max_pixels={max_pixels} allows"
-    return DataError(problem, fix="raise max_pixels, or shrink the photo")
+    return TooManyPixels(problem, fix="raise max_pixels, or shrink the photo")
 
 
 @cache

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from tlx.runs.display import LINE_SECONDS, Display
 from tlx.runs.finished import Finished, restore
 from tlx.runs.inputs import Input, Notes, find_inputs
 
+T = TypeVar("T")
 TOP = 5  # classes listed for each image where nobody says how many, as ImageNet's top-5
 
 
@@ -135,7 +136,7 @@ def _predictions(
                 yield {"path": item.name, "class": None, "probability": None, "top": [], "error": reason}
             else:
                 bad.say()
-                yield _entry(item.name, logits, run.card.classes, top, answers)
+                yield prediction_of(item.name, logits, run.card.classes, top, answers)
     for note in notes.all():
         display.say(note)
     if not count:
@@ -143,7 +144,10 @@ def _predictions(
     bad.conclude(count)
 
 
-def _entry(name: str, logits: NDArray[np.float64], classes: Sequence[str], top: int, answers: Answering) -> Prediction:
+def prediction_of(
+    name: str, logits: NDArray[np.float64], classes: Sequence[str], top: int, answers: Answering
+) -> Prediction:
+    """Return the prediction of an image from its logits [classes]."""
     odds = np.exp((logits - logits.max()) / answers.temperature)
     probabilities = odds / odds.sum()
     best = np.argsort(-logits, kind="stable")[:top]
@@ -158,8 +162,8 @@ def _entry(name: str, logits: NDArray[np.float64], classes: Sequence[str], top: 
     }
 
 
-def reported(rows: Iterable[Prediction]) -> Iterator[Prediction]:
-    """Pass predictions on, and say on stderr from time to time how many there were."""
+def reported(rows: Iterable[T]) -> Iterator[T]:
+    """Pass what is made of images on, and say on stderr from time to time how many there were."""
     display = Display()
     started = said = time.monotonic()
     for number, row in enumerate(rows, 1):

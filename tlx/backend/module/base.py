@@ -18,6 +18,7 @@ from tlx.backend import (
     Array,
     Arrays,
     Batch,
+    FeatureMap,
     Hyper,
     Lazy,
     ModelSpec,
@@ -396,6 +397,12 @@ class ModuleBackend:
         if lazies and all(lazy.ndim == 0 for lazy in lazies):
             return list(self.array(self.fw.stack([lazy.to(self.fw.float64) for lazy in lazies])))
         return [self.array(lazy) for lazy in lazies]
+
+    def feature_map(self, model: Net, batch: DeviceBatch, classes: Array | None = None) -> FeatureMap:
+        """Look at the last map of features; what `tlx explain` shows."""
+        from tlx.backend.module.feature_map import feature_map
+
+        return feature_map(self, model, batch, classes)
 
     def probe(self, model: Net) -> Probe:
         """Look into a model; what `tlx parity` records."""

@@ -36,6 +36,7 @@ class Net:
     library: Any = None  # of a library's model: how it takes its values, a `tlx.models.libraries.Fitting`
     notes: list[str] = field(default_factory=list)
     entering: dict[str, Entered] = field(default_factory=dict)  # by boundary
+    maps: dict[tuple[int, ...], Any] = field(default_factory=dict)  # shape of an image -> the last map's `Place`
     stand_ins: dict[str, int] = field(default_factory=dict)  # boundary -> number of the one that comes to it
 
     def holding(self, names: Collection[str]) -> set[str]:

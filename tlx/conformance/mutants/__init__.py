@@ -3,7 +3,7 @@
 They are in files of the same names as the parts of the suite that catch them.
 """
 
-from tlx.conformance.mutants import adapters, batches, boundaries, phases, steps, values
+from tlx.conformance.mutants import adapters, batches, boundaries, maps, phases, steps, values
 from tlx.conformance.mutants.mutant import Mutant
 from tlx.conformance.mutants.phases import BiasedRunningVariance
 
@@ -16,6 +16,7 @@ __all__ = [
     "adapters",
     "batches",
     "boundaries",
+    "maps",
     "phases",
     "steps",
     "values",
