@@ -1,0 +1,50 @@
+"""Trackio: its database beside the run, which `TRACKIO_DIR=FOLDER trackio show` shows.
+
+TRACKIO_DIR, TRACKIO_SPACE_ID and TRACKIO_SERVER_URL of the user's own act as ever.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tlx.loggers.protocol import Figures, Logger, Run
+
+NEEDS, INSTALL = "trackio", 'pip install "tlx[trackio]"'
+PROJECT = "tlx"
+
+
+class Series:
+    """A run of Trackio, known again by its name, which ends in the id of ours."""
+
+    def __init__(self, run: Run) -> None:
+        os.environ.setdefault("TRACKIO_DIR", str(run.folder.resolve()))
+        import trackio
+        from trackio.sqlite_storage import SQLiteStorage
+
+        name = f"{run.name}-{run.id[:8]}"
+        options = {"resume": "allow", "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        self.series: Any = trackio.init(PROJECT, name=name, config=dict(run.config), **options)
+        local = not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL"))
+        points = SQLiteStorage.get_logs(PROJECT, name) if local else []
+        self.logged = {point["step"] for point in points if "train/loss" in point}
+        self.tested = {point["step"] for point in points if "test/loss" in point}
+        for epoch, figures in run.earlier:
+            self.epoch(epoch, figures)
+
+    def epoch(self, epoch: int, figures: Figures) -> None:
+        """Log an epoch, unless it is there."""
+        if epoch not in self.logged:
+            self.series.log(dict(figures), step=epoch)
+            self.logged.add(epoch)
+
+    def end(self, epochs: int, figures: Figures | None) -> None:
+        """Log the test figures."""
+        if figures and epochs not in self.tested:
+            self.series.log(dict(figures), step=epochs)
+        self.series.finish()
+
+
+def start(run: Run) -> Logger:
+    """Begin or go on."""
+    return Series(run)
