@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from tlx.loggers.protocol import Figures, Logger, Run
@@ -20,14 +21,14 @@ class EventFiles:
         from tensorboardX import SummaryWriter
 
         before = [*run.folder.glob(FILES)]
-        self.writer: Any = SummaryWriter(str(run.folder), filename_suffix=f".{run.id}")
+        self.writer: Any = SummaryWriter(str(run.folder), filename_suffix=f".{secrets.token_hex(4)}")
         self.run = run
         self.writer.add_text("recipe", "".join(f"    {line}\n" for line in run.recipe.splitlines()), 0)
         for epoch, figures in run.earlier:
             self.epoch(epoch, figures)
+        self.writer.flush()
         for file in before:
-            if file.name != self.writer.file_writer.event_writer._ev_writer._file_prefix:
-                file.unlink()
+            file.unlink()
 
     def epoch(self, epoch: int, figures: Figures) -> None:
         """Write an epoch to the disk."""

@@ -39,8 +39,10 @@ class Series:
         for epoch, figures in run.earlier:
             self.epoch(epoch, figures)
         if mode == "offline":
+            now = Path(self.series.settings.sync_dir).resolve()
             for folder in before:  # the new one holds these epochs too
-                shutil.rmtree(folder)
+                if folder.resolve() != now:
+                    shutil.rmtree(folder)
 
     def epoch(self, epoch: int, figures: Figures) -> None:
         """Log an epoch as a step of the same number."""
