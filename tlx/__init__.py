@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from tlx.runs.export import Exported, export
     from tlx.runs.finished import load_model
     from tlx.runs.job import run
+    from tlx.runs.listing import RunEntry, list_runs
     from tlx.runs.planning import GroupTable, plan
     from tlx.runs.prediction import Prediction, predict
+    from tlx.runs.pull import pull
+    from tlx.runs.push import Pushed, model_card, push
     from tlx.runs.result import HistoryEntry, Result
     from tlx.runs.table import Predictions, load_predictions
     from tlx.strategy import Group, Phase, Strategy
@@ -35,18 +38,24 @@ _PUBLIC = {
     "Phase": "tlx.strategy",
     "Prediction": "tlx.runs.prediction",
     "Predictions": "tlx.runs.table",
+    "Pushed": "tlx.runs.push",
     "Recipe": "tlx.recipe",
     "Result": "tlx.runs.result",
+    "RunEntry": "tlx.runs.listing",
     "Strategy": "tlx.strategy",
     "TlxError": "tlx.errors",
     "evaluate": "tlx.runs.evaluation",
     "export": "tlx.runs.export",
+    "list_runs": "tlx.runs.listing",
     "load_data": "tlx.data",
     "load_model": "tlx.runs.finished",
     "load_predictions": "tlx.runs.table",
+    "model_card": "tlx.runs.push",
     "parity": "tlx.proof.prove",
     "plan": "tlx.runs.planning",
     "predict": "tlx.runs.prediction",
+    "pull": "tlx.runs.pull",
+    "push": "tlx.runs.push",
     "run": "tlx.runs.job",
 }
 
@@ -62,21 +71,27 @@ __all__ = [
     "Phase",
     "Prediction",
     "Predictions",
+    "Pushed",
     "Recipe",
     "Result",
+    "RunEntry",
     "Strategy",
     "TlxError",
     "__version__",
     "errors",
     "evaluate",
     "export",
+    "list_runs",
     "load_data",
     "load_model",
     "load_predictions",
     "mapping",
+    "model_card",
     "parity",
     "plan",
     "predict",
+    "pull",
+    "push",
     "run",
 ]
 
