@@ -53,7 +53,13 @@ def is_gone(pid: int) -> bool:
 def environment(home: Path) -> dict[str, str]:
     """That of a user who is logged in nowhere."""
     mine = {name: v for name, v in os.environ.items() if not name.startswith(("WANDB", "MLFLOW", "TRACKIO", "HF_"))}
-    return {**mine, "HOME": str(home), "MPLCONFIGDIR": str(home), "http_proxy": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+    return {
+        **mine,
+        "HOME": str(home),
+        "MPLCONFIGDIR": str(home),
+        "http_proxy": "http://127.0.0.1:9",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +216,9 @@ def test_a_client_that_is_missing_is_one_line_before_anything_is_written(
     )
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr("tlx.loggers.registry.find_spec", lambda name: None)
-    with pytest.raises(BackendUnavailable, match=r'needs wandb, which is not installed\. Fix: pip install "tlx\[wandb\]"'):
+    with pytest.raises(
+        BackendUnavailable, match=r'needs wandb, which is not installed\. Fix: pip install "tlx\[wandb\]"'
+    ):
         tlx.run(**FIELDS, out=str(tmp_path / "run"), log="wandb")
 
 

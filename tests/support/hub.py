@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,6 +41,7 @@ class Hub:
         self.private: set[str] = set()
         self.stored: dict[str, bytes] = {}  # by its SHA-256, what was uploaded and not yet committed
         self.uploads_break = False
+        self.controls: dict[str, Callable[[], object]] = {}  # by the path below /control/ that calls them
         self.written: list[str] = []  # repositories, one for each commit
         self.asked: list[tuple[str, str, str | None]] = []
         hub = self
@@ -53,6 +54,9 @@ class Hub:
                 hub.asked.append((self.command, self.path, self.headers.get("Range")))
                 if hub.broken:
                     self.reply(500)
+                elif self.path.startswith("/control/"):  # what else happens meanwhile, by somebody else
+                    hub.controls[self.path.removeprefix("/control/")]()
+                    self.answer({})
                 elif self.path.startswith("/api/models/"):
                     self.describe(self.path.removeprefix("/api/models/"))
                 elif self.path.startswith("/bytes/"):

@@ -79,11 +79,11 @@ def bars(shown: bool) -> Iterator[None]:
     if shown or are_progress_bars_disabled():
         yield
         return
-    disable_progressbars()
+    disable_progress_bars()
     try:
         yield
     finally:
-        enable_progressbars()
+        enable_progress_bars()
 
 
 def _explained(repository: str, revision: str | None, error: Exception) -> WeightsError:

@@ -33,6 +33,7 @@ def client() -> ModuleType:
     """
     try:
         import huggingface_hub
+        from huggingface_hub import constants, errors  # noqa: F401 (which it has only once they are imported)
     except ImportError as error:
         problem = "the client of the Hugging Face Hub is not installed"
         raise BackendUnavailable(problem, fix='pip install "tlx[timm]"') from error
@@ -52,7 +53,9 @@ def explained(repository: str, revision: str | None = None) -> Iterator[None]:
     except errors.GatedRepoError as error:
         raise TlxError(f"{address} is gated", fix="accept its terms on that page, then: hf auth login") from error
     except errors.RevisionNotFoundError as error:
-        raise TlxError(f"{address} has no revision {shown(revision)}", fix="name a branch, a tag or a commit") from error
+        raise TlxError(
+            f"{address} has no revision {shown(revision)}", fix="name a branch, a tag or a commit"
+        ) from error
     except errors.RepositoryNotFoundError as error:
         problem = f"{at} has no repository {repository!r}, or keeps it private"
         raise TlxError(problem, fix="check the name, or: hf auth login") from error

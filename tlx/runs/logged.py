@@ -27,7 +27,9 @@ LOG, ID = "log", "id"
 PATIENCE = 60.0  # seconds for which the end of a run waits for its loggers
 INTERRUPTED = 10.0  # seconds for which an interrupted one does
 # The worker finds what this process finds, whatever changed that.
-START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from tlx.loggers.worker import main; main(sys.argv[1])"
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from tlx.loggers.worker import main; main(sys.argv[1])"
+)
 
 
 class Worker:

@@ -71,7 +71,8 @@ def card_text(name: str, source: Source, facts: Facts, timm: str, why: str) -> s
     """
     plain = source.plain
     data, title = _markdown(facts.data), _markdown(name.rpartition("/")[2])
-    accuracy = facts.figures["test_accuracy"]
+    accuracy, count = facts.figures["test_accuracy"], len(plain.classes) - LISTED
+    more = f" and {count} more, which `config.json` lists" if count > 0 else ""
     lines = [
         "---",
         *_metadata(name, source, facts, timm),
@@ -104,8 +105,9 @@ def card_text(name: str, source: Source, facts: Facts, timm: str, why: str) -> s
         "",
         "## Classes",
         "",
-        ", ".join(_markdown(cls) for cls in plain.classes[:LISTED])
-        + (f" and {len(plain.classes) - LISTED} more, which `config.json` lists" if len(plain.classes) > LISTED else ""),
+        ", ".join(_markdown(cls) for cls in plain.classes[:LISTED]) + more,
+            f" and {len(plain.classes) - LISTED} more, which `config.json` lists" if len(plain.classes) > LISTED else ""
+        ),
         "",
     ]
     if accuracy is None:
@@ -160,7 +162,7 @@ def _rows(source: Source, facts: Facts) -> list[tuple[str, str]]:
         ("parameters", f"{facts.parameters:,}"),
         ("input", f"{source.plain.size} x {source.plain.size} pixels, RGB"),
         ("weights it began with", _markdown(start)),
-        ("strategy", f"{_markdown(facts.recipe.strategy_name)}, {facts.recipe.epochs} epoch{'s' if facts.recipe.epochs > 1 else ''}"),
+        ("strategy", f"{_markdown(facts.recipe.strategy_name)}, epochs: {facts.recipe.epochs}"),
         ("made with", _markdown(", ".join(f"{k} {v}" for k, v in facts.versions.items()) or f"tlx {version('tlx')}")),
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -30,13 +29,10 @@ ASPECTS = {"center": "crop", "squash": "squash", "border": "letterbox"}
 _FIX = "pull another repository"
 
 
-def pull(
-    repository: str, folder: str | Path | None = None, *, backend: str | None = None, quiet: bool = False
-) -> Path:
-    """Take a model from the Hugging Face Hub into a folder that `tlx.predict`, `tlx.evaluate`, `tlx.export` and
-    `weights=` take as they take that of a run.
+def pull(repository: str, folder: str | Path | None = None, *, backend: str | None = None, quiet: bool = False) -> Path:
+    """Take a model from the Hugging Face Hub into a folder that is used like that of a run.
 
-    Both what `tlx.push` wrote and any other repository of timm is understood. Of the repository only config.json and
+    `tlx.predict`, `tlx.evaluate`, `tlx.export`, `tlx.load_model` and `weights=` take it. Both what `tlx.push` wrote and any other repository of timm is understood. Of the repository only config.json and
     model.safetensors are read: no pickle, and no code. The folder holds a model without a history, which cannot be
     trained on; start a run with `weights=` for that.
 
@@ -58,7 +54,9 @@ def pull(
     name = check_name(whole)
     target = Path(name.rpartition("/")[2] if folder is None else folder)
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise TlxError(f"{target} is there already, and tlx overwrites nothing", fix="choose another folder (-o FOLDER)")
+        raise TlxError(
+            f"{target} is there already, and tlx overwrites nothing", fix="choose another folder (-o FOLDER)"
+        )
     hub = client()
     with explained(name, revision or None), bars(not quiet):
         config, commit = _config(hub, name, revision or None)
