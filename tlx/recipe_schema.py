@@ -294,7 +294,7 @@ class Schema:
     out: str | None = text(
         None, "folder of this run; default: a new one below runs/", group="Machine and files", affects="place"
     )
-    log: tuple[str, ...] | None = loggers(
+    log: str | tuple[str, ...] | None = loggers(
         "where else the figures go, besides the folder: tensorboard, wandb, mlflow, trackio, or several with commas",
         group="Machine and files",
     )
@@ -366,4 +366,4 @@ class RecipeFields(TypedDict, total=False):
     feature_cache: FeatureCache
     save_seconds: float
     out: str | None
-    log: tuple[str, ...] | None
+    log: str | tuple[str, ...] | None

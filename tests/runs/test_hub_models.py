@@ -52,6 +52,9 @@ with torch.no_grad():
     answer["own"] = run(images).tolist()
     model = timm.create_model("hf-hub:me/digits", pretrained=True).eval()
     answer["timm"] = model(images).tolist()
+    answer["resnet18 is"] = tlx.push(RESNET, "me/resnet18", quiet=True).timm
+    answer["resnet18"] = tlx.load_model(RESNET)(images).tolist()
+    answer["resnet18 in timm"] = timm.create_model("hf-hub:me/resnet18", pretrained=True).eval()(images).tolist()
 names = {}
 exec(pushed.card.split("```python")[1].split("```")[0], names)
 answer["transform"] = str(names["transform"])
@@ -64,7 +67,7 @@ answer["predictions"] = [[p["top"] for p in tlx.predict(run, photos, quiet=True)
 answer["without data"] = said(lambda: tlx.evaluate("pulled", quiet=True)["test_accuracy"])
 answer["listed"] = [entry["state"] for entry in tlx.list_runs("pulled")]
 answer["twice"] = said(lambda: tlx.pull("me/digits", "pulled", quiet=True))
-answer["resumed"] = said(lambda: tlx.run(resume="pulled", epochs=9, quiet=True))
+answer["resumed"] = said(lambda: tlx.run(resume="pulled", epochs=9, data="digits", quiet=True))
 control("edit")
 answer["pushed again"] = list(tlx.push(RUN, "me/digits", quiet=True).notes)
 answer["public"] = said(lambda: tlx.push(RUN, "me/digits", private=True, quiet=True))
@@ -78,7 +81,8 @@ answer["squeezenet"] = [other.timm, list(other.notes), other.card]
 answer["squeezenet again"] = said(lambda: tlx.pull("me/squeezenet", "squeezenet", quiet=True).name)
 answer["stranger"] = said(lambda: tlx.pull("someone/net", quiet=True).name)
 answer["stranger's classes"] = said(lambda: list(tlx.load_model("net").classes))
-answer["stranger's weights"] = said(lambda: tlx.run(**{**FIELDS, "weights": "net"}, out="next").recipe.weights)
+FIELDS |= {"model": "timm:test_resnet", "strategy": "full", "weights": "net", "out": "next"}
+answer["stranger's weights"] = said(lambda: tlx.run(**FIELDS).recipe.weights)
 for name in NAMES:
     answer[name] = said(lambda: str(tlx.pull(name, quiet=True)))
 answer["left"] = sorted(os.listdir())
@@ -106,18 +110,18 @@ REFUSED = {
     "someone": "REPOSITORY is 'someone'; expected USER/NAME",
     "../net": "expected USER/NAME",
     "a/b/c": "expected USER/NAME",
-    "someone/net@v9": "has no revision 'v9'",
+    "someone/bare@v9": "has no revision 'v9'",
 }
 
 
 def run_of(model: str, home: Path) -> Path:
-    return tlx.run(**FIELDS, model=model, out=str(home / model)).run_dir
+    return tlx.run(**FIELDS, model=model, out=str(home / model.rpartition(":")[2])).run_dir
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("hub")
-    return {name: run_of(name, home) for name in ("resnet18", "squeezenet1_1")}
+    return {name: run_of(name, home) for name in ("resnet18", "squeezenet1_1", "timm:test_resnet")}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +136,7 @@ def add_strangers(hub: Hub) -> None:
     known = {"input_size": [3, 40, 40], "interpolation": "bicubic", "crop_pct": 0.95, "crop_mode": "center"}
     labels = ["cat", "dog\x1b[2J", "\u202eowl", *map(str, range(7))]
     config = {
-        "architecture": "resnet18",
+        "architecture": "test_resnet",
         "num_classes": 10,
         "label_names": labels,
         "pretrained_cfg": {**known, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
@@ -173,7 +177,12 @@ def told(runs: dict[str, Path], hub: Hub, tmp_path_factory: pytest.TempPathFacto
         hub.uploads_break = True
 
     hub.controls = {"edit": edit, "strangers": lambda: add_strangers(hub), "break": break_off}
-    names = {"RUN": str(runs["resnet18"]), "SQUEEZENET": str(runs["squeezenet1_1"]), "HOME": str(home)}
+    names = {
+        "RUN": str(runs["timm:test_resnet"]),
+        "RESNET": str(runs["resnet18"]),
+        "SQUEEZENET": str(runs["squeezenet1_1"]),
+        "HOME": str(home),
+    }
     values = {**names, "FIELDS": FIELDS, "NAMES": [*REFUSED]}
     code = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + TOLD
     answer = ask(code, hub, home.parent / "cache", HF_TOKEN=TOKEN)
@@ -183,17 +192,19 @@ def told(runs: dict[str, Path], hub: Hub, tmp_path_factory: pytest.TempPathFacto
 
 def test_what_is_pushed_gives_the_same_logits_in_timm(told: dict[str, Any], hub: Hub) -> None:
     url, commit, timm, notes, _ = told["pushed"]
-    assert (url, timm, notes) == (hub.url("me/digits"), "resnet18", []) and len(commit) == 40
+    assert (url, timm, notes) == (hub.url("me/digits"), "test_resnet", []) and len(commit) == 40
     np.testing.assert_allclose(told["timm"], told["own"], rtol=1e-5, atol=1e-6)
+    assert told["resnet18 is"] == "resnet18"
+    np.testing.assert_allclose(told["resnet18 in timm"], told["resnet18"], rtol=1e-5, atol=1e-6)
     assert told["labels"] == [str(digit) for digit in range(10)]
-    assert "32" in told["transform"] and "0.485" in told["transform"]  # the lines of the card run
+    assert "32" in told["transform"] and "0." in told["transform"]  # the lines of the card run
 
 
 def test_what_is_pulled_is_a_folder_like_that_of_a_run(told: dict[str, Any]) -> None:
     np.testing.assert_array_equal(told["again"], told["own"])
     assert told["predictions"][0] == told["predictions"][1] and told["listed"] == ["finished"]
-    assert "pass" in told["without data"] and "\n" not in told["without data"]
-    assert "no state" in told["resumed"] or "holds no" in told["resumed"]
+    assert "pulled without the data that it was trained on; pass some" in told["without data"]
+    assert "holds no state" in told["resumed"]
     assert told["twice"].startswith("pulled is there already, and tlx overwrites nothing")
 
 
@@ -202,7 +213,7 @@ def test_the_card_says_what_the_run_found_and_names_no_place(told: dict[str, Any
 
     card = told["pushed"][-1]
     metadata = yaml.safe_load(card.split("---")[1])
-    result = json.loads((runs["resnet18"] / "result.json").read_text())
+    result = json.loads((runs["timm:test_resnet"] / "result.json").read_text())
     (found,) = metadata["model-index"][0]["results"]
     assert found["metrics"][0]["value"] == result["test_accuracy"] and found["dataset"]["name"] == "digits"
     assert metadata["library_name"] == "timm" and metadata["pipeline_tag"] == "image-classification"
@@ -220,7 +231,12 @@ def test_repositories_that_are_not_of_tlx_are_left_alone(told: dict[str, Any], h
     assert told["of timm"] == f"me/of-timm exists and holds 'config.json', {fix}"
     assert told["public"].startswith("me/digits exists and is public")
     assert "the hub answers 403" in told["of another"] and "may write there" in told["of another"]
-    assert hub.private == {"me/secret"} and set(hub.written) == {"me/digits", "me/secret", "me/squeezenet"}
+    assert hub.private == {"me/secret"} and set(hub.written) == {
+        "me/digits",
+        "me/resnet18",
+        "me/secret",
+        "me/squeezenet",
+    }
 
 
 def test_a_model_that_timm_does_not_build_is_pushed_with_the_code_that_loads_it(told: dict[str, Any], hub: Hub) -> None:

@@ -81,7 +81,7 @@ def of_wandb(run: Path) -> tuple[Series, dict[str, float], dict[str, Any]]:
     from wandb.sdk.internal.datastore import DataStore
 
     (file,) = (run / "log" / "wandb").glob("offline-run-*/run-*.wandb")
-    store = DataStore()
+    store: Any = DataStore()
     store.open_for_scan(str(file))
     series: Series = {}
     summary: dict[str, float] = {}
@@ -104,7 +104,7 @@ def of_mlflow(run: Path) -> tuple[Series, Any]:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient((run / "log" / "mlflow").resolve().as_uri())
-    experiment = client.get_experiment_by_name("tlx")
+    experiment: Any = client.get_experiment_by_name("tlx")
     (logged,) = client.search_runs([experiment.experiment_id])
     series = {
         name: [(point.step, point.value) for point in client.get_metric_history(logged.info.run_id, name)]

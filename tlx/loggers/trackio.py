@@ -23,7 +23,7 @@ class Series:
         from trackio.sqlite_storage import SQLiteStorage
 
         name = f"{run.name}-{run.id[:8]}"
-        options = {"resume": "allow", "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        options: dict[str, Any] = {"resume": "allow", "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
         self.series: Any = trackio.init(PROJECT, name=name, config=dict(run.config), **options)
         local = not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL"))
         points = SQLiteStorage.get_logs(PROJECT, name) if local else []

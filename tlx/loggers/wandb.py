@@ -23,7 +23,7 @@ class Series:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
         before = [*run.folder.glob(f"offline-run-*-{run.id}")]
         self.series: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or "tlx",

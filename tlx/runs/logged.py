@@ -140,7 +140,7 @@ class Log:
 
 def check_loggers(recipe: Recipe) -> None:
     """Raise BackendUnavailable where the client of a logger is missing."""
-    for name in recipe.log or ():
+    for name in recipe.loggers:
         load(name)
 
 
@@ -174,7 +174,7 @@ def logged(
 
     log = Log(begin, groups, say)
     try:
-        for name in recipe.log or ():
+        for name in recipe.loggers:
             log.workers.append(Worker(name))
         yield log
     finally:

@@ -106,8 +106,6 @@ def card_text(name: str, source: Source, facts: Facts, timm: str, why: str) -> s
         "## Classes",
         "",
         ", ".join(_markdown(cls) for cls in plain.classes[:LISTED]) + more,
-            f" and {len(plain.classes) - LISTED} more, which `config.json` lists" if len(plain.classes) > LISTED else ""
-        ),
         "",
     ]
     if accuracy is None:

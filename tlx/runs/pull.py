@@ -18,7 +18,7 @@ from tlx.errors import TlxError, printable, shown
 from tlx.manifest import CARD, RECIPE
 from tlx.models.hub import HUB, bars
 from tlx.models.weights import RUN_WEIGHTS, digest, parse_safetensors
-from tlx.recipe import DATA_OBJECT, VERSION, Recipe
+from tlx.recipe import DATA_PULLED, VERSION, Recipe
 from tlx.runs.facts import Facts, parse_object
 from tlx.runs.finished import restore
 from tlx.runs.folder import RESULT, RunFolder
@@ -32,9 +32,10 @@ _FIX = "pull another repository"
 def pull(repository: str, folder: str | Path | None = None, *, backend: str | None = None, quiet: bool = False) -> Path:
     """Take a model from the Hugging Face Hub into a folder that is used like that of a run.
 
-    `tlx.predict`, `tlx.evaluate`, `tlx.export`, `tlx.load_model` and `weights=` take it. Both what `tlx.push` wrote and any other repository of timm is understood. Of the repository only config.json and
-    model.safetensors are read: no pickle, and no code. The folder holds a model without a history, which cannot be
-    trained on; start a run with `weights=` for that.
+    `tlx.predict`, `tlx.evaluate`, `tlx.export`, `tlx.load_model` and `weights=` take it. Both what `tlx.push` wrote and
+    any other repository of timm is understood. Of the repository only config.json and model.safetensors are read: no
+    pickle, and no code. The folder holds a model without a history, which cannot be trained on; start a run with
+    `weights=` for that.
 
     Args:
         repository: USER/NAME, or USER/NAME@REVISION.
@@ -104,7 +105,7 @@ def _files(
     card, recipe = _of_tlx(own) if own is not None else _of_timm(facts, arrays)
     fields = {**recipe, "backend": backend, "weights": source, "precision": "float32", "strategy": "full"}
     full = Recipe(**{k: v for k, v in fields.items() if v is not None}).resolved()
-    values = {**full.to_dict(), "data": DATA_OBJECT}
+    values = {**full.to_dict(), "data": DATA_PULLED}
     text = tomli_w.dumps({"recipe_version": VERSION, **{k: v for k, v in values.items() if v is not None}})
     figures = own.values.get("figures") if own is not None else None
     known = figures if isinstance(figures, dict) else {}
