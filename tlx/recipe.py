@@ -159,7 +159,7 @@ class Recipe(Schema):
             raise RecipeError(f"model is a {self.model_name} of your own; say which layer is its head, as head='fc'")
         for name in ("model", "data", "head"):
             value = getattr(self, name)
-            if value == DATA_PULLED:
+            if isinstance(value, str) and value == DATA_PULLED:
                 raise RecipeError(
                     "the model was pulled without the data that it was trained on; pass some, as data=..."
                 )

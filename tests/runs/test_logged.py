@@ -174,7 +174,7 @@ def test_a_package_adds_a_logger_which_changes_nothing_in_the_process(package: P
 def test_a_logger_that_fails_is_one_note_and_the_run_goes_on_with_the_same_numbers(
     fault: str, said: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(logged, "PATIENCE", 3.0)
+    monkeypatch.setattr(logged, "PATIENCE", 1.0)
     (package / fault).touch()
     result = tlx.run(**{**FIELDS, "quiet": False}, out=str(tmp_path / "run"), log="lines")
     (note,) = (note for note in result.notes if "has failed" in note)
