@@ -24,6 +24,7 @@ OPTIONS = {
     "backends": [],
     "runs": [],
     "export": [],
+    "push": ["--private", "--dry"],  # without a token, it ends before it asks anybody
     "evaluate": ["--backend", "--data", "--top", "--csv"],
     "predict": ["--backend", "--top", "--csv", "--reject", "--calibrated"],
     "parity": ["--reference", "--candidate", "--seeds", "--margin", "--keep", "--html"],

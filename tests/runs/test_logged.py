@@ -219,6 +219,9 @@ def test_a_client_that_is_missing_is_one_line_before_anything_is_written(
         "log 'lines' needs no_such_client, which is not installed. Fix: pip install no_such_client; or leave log out"
     )
     assert not (tmp_path / "run").exists()
+    (tmp_path / "site" / "no_such_client").mkdir()  # as the clients leave folders of their own names behind
+    with pytest.raises(BackendUnavailable, match="needs no_such_client, which is not installed"):
+        tlx.run(**FIELDS, out=str(tmp_path / "run"), log="lines")
     monkeypatch.setattr("tlx.loggers.registry.find_spec", lambda name: None)
     with pytest.raises(
         BackendUnavailable, match=r'needs wandb, which is not installed\. Fix: pip install "tlx\[wandb\]"'

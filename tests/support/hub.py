@@ -61,6 +61,8 @@ class Hub:
                     self.describe(self.path.removeprefix("/api/models/"))
                 elif self.path.startswith("/bytes/"):
                     self.send_bytes(self.path.removeprefix("/bytes/"))
+                elif self.path.count("/") < 5:  # what a client asks of the hub itself
+                    self.reply(404)
                 else:
                     owner, name, _, revision, file = self.path.lstrip("/").split("/", 4)
                     self.resolve(f"{owner}/{name}", revision, file)

@@ -35,7 +35,8 @@ def load(name: str) -> ModuleType:
     try:
         module = import_module(module_name)
         needs = getattr(module, "NEEDS", "")
-        missing = bool(needs) and find_spec(needs) is None
+        spec = find_spec(needs) if needs else None
+        missing = bool(needs) and (spec is None or spec.origin is None)  # such as of a folder "wandb" that lies here
     except Exception as error:  # whatever a package of somebody else's raises
         cause = one_line(f"{type(error).__name__}: {error}")
         problem = f"log {name!r}: its module {module_name} is broken ({cause})"

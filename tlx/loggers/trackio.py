@@ -1,6 +1,7 @@
 """Trackio: its database beside the run, which `TRACKIO_DIR=FOLDER trackio show` shows.
 
-TRACKIO_DIR, TRACKIO_SPACE_ID and TRACKIO_SERVER_URL of the user's own act as ever.
+A TRACKIO_DIR of the user's own acts as ever. Nothing is sent to a server or a Space, of which no run could ask what it
+has already: `trackio sync` does that.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ class Series:
 
     def __init__(self, run: Run) -> None:
         os.environ.setdefault("TRACKIO_DIR", str(run.folder.resolve()))
+        for variable in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID"):
+            os.environ.pop(variable, None)
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
 
         name = f"{run.name}-{run.id[:8]}"
         options: dict[str, Any] = {"resume": "allow", "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
         self.series: Any = trackio.init(PROJECT, name=name, config=dict(run.config), **options)
-        local = not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL"))
-        points = SQLiteStorage.get_logs(PROJECT, name) if local else []
+        points = SQLiteStorage.get_logs(PROJECT, name)
         self.logged = {point["step"] for point in points if "train/loss" in point}
         self.tested = {point["step"] for point in points if "test/loss" in point}
         for epoch, figures in run.earlier:
