@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from tlx.runs.export import Exported, export
     from tlx.runs.finished import load_model
     from tlx.runs.job import run
+    from tlx.runs.listing import RunEntry, list_runs
     from tlx.runs.planning import GroupTable, plan
     from tlx.runs.prediction import Prediction, predict
     from tlx.runs.report.reporting import report
+    from tlx.runs.pull import pull
+    from tlx.runs.push import Pushed, model_card, push
     from tlx.runs.result import HistoryEntry, Result
     from tlx.runs.server import serve
     from tlx.runs.table import Predictions, load_predictions
@@ -46,23 +49,29 @@ _PUBLIC = {
     "Phase": "tlx.strategy",
     "Prediction": "tlx.runs.prediction",
     "Predictions": "tlx.runs.table",
+    "Pushed": "tlx.runs.push",
     "Recipe": "tlx.recipe",
     "Result": "tlx.runs.result",
     "Similar": "tlx.runs.embeddings.similar",
+    "RunEntry": "tlx.runs.listing",
     "Strategy": "tlx.strategy",
     "TlxError": "tlx.errors",
     "embed": "tlx.runs.embeddings.embed",
     "evaluate": "tlx.runs.evaluation",
     "explain": "tlx.runs.explanation",
     "export": "tlx.runs.export",
+    "list_runs": "tlx.runs.listing",
     "load_data": "tlx.data",
     "load_embeddings": "tlx.runs.embeddings.file",
     "load_model": "tlx.runs.finished",
     "load_predictions": "tlx.runs.table",
+    "model_card": "tlx.runs.push",
     "parity": "tlx.proof.prove",
     "plan": "tlx.runs.planning",
     "predict": "tlx.runs.prediction",
     "report": "tlx.runs.report.reporting",
+    "pull": "tlx.runs.pull",
+    "push": "tlx.runs.push",
     "run": "tlx.runs.job",
     "similar": "tlx.runs.embeddings.similar",
     "tsne": "tlx.runs.embeddings.projection",
@@ -85,9 +94,11 @@ __all__ = [
     "Phase",
     "Prediction",
     "Predictions",
+    "Pushed",
     "Recipe",
     "Result",
     "Similar",
+    "RunEntry",
     "Strategy",
     "TlxError",
     "__version__",
@@ -96,15 +107,19 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "list_runs",
     "load_data",
     "load_embeddings",
     "load_model",
     "load_predictions",
     "mapping",
+    "model_card",
     "parity",
     "plan",
     "predict",
     "report",
+    "pull",
+    "push",
     "run",
     "similar",
     "tsne",

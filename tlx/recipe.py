@@ -30,6 +30,7 @@ LONGEST = 2**20  # bytes of a recipe file
 RENAMED = {"views": "augment_repeats"}  # names that format 1 had
 
 DATA_OBJECT = "<arrays>"  # what stands in a saved recipe for data that was passed in Python
+DATA_PULLED = "<pulled>"  # and of a model that was pulled from a hub, without its data
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -108,6 +109,11 @@ class Recipe(Schema):
         return self.hidden if isinstance(self.hidden, tuple) else ()
 
     @property
+    def loggers(self) -> tuple[str, ...]:
+        """The loggers, by their names."""
+        return self.log if isinstance(self.log, tuple) else ()
+
+    @property
     def pixels(self) -> Pixels:
         """How the network sees a photo: as the model's weights were trained to, where no field says otherwise."""
         return self.overruled(architecture(self.model).pixels if isinstance(self.model, str) else IMAGENET)
@@ -153,6 +159,10 @@ class Recipe(Schema):
             raise RecipeError(f"model is a {self.model_name} of your own; say which layer is its head, as head='fc'")
         for name in ("model", "data", "head"):
             value = getattr(self, name)
+            if isinstance(value, str) and value == DATA_PULLED:
+                raise RecipeError(
+                    "the model was pulled without the data that it was trained on; pass some, as data=..."
+                )
             if isinstance(value, str) and value.startswith("<"):
                 raise RecipeError(f"{name} is {value!r}: it was a Python object; pass it again, as {name}=...")
         if own and self.head_path is None:

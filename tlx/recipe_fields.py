@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, get_args
 from tlx.backend.protocol import FLOAT32_MAX
 from tlx.data.load import describe_sources
 from tlx.errors import RecipeError, closest, shown
+from tlx.loggers.registry import check_names
 from tlx.strategy.built_in import named
 from tlx.strategy.plan import Strategy
 
@@ -147,6 +148,24 @@ def names(help: str, *, group: str, example: str, least: int) -> Any:
         return tuple(_encodable(name, n) for n in names)
 
     return field(None, help, check, group=group)
+
+
+def loggers(help: str, *, group: str) -> Any:
+    """Declare a tuple of different loggers, also written as one text with commas; "none" and an empty one are none."""
+
+    def check(name: str, value: Any) -> tuple[str, ...]:
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, (list, tuple)) or not all(isinstance(n, str) and n.strip() for n in names):
+            raise RecipeError(f"{name} is {shown(value)}; expected loggers, such as tensorboard or ['wandb', 'mlflow']")
+        names = tuple(n.strip() for n in names)
+        if names == ("none",):
+            return ()
+        if len(set(names)) != len(names):
+            raise RecipeError(f"{name} is {shown(value)}; expected loggers, each once")
+        check_names(names)
+        return names
+
+    return field(None, help, check, group=group, affects="place")
 
 
 def widths(help: str, *, group: str) -> Any:

@@ -25,6 +25,7 @@ from tlx.recipe_fields import (
     check_strategy,
     choice,
     field,
+    loggers,
     names,
     number,
     text,
@@ -293,6 +294,10 @@ class Schema:
     out: str | None = text(
         None, "folder of this run; default: a new one below runs/", group="Machine and files", affects="place"
     )
+    log: str | tuple[str, ...] | None = loggers(
+        "where else the figures go, besides the folder: tensorboard, wandb, mlflow, trackio, or several with commas",
+        group="Machine and files",
+    )
 
 
 class RecipeFields(TypedDict, total=False):
@@ -361,3 +366,4 @@ class RecipeFields(TypedDict, total=False):
     feature_cache: FeatureCache
     save_seconds: float
     out: str | None
+    log: str | tuple[str, ...] | None

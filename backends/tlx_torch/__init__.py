@@ -9,7 +9,7 @@ from tlx_torch.doctor import check as check
 
 if TYPE_CHECKING:
     from tlx.backend import Backend
-    from tlx.backend.export import OnnxExporter
+    from tlx.backend.export import HubExporter
 
 DISTRIBUTIONS = ("torch", "torchvision")
 
@@ -23,7 +23,7 @@ def create() -> Backend:
     return TorchBackend()
 
 
-def exporter() -> OnnxExporter:
+def exporter() -> HubExporter:
     """Return what takes a model elsewhere; imports no framework."""
     from tlx_torch.export import TorchExporter
 

@@ -92,6 +92,12 @@ class TorchExporter:
 
         return logits(content, batches)
 
+    def timm_twin(self, plain: Plain, arrays: Arrays, inputs: Array) -> tuple[dict[str, Any], Array] | str:
+        """Describe the model as timm's: see `tlx.backend.export.HubExporter`."""
+        from tlx_torch.timm_layout import twin
+
+        return twin(plain, arrays, inputs)
+
     def _made(self, plain: Plain) -> str:
         if plain.own_module:
             return f"{plain.model}()  # your own module, as it was passed to tlx.run"

@@ -61,6 +61,10 @@ PUBLIC = (
     *("Data", "Evaluation", "Explanation", "Exported", "Group", "GroupTable", "HistoryEntry", "Phase", "Prediction"),
     *("Predictions", "Recipe", "Result", "Strategy", "TlxError", "__version__", "errors", "evaluate", "explain"),
     *("export", "load_data", "load_model", "load_predictions", "mapping", "parity", "plan", "predict", "run", "serve"),
+    *("Data", "Evaluation", "Exported", "Group", "GroupTable", "HistoryEntry", "Phase", "Prediction", "Predictions"),
+    *("Pushed", "Recipe", "Result", "RunEntry", "Strategy", "TlxError", "__version__", "errors", "evaluate", "export"),
+    *("list_runs", "load_data", "load_model", "load_predictions", "mapping", "model_card", "parity", "plan"),
+    *("predict", "pull", "push", "run"),
 )
 
 

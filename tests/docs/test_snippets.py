@@ -49,6 +49,8 @@ NOT_RUN = {
     "backends.md": 3,
     "capture.md": 1,
     "embeddings.md": 2,
+    "hub.md": 3,
+    "logging.md": 1,
     "parity.md": 4,
     "results.md": 3,
     "runs.md": 1,

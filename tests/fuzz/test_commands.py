@@ -27,6 +27,7 @@ OPTIONS = {
     "embed": ["-o", "--backend", "--weights", "--dtype", "--shard", "--on-bad-image"],
     "similar": ["--in", "--top", "--sheet", "--backend", "--weights"],
     "tsne": ["-o", "--seed"],
+    "push": ["--private", "--dry"],  # without a token, it ends before it asks anybody
     "evaluate": ["--backend", "--data", "--top", "--csv"],
     "predict": ["--backend", "--top", "--csv", "--reject", "--calibrated"],
     "explain": ["--backend", "--class", "--output"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from tlx.backend.preprocess import Preprocess
 from tlx.backend.protocol import Array, Arrays, Model
@@ -96,3 +96,10 @@ class OnnxExporter(Exporter, Protocol):
 
     def run_onnx(self, content: bytes, batches: Sequence[Array]) -> list[Array]:
         """Return the logits of each batch of images, as ONNX Runtime computes them on the CPU."""
+
+
+class HubExporter(OnnxExporter, Protocol):
+    """An exporter that also knows which models timm has in the same layout."""
+
+    def timm_twin(self, plain: Plain, arrays: Arrays, inputs: Array) -> tuple[dict[str, Any], Array] | str:
+        """Return what timm's config.json says of a model, with the logits of timm's model; or why timm has none."""

@@ -15,6 +15,7 @@ from cyclopts import App
 from tlx.cli.embed import embed, similar, tsne
 from tlx.cli.explain import explain
 from tlx.cli.export import export
+from tlx.cli.hub import pull, push
 from tlx.cli.look_up import backends, doctor, models, runs, strategies
 from tlx.cli.options import LOOK_UP, TRAIN
 from tlx.cli.parity import parity
@@ -41,6 +42,8 @@ app.command(report, group=TRAIN, sort_key=5)
 app.command(explain, group=TRAIN, sort_key=4)
 app.command(serve, group=TRAIN, sort_key=5)
 app.command(export, group=TRAIN, sort_key=6)
+app.command(push, group=TRAIN, sort_key=5)
+app.command(pull, group=TRAIN, sort_key=6)
 app.command(runs, group=LOOK_UP)
 app.command(strategies, group=LOOK_UP)
 app.command(models, group=LOOK_UP)

@@ -58,7 +58,7 @@ def _download(repository: str, revision: str | None, progress: bool) -> Path:
         problem = f"weights of {repository} are on the Hugging Face Hub, whose client is not installed"
         raise BackendUnavailable(problem, fix='pip install "tlx[timm]"') from error
     failure: EntryNotFoundError | None = None
-    with _bars(progress):
+    with bars(progress):
         for name in FILES:
             lost = isinstance(failure, LocalEntryNotFoundError)  # the hub cannot be asked; the cache may have the other
             try:
@@ -72,7 +72,7 @@ def _download(repository: str, revision: str | None, progress: bool) -> Path:
 
 
 @contextmanager
-def _bars(shown: bool) -> Iterator[None]:
+def bars(shown: bool) -> Iterator[None]:
     """Let the client show its progress, or not; the user's own setting is as before after the block."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -101,19 +101,20 @@ def _explained(repository: str, revision: str | None, error: Exception) -> Weigh
         text = f"weights of {repository} are not in the hub's cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set"
         fix = f"run once without HF_HUB_OFFLINE, {_OTHERWISE}"
     elif isinstance(error, errors.LocalEntryNotFoundError):
-        text = f"{at} cannot be reached for {repository}: {_cause(error.__cause__ or error)}"
+        text = f"{at} cannot be reached for {repository}: {cause_of(error.__cause__ or error)}"
         fix = f"check the connection or HF_ENDPOINT, {_OTHERWISE}"
     elif isinstance(error, errors.EntryNotFoundError):
         text, fix = f"{address} holds neither {' nor '.join(FILES)}", "name another repository, " + _OTHERWISE
     elif isinstance(error, errors.HfHubHTTPError):
-        text, fix = f"{address}: the hub answers {_cause(error)}", f"run again later, {_OTHERWISE}"
+        text, fix = f"{address}: the hub answers {cause_of(error)}", f"run again later, {_OTHERWISE}"
     else:
-        text = f"weights of {repository} did not arrive from {at}: {_cause(error)}"
+        text = f"weights of {repository} did not arrive from {at}: {cause_of(error)}"
         fix = f"run again, which continues where it stopped, {_OTHERWISE}"
     return WeightsError(text, fix=fix)
 
 
-def _cause(error: Any) -> str:
+def cause_of(error: Any) -> str:
+    """Say why the hub refused, or what went wrong on the way to it."""
     response = getattr(error, "response", None)
     if response is not None and hasattr(response, "status_code"):
         return f"{response.status_code} {getattr(response, 'reason_phrase', '')}".rstrip()

@@ -87,6 +87,8 @@ def parity(
     for name, instead in (("backend", "reference and candidate"), ("out", "keep")):
         if name in fields:
             raise RecipeError(f"parity has no {name}; use {instead}")
+    if fields.get("log"):
+        raise RecipeError("parity logs nothing; leave log out")
     modules = [side for side in (reference, candidate) if not isinstance(side, (str, Backend))]
     stages = None
     sides: list[tuple[Backend, Recipe]]

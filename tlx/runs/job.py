@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from tlx.runs.display import READING, Display, Listener, follow, listening
 from tlx.runs.folder import RESULT, RunFolder, new_folder, resumed_folder
 from tlx.runs.interrupt import AFTER_STEP, NEVER, Stop, interruptible, standing
 from tlx.runs.leaving import leave
+from tlx.runs.logged import check_loggers, logged
 from tlx.runs.logits import Recorder
 from tlx.runs.report.reporting import page_at_end, put_at_end
 from tlx.runs.result import Result, frozen_entries, group_entries, history_entry
@@ -176,6 +177,7 @@ def _execute(
     started = time.perf_counter()
     backend = registry.load(recipe.backend)
     automatic = recipe.precision == "auto"
+    check_loggers(recipe)
     if resumed is None:
         check_effects(recipe)
     recipe = resolve_placement(recipe.resolved(own), backend)
@@ -210,7 +212,7 @@ def _execute(
 
     stop.at(stop.text, NEVER)
     holding = nullcontext(resumed) if resumed else new_folder(recipe)
-    with holding as folder, closing(Recorder(folder.path)) as recorder:
+    with holding as folder, closing(Recorder(folder.path)) as recorder, ExitStack() as stack:
         recipe, run_dir = replace(recipe, out=None), folder.path
         state = State()
         if not fresh:
@@ -220,7 +222,8 @@ def _execute(
         if not fresh:
             recorder.resume(folder, state.best_epoch)
         display.notes(begin(training, state, folder, data.fingerprint, text, recorder))
-        listeners.append(recorder)
+        log = stack.enter_context(logged(recipe, training, folder, state.history, display.notes))
+        listeners += [recorder, log]
         with display.live(recipe):
             if recipe.fits:
                 trained = _fit(training, state, folder, recipe, listeners, stop)
@@ -259,7 +262,7 @@ def _execute(
             train_images_per_second=sum(e.train.images for e in state.history) / sum(e.seconds for e in state.history),
             wall_seconds=time.perf_counter() - started,
             versions={**versions(), **backend.capabilities().versions, **versions_of(recipe.model)},
-            notes=[*notes, *last],
+            notes=[*notes, *last, *log.notes],
             calibration=calibration,
             groups=group_entries(training.plan),
             frozen=frozen_entries(training.plan, state.frozen),
@@ -276,7 +279,10 @@ def _execute(
         _note_late(problem, result, display)
         finish(folder, leaving, described, result.to_dict(), data, recorder, state.bank)
         _note_late(put_at_end(folder, drawn), result, display)
-    stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
+        stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
+        told = len(log.notes)
+        log.end(test)
+        result.notes.extend(log.notes[told:])
     if unread is not None:
         problem = f"{unread.problem}; the training is finished and saved in {run_dir}, without a test accuracy"
         raise DataError(problem, fix=f"mend or remove it, then: tlx evaluate {shlex.quote(str(run_dir))}")
