@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlx import errors
+    from tlx.compare.compare import Comparison, compare
     from tlx.data import Data, load_data
     from tlx.errors import TlxError
     from tlx.proof import mapping
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it. Imported when first used, so that `import tlx` costs almost nothing.
 _PUBLIC = {
+    "Comparison": "tlx.compare.compare",
     "Data": "tlx.data",
     "Evaluation": "tlx.runs.evaluation",
     "Exported": "tlx.runs.export",
@@ -39,6 +41,7 @@ _PUBLIC = {
     "Result": "tlx.runs.result",
     "Strategy": "tlx.strategy",
     "TlxError": "tlx.errors",
+    "compare": "tlx.compare.compare",
     "evaluate": "tlx.runs.evaluation",
     "export": "tlx.runs.export",
     "load_data": "tlx.data",
@@ -53,6 +56,7 @@ _PUBLIC = {
 _MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
 
 __all__ = [
+    "Comparison",
     "Data",
     "Evaluation",
     "Exported",
@@ -67,6 +71,7 @@ __all__ = [
     "Strategy",
     "TlxError",
     "__version__",
+    "compare",
     "errors",
     "evaluate",
     "export",

@@ -25,6 +25,7 @@ LAYERS = (
     ("recipe",),
     ("training",),
     ("runs",),
+    ("compare",),
     ("proof",),
     ("cli",),
     ("__main__",),
