@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlx import errors
-    from tlx.compare.compare import Comparison, compare
+    from tlx.comparison.compare import Comparison, compare
+    from tlx.comparison.find_lr import FoundLr, find_lr
     from tlx.data import Data, load_data
     from tlx.errors import TlxError
     from tlx.proof import mapping
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it. Imported when first used, so that `import tlx` costs almost nothing.
 _PUBLIC = {
-    "Comparison": "tlx.compare.compare",
+    "Comparison": "tlx.comparison.compare",
     "Data": "tlx.data",
     "Evaluation": "tlx.runs.evaluation",
     "Exported": "tlx.runs.export",
+    "FoundLr": "tlx.comparison.find_lr",
     "Group": "tlx.strategy",
     "GroupTable": "tlx.runs.planning",
     "HistoryEntry": "tlx.runs.result",
@@ -41,9 +43,10 @@ _PUBLIC = {
     "Result": "tlx.runs.result",
     "Strategy": "tlx.strategy",
     "TlxError": "tlx.errors",
-    "compare": "tlx.compare.compare",
+    "compare": "tlx.comparison.compare",
     "evaluate": "tlx.runs.evaluation",
     "export": "tlx.runs.export",
+    "find_lr": "tlx.comparison.find_lr",
     "load_data": "tlx.data",
     "load_model": "tlx.runs.finished",
     "load_predictions": "tlx.runs.table",
@@ -60,6 +63,7 @@ __all__ = [
     "Data",
     "Evaluation",
     "Exported",
+    "FoundLr",
     "Group",
     "GroupTable",
     "HistoryEntry",
@@ -75,6 +79,7 @@ __all__ = [
     "errors",
     "evaluate",
     "export",
+    "find_lr",
     "load_data",
     "load_model",
     "load_predictions",

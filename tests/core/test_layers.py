@@ -25,7 +25,7 @@ LAYERS = (
     ("recipe",),
     ("training",),
     ("runs",),
-    ("compare",),
+    ("comparison",),
     ("proof",),
     ("cli",),
     ("__main__",),

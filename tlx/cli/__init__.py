@@ -12,7 +12,7 @@ from io import TextIOWrapper
 
 from cyclopts import App
 
-from tlx.cli.compare import compare
+from tlx.cli.compare import compare, find_lr
 from tlx.cli.export import export
 from tlx.cli.look_up import backends, doctor, models, runs, strategies
 from tlx.cli.options import LOOK_UP, TRAIN
@@ -32,6 +32,7 @@ app.command(evaluate, group=TRAIN, sort_key=2)
 app.command(predict, group=TRAIN, sort_key=3)
 app.command(export, group=TRAIN, sort_key=4)
 app.command(compare, group=TRAIN, sort_key=5)
+app.command(find_lr, group=TRAIN, sort_key=6)
 app.command(runs, group=LOOK_UP)
 app.command(strategies, group=LOOK_UP)
 app.command(models, group=LOOK_UP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -35,10 +36,9 @@ def compare(
 
     Each cell is a run below --out. The same command goes on after a kill, and may be typed several times at once.
     """
-    from tlx.compare.compare import PAGE, drive
-    from tlx.compare.compare import dry_run as commands
-    from tlx.compare.plan import make_plan, read_grid
-    from tlx.runs.display import print_table
+    from tlx.comparison.compare import PAGE, drive
+    from tlx.comparison.compare import dry_run as commands
+    from tlx.comparison.plan import make_plan, read_grid
     from tlx.streams import tell
 
     plan = make_plan(as_recipe(recipe, overrides or {}), strategies, backends, models, seeds, read_grid(grid))
@@ -53,9 +53,29 @@ def compare(
     if json:
         print_json(comparison.to_dict())
     else:
-        heads, rows = comparison.rows()
-        print_table(heads, rows, right=range(len(heads) - 5, len(heads)))
-        print("\n".join(comparison.sentences()))
+        print("\n".join([comparison.table(), *comparison.sentences()]))
     sys.stdout.flush()
     tell(f"page: {printable(str(comparison.folder / PAGE))}")
     return 1 if comparison.problems else 0
+
+
+def find_lr(
+    recipe: RecipeFile = None,
+    /,
+    *,
+    picture: Annotated[Path | None, Parameter(help="Write the losses by their rates to this file, as SVG.")] = None,
+    overrides: Annotated[Fields | None, Parameter(name="*")] = None,
+    json: Json = False,
+) -> None:
+    """Try rising learning rates for up to 100 steps, and suggest one. Nothing is kept of what was trained."""
+    from tlx.comparison.find_lr import search
+
+    outcome = search(as_recipe(recipe, overrides or {}), picture)
+    if json:
+        print_json(outcome.to_dict())
+    else:
+        print(
+            "\n".join(
+                [*map(printable, outcome.sentences()), *([printable(outcome.command)] if outcome.command else [])]
+            )
+        )

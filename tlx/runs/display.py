@@ -207,8 +207,7 @@ class NotebookBar:
 
 def summary(result: Result) -> str:
     """Return a result as one line."""
-    unread = "no test part" if result.recipe.evaluate_test else "test part not read"
-    test = unread if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.4f}"
+    test = result.unread if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.4f}"
     which = result.chosen or f"epoch {result.best_epoch} of {result.epochs_run}"
     return (
         f"{test} ({which}), {result.trainable_parameters:,} of "

@@ -48,9 +48,9 @@ def without_idle_fields(recipe: Recipe, keep: Iterable[str] = ()) -> Recipe:
     return replace(recipe, **defaults)
 
 
-def idle_names(recipe: Recipe) -> frozenset[str]:
-    """Return the names of the fields that would have no effect whatever a recipe set them to."""
-    return frozenset(idle.field for idle in _in_recipe(recipe))
+def idle_names(recipe: Recipe) -> dict[str, str]:
+    """Return the fields that would have no effect whatever the recipe set them to, each with the reason."""
+    return {idle.field: idle.why for idle in _in_recipe(recipe)}
 
 
 def idle_fields(recipe: Recipe, data: Data | None = None, plan: Plan | None = None) -> Iterator[Idle]:

@@ -1,7 +1,8 @@
-"""What is compared: each cell is a recipe and the folder of its run. Those that differ in the seed alone are one choice."""
+"""What is compared: each cell is a recipe and the folder of its run; a candidate's cells differ in the seed alone."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -12,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tlx.backend import registry
-from tlx.compare.commands import holds_objects, objects_of, printed
+from tlx.comparison.commands import holds_objects, objects_of, printed
 from tlx.errors import RecipeError, closest, shown
 from tlx.recipe import Recipe, current_names, fields_affecting
 from tlx.strategy.built_in import STRATEGIES, named
-from tlx.training.effects import check_effects, idle_fields, idle_names
+from tlx.training.effects import check_effects, idle_names
 
 AXES = {"strategy": "strategies", "backend": "backends", "model": "models", "seed": "seeds"}
 PLACES = ("out", "data_root", "max_pixels")  # no cell differs from another in these
@@ -149,14 +150,15 @@ def check_grid(grid: Grid) -> dict[str, tuple[Any, ...]]:
     for name, entries in current_names(grid, "grid").items():
         if name in AXES:
             raise RecipeError(f"grid: {name} is no field of the grid", fix=f"say it with {AXES[name]}")
-        if name in (*PLACES, *fields_affecting("speed"), "evaluate_test", "data", "head"):
-            able = [field for field in fields_affecting("result") if field not in ("evaluate_test", "data", "head")]
-            raise RecipeError(f"grid: {name} has no effect on what is compared.{closest(name, able)}")
+        if name not in _comparable():
+            why = "is one for all cells" if name in ("data", "head") else "has no effect on what is compared"
+            raise RecipeError(f"grid: {name} {why}.{_near(name, _comparable())}")
         if isinstance(entries, (str, bytes)) or not isinstance(entries, Sequence) or not entries:
             raise RecipeError(f"grid: {name} is {shown(entries)}; expected a list of values")
         check = Recipe.__dataclass_fields__[name].metadata["check"]
         default = Recipe.__dataclass_fields__[name].default
-        checked = (None if entry is None and default is None else check(name, entry) for entry in entries)
+        label = f"grid: {name}"
+        checked = (None if entry is None and default is None else check(label, entry) for entry in entries)
         values[name] = tuple(dict.fromkeys(checked))
     return values
 
@@ -226,7 +228,7 @@ def _recipe(base: Recipe, arm: Mapping[str, Any], point: Mapping[str, Any]) -> t
     foreign = {name for name in OPTIONS if name not in customary}
     plain = Recipe(**{name: value for name, value in {**values, **point}.items() if name not in foreign})
     idle = {*foreign, *idle_names(plain)}
-    defaults = {name: Recipe.__dataclass_fields__[name].default for name in idle}
+    defaults: dict[str, Any] = {name: Recipe.__dataclass_fields__[name].default for name in idle}
     return replace(plain, **defaults, out=None), {name for name in point if name not in idle}
 
 
@@ -267,19 +269,24 @@ def _no_effect(base: Recipe, axes: tuple[list[Any], list[Any], list[str]], name:
     strategy = axes[0][0]
     recipe, _ = _recipe(base, {"strategy": strategy, "model": axes[1][0], "backend": axes[2][0]}, {})
     customary = named(strategy).customary if isinstance(strategy, str) else {}
-    idle = {*idle_names(recipe), *(option for option in OPTIONS if option not in customary)}
-    able = [field for field in fields_affecting("result") if field not in {*idle, *AXES, "data", "head"}]
-    why = f"strategy {recipe.strategy_name} has no {name}"
-    if name not in OPTIONS:
-        probe = replace(recipe, **{name: _other_value(name)}) if _other_value(name) is not None else recipe
-        why = next((entry.why for entry in idle_fields(probe) if entry.field == name), "it changes nothing")
+    idle = {option: f"strategy {recipe.strategy_name} has none" for option in OPTIONS if option not in customary}
+    idle |= idle_names(recipe)
+    able = [field for field in _comparable() if field not in idle]
     more = " in any of the strategies" if len(axes[0]) > 1 else ""
-    return RecipeError(f"grid: {name} has no effect{more}: {why}.{closest(name, able)}")
+    return RecipeError(f"grid: {name} has no effect{more}: {idle[name]}.{_near(name, able)}")
 
 
-def _other_value(name: str) -> Any:
-    default = Recipe.__dataclass_fields__[name].default
-    return default + 1 if isinstance(default, int) and not isinstance(default, bool) else None
+def _comparable() -> list[str]:
+    apart = {*AXES, *PLACES, "evaluate_test", "data", "head"}
+    return [field for field in fields_affecting("result", "place") if field not in apart]
+
+
+def _near(name: str, able: Sequence[str]) -> str:
+    """Name the fields that are spelt like this one, or those that say something of the same."""
+    group = Recipe.__dataclass_fields__[name].metadata["group"]
+    if near := difflib.get_close_matches(name, able, n=3, cutoff=0.6):
+        return closest(name, near)
+    return closest(name, [field for field in able if Recipe.__dataclass_fields__[field].metadata["group"] == group])
 
 
 def _check_base(base: Recipe, candidates: Sequence[Candidate]) -> None:
@@ -290,7 +297,9 @@ def _check_base(base: Recipe, candidates: Sequence[Candidate]) -> None:
         default = Recipe.__dataclass_fields__[name].default
         if all(type(getattr(r, name)) is type(default) and getattr(r, name) == default for r in recipes):
             check_effects(replace(recipes[0], **({} if name in OPTIONS else {name: getattr(base, name)})))
-            raise RecipeError(f"{name} is {shown(getattr(base, name))}, but no strategy here has it", fix="leave it out")
+            raise RecipeError(
+                f"{name} is {shown(getattr(base, name))}, but no strategy here has it", fix="leave it out"
+            )
 
 
 def recipe_file(folder: Path, cell: Cell) -> Path:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.compare.cells import Outcome
-from tlx.compare.plan import Arm, Candidate, Cell
-from tlx.compare.statistics import bootstrap, holm, mcnemar, mean_and_spread
-from tlx.recipe import Recipe
+from tlx.comparison.cells import Outcome
+from tlx.comparison.plan import Arm, Candidate, Cell
+from tlx.comparison.statistics import bootstrap, holm, mcnemar, mean_and_spread
 
 Answers = tuple[tuple[str, ...], NDArray[np.bool_]]  # the names of images, and whether each was classified correctly
 
@@ -106,9 +105,9 @@ def _of_one_data(candidates: Sequence[Candidate], outcomes: Mapping[str, Outcome
 
 
 def _data_of(cell: Cell) -> tuple[Any, ...]:
-    fields = Recipe.__dataclass_fields__.values()
-    values = [getattr(cell.recipe, f.name) for f in fields if f.metadata["group"] == "Data"]
-    return cell.recipe.seed, *(value if isinstance(value, (str, int, float, tuple)) else None for value in values)
+    # Of data in Python objects there is one for all cells.
+    names = [f.name for f in cell.recipe.changed() if f.metadata["group"] == "Data" and f.name != "data"]
+    return cell.recipe.seed, str(cell.recipe.to_dict()["data"]), *((name, getattr(cell.recipe, name)) for name in names)
 
 
 def with_test(entries: Sequence[Entry], answers: Mapping[str, Answers]) -> list[Entry]:

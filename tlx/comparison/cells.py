@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from tlx.atomic import write_json
-from tlx.compare.plan import Cell, Plan
+from tlx.comparison.plan import Cell, Plan
 from tlx.errors import TlxError, shown
 from tlx.files import read_regular
 from tlx.manifest import CARD, HISTORY, MANIFEST, RECIPE, read_files, read_manifest
@@ -136,7 +136,9 @@ class Lease:
             file.close()
             if isinstance(error, BlockingIOError):
                 return None
-            raise TlxError(f"{path} cannot be locked: {error.strerror}", fix="choose another folder with out") from error
+            raise TlxError(
+                f"{path} cannot be locked: {error.strerror}", fix="choose another folder with out"
+            ) from error
         return Lease(file)
 
     def release(self) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tlx.compare.cells import HIDDEN, Lease, last_line
-from tlx.compare.choice import Answers, Entry
-from tlx.compare.commands import holds_objects
-from tlx.compare.drive import OTHERS, POLL, Say, start_tlx
-from tlx.compare.plan import Cell, Plan
+from tlx.comparison.cells import HIDDEN, Lease, last_line
+from tlx.comparison.choice import Answers, Entry
+from tlx.comparison.commands import holds_objects
+from tlx.comparison.drive import OTHERS, POLL, Say, start_tlx
+from tlx.comparison.plan import Cell, Plan
 from tlx.errors import RunDamaged, TlxError
 from tlx.files import read_regular
 from tlx.manifest import CARD, read_files

@@ -8,15 +8,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
+
 from tlx.atomic import write_atomic
 from tlx.backend.threads import cores
-from tlx.compare.cells import joined
-from tlx.compare.choice import Entry, PairedTest, entries_of, paired_tests, with_test
-from tlx.compare.commands import holds_objects, printed, run_arguments
-from tlx.compare.drive import run_cells
-from tlx.compare.plan import Grid, Plan, make_plan, recipe_file
-from tlx.compare.statistics import LEVEL
-from tlx.compare.testing import read_tests, unread_choice
+from tlx.comparison.cells import joined
+from tlx.comparison.choice import Entry, PairedTest, entries_of, paired_tests, with_test
+from tlx.comparison.commands import holds_objects, printed, run_arguments
+from tlx.comparison.drive import run_cells
+from tlx.comparison.plan import Grid, Plan, make_plan, recipe_file
+from tlx.comparison.statistics import LEVEL
+from tlx.comparison.testing import read_tests, unread_choice
 from tlx.errors import RecipeError, as_html, printable, shown
 from tlx.recipe import Recipe, RecipeFields, as_recipe
 from tlx.runs.display import Display
@@ -56,8 +58,21 @@ class Comparison:
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Return the heads and the cells of the table: a row for each candidate."""
         fields = list(dict.fromkeys(name for entry in self.entries for name, _ in entry.candidate.grid))
-        heads = ["", "strategy", "model", "backend", *fields, "seeds", "val", "seconds", "val/s", "test"]
+        heads = ["choice", "strategy", "model", "backend", *fields, "seeds", "val", "seconds", "val/s", "test"]
         return heads, [self._row(entry, fields) for entry in self.entries]
+
+    def table(self) -> str:
+        """Return the table as text, none of it cut; a name that all rows share stands above it."""
+        heads, rows = self.rows()
+        lines = [heads, *rows]
+        same = [at for at in (1, 2, 3) if len({row[at] for row in rows}) == 1]
+        shown = [at for at in range(len(heads)) if at not in same]
+        widths = {at: max(cell_len(line[at]) for line in lines) for at in shown}
+        above = ", ".join(f"{heads[at]} {rows[0][at]}" for at in same)
+        text = [
+            "  ".join(line[at] + " " * (widths[at] - cell_len(line[at])) for at in shown).rstrip() for line in lines
+        ]
+        return "\n".join([*([above] if above else []), *text])
 
     def _row(self, entry: Entry, fields: Sequence[str]) -> list[str]:
         arm, values = entry.candidate.arm, dict(entry.candidate.grid)
@@ -241,7 +256,7 @@ def dry_run(plan: Plan) -> list[str]:
 
 def write_page(comparison: Comparison) -> Path:
     """Write the page of a comparison into its folder."""
-    from tlx.compare.page import page
+    from tlx.comparison.page import page
 
     path = comparison.folder / PAGE
     write_atomic(path, page(comparison).encode(errors="backslashreplace"))

@@ -13,9 +13,9 @@ from typing import IO
 
 from tlx.atomic import write_atomic
 from tlx.backend.threads import cores
-from tlx.compare.cells import HIDDEN, Lease, Outcome, is_run, last_line, read_outcome, write_failure
-from tlx.compare.commands import holds_objects, run_arguments
-from tlx.compare.plan import Cell, Plan, recipe_file
+from tlx.comparison.cells import HIDDEN, Lease, Outcome, is_run, last_line, read_outcome, write_failure
+from tlx.comparison.commands import holds_objects, run_arguments
+from tlx.comparison.plan import Cell, Plan, recipe_file
 from tlx.errors import TlxError
 
 POLL = 0.1  # seconds between two looks at what runs

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from tlx.errors import printable
 
 if TYPE_CHECKING:
-    from tlx.compare.choice import Entry
-    from tlx.compare.compare import Comparison
+    from tlx.comparison.choice import Entry
+    from tlx.comparison.compare import Comparison
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640.0, 360.0, 56.0, 16.0, 16.0, 40.0  # of the plot, in its own units
 
@@ -46,8 +46,15 @@ def page(comparison: Comparison) -> str:
     points, across, up = plot(comparison.entries)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["printable"] = lambda text: printable(str(text))
-    template = environment.from_string(files("tlx.compare").joinpath("page.html").read_text(encoding="utf-8"))
-    size = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "floor": HEIGHT - BOTTOM}
+    template = environment.from_string(files("tlx.comparison").joinpath("page.html").read_text(encoding="utf-8"))
+    size = {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "top": TOP,
+        "floor": HEIGHT - BOTTOM,
+    }
     facts = {"heads": heads, "rows": rows, "points": points, "across": across, "up": up, **size}
     return template.render(folder=str(comparison.folder), sentences=comparison.sentences(), **facts)
 
@@ -68,10 +75,10 @@ def plot(entries: Sequence[Entry]) -> tuple[list[Point], list[Tick], list[Tick]]
     def y(value: float) -> float:
         return round(HEIGHT - BOTTOM - (value - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM), 1)
 
-    points = [
-        Point(x(at), y(accuracy), y(accuracy - spread), y(accuracy + spread), number, _text(entry, number), _mark(entry))
-        for (number, entry), at, (accuracy, spread) in zip(known, seconds, spans, strict=True)
-    ]
+    points = []
+    for (number, entry), at, (accuracy, spread) in zip(known, seconds, spans, strict=True):
+        heights = y(accuracy), y(accuracy - spread), y(accuracy + spread)
+        points.append(Point(x(at), *heights, number, _text(entry, number), _mark(entry)))
     values = [10**power * digit for power in range(-4, 8) for digit in (1, 2, 5)]
     across = [Tick(x(math.log10(v)), f"{v:g}") for v in values if left <= math.log10(v) <= right]
     if len(across) < 2:
