@@ -96,7 +96,7 @@ def test_a_mistake_is_one_line_before_anything_runs(asked: dict[str, Any], said:
 
 
 def test_a_field_of_the_recipe_that_no_cell_has_is_refused() -> None:
-    with pytest.raises(RecipeError, match="momentum is 0.5, but strategy probe takes no steps"):
+    with pytest.raises(RecipeError, match=r"momentum is 0\.5, but strategy probe takes no steps"):
         make_plan(Recipe(**{**BASE.to_dict(), "momentum": 0.5}), "probe,knn")
 
 

@@ -21,7 +21,7 @@ svg { background: #14181e; color: #e6eaf0 } .axis { stroke: #353d49 } .loss { fi
 def picture(trials: Sequence[Trial], lr: float, steepest: float) -> str:
     """Return the losses (points) and the smoothed loss (line) by the logarithm of the rate, with the suggestion."""
     left, right = math.log10(trials[0].lr), math.log10(trials[-1].lr)
-    bottom, top = min(t.smoothed for t in trials), _ceiling(trials)
+    bottom, top = min(min(t.loss, t.smoothed) for t in trials), _ceiling(trials)
     margin = 0.06 * (top - bottom) or 0.1
     bottom, top = bottom - margin, top + margin
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tlx.comparison.choice import Entry
     from tlx.comparison.compare import Comparison
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640.0, 360.0, 56.0, 16.0, 16.0, 40.0  # of the plot, in its own units
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640.0, 380.0, 56.0, 16.0, 34.0, 44.0  # of the plot, in its own units
 
 
 @dataclass(frozen=True, slots=True)
