@@ -48,6 +48,7 @@ NOT_RUN = {
     "CONTRIBUTING.md": 3,
     "backends.md": 3,
     "capture.md": 1,
+    "compare.md": 1,
     "parity.md": 4,
     "results.md": 3,
     "runs.md": 1,
@@ -224,7 +225,7 @@ def shell(command: str, snippet: Snippet) -> None:
         done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
         print(done.stdout)
         return
-    if words[1] == "run":
+    if words[1] in ("run", "compare", "find-lr"):
         for name, value in snippet.fields.items():
             option = f"--{name.replace('_', '-')}"
             if option in words:
