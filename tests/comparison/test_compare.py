@@ -13,7 +13,6 @@ import pytest
 
 import tlx
 from comparison.conftest import AXES, COMMON
-from support.backends import each_backend
 from support.finished_runs import load_digits
 from tlx.comparison.choice import entries_of
 from tlx.comparison.compare import drive
@@ -27,7 +26,7 @@ def test_the_choice_is_by_validation_and_the_test_part_is_read_for_it_alone(undi
     good = [entry for entry in undisturbed.entries if entry.val_accuracy is not None]
     assert {entry.candidate.arm.strategy for entry in good} == {"full", "feature_extract"}
     assert all(entry.chosen for entry in good)
-    assert undisturbed.best is good[0] and good[0].val_accuracy > good[1].val_accuracy
+    assert undisturbed.best is good[0] and (good[0].val_accuracy or 0) > (good[1].val_accuracy or 0)
     tables = {path.stem for path in (undisturbed.folder / "test").glob("*.csv")}
     assert tables == {entry.candidate.cells[0].name for entry in good}
     for entry in good:
@@ -82,7 +81,7 @@ def test_python_objects_run_in_this_process_and_seeds_are_pairs(tmp_path: Path) 
     first = tlx.compare(**fields, strategies="full,probe", seeds=3, out=str(tmp_path / "c"), quiet=True)
     assert not first.problems and [entry.finished for entry in first.entries] == [3, 3]
     for entry in first.entries:
-        values = [outcome.val_accuracy for outcome in entry.outcomes]
+        values = [outcome.val_accuracy or 0.0 for outcome in entry.outcomes]
         assert entry.val_accuracy == pytest.approx(np.mean(values)) and entry.val_spread == pytest.approx(
             np.std(values, ddof=1)
         )
@@ -141,11 +140,10 @@ def test_a_wrong_number_of_jobs_is_refused(jobs: int) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("_", each_backend("torch"))
 @pytest.mark.needs("torch", "oneflow")
-def test_both_frameworks_are_compared(_: str, tmp_path: Path) -> None:
+def test_both_frameworks_are_compared(tmp_path: Path) -> None:
     fields = {**COMMON, "image_size": 32, "epochs": 1, "batch_size": 32, "limit_train": 100, "precision": "float32"}
-    axes = {"backends": "torch,oneflow", "models": "squeezenet1_1"}
+    axes: dict[str, Any] = {"backends": "torch,oneflow", "models": "squeezenet1_1"}
     comparison = tlx.compare(**fields, **axes, strategies="full", out=str(tmp_path / "c"), quiet=True)
     assert not comparison.problems and {entry.candidate.arm.backend for entry in comparison.entries} == {
         "torch",

@@ -18,6 +18,7 @@ import tlx
 from comparison.conftest import AXES, COMMON
 from support.run_files import saved_step
 from tlx.comparison.cells import HIDDEN, Lease, joined, read_failure, read_outcome, write_failure
+from tlx.comparison.drive import Running, _end
 from tlx.comparison.plan import make_plan
 from tlx.recipe import Recipe
 
@@ -125,3 +126,16 @@ def test_ctrl_c_ends_the_cells_and_says_how_to_go_on(tmp_path: Path) -> None:
     lease = Lease.take(plan, plan.cells[0].name)
     assert lease is not None
     lease.release()
+
+
+def test_a_process_that_the_system_kills_fails_here_and_is_not_remembered(tmp_path: Path) -> None:
+    plan = make_plan(Recipe(**COMMON, out=str(tmp_path)), seeds=2)
+    with joined(plan):
+        lease, process = Lease.take(plan, "x"), subprocess.Popen(["sleep", "60"])
+        assert lease is not None
+        process.kill()
+        process.wait()
+        log = (tmp_path / "log").open("wb")
+        outcome = _end(plan, Running(plan.cells[0], lease, process, log))
+        assert outcome.state == "failed" and "ended by SIGKILL; the same command goes on" in outcome.problem
+        assert read_outcome(plan, plan.cells[0]).state == "absent" and Lease.take(plan, "x") is not None

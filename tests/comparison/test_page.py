@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -17,7 +18,12 @@ from tlx.comparison.plan import make_plan
 from tlx.recipe import Recipe
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Request
+
+
+def note(asked: list[str], request: Request) -> None:
+    asked.append(request.url)
+
 
 HOSTILE = '<img src=x onerror="document.title=1">\u202e\n'
 
@@ -35,10 +41,11 @@ def comparison(tmp_path: Path) -> Comparison:
 
 def test_the_page_shows_all_and_runs_nothing_that_a_name_says(comparison: Comparison, browser: Browser) -> None:
     path = write_page(comparison)
-    for scheme, width in (("light", 1200), ("dark", 390)):
+    schemes: tuple[tuple[Literal["light", "dark"], int], ...] = (("light", 1200), ("dark", 390))
+    for scheme, width in schemes:
         page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
         asked: list[str] = []
-        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        page.on("request", partial(note, asked))
         page.goto(path.as_uri())
         assert asked == [path.as_uri()] and page.locator("img").count() == 0 and page.title() != "1"
         assert page.locator("circle").count() == 7 and page.locator("tr").count() == 8

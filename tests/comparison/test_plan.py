@@ -135,3 +135,18 @@ def test_a_strategy_of_ones_own_goes_through_a_file(tmp_path: Path) -> None:
     arguments, needs_file = run_arguments(plan.cells[1].recipe, plan.cells[1].run_dir, tmp_path / "x.toml")
     (tmp_path / "x.toml").write_text(plan.cells[1].recipe.to_toml())
     assert needs_file and parsed(arguments) == plan.cells[1].recipe
+
+
+def test_two_modules_of_one_class_are_refused_as_nothing_tells_their_runs_apart() -> None:
+    class Net:
+        def named_parameters(self) -> tuple[()]:
+            return ()
+
+    class Other(Net):
+        pass
+
+    base = Recipe(**{**BASE.to_dict(), "model": Net(), "weights": "own", "head": "fc"})
+    with pytest.raises(RecipeError, match="two are a Net of your own"):
+        make_plan(base, models=[Net(), Net()])
+    plan = make_plan(base, models=[Net(), Other()])
+    assert [cell.arm.model for cell in plan.cells] == ["Net", "Other"] and plan.cells[0].name != plan.cells[1].name

@@ -25,8 +25,7 @@ LAYERS = (
     ("recipe",),
     ("training",),
     ("runs",),
-    ("comparison",),
-    ("proof",),
+    ("proof", "comparison"),
     ("cli",),
     ("__main__",),
 )

@@ -10,7 +10,6 @@ from cyclopts import Parameter
 
 from tlx.cli.options import Fields, Json, RecipeFile, print_json
 from tlx.errors import printable
-from tlx.recipe import as_recipe
 
 
 def compare(
@@ -39,9 +38,10 @@ def compare(
     from tlx.comparison.compare import PAGE, drive
     from tlx.comparison.compare import dry_run as commands
     from tlx.comparison.plan import make_plan, read_grid
+    from tlx.runs.job import recipe_to_run
     from tlx.streams import tell
 
-    plan = make_plan(as_recipe(recipe, overrides or {}), strategies, backends, models, seeds, read_grid(grid))
+    plan = make_plan(recipe_to_run(recipe, overrides or {}), strategies, backends, models, seeds, read_grid(grid))
     if dry_run:
         lines = commands(plan)
         if json:
@@ -69,8 +69,9 @@ def find_lr(
 ) -> None:
     """Try rising learning rates for up to 100 steps, and suggest one. Nothing is kept of what was trained."""
     from tlx.comparison.find_lr import search
+    from tlx.runs.job import recipe_to_run
 
-    outcome = search(as_recipe(recipe, overrides or {}), picture)
+    outcome = search(recipe_to_run(recipe, overrides or {}), picture)
     if json:
         print_json(outcome.to_dict())
     else:

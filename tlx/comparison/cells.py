@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from tlx.atomic import write_json
+from tlx.comparison.commands import objects_of
 from tlx.comparison.plan import Cell, Plan
 from tlx.errors import TlxError, shown
 from tlx.files import read_regular
@@ -49,15 +49,16 @@ def read_outcome(plan: Plan, cell: Cell) -> Outcome:
         if manifest is None or RESULT not in manifest.files:
             problem = read_failure(plan, cell)
             return Outcome("failed", problem) if problem else Outcome("interrupted")
-        return _finished(plan, cell)
+        return _finished(cell)
     except TlxError as error:
         return Outcome("failed", str(error))
 
 
-def _finished(plan: Plan, cell: Cell) -> Outcome:
+def _finished(cell: Cell) -> Outcome:
     folder = cell.run_dir
     contents = read_files(folder, (RECIPE, RESULT, CARD, HISTORY))
-    if where := _difference(cell.recipe, Recipe.from_toml(folder / RECIPE, plan.objects, content=contents[RECIPE])):
+    recorded = Recipe.from_toml(folder / RECIPE, objects_of(cell.recipe), content=contents[RECIPE])
+    if where := _difference(cell.recipe, recorded):
         raise TlxError(f"{folder} holds another run: {where}", fix=FIX)
     result = Facts(str(folder / RESULT), parse_object(contents[RESULT], str(folder / RESULT)), FIX)
     if not result.has("val_accuracy"):
@@ -179,13 +180,3 @@ def last_line(log: Path) -> str:
         told = [line.removeprefix("tlx: ") for line in lines if line.startswith("tlx: ")]
         return (told or lines or [""])[-1].strip()
     return ""
-
-
-def parse_json_line(text: str) -> dict[str, object]:
-    """Return the JSON object that a command printed as its last line; empty where there is none."""
-    for line in reversed(text.splitlines()):
-        with suppress(ValueError):
-            value = json.loads(line)
-            if isinstance(value, dict):
-                return value
-    return {}

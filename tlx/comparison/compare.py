@@ -20,10 +20,11 @@ from tlx.comparison.plan import Grid, Plan, make_plan, recipe_file
 from tlx.comparison.statistics import LEVEL
 from tlx.comparison.testing import read_tests, unread_choice
 from tlx.errors import RecipeError, as_html, printable, shown
-from tlx.recipe import Recipe, RecipeFields, as_recipe
+from tlx.recipe import Recipe, RecipeFields
 from tlx.runs.display import Display
 from tlx.runs.folder import writing
 from tlx.runs.interrupt import interruptible
+from tlx.runs.job import recipe_to_run
 from tlx.training.build import open_data
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def compare(
         DataError: the data cannot be read.
         KeyboardInterrupt: a signal stopped the comparison; the text says how to go on.
     """
-    return drive(make_plan(as_recipe(recipe, fields), strategies, backends, models, seeds, grid), jobs, quiet)
+    return drive(make_plan(recipe_to_run(recipe, fields), strategies, backends, models, seeds, grid), jobs, quiet)
 
 
 def drive(plan: Plan, jobs: int = 1, quiet: bool = False) -> Comparison:

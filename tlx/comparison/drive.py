@@ -14,9 +14,10 @@ from typing import IO
 from tlx.atomic import write_atomic
 from tlx.backend.threads import cores
 from tlx.comparison.cells import HIDDEN, Lease, Outcome, is_run, last_line, read_outcome, write_failure
-from tlx.comparison.commands import holds_objects, run_arguments
+from tlx.comparison.commands import holds_objects, objects_of, run_arguments
 from tlx.comparison.plan import Cell, Plan, recipe_file
 from tlx.errors import TlxError
+from tlx.runs.job import run
 
 POLL = 0.1  # seconds between two looks at what runs
 OTHERS = 1.0  # seconds between two looks at what other drivers run
@@ -31,7 +32,6 @@ class Running:
     lease: Lease
     process: subprocess.Popen[bytes]
     log: IO[bytes]
-    started: float
 
 
 def run_cells(plan: Plan, jobs: int, say: Say) -> dict[str, Outcome]:
@@ -93,7 +93,7 @@ def _start(plan: Plan, cell: Cell, lease: Lease, jobs: int) -> Running:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(cores()) // jobs)))
     log = (plan.folder / HIDDEN / f"{cell.name}.log").open("wb")
     process = start_tlx(arguments, log, lease, environment)
-    return Running(cell, lease, process, log, time.monotonic())
+    return Running(cell, lease, process, log)
 
 
 def _end(plan: Plan, ended: Running) -> Outcome:
@@ -116,11 +116,9 @@ def _end(plan: Plan, ended: Running) -> Outcome:
 
 def _run_here(plan: Plan, cell: Cell, lease: Lease) -> Outcome:
     """Run a cell in this process, which alone has its Python objects."""
-    from tlx.runs.job import run
-
     try:
         if is_run(cell.run_dir):
-            run(resume=cell.run_dir, quiet=True, **plan.objects)
+            run(resume=cell.run_dir, quiet=True, **objects_of(cell.recipe))
         else:
             run(cell.recipe, quiet=True)
     except TlxError as error:

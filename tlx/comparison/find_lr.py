@@ -14,9 +14,10 @@ from tlx.comparison.commands import options
 from tlx.comparison.curve import picture
 from tlx.comparison.range_test import Trial, middle_of, range_test, steepest, valley
 from tlx.errors import RecipeError, TlxError, printable, shown
-from tlx.recipe import Recipe, RecipeFields, as_recipe
+from tlx.recipe import Recipe, RecipeFields
 from tlx.runs.display import Display
 from tlx.runs.interrupt import interruptible
+from tlx.runs.job import recipe_to_run
 from tlx.strategy.plan import Strategy
 from tlx.training.build import (
     build_model,
@@ -61,7 +62,7 @@ class FoundLr:
         """Return what the test says, a line each."""
         backbone = "" if self.backbone_lr is None else f", backbone_lr {self.backbone_lr:g}"
         end = f"the loss is lowest at {self.lowest:.2g}" + (" and then diverges" if self.diverged else "")
-        why = "within the longest fall of the smoothed loss, well before its end"
+        why = "in the middle of the longest fall of the smoothed loss"
         return [
             f"lr {self.lr:g}{backbone}: {why}; it falls fastest at {self.steepest:.2g}, and {end}",
             *([] if self.diverged else ["the loss did not diverge, so a higher rate may do too"]),
@@ -94,9 +95,8 @@ def find_lr(
     """Try rising learning rates, and suggest one.
 
     Up to 100 steps are taken at rates from 1e-6 to 10, each group in the strategy's proportion to the others, until the
-    loss diverges: Smith 2017, section 3.3. The suggestion lies within the longest fall of the smoothed loss, two thirds
-    of the way before its lowest point, which is more robust against noisy batches than where it falls fastest. Of a
-    strategy with phases it is the first that is tested.
+    loss diverges: Smith 2017, section 3.3. The suggestion lies in the middle of the longest fall of the smoothed loss,
+    which noisy batches move less than where it falls fastest. Of a strategy with phases it is the first that is tested.
 
     The model is made for the test and thrown away: modules that were passed, random streams and files stay as they
     are, and a run afterwards has the bits that it would have had.
@@ -111,7 +111,7 @@ def find_lr(
         RecipeError: the strategy takes no steps, or `picture` is no .svg file.
         TlxError: the loss is not finite from the start, or something in the input is wrong.
     """
-    return search(as_recipe(recipe, fields), picture, quiet)
+    return search(recipe_to_run(recipe, fields), picture, quiet)
 
 
 def search(asked: Recipe, file: str | Path | None = None, quiet: bool = False) -> FoundLr:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tlx.backend import registry
-from tlx.comparison.commands import holds_objects, objects_of, printed
+from tlx.comparison.commands import holds_objects, printed
 from tlx.errors import RecipeError, closest, shown
 from tlx.recipe import Recipe, current_names, fields_affecting
 from tlx.strategy.built_in import STRATEGIES, named
@@ -85,11 +85,6 @@ class Plan:
     def cells(self) -> list[Cell]:
         """Every cell."""
         return [cell for candidate in self.candidates for cell in candidate.cells]
-
-    @property
-    def objects(self) -> dict[str, Any]:
-        """What the recipe holds of Python objects: the data, the model, its head."""
-        return objects_of(self.candidates[0].cells[0].recipe)
 
 
 def make_plan(
@@ -197,6 +192,10 @@ def _axes(base: Recipe, strategies: Any, backends: Any, models: Any) -> tuple[li
         chosen = list(STRATEGIES)
     chosen = [named(entry).name if isinstance(entry, str) else entry for entry in chosen]
     networks = [base.model] if models is None else _listed("models", models)
+    own = [type(entry).__name__ for entry in networks if not isinstance(entry, str)]
+    if twins := [name for name in own if own.count(name) > 1]:
+        problem = f"models: two are a {twins[0]} of your own, and nothing tells their runs apart"
+        raise RecipeError(problem, fix="give their classes different names")
     places = [base.backend] if backends is None else _listed("backends", backends)
     known = registry.available() if backends is not None else []
     for name in places if backends is not None else ():

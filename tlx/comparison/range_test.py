@@ -99,5 +99,5 @@ def valley(trials: list[Trial]) -> tuple[int, int]:
 
 
 def middle_of(first: int, last: int) -> int:
-    """Return the step two thirds into a valley, half of its last third before the loss is lowest: as fastai does."""
+    """Return the middle of a valley, as fastai does: a third of it and half of another third after its first step."""
     return first + (last - first) // 3 + (last - first) // 6

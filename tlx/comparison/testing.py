@@ -10,13 +10,14 @@ import numpy as np
 
 from tlx.comparison.cells import HIDDEN, Lease, last_line
 from tlx.comparison.choice import Answers, Entry
-from tlx.comparison.commands import holds_objects
+from tlx.comparison.commands import holds_objects, objects_of
 from tlx.comparison.drive import OTHERS, POLL, Say, start_tlx
 from tlx.comparison.plan import Cell, Plan
 from tlx.errors import RunDamaged, TlxError
 from tlx.files import read_regular
 from tlx.manifest import CARD, read_files
 from tlx.runs.card import read_card
+from tlx.runs.evaluation import evaluate
 from tlx.runs.folder import writing
 from tlx.runs.table import parse_table
 
@@ -67,10 +68,8 @@ def _evaluate(plan: Plan, cell: Cell, lease: Lease) -> str:
     """Write the table; return what was wrong, or ""."""
     table = table_of(plan, cell)
     if holds_objects(cell.recipe):
-        from tlx.runs.evaluation import evaluate
-
         try:
-            evaluate(cell.run_dir, quiet=True, csv=table, **plan.objects)
+            evaluate(cell.run_dir, quiet=True, csv=table, **objects_of(cell.recipe))
         except TlxError as error:
             return str(error)
         return ""
