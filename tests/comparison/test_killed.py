@@ -14,6 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import tlx
 from comparison.conftest import AXES, COMMON
 from support.run_files import saved_step
@@ -110,6 +112,7 @@ def test_a_run_by_hand_counts_as_the_cell_and_another_in_its_folder_does_not(
     assert "is damaged" in read_outcome(plan, cells[whole.name]).problem
 
 
+@pytest.mark.thorough
 def test_ctrl_c_ends_the_cells_and_says_how_to_go_on(tmp_path: Path) -> None:
     driver = started(tmp_path / "c")
     plan = make_plan(Recipe(**COMMON, out=str(tmp_path / "c")), **AXES)
@@ -138,4 +141,7 @@ def test_a_process_that_the_system_kills_fails_here_and_is_not_remembered(tmp_pa
         log = (tmp_path / "log").open("wb")
         outcome = _end(plan, Running(plan.cells[0], lease, process, log))
         assert outcome.state == "failed" and "ended by SIGKILL; the same command goes on" in outcome.problem
-        assert read_outcome(plan, plan.cells[0]).state == "absent" and Lease.take(plan, "x") is not None
+        assert read_outcome(plan, plan.cells[0]).state == "absent"
+        free = Lease.take(plan, "x")
+        assert free is not None
+        free.release()
