@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from tlx.comparison.drive import run_cells
 from tlx.comparison.plan import Grid, Plan, make_plan, recipe_file
 from tlx.comparison.statistics import LEVEL
 from tlx.comparison.testing import read_tests, unread_choice
+from tlx.console import styled
 from tlx.errors import RecipeError, as_html, printable, shown
 from tlx.recipe import Recipe, RecipeFields
 from tlx.runs.display import Display
@@ -185,7 +187,8 @@ def drive(plan: Plan, jobs: int = 1, quiet: bool = False) -> Comparison:
         display.say(f"{len(plan.cells)} cells in {plan.folder}")
         display.notes(plan.notes)
         with joined(plan):
-            outcomes = run_cells(plan, jobs, display.say)
+            with _status(display) as show:
+                outcomes = run_cells(plan, jobs, display.say, show)
             entries = entries_of(plan.candidates, outcomes)
             has_test = data.test is not None
             answers, unread = read_tests(plan, entries, display.say) if has_test else ({}, {})
@@ -193,6 +196,16 @@ def drive(plan: Plan, jobs: int = 1, quiet: bool = False) -> Comparison:
             comparison = _finished(plan, tested, paired_tests(tested, answers), unread, _notes(plan, answers, has_test))
             write_page(comparison)
         return comparison
+
+
+@contextmanager
+def _status(display: Display) -> Iterator[Callable[[str], None]]:
+    """Keep a line on a terminal that says how things stand; elsewhere there is none."""
+    if not (display.shown and display.console.is_terminal):
+        yield lambda text: None
+        return
+    with display.console.status(styled("", "")) as status:
+        yield lambda text: status.update(styled(text, ""))
 
 
 def _notes(plan: Plan, answers: Mapping[str, Any], has_test: bool) -> list[str]:

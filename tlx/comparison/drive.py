@@ -34,8 +34,10 @@ class Running:
     log: IO[bytes]
 
 
-def run_cells(plan: Plan, jobs: int, say: Say) -> dict[str, Outcome]:
+def run_cells(plan: Plan, jobs: int, say: Say, show: Say) -> dict[str, Outcome]:
     """Run every cell that is not finished, or wait for the driver that does; return what each has come to, by name.
+
+    `say` is told what has ended, `show` again and again how things stand.
 
     A process that the system kills fails here, and is not remembered: another driver, or the next, goes on with it.
     """
@@ -65,6 +67,8 @@ def run_cells(plan: Plan, jobs: int, say: Say) -> dict[str, Outcome]:
                 else:
                     outcomes[cell.name] = outcome
             pending = left
+            labels = ", ".join(entry.cell.label for entry in running) or "waiting for other drivers"
+            show(f"{len(outcomes)} of {total} cells done; {labels}")
             time.sleep(POLL if running else OTHERS if pending else 0)
             for ended in [entry for entry in running if entry.process.poll() is not None]:
                 running.remove(ended)

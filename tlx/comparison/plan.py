@@ -102,8 +102,6 @@ def make_plan(
     """
     if type(seeds) is not int or seeds < 1:
         raise RecipeError(f"seeds is {shown(seeds)}; expected how many there are, a whole number from 1 on")
-    if base.val_fraction == 0 and not isinstance(base.data, str):
-        raise RecipeError("compare chooses by the validation part, and val_fraction is 0", fix="raise val_fraction")
     axes = _axes(base, strategies, backends, models)
     values = check_grid(grid or {})
     candidates: dict[str, Candidate] = {}
