@@ -69,6 +69,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"grid": {"backbone_lr": [0.1, 0.2]}}, r"backbone_lr has no effect: strategy full has none\. Known: .*lr"),
     ({"grid": {"step_size": [1, 2]}}, r"step_size has no effect: schedule constant has no drops\. Did you mean"),
     ({"strategies": "probe,knn", "grid": {"momentum": [0.1]}}, r"momentum has no effect in any .* takes no steps"),
+    ({"grid": {"optimizer": ["adam"], "momentum": [0.1, 0.2]}}, "the other fields of the grid leave it none"),
+    ({"grid": {"optimizer": ["sdg"]}}, "grid: Unknown optimizer 'sdg'. Did you mean 'sgd'"),
     ({"grid": {"learning_rat": [1]}}, "unknown field 'learning_rat'"),
     ({"grid": {"lr": [0.1, "x"]}}, "grid: lr is 'x'; expected a number"),
     ({"grid": {"lr": "0.1"}}, "grid: lr is '0.1'; expected a list"),

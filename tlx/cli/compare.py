@@ -75,8 +75,5 @@ def find_lr(
     if json:
         print_json(outcome.to_dict())
     else:
-        print(
-            "\n".join(
-                [*map(printable, outcome.sentences()), *([printable(outcome.command)] if outcome.command else [])]
-            )
-        )
+        lines = [*outcome.sentences(), *filter(None, [outcome.command])]
+        print("\n".join(map(printable, lines)))

@@ -17,6 +17,7 @@ from tlx.comparison.cells import HIDDEN, Lease, Outcome, is_run, last_line, read
 from tlx.comparison.commands import holds_objects, objects_of, run_arguments
 from tlx.comparison.plan import Cell, Plan, recipe_file
 from tlx.errors import TlxError
+from tlx.runs.folder import writing
 from tlx.runs.job import run
 
 POLL = 0.1  # seconds between two looks at what runs
@@ -95,7 +96,9 @@ def _start(plan: Plan, cell: Cell, lease: Lease, jobs: int) -> Running:
     environment = dict(os.environ)
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(cores()) // jobs)))
-    log = (plan.folder / HIDDEN / f"{cell.name}.log").open("wb")
+    path = plan.folder / HIDDEN / f"{cell.name}.log"
+    with writing(path):
+        log = path.open("wb")
     process = start_tlx(arguments, log, lease, environment)
     return Running(cell, lease, process, log)
 

@@ -21,7 +21,6 @@ from tlx.training.effects import check_effects, idle_names
 
 AXES = {"strategy": "strategies", "backend": "backends", "model": "models", "seed": "seeds"}
 PLACES = ("out", "data_root", "max_pixels")  # no cell differs from another in these
-OPTIONS = frozenset(name for strategy in STRATEGIES.values() for name in strategy.customary)
 LONGEST = 120  # characters of a folder's name before its digest
 LARGEST = 100_000  # cells
 
@@ -87,6 +86,11 @@ class Plan:
         return [cell for candidate in self.candidates for cell in candidate.cells]
 
 
+def strategy_options() -> set[str]:
+    """Return the fields that only some strategies have."""
+    return {name for strategy in STRATEGIES.values() for name in strategy.customary}
+
+
 def make_plan(
     base: Recipe,
     strategies: Sequence[Any] | str | None = None,
@@ -108,7 +112,7 @@ def make_plan(
     asked, folder = 0, Path(base.out) if base.out else None
     if folder is None and holds_objects(base):
         raise RecipeError("data, model or head is a Python object", fix="say where the runs go, as out='comparison'")
-    shared = {name: value for name, value in _facts(base).items() if name not in {*AXES, *OPTIONS}}
+    shared = {name: value for name, value in _facts(base).items() if name not in {*AXES, *strategy_options()}}
     folder = folder or Path("runs") / f"compare-{_stem(base)}-{_digest(shared)}"
     effective: set[str] = set()
     for strategy, model, backend in product(*axes):
@@ -148,12 +152,16 @@ def check_grid(grid: Grid) -> dict[str, tuple[Any, ...]]:
             raise RecipeError(f"grid: {name} {why}.{_near(name, _comparable())}")
         if isinstance(entries, (str, bytes)) or not isinstance(entries, Sequence) or not entries:
             raise RecipeError(f"grid: {name} is {shown(entries)}; expected a list of values")
-        check = Recipe.__dataclass_fields__[name].metadata["check"]
-        default = Recipe.__dataclass_fields__[name].default
-        label = f"grid: {name}"
-        checked = (None if entry is None and default is None else check(label, entry) for entry in entries)
-        values[name] = tuple(dict.fromkeys(checked))
+        values[name] = tuple(dict.fromkeys(_checked(name, entry) for entry in entries))
     return values
+
+
+def _checked(name: str, value: Any) -> Any:
+    field = Recipe.__dataclass_fields__[name]
+    try:
+        return None if value is None and field.default is None else field.metadata["check"](name, value)
+    except RecipeError as error:
+        raise RecipeError(f"grid: {error.problem}", fix=error.fix) from None
 
 
 def read_grid(texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -222,7 +230,7 @@ def _recipe(base: Recipe, arm: Mapping[str, Any], point: Mapping[str, Any]) -> t
     if own == "scratch":
         values.pop("weights", None)
     # What only other strategies have, or what changes nothing here, is left out here.
-    foreign = {name for name in OPTIONS if name not in customary}
+    foreign = strategy_options() - customary.keys()
     plain = Recipe(**{name: value for name, value in {**values, **point}.items() if name not in foreign})
     idle = {*foreign, *idle_names(plain)}
     defaults: dict[str, Any] = {name: Recipe.__dataclass_fields__[name].default for name in idle}
@@ -266,11 +274,12 @@ def _no_effect(base: Recipe, axes: tuple[list[Any], list[Any], list[str]], name:
     strategy = axes[0][0]
     recipe, _ = _recipe(base, {"strategy": strategy, "model": axes[1][0], "backend": axes[2][0]}, {})
     customary = named(strategy).customary if isinstance(strategy, str) else {}
-    idle = {option: f"strategy {recipe.strategy_name} has none" for option in OPTIONS if option not in customary}
-    idle |= idle_names(recipe)
+    none = f"strategy {recipe.strategy_name} has none"
+    idle = {**dict.fromkeys(strategy_options() - customary.keys(), none), **idle_names(recipe)}
     able = [field for field in _comparable() if field not in idle]
     more = " in any of the strategies" if len(axes[0]) > 1 else ""
-    return RecipeError(f"grid: {name} has no effect{more}: {idle[name]}.{_near(name, able)}")
+    why = idle.get(name, "the other fields of the grid leave it none")
+    return RecipeError(f"grid: {name} has no effect{more}: {why}.{_near(name, able)}")
 
 
 def _comparable() -> list[str]:
@@ -293,10 +302,9 @@ def _check_base(base: Recipe, candidates: Sequence[Candidate]) -> None:
     for name in changed:
         default = Recipe.__dataclass_fields__[name].default
         if all(type(getattr(r, name)) is type(default) and getattr(r, name) == default for r in recipes):
-            check_effects(replace(recipes[0], **({} if name in OPTIONS else {name: getattr(base, name)})))
-            raise RecipeError(
-                f"{name} is {shown(getattr(base, name))}, but no strategy here has it", fix="leave it out"
-            )
+            value = getattr(base, name)
+            check_effects(recipes[0] if name in strategy_options() else replace(recipes[0], **{name: value}))
+            raise RecipeError(f"{name} is {shown(value)}, but no strategy here has it", fix="leave it out")
 
 
 def recipe_file(folder: Path, cell: Cell) -> Path:
