@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlx import errors
+    from tlx.comparison.compare import Comparison, compare
+    from tlx.comparison.find_lr import FoundLr, find_lr
     from tlx.data import Data, load_data
     from tlx.errors import TlxError
     from tlx.proof import mapping
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it. Imported when first used, so that `import tlx` costs almost nothing.
 _PUBLIC = {
+    "Comparison": "tlx.comparison.compare",
     "Data": "tlx.data",
     "Embedded": "tlx.runs.embeddings.embed",
     "EmbeddingMap": "tlx.runs.embeddings.projection",
@@ -43,6 +46,7 @@ _PUBLIC = {
     "Evaluation": "tlx.runs.evaluation",
     "Explanation": "tlx.runs.explanation",
     "Exported": "tlx.runs.export",
+    "FoundLr": "tlx.comparison.find_lr",
     "Group": "tlx.strategy",
     "GroupTable": "tlx.runs.planning",
     "HistoryEntry": "tlx.runs.result",
@@ -57,10 +61,12 @@ _PUBLIC = {
     "Strategy": "tlx.strategy",
     "TlxError": "tlx.errors",
     "embed": "tlx.runs.embeddings.embed",
+    "compare": "tlx.comparison.compare",
     "evaluate": "tlx.runs.evaluation",
     "explain": "tlx.runs.explanation",
     "export": "tlx.runs.export",
     "list_runs": "tlx.runs.listing",
+    "find_lr": "tlx.comparison.find_lr",
     "load_data": "tlx.data",
     "load_embeddings": "tlx.runs.embeddings.file",
     "load_model": "tlx.runs.finished",
@@ -81,6 +87,7 @@ _PUBLIC = {
 _MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
 
 __all__ = [
+    "Comparison",
     "Data",
     "Embedded",
     "EmbeddingMap",
@@ -88,6 +95,7 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "Exported",
+    "FoundLr",
     "Group",
     "GroupTable",
     "HistoryEntry",
@@ -103,11 +111,13 @@ __all__ = [
     "TlxError",
     "__version__",
     "embed",
+    "compare",
     "errors",
     "evaluate",
     "explain",
     "export",
     "list_runs",
+    "find_lr",
     "load_data",
     "load_embeddings",
     "load_model",

@@ -143,9 +143,8 @@ class Recipe(Schema):
         for name in used:
             if name not in Recipe.__dataclass_fields__:
                 raise RecipeError(f"strategy {self.strategy_name!r} takes {name!r}, which is no recipe field")
-        for name in (
-            name for name in Recipe.__dataclass_fields__ if any(name in s.customary for s in STRATEGIES.values())
-        ):
+        options = {name for strategy in STRATEGIES.values() for name in strategy.customary}
+        for name in filter(options.__contains__, Recipe.__dataclass_fields__):
             if getattr(self, name) is not None and name not in used:
                 able = ", ".join(known.name for known in STRATEGIES.values() if name in known.customary)
                 raise RecipeError(

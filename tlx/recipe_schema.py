@@ -116,6 +116,11 @@ class Schema:
     test_fraction: float = number(
         0.2, "fraction held out for the test where the data has no test part", group="Data", low=0, high=0.9
     )
+    evaluate_test: bool = truth(
+        True,
+        "evaluate on the test part at the end; off: it stays unread, so that runs are chosen by validation alone",
+        group="Data",
+    )
     on_bad_image: OnBadImage = choice(
         "error", "an image that cannot be decoded stops the run, or is left out and counted", OnBadImage, group="Data"
     )
@@ -322,6 +327,7 @@ class RecipeFields(TypedDict, total=False):
     limit_test: int | None
     val_fraction: float
     test_fraction: float
+    evaluate_test: bool
     on_bad_image: OnBadImage
     max_pixels: int
     path_column: str | None

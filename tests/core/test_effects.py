@@ -98,6 +98,7 @@ OTHERS = {
     **dict.fromkeys(("head", "weights", "warmup"), "checked when a recipe is made"),
     **dict.fromkeys(("limit_train", "micro_batch", "batch_size", "clip_norm"), "a bound, which need not be reached"),
     "class_weights": "the data decides whether there is anything to weigh, and a note says if there is not",
+    "evaluate_test": "where there is no test part, there is none to leave unread",
     "on_bad_image": "says what would happen to an image that is bad",
     **dict.fromkeys(("strategy", "data", "classes", "model", "epochs", "image_size", "crop_fraction"), "always counts"),
     **dict.fromkeys(("mean", "std"), "always counts"),

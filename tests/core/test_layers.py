@@ -25,7 +25,7 @@ LAYERS = (
     ("recipe",),
     ("training",),
     ("runs",),
-    ("proof",),
+    ("proof", "comparison"),
     ("cli",),
     ("__main__",),
 )

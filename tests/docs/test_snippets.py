@@ -51,6 +51,7 @@ NOT_RUN = {
     "embeddings.md": 2,
     "hub.md": 3,
     "logging.md": 1,
+    "compare.md": 1,
     "parity.md": 4,
     "results.md": 3,
     "runs.md": 1,
@@ -228,7 +229,7 @@ def shell(command: str, snippet: Snippet) -> None:
         done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
         print(done.stdout)
         return
-    if words[1] == "run":
+    if words[1] in ("run", "compare", "find-lr"):
         for name, value in snippet.fields.items():
             option = f"--{name.replace('_', '-')}"
             if option in words:

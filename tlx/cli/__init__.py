@@ -14,6 +14,7 @@ from cyclopts import App
 
 from tlx.cli.embed import embed, similar, tsne
 from tlx.cli.explain import explain
+from tlx.cli.compare import compare, find_lr
 from tlx.cli.export import export
 from tlx.cli.hub import pull, push
 from tlx.cli.look_up import backends, doctor, models, runs, strategies
@@ -44,6 +45,8 @@ app.command(serve, group=TRAIN, sort_key=5)
 app.command(export, group=TRAIN, sort_key=6)
 app.command(push, group=TRAIN, sort_key=5)
 app.command(pull, group=TRAIN, sort_key=6)
+app.command(compare, group=TRAIN, sort_key=5)
+app.command(find_lr, group=TRAIN, sort_key=6)
 app.command(runs, group=LOOK_UP)
 app.command(strategies, group=LOOK_UP)
 app.command(models, group=LOOK_UP)

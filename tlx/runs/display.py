@@ -207,7 +207,7 @@ class NotebookBar:
 
 def summary(result: Result) -> str:
     """Return a result as one line."""
-    test = "no test part" if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.4f}"
+    test = result.unread if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.4f}"
     which = result.chosen or f"epoch {result.best_epoch} of {result.epochs_run}"
     return (
         f"{test} ({which}), {result.trainable_parameters:,} of "

@@ -235,7 +235,7 @@ def _execute(
                     trained = stop.text = f"stopped after the last epoch; {standing(recipe, run_dir, '')}"
             leaving = leave(recipe, training, state, len(data.classes))
             test, unread, evaluated = None, None, training.val or training.loader
-            if data.test is not None:
+            if data.test is not None and recipe.evaluate_test:
                 evaluated = make_loader(recipe, data.test)
                 try:
                     batches = evaluated if leaving.adapters else held_out(training, state, evaluated)

@@ -163,6 +163,11 @@ class Result:
         fit = self.history[-1].get("fit")
         return "" if fit is None else f"{fit['name']} = {fit['value']:.3g}"
 
+    @property
+    def unread(self) -> str:
+        """Why there is no test accuracy, where there is none."""
+        return "no test part" if self.recipe.evaluate_test else "test part not read"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `model` is the architecture's name."""
         values = {name: getattr(self, name) for name in self.__slots__}
@@ -174,7 +179,7 @@ class Result:
         }
 
     def __repr__(self) -> str:
-        accuracy = "no test part" if self.test_accuracy is None else f"test accuracy {self.test_accuracy:.4f}"
+        accuracy = self.unread if self.test_accuracy is None else f"test accuracy {self.test_accuracy:.4f}"
         name = f"{self.recipe.model_name} {self.strategy} on {self.backend}"
         return printable(f"<Result {name}: {accuracy}, {self.run_dir}>")
 

@@ -145,7 +145,7 @@ def load_predictions(run_dir: str | Path, part: Part = "test") -> Predictions:
     contents = read_files(folder, (CARD, table, outputs))
     classes = read_card(contents[CARD], folder).classes
     logits = parse_logits(contents[outputs], folder / outputs)
-    columns = _parse(contents[table], folder / table, classes)
+    columns = parse_table(contents[table], folder / table, classes)
     if logits.shape != (len(columns["path"]), len(classes)):
         raise RunDamaged(f"{folder / outputs} does not fit {table}: it is {list(logits.shape)}", fix="train again")
     texts = {name: [str(value) for value in columns[name]] for name in COLUMNS[:3]}
@@ -157,7 +157,7 @@ def _without(folder: Path, part: Part) -> TlxError:
     problem = f"{folder} holds no predictions of its {'validation' if part == 'val' else 'test'} part"
     if part == "test":
         return TlxError(
-            f"{problem}: its data had none, or an earlier tlx wrote it",
+            f"{problem}: its data had none, its recipe left it unread, or an earlier tlx wrote it",
             fix=f"write a table of other data, with: tlx evaluate {folder} --data DATA --csv FILE",
         )
     return TlxError(
@@ -166,7 +166,7 @@ def _without(folder: Path, part: Part) -> TlxError:
     )
 
 
-def _parse(content: bytes, path: Path, classes: Sequence[str]) -> dict[str, list[Any]]:
+def parse_table(content: bytes, path: Path, classes: Sequence[str]) -> dict[str, list[Any]]:
     """Return the columns of a table; raises RunDamaged where it is none."""
     text, known = io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""), {*map(readable, classes)}
     try:

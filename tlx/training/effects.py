@@ -48,6 +48,11 @@ def without_idle_fields(recipe: Recipe, keep: Iterable[str] = ()) -> Recipe:
     return replace(recipe, **defaults)
 
 
+def idle_names(recipe: Recipe) -> dict[str, str]:
+    """Return the fields that would have no effect whatever the recipe set them to, each with the reason."""
+    return {idle.field: idle.why for idle in _in_recipe(recipe)}
+
+
 def idle_fields(recipe: Recipe, data: Data | None = None, plan: Plan | None = None) -> Iterator[Idle]:
     """Yield each field that differs from its default and has no effect."""
     changed = {field.name for field in recipe.changed()}

@@ -1,0 +1,79 @@
+"""Train and use: the commands that run many trainings to choose among them, or part of one to choose its rate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from tlx.cli.options import Fields, Json, RecipeFile, print_json
+from tlx.errors import printable
+
+
+def compare(
+    recipe: RecipeFile = None,
+    /,
+    *,
+    strategies: Annotated[str | None, Parameter(help="Names with commas between them, or all.")] = None,
+    backends: Annotated[str | None, Parameter(help="Names with commas between them.")] = None,
+    models: Annotated[str | None, Parameter(help="Names with commas between them.")] = None,
+    seeds: Annotated[int, Parameter(help="How many seeds, from the recipe's own on.")] = 1,
+    grid: Annotated[
+        tuple[str, ...],
+        Parameter(help="A field and the values to try, such as lr=1e-3,1e-4; may be repeated.", negative=""),
+    ] = (),
+    jobs: Annotated[int, Parameter(help="How many cells run at the same time, each with its share of the cores.")] = 1,
+    dry_run: Annotated[
+        bool, Parameter(help="Print the command of each cell, for any other engine to run.", negative="")
+    ] = False,
+    overrides: Annotated[Fields | None, Parameter(name="*")] = None,
+    json: Json = False,
+) -> int:
+    """Train every combination, choose by validation, and read the test part once for what was chosen.
+
+    Each cell is a run below --out. The same command goes on after a kill, and may be typed several times at once.
+    """
+    from tlx.comparison.compare import PAGE, drive
+    from tlx.comparison.compare import dry_run as commands
+    from tlx.comparison.plan import make_plan, read_grid
+    from tlx.runs.job import recipe_to_run
+    from tlx.streams import tell
+
+    plan = make_plan(recipe_to_run(recipe, overrides or {}), strategies, backends, models, seeds, read_grid(grid))
+    if dry_run:
+        lines = commands(plan)
+        if json:
+            print_json({"folder": str(plan.folder), "commands": lines})
+        else:
+            print("\n".join(map(printable, lines)))
+        return 0
+    comparison = drive(plan, jobs)
+    if json:
+        print_json(comparison.to_dict())
+    else:
+        print("\n".join([comparison.table(), *comparison.sentences()]))
+    sys.stdout.flush()
+    tell(f"page: {printable(str(comparison.folder / PAGE))}")
+    return 1 if comparison.problems else 0
+
+
+def find_lr(
+    recipe: RecipeFile = None,
+    /,
+    *,
+    picture: Annotated[Path | None, Parameter(help="Write the losses by their rates to this file, as SVG.")] = None,
+    overrides: Annotated[Fields | None, Parameter(name="*")] = None,
+    json: Json = False,
+) -> None:
+    """Try rising learning rates for up to 100 steps, and suggest one. Nothing is kept of what was trained."""
+    from tlx.comparison.find_lr import search
+    from tlx.runs.job import recipe_to_run
+
+    outcome = search(recipe_to_run(recipe, overrides or {}), picture)
+    if json:
+        print_json(outcome.to_dict())
+    else:
+        lines = [*outcome.sentences(), *filter(None, [outcome.command])]
+        print("\n".join(map(printable, lines)))

@@ -1,0 +1,277 @@
+"""Run all that is to be compared, choose by validation, and say how the chosen do on the test part."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+
+from tlx.atomic import write_atomic
+from tlx.backend.threads import cores
+from tlx.comparison.cells import joined
+from tlx.comparison.choice import Entry, PairedTest, entries_of, paired_tests, with_test
+from tlx.comparison.commands import holds_objects, printed, run_arguments
+from tlx.comparison.drive import run_cells
+from tlx.comparison.plan import Grid, Plan, make_plan, recipe_file
+from tlx.comparison.statistics import LEVEL
+from tlx.comparison.testing import read_tests, unread_choice
+from tlx.console import styled
+from tlx.errors import RecipeError, as_html, printable, shown
+from tlx.recipe import Recipe, RecipeFields
+from tlx.runs.display import Display
+from tlx.runs.folder import writing
+from tlx.runs.interrupt import interruptible
+from tlx.runs.job import recipe_to_run
+from tlx.training.build import open_data
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+PAGE = "compare.html"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Comparison:
+    """What `tlx.compare` returns: the candidates, the best first, and what was chosen among them."""
+
+    folder: Path
+    entries: tuple[Entry, ...]
+    tests: tuple[PairedTest, ...]
+    notes: tuple[str, ...]
+    problems: dict[str, str] = field(default_factory=dict)  # what failed: a cell's name, and one line
+
+    @property
+    def best(self) -> Entry | None:
+        """The candidate with the highest mean validation accuracy; None where none is whole."""
+        return next((entry for entry in self.entries if entry.best), None)
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The run of the best candidate with the highest validation accuracy of its seeds."""
+        if self.best is None:
+            return None
+        pairs = zip(self.best.outcomes, self.best.candidate.cells, strict=True)
+        return max(pairs, key=lambda pair: (pair[0].val_accuracy or 0, -(pair[0].val_loss or 0)))[1].run_dir
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Return the heads and the cells of the table: a row for each candidate."""
+        fields = list(dict.fromkeys(name for entry in self.entries for name, _ in entry.candidate.grid))
+        heads = ["choice", "strategy", "model", "backend", *fields, "seeds", "val", "seconds", "val/s", "test"]
+        return heads, [self._row(entry, fields) for entry in self.entries]
+
+    def table(self) -> str:
+        """Return the table as text, none of it cut; a name that all rows share stands above it."""
+        heads, rows = self.rows()
+        lines = [heads, *rows]
+        same = [at for at in (1, 2, 3) if len({row[at] for row in rows}) == 1]
+        shown = [at for at in range(len(heads)) if at not in same]
+        widths = {at: max(cell_len(line[at]) for line in lines) for at in shown}
+        above = ", ".join(f"{heads[at]} {rows[0][at]}" for at in same)
+        text = [
+            "  ".join(line[at] + " " * (widths[at] - cell_len(line[at])) for at in shown).rstrip() for line in lines
+        ]
+        return "\n".join([*([above] if above else []), *text])
+
+    def _row(self, entry: Entry, fields: Sequence[str]) -> list[str]:
+        arm, values = entry.candidate.arm, dict(entry.candidate.grid)
+        mark = "best" if entry.best else "chosen" if entry.chosen else ""
+        return [
+            mark,
+            *(printable(text) for text in (arm.strategy, arm.model, arm.backend)),
+            *(printable(printed(values[name])) if values.get(name) is not None else "-" for name in fields),
+            f"{entry.finished}/{len(entry.outcomes)}",
+            _figure(entry.val_accuracy, entry.val_spread),
+            "-" if entry.seconds is None else f"{entry.seconds:.1f}",
+            "-" if entry.per_second is None else f"{entry.per_second:.3g}",
+            _figure(entry.test_accuracy, entry.test_spread),
+        ]
+
+    def sentences(self) -> list[str]:
+        """Return what is to be said below the table, a line each."""
+        lines = [*self.notes]
+        if self.best is None:
+            lines.append("nothing was chosen: no candidate has all of its seeds")
+        for test in self.tests:
+            arm = " ".join((test.arm.strategy, test.arm.model, test.arm.backend))
+            lines.append(
+                f"best against {arm}: {100 * test.difference:+.2f} points on the test part, {LEVEL:.0%} interval "
+                f"{100 * test.low:+.2f} to {100 * test.high:+.2f}; of {test.images} images {test.best_alone} are right "
+                f"by the best alone and {test.other_alone} by the other alone: McNemar p {test.exact:.3g}, mid-p "
+                f"{test.mid_p:.3g}, by Holm {test.holm:.3g}"
+            )
+        lines += [f"failed: {name}: {problem}" for name, problem in self.problems.items()]
+        if self.run_dir is not None:
+            lines.append(f"use the best with: tlx predict {shlex.quote(str(self.run_dir))} PHOTO")
+        return [printable(line) for line in lines]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "folder": str(self.folder),
+            "best": None if self.run_dir is None else str(self.run_dir),
+            "candidates": [_entry_dict(entry) for entry in self.entries],
+            "tests": [{**asdict(test), "arm": asdict(test.arm)} for test in self.tests],
+            "notes": list(self.notes),
+            "problems": self.problems,
+        }
+
+    def __repr__(self) -> str:
+        best = "nothing chosen" if self.best is None else f"best {' '.join(asdict(self.best.candidate.arm).values())}"
+        return printable(f"<Comparison of {len(self.entries)} candidates: {best}, {self.folder}>")
+
+    def _repr_html_(self) -> str:
+        heads, rows = self.rows()
+        head = "".join(f"<th>{as_html(name)}</th>" for name in heads)
+        body = "".join("<tr>" + "".join(f"<td>{as_html(text)}</td>" for text in row) + "</tr>" for row in rows[:30])
+        return f"<table><caption>Comparison</caption><tr>{head}</tr>{body}</table>"
+
+
+def compare(
+    recipe: Recipe | RecipeFields | Mapping[str, Any] | str | Path | None = None,
+    *,
+    strategies: Sequence[Any] | str | None = None,
+    backends: Sequence[str] | str | None = None,
+    models: Sequence[Any] | str | None = None,
+    seeds: int = 1,
+    grid: Grid | None = None,
+    jobs: int = 1,
+    quiet: bool = False,
+    **fields: Unpack[RecipeFields],
+) -> Comparison:
+    """Train every combination, choose by validation, and read the test part for what was chosen.
+
+    Each cell is a run of its own, below `out`, and leaves the test part unread. For each strategy, model and backend
+    the values of the grid are chosen that have the highest mean validation accuracy over the seeds, and the best of
+    these is the best of all. Then the test part is read, once for each cell that was chosen.
+
+    The same call goes on where an earlier one was stopped, or killed: what is finished stays, what was interrupted is
+    resumed. Any number of processes may call it at the same time, and share the work.
+
+    Args:
+        recipe: what all cells have in common. Default: the CIFAR-10 tutorial's job.
+        strategies: names, strategies of your own, or "all"; default: that of the recipe.
+        backends: names; default: that of the recipe.
+        models: names, or modules of your own; default: that of the recipe.
+        seeds: how many, from the recipe's own on. A seed decides the order of the images, the augmentation, the head's
+            first values, and which images are held out.
+        grid: fields of the recipe, each with values to try. One that a strategy does not have is left out there.
+        jobs: how many cells run at the same time, each with its share of the cores.
+        quiet: show nothing on stderr.
+        **fields: recipe fields, which replace those of `recipe`; `out` is the folder of the comparison.
+
+    Raises:
+        RecipeError: a name is unknown, a value is wrong, or a field of the grid changes nothing.
+        DataError: the data cannot be read.
+        KeyboardInterrupt: a signal stopped the comparison; the text says how to go on.
+    """
+    return drive(make_plan(recipe_to_run(recipe, fields), strategies, backends, models, seeds, grid), jobs, quiet)
+
+
+def drive(plan: Plan, jobs: int = 1, quiet: bool = False) -> Comparison:
+    """Run what a plan holds, and say what it comes to."""
+    if type(jobs) is not int or not 1 <= jobs <= max(64, len(cores())):
+        raise RecipeError(f"jobs is {shown(jobs)}; expected a whole number from 1 on, at most one for each core")
+    first, display = plan.cells[0].recipe, Display(quiet)
+    if jobs > 1 and holds_objects(first):
+        raise RecipeError("data, model or head is a Python object, which only this process has", fix="use jobs=1")
+    data = open_data(first)  # a mistake in it is said once, and not by every cell
+    if data.val is None:
+        raise RecipeError("compare chooses by the validation part, but there is none", fix="raise val_fraction")
+    with interruptible() as stop:
+        stop.at(f"stopped; what was done is saved in {plan.folder}. Go on with: {stop.command}")
+        display.say(f"{len(plan.cells)} cells in {plan.folder}")
+        display.notes(plan.notes)
+        with joined(plan):
+            with _status(display) as show:
+                outcomes = run_cells(plan, jobs, display.say, show)
+            entries = entries_of(plan.candidates, outcomes)
+            has_test = data.test is not None
+            answers, unread = read_tests(plan, entries, display.say) if has_test else ({}, {})
+            tested = with_test(entries, answers)
+            comparison = _finished(plan, tested, paired_tests(tested, answers), unread, _notes(plan, answers, has_test))
+            write_page(comparison)
+        return comparison
+
+
+@contextmanager
+def _status(display: Display) -> Iterator[Callable[[str], None]]:
+    """Keep a line on a terminal that says how things stand; elsewhere there is none."""
+    if not (display.shown and display.console.is_terminal):
+        yield lambda text: None
+        return
+    with display.console.status(styled("", "")) as status:
+        yield lambda text: status.update(styled(text, ""))
+
+
+def _notes(plan: Plan, answers: Mapping[str, Any], has_test: bool) -> list[str]:
+    if not has_test:
+        return [*plan.notes, "the data has no test part, so nothing says how the choice does on images that had no say"]
+    earlier = unread_choice(plan, answers)
+    note = f"the test part was read for {earlier} more cells, which an earlier choice in this folder had"
+    return [*plan.notes, *([note] if earlier else [])]
+
+
+def _finished(
+    plan: Plan, entries: Sequence[Entry], tests: Sequence[PairedTest], unread: Mapping[str, str], notes: Sequence[str]
+) -> Comparison:
+    failed = {
+        cell.name: outcome.problem
+        for entry in entries
+        for cell, outcome in zip(entry.candidate.cells, entry.outcomes, strict=True)
+        if outcome.state == "failed"
+    }
+    ordered = sorted(entries, key=lambda e: (-(e.val_accuracy if e.val_accuracy is not None else -1), e.val_loss or 0))
+    return Comparison(plan.folder, tuple(ordered), tuple(tests), tuple(notes), {**failed, **unread})
+
+
+def _figure(mean: float | None, spread: float | None) -> str:
+    return "-" if mean is None else f"{mean:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+
+
+def _entry_dict(entry: Entry) -> dict[str, Any]:
+    cells = [
+        {
+            "name": cell.name,
+            "run_dir": str(cell.run_dir),
+            "seed": cell.recipe.seed,
+            "state": outcome.state,
+            "problem": outcome.problem or None,
+            "val_accuracy": outcome.val_accuracy,
+            "seconds": outcome.seconds,
+        }
+        for cell, outcome in zip(entry.candidate.cells, entry.outcomes, strict=True)
+    ]
+    grid = {name: value if isinstance(value, (int, float)) else printed(value) for name, value in entry.candidate.grid}
+    names = ("val_accuracy", "val_spread", "val_loss", "seconds", "per_second", "chosen", "best")
+    figures = {name: getattr(entry, name) for name in (*names, "test_accuracy", "test_spread")}
+    return {**asdict(entry.candidate.arm), "grid": grid, **figures, "cells": cells}
+
+
+def dry_run(plan: Plan) -> list[str]:
+    """Return the command of each cell, for whatever engine runs them; write the recipes that no options can say."""
+    if holds_objects(plan.cells[0].recipe):
+        raise RecipeError("data, model or head is a Python object, which no command can hand over")
+    lines = []
+    for cell in plan.cells:
+        file = recipe_file(plan.folder, cell)
+        arguments, needs_file = run_arguments(cell.recipe, cell.run_dir, file)
+        if needs_file:
+            with writing(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, cell.recipe.to_toml().encode())
+        lines.append(shlex.join(["tlx", *arguments]))
+    return lines
+
+
+def write_page(comparison: Comparison) -> Path:
+    """Write the page of a comparison into its folder."""
+    from tlx.comparison.page import page
+
+    path = comparison.folder / PAGE
+    write_atomic(path, page(comparison).encode(errors="backslashreplace"))
+    return path
