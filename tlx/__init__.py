@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from tlx.runs.listing import RunEntry, list_runs
     from tlx.runs.planning import GroupTable, plan
     from tlx.runs.prediction import Prediction, predict
-    from tlx.runs.report.reporting import report
     from tlx.runs.pull import pull
     from tlx.runs.push import Pushed, model_card, push
+    from tlx.runs.report.reporting import report
     from tlx.runs.result import HistoryEntry, Result
     from tlx.runs.server import serve
     from tlx.runs.table import Predictions, load_predictions
@@ -56,17 +56,17 @@ _PUBLIC = {
     "Pushed": "tlx.runs.push",
     "Recipe": "tlx.recipe",
     "Result": "tlx.runs.result",
-    "Similar": "tlx.runs.embeddings.similar",
     "RunEntry": "tlx.runs.listing",
+    "Similar": "tlx.runs.embeddings.similar",
     "Strategy": "tlx.strategy",
     "TlxError": "tlx.errors",
-    "embed": "tlx.runs.embeddings.embed",
     "compare": "tlx.comparison.compare",
+    "embed": "tlx.runs.embeddings.embed",
     "evaluate": "tlx.runs.evaluation",
     "explain": "tlx.runs.explanation",
     "export": "tlx.runs.export",
-    "list_runs": "tlx.runs.listing",
     "find_lr": "tlx.comparison.find_lr",
+    "list_runs": "tlx.runs.listing",
     "load_data": "tlx.data",
     "load_embeddings": "tlx.runs.embeddings.file",
     "load_model": "tlx.runs.finished",
@@ -75,13 +75,13 @@ _PUBLIC = {
     "parity": "tlx.proof.prove",
     "plan": "tlx.runs.planning",
     "predict": "tlx.runs.prediction",
-    "report": "tlx.runs.report.reporting",
     "pull": "tlx.runs.pull",
     "push": "tlx.runs.push",
+    "report": "tlx.runs.report.reporting",
     "run": "tlx.runs.job",
+    "serve": "tlx.runs.server",
     "similar": "tlx.runs.embeddings.similar",
     "tsne": "tlx.runs.embeddings.projection",
-    "serve": "tlx.runs.server",
 }
 
 _MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
@@ -105,19 +105,19 @@ __all__ = [
     "Pushed",
     "Recipe",
     "Result",
-    "Similar",
     "RunEntry",
+    "Similar",
     "Strategy",
     "TlxError",
     "__version__",
-    "embed",
     "compare",
+    "embed",
     "errors",
     "evaluate",
     "explain",
     "export",
-    "list_runs",
     "find_lr",
+    "list_runs",
     "load_data",
     "load_embeddings",
     "load_model",
@@ -127,13 +127,13 @@ __all__ = [
     "parity",
     "plan",
     "predict",
-    "report",
     "pull",
     "push",
+    "report",
     "run",
+    "serve",
     "similar",
     "tsne",
-    "serve",
 ]
 
 

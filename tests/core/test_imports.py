@@ -54,17 +54,12 @@ def test_no_file_of_the_core_imports_a_framework(file: Path) -> None:
 
 # Whoever changes this tuple changes what scripts of users rely on, and says so in CHANGELOG.md.
 PUBLIC = (
-    *("Data", "Embedded", "EmbeddingMap", "Embeddings", "Evaluation", "Exported", "Group", "GroupTable"),
-    *("HistoryEntry", "Phase", "Prediction", "Predictions", "Recipe", "Result", "Similar", "Strategy", "TlxError"),
-    *("__version__", "embed", "errors", "evaluate", "export", "load_data", "load_embeddings", "load_model"),
-    *("load_predictions", "mapping", "parity", "plan", "predict", "run", "similar", "tsne"),
-    *("Data", "Evaluation", "Explanation", "Exported", "Group", "GroupTable", "HistoryEntry", "Phase", "Prediction"),
-    *("Predictions", "Recipe", "Result", "Strategy", "TlxError", "__version__", "errors", "evaluate", "explain"),
-    *("export", "load_data", "load_model", "load_predictions", "mapping", "parity", "plan", "predict", "run", "serve"),
-    *("Data", "Evaluation", "Exported", "Group", "GroupTable", "HistoryEntry", "Phase", "Prediction", "Predictions"),
-    *("Pushed", "Recipe", "Result", "RunEntry", "Strategy", "TlxError", "__version__", "errors", "evaluate", "export"),
-    *("list_runs", "load_data", "load_model", "load_predictions", "mapping", "model_card", "parity", "plan"),
-    *("predict", "pull", "push", "run"),
+    *("Comparison", "Data", "Embedded", "EmbeddingMap", "Embeddings", "Evaluation", "Explanation", "Exported"),
+    *("FoundLr", "Group", "GroupTable", "HistoryEntry", "Phase", "Prediction", "Predictions", "Pushed", "Recipe"),
+    *("Result", "RunEntry", "Similar", "Strategy", "TlxError", "__version__", "compare", "embed", "errors"),
+    *("evaluate", "explain", "export", "find_lr", "list_runs", "load_data", "load_embeddings", "load_model"),
+    *("load_predictions", "mapping", "model_card", "parity", "plan", "predict", "pull", "push", "report", "run"),
+    *("serve", "similar", "tsne"),
 )
 
 

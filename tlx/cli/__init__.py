@@ -12,13 +12,13 @@ from io import TextIOWrapper
 
 from cyclopts import App
 
+from tlx.cli.compare import compare, find_lr
 from tlx.cli.embed import embed, similar, tsne
 from tlx.cli.explain import explain
-from tlx.cli.compare import compare, find_lr
 from tlx.cli.export import export
 from tlx.cli.hub import pull, push
 from tlx.cli.look_up import backends, doctor, models, runs, strategies
-from tlx.cli.options import LOOK_UP, TRAIN
+from tlx.cli.options import CHOOSE, LOOK, LOOK_UP, TRAIN
 from tlx.cli.parity import parity
 from tlx.cli.report import report
 from tlx.cli.serve import serve
@@ -31,27 +31,16 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
+_COMMANDS = {
+    TRAIN: (run, evaluate, predict, export, serve, push, pull),
+    CHOOSE: (find_lr, compare),
+    LOOK: (report, explain, embed, similar, tsne),
+    LOOK_UP: (runs, strategies, models, backends, doctor),
+}
+for _group, _commands in _COMMANDS.items():
+    for _place, _command in enumerate(_commands):
+        app.command(_command, group=_group, sort_key=_place)
 app.command(parity)
-app.command(run, group=TRAIN, sort_key=1)
-app.command(evaluate, group=TRAIN, sort_key=2)
-app.command(predict, group=TRAIN, sort_key=3)
-app.command(export, group=TRAIN, sort_key=4)
-app.command(embed, group=TRAIN, sort_key=5)
-app.command(similar, group=TRAIN, sort_key=6)
-app.command(tsne, group=TRAIN, sort_key=7)
-app.command(report, group=TRAIN, sort_key=5)
-app.command(explain, group=TRAIN, sort_key=4)
-app.command(serve, group=TRAIN, sort_key=5)
-app.command(export, group=TRAIN, sort_key=6)
-app.command(push, group=TRAIN, sort_key=5)
-app.command(pull, group=TRAIN, sort_key=6)
-app.command(compare, group=TRAIN, sort_key=5)
-app.command(find_lr, group=TRAIN, sort_key=6)
-app.command(runs, group=LOOK_UP)
-app.command(strategies, group=LOOK_UP)
-app.command(models, group=LOOK_UP)
-app.command(backends, group=LOOK_UP)
-app.command(doctor, group=LOOK_UP)
 
 
 def main() -> None:

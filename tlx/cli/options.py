@@ -12,8 +12,9 @@ from cyclopts import Group, Parameter
 from tlx.recipe import Recipe
 from tlx.recipe_fields import FIELD_GROUPS
 
-TRAIN, PROVE, LOOK_UP = (
-    Group(name, sort_key=place) for place, name in enumerate(("Train and use", "Prove", "Look up"))
+TRAIN, CHOOSE, LOOK, PROVE, LOOK_UP = (
+    Group(name, sort_key=place)
+    for place, name in enumerate(("Train and use", "Choose", "Look at results", "Prove", "Look up"))
 )
 _GROUPS = {name: Group(name, sort_key=place) for place, name in enumerate(FIELD_GROUPS, 1)}
 
