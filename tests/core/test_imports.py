@@ -54,8 +54,9 @@ def test_no_file_of_the_core_imports_a_framework(file: Path) -> None:
 
 # Whoever changes this tuple changes what scripts of users rely on, and says so in CHANGELOG.md.
 PUBLIC = (
-    *("Data", "Evaluation", "Exported", "Group", "GroupTable", "HistoryEntry", "Phase", "Prediction", "Predictions"),
-    *("Recipe", "Result", "Strategy", "TlxError", "__version__", "errors", "evaluate", "export", "load_data"),
+    *("Comparison", "Data", "Evaluation", "Exported", "FoundLr", "Group", "GroupTable", "HistoryEntry", "Phase"),
+    *("Prediction", "Predictions", "Recipe", "Result", "Strategy", "TlxError", "__version__", "compare", "errors"),
+    *("evaluate", "export", "find_lr", "load_data"),
     *("load_model", "load_predictions", "mapping", "parity", "plan", "predict", "run"),
 )
 
