@@ -155,8 +155,8 @@ def test_a_size_below_what_the_model_takes_is_refused_by_its_own_size(monkeypatc
 
 
 def test_weights_of_a_run_that_saw_other_pixels_are_noted(photos: Path, tmp_path: Path) -> None:
-    fields = {**FIELDS, "data": str(photos), "augment": "none"}
-    unusual = {"mean": (0.5, 0.4, 0.3), "interpolation": "bicubic"}
+    fields: dict[str, Any] = {**FIELDS, "data": str(photos), "augment": "none"}
+    unusual: dict[str, Any] = {"mean": (0.5, 0.4, 0.3), "interpolation": "bicubic"}
     first = tlx.run(**fields, **unusual, out=str(tmp_path / "first"))
 
     def differing(**options: Any) -> list[str]:
