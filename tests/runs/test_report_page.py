@@ -147,7 +147,7 @@ LONG = [f"class {number}" for number in range(1000)]
 PAGES: dict[str, Any] = {
     "full": full,
     "hostile": lambda: full(contents(HOSTILE)),
-    "1,000 classes": lambda: full(contents(LONG, 3000)),
+    "1,000 classes": lambda: full(contents(LONG, 1500)),
     "several": lambda: comparison_of([contents(), contents(), contents(HOSTILE[:3])]),
 }
 

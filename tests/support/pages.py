@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,6 +105,12 @@ def contents(
     return Contents("runs/made", "photos", 224, classes, summary(**changed), made, lambda: samples)
 
 
+def words_of(page: str) -> str:
+    """The words of a page, without tags."""
+    body = page.partition("<main")[2].partition('<script type="application/json"')[0]
+    return html.unescape(" ".join(re.sub(r"<[^>]*>", " ", body).split())).replace("\u00a0", " ")
+
+
 @dataclass
 class Seen:
     """A page in a browser, with what went wrong in it."""
@@ -115,7 +123,7 @@ class Seen:
 @contextmanager
 def opened(
     browser: Browser,
-    html: str,
+    text: str,
     folder: Path,
     *,
     width: int = 1400,
@@ -125,7 +133,7 @@ def opened(
 ) -> Iterator[Seen]:
     """Open a page from a file, as a user does."""
     file = folder / "page.html"
-    file.write_text(html, encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=scheme, java_script_enabled=script, has_touch=touch
     )

@@ -93,7 +93,7 @@ def environment() -> Environment:
     style, script = ((folder / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     # A template prints what is marked as it is; both files are tlx's own.
     made.globals.update(style=Markup(style), script=Markup(script), generator=GENERATOR, interval=interval)
-    made.filters.update(svg=Markup, json=_json, last=_last, percent=_percent, first_clause=_first_clause)
+    made.filters.update(svg=Markup, json=_json, last=_last, percent=_percent, short=short, first_clause=_first_clause)
     return made
 
 

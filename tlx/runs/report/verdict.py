@@ -64,7 +64,7 @@ def _meaning(judged: Judged, accuracy: float, part: str, contents: Contents) -> 
     counts = np.bincount(judged.labels, minlength=len(contents.classes))
     common = int(counts.argmax())
     share = counts[common] / images
-    said.append(f"Always answering “{contents.classes[common]}” would get {percent(share)} right.")
+    said.append(f"Always answering “{shortened(contents.classes[common])}” would get {percent(share)} right.")
     if part == "val":
         said.append("There is no test part; these images also chose the epoch, so the figure is slightly optimistic.")
     return said
@@ -85,6 +85,11 @@ def trained(contents: Contents) -> str:
     epochs = len(summary.epochs)
     kept = f"; epoch {summary.best_epoch} is kept" if epochs > 1 else ""
     return f"{text}, {count(epochs, 'epoch')} in {clock(summary.seconds)}{kept}."
+
+
+def shortened(text: str, most: int = 60) -> str:
+    """Return the beginning of a text that is too long for a sentence."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def percent(share: float) -> str:
