@@ -234,6 +234,8 @@ def test_every_mistake_is_one_line(finished: tlx.Result, tmp_path: Path) -> None
         (lambda: tlx.report(finished.run_dir, finished.run_dir / "model.safetensors"), "is a name of the run"),
         (lambda: tlx.report(finished.run_dir, tmp_path / "no" / "x.html"), "Cannot write"),
         (lambda: tlx.report([finished.run_dir] * 2, data="digits"), "data is of one run"),
+        (lambda: tlx.report([finished.run_dir] * 2, explain=True), "explain is of one run"),
+        (lambda: tlx.report(finished.run_dir, backend="torch"), "backend has no effect without explain"),
     )
     for call, said in calls:
         with pytest.raises(TlxError, match=said) as caught:
@@ -269,3 +271,32 @@ for command in sys.argv[1].split("|"):
     assert lines[:2] == ["written: one.html", "exit 0"] and lines[3:] == ["exit 0", "exit 2", "exit 2"], done.stderr
     assert json.loads(lines[2]) == {"runs": [str(run)] * 2, "out": REPORT}
     assert len(done.stderr.splitlines()) == 2 and (tmp_path / "one.html").read_text() == text_of(run)
+
+
+def test_the_model_adds_a_map_and_where_it_looked(
+    of_photos: tlx.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = tlx.report(of_photos.run_dir, tmp_path / "out.html", explain=True).read_text()
+    assert "60 images of the test part, as the network sees them" in words_of(drawn)
+    assert "no explanation of mistakes: " in capsys.readouterr().err, "the reference model has no map of features"
+    assert "--explain adds where the model looked" in words_of(text_of(of_photos.run_dir))
+
+    photo = Path(tlx.load_predictions(of_photos.run_dir)["path"][0])
+    hidden = photo.rename(tmp_path / "hidden.png")
+    try:
+        with pytest.raises(TlxError, match="fewer images than when the run was trained, so there is nothing to look"):
+            tlx.report(of_photos.run_dir, tmp_path / "out.html", explain=True)
+    finally:
+        hidden.rename(photo)
+
+
+@pytest.mark.needs("torch")
+def test_heat_maps_stand_beside_the_most_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields: dict[str, Any] = {"data": "digits", "limit_train": 64, "limit_test": 64, "weights": "none", "epochs": 1, "val_fraction": 0}
+    run = tlx.run(**fields, model="squeezenet1_1", image_size=32, out=str(tmp_path / "run"), quiet=True).run_dir
+    before = text_of(run)
+    tlx.report(run, explain=True)
+    words = words_of(text_of(run))
+    assert "where the model looked, for what it says" in words and "64 images of the test part" in words
+    assert "Map of embeddings" not in words_of(before) and capsys.readouterr().err == ""
+    assert text_of(run).count('aria-label="where the model looked"') == 18

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from os.path import isfile
 from pathlib import Path
@@ -65,6 +65,7 @@ class Contents:
     parts: Mapping[str, Judged]  # "val" and "test", where there are predictions of them
     batch: Callable[[], Sequence[Sample]] | None  # None: the training images cannot be had
     problem: str = ""  # why images are missing
+    images: Mapping[str, Images] = field(default_factory=dict)  # of the parts whose images are those of the run
 
 
 def contents_of(
@@ -140,18 +141,20 @@ def read_contents(run_dir: Path, data: Any = None) -> Contents:
     summary = summary_of(result)
     there, batch, problem = _data(run_dir, files[RECIPE], card, data)
     framing = read_pixels(card, run_dir, files[RECIPE])
-    parts: dict[str, Judged] = {}
+    parts, same = dict[str, Judged](), dict[str, Images]()
     for part in tables:
         table = load_predictions(run_dir, part)  # type: ignore[arg-type]
         images = None if there is None else there.parts.get(part)
         if images is not None and not _same(images, table, card.classes):
             images, problem = None, problem or f"the {_PARTS[part]} images are not those that the run predicted"
+        if images is not None:
+            same[part] = images
         opening = None if images is None else partial(opened, images, framing)
         if opening is None and card.photos:  # some may lie where they did
             opening = partial(opened_at, table["path"], framing)
         parts[part] = judged_in(table, card.classes, card.temperature, opening)
     name = Facts(str(run_dir / CARD), parse_object(files[CARD], str(run_dir / CARD)), _FIX).inner("data").text("name")
-    return Contents(str(run_dir), name, card.preprocess.size, card.classes, summary, parts, batch, problem)
+    return Contents(str(run_dir), name, card.preprocess.size, card.classes, summary, parts, batch, problem, same)
 
 
 _PARTS = {"val": "validation", "test": "test"}

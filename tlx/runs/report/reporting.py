@@ -17,21 +17,36 @@ from tlx.runs.display import Display
 from tlx.runs.export import check_target
 from tlx.runs.folder import RunFolder, resumed_folder
 from tlx.runs.logits import Spool
-from tlx.runs.report.contents import contents_of, read_contents
+from tlx.runs.report.contents import Contents, contents_of, read_contents
 from tlx.runs.report.page import is_page, page
 
 
 def report(
-    runs: str | Path | Sequence[str | Path], out: str | Path | None = None, *, data: Any = None, quiet: bool = False
+    runs: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    explain: bool = False,
+    backend: str | None = None,
+    data: Any = None,
+    model: Any = None,
+    head: Any = None,
+    quiet: bool = False,
 ) -> Path:
-    """Write the page of a finished run again, or one page that compares several; nothing is computed anew.
+    """Write the page of a finished run again, or one page that compares several.
+
+    Nothing is computed anew but what `explain` adds.
 
     Args:
         runs: a folder that `tlx run` wrote, or several.
         out: the file to write; an existing one is replaced in one step. Default: `report.html`, in the folder of the
             run, or of several in the present one, where it replaces only an earlier page of tlx's.
+        explain: add what takes the model: a map of the embeddings of 1,000 images at most, and where the model looked
+            for its worst mistakes; of one run only.
+        backend: where that is computed. Default: the backend that trained.
         data: the run's data again, where it was passed in Python or lies elsewhere now; of one run only.
-        quiet: show nothing on stderr, where it otherwise says how many of several runs are read.
+        model: with `explain`, the module again, where the run's was a Python object.
+        head: likewise.
+        quiet: show nothing on stderr, where it otherwise says how far it has come.
 
     Returns:
         The file. It needs nothing else, and may be moved.
@@ -45,15 +60,20 @@ def report(
     if not folders:
         raise TlxError("runs is empty; expected the folder of a run, or of several")
     several = len(folders) > 1
-    if several and data is not None:
-        raise TlxError(f"data is of one run, but runs are {len(folders)}; leave it out")
+    for name, value in (("data", data), ("explain", explain or None)):
+        if several and value is not None:
+            raise TlxError(f"{name} is of one run, but runs are {len(folders)}; leave it out")
+    for name, value in (("backend", backend), ("model", model), ("head", head)):
+        if value is not None and not explain:
+            raise TlxError(f"{name} has no effect without explain; leave it out, or pass explain")
+    display = Display(quiet)
     target = None if out is None else Path(out)
     if target is not None:
         check_target(Path(os.path.realpath(target)), "html")
     if several:
         from tlx.runs.report.comparison import comparison_of
 
-        advance, contents = Display(quiet).counted("reading the runs"), []
+        advance, contents = display.counted("reading the runs"), []
         for number, run in enumerate(folders, 1):
             contents.append(read_contents(run))
             advance(number, len(folders))
@@ -61,7 +81,8 @@ def report(
         if target is None:
             target = _own_place(Path(REPORT))
     else:
-        text = page(read_contents(folders[0], data))
+        of_run = read_contents(folders[0], data)
+        text = _explained(of_run, backend, display, model, head) if explain else page(of_run)
     content = text.encode(errors="backslashreplace")
     if target is not None:
         write_atomic(target, content)
@@ -75,6 +96,14 @@ def report(
         elsewhere = f"write it elsewhere, with: tlx report {shlex.quote(str(folders[0]))} -o {REPORT}"
         raise TlxError(error.problem, fix=elsewhere) from error
     return folders[0] / REPORT
+
+
+def _explained(contents: Contents, backend: str | None, display: Display, model: Any, head: Any) -> str:
+    from tlx.runs.report.model import look
+
+    points, heat, notes = look(contents, backend, display, model=model, head=head)
+    display.notes(notes)
+    return page(contents, points, heat)
 
 
 def _own_place(path: Path) -> Path:
