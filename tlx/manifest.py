@@ -29,7 +29,8 @@ PART_LOGITS = {part: f"logits-{part}.npy" for part in ("val", "test")}
 FORMAT = 1
 OWN = re.compile(
     r"(?:manifest|card|result)\.json|recipe\.toml|history\.jsonl|(?:model|adapters|neighbors)\.safetensors|"
-    r"report\.html|predictions-(?:val|test)\.csv|logits-(?:val|test)\.npy|last/(?:state|best)-\d+\.safetensors|last/logits-\d+\.npy"
+    r"report\.html|predictions-(?:val|test)\.csv|logits-(?:val|test)\.npy|"
+    r"last/(?:state|best)-\d+\.safetensors|last/logits-\d+\.npy"
 )
 STATE, BEST = re.compile(r"last/state-(\d+)\.safetensors"), re.compile(r"last/best-(\d+)\.safetensors")
 LOGITS = re.compile(r"last/logits-\d+\.npy")  # of the validation part, at the best epoch

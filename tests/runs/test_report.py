@@ -115,6 +115,9 @@ def test_a_page_that_fails_is_one_note_and_the_run_ends_well(
     assert tlx.evaluate(tmp_path / "run", quiet=True)["test_accuracy"] == finished.test_accuracy
     tlx.report(tmp_path / "run")
     assert "are classified correctly" in text_of(tmp_path / "run")
+    monkeypatch.setattr(RunFolder, "put", full)
+    tlx.run(resume=tmp_path / "run", epochs=4, quiet=True)
+    assert not (tmp_path / "run" / REPORT).exists(), "it showed three epochs"
 
 
 @pytest.mark.parametrize("change", ["deleted", "edited"])

@@ -188,7 +188,8 @@ def test_no_name_breaks_a_page() -> None:
     for drawn in (page(made), comparison_of([made, replace(made, run_dir=HOSTILE[0])])):
         assert "<script>window" not in drawn and "</style><img" not in drawn and "\u202e" not in drawn
         assert "\x1b" not in drawn and drawn.count("</script>") == 2 and drawn.count("</style>") == 1
-        json.loads(drawn.partition('id="data">')[2].partition("</script>")[0])
+        block = drawn.partition('id="data">')[2].partition("</script>")[0]
+        assert "<" not in block and json.loads(block)
 
 
 DAMAGES: list[Callable[[dict[str, Any]], Any]] = [

@@ -29,7 +29,7 @@ HOSTILE = [
     "w" * 300,
     "</style><img src=x onerror='window.hacked = 1'>",
     '" onclick="window.hacked=1',
-    "]]>&amp;${1}`",
+    "<!--<script></script x ]]>&amp;${1}`",
 ]
 
 

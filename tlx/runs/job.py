@@ -290,7 +290,7 @@ def _execute(
 
 
 def _note_late(note: str, result: Result, display: Display) -> None:
-    """Say something of a run whose result is there already; nothing where the note is empty."""
+    """Add a note to a result that is made already, and show it; nothing where the note is empty."""
     if note:
         result.notes.append(note)
         display.notes([note])

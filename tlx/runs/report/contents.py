@@ -48,9 +48,7 @@ class Sample:
 
     image: Image
     label: str
-    side: (
-        int  # pixels of the longer side as it enters the device, which enlarges what is smaller than the network takes
-    )
+    side: int  # pixels of its longer side; the device enlarges what is smaller than the network takes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
