@@ -149,7 +149,7 @@ def test_a_heat_map_lies_over_the_photo() -> None:
     heat = np.zeros((4, 4))
     heat[0, 0] = 1
     shown = np.asarray(heated(Image.new("RGB", (64, 64), (100, 100, 100)), heat)).astype(int)
-    assert shown[0, 0, 0] > 150 and shown[0, 0, 1] > 150 and (shown[-1, -1] < 90).sum() >= 2
+    assert (shown[0, 0, :2] > 150).all() and (shown[-1, -1] < 100).all()
     assert heated(Image.new("RGB", (8, 8)), np.full((2, 2), np.nan)).size == (96, 96)
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from tlx.runs.overlay import overlay
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -76,19 +78,11 @@ def uris_in(page: str, numbers: list[int]) -> list[str]:
 
 
 def heated(image: Image, heat: NDArray[np.float64]) -> Image:
-    """Lay a heat map [h, w] of 0 to 1 over an image: from dark blue over red to yellow; what is 0 only darkens it."""
+    """Lay a heat map [h, w] of 0 to 1 over an image, as `tlx explain` does."""
     from PIL import Image as module
 
-    level = np.nan_to_num(np.clip(heat, 0, 1))
-    small = module.fromarray((255 * level).astype(np.uint8))
-    side = max(image.size)
-    scale = max(1, 96 // side)  # of a small image, so that the map is not coarser than it is
+    level = np.nan_to_num(np.clip(heat, 0, 1)).astype(np.float32)
+    scale = max(1, 96 // max(image.size))  # of a small image, so that the map is not coarser than it is
     size = (image.width * scale, image.height * scale)
-    value = np.asarray(small.resize(size, module.Resampling.BILINEAR), np.float64)[..., None] / 255
-    stops = np.array([[13, 8, 135], [156, 23, 158], [237, 121, 83], [240, 249, 33]], np.float64)  # "plasma"
-    at = value[..., 0] * (len(stops) - 1)
-    low = np.minimum(at.astype(int), len(stops) - 2)
-    colour = stops[low] + (stops[low + 1] - stops[low]) * (at - low)[..., None]
-    photo = np.asarray(image.resize(size, module.Resampling.NEAREST), np.float64)
-    share = 0.25 + 0.45 * value
-    return module.fromarray(np.clip(photo * (1 - share) + colour * share, 0, 255).astype(np.uint8))
+    value = np.asarray(module.fromarray(level).resize(size, module.Resampling.BILINEAR)).clip(0, 1)
+    return module.fromarray(overlay(np.asarray(image.resize(size, module.Resampling.NEAREST)), value))
