@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlx import errors
+    from tlx.audit.checking import check
+    from tlx.audit.result import Check
     from tlx.data import Data, load_data
     from tlx.errors import TlxError
     from tlx.proof import mapping
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it. Imported when first used, so that `import tlx` costs almost nothing.
 _PUBLIC = {
+    "Check": "tlx.audit.result",
     "Data": "tlx.data",
     "Evaluation": "tlx.runs.evaluation",
     "Exported": "tlx.runs.export",
@@ -39,6 +42,7 @@ _PUBLIC = {
     "Result": "tlx.runs.result",
     "Strategy": "tlx.strategy",
     "TlxError": "tlx.errors",
+    "check": "tlx.audit.checking",
     "evaluate": "tlx.runs.evaluation",
     "export": "tlx.runs.export",
     "load_data": "tlx.data",
@@ -53,6 +57,7 @@ _PUBLIC = {
 _MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
 
 __all__ = [
+    "Check",
     "Data",
     "Evaluation",
     "Exported",
@@ -67,6 +72,7 @@ __all__ = [
     "Strategy",
     "TlxError",
     "__version__",
+    "check",
     "errors",
     "evaluate",
     "export",

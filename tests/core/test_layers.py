@@ -25,6 +25,7 @@ LAYERS = (
     ("recipe",),
     ("training",),
     ("runs",),
+    ("audit",),
     ("proof",),
     ("cli",),
     ("__main__",),

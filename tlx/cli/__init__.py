@@ -12,6 +12,7 @@ from io import TextIOWrapper
 
 from cyclopts import App
 
+from tlx.cli.check import check
 from tlx.cli.export import export
 from tlx.cli.look_up import backends, doctor, models, runs, strategies
 from tlx.cli.options import LOOK_UP, TRAIN
@@ -30,6 +31,7 @@ app.command(run, group=TRAIN, sort_key=1)
 app.command(evaluate, group=TRAIN, sort_key=2)
 app.command(predict, group=TRAIN, sort_key=3)
 app.command(export, group=TRAIN, sort_key=4)
+app.command(check, group=TRAIN, sort_key=0)
 app.command(runs, group=LOOK_UP)
 app.command(strategies, group=LOOK_UP)
 app.command(models, group=LOOK_UP)
