@@ -17,6 +17,7 @@ from tlx.audit.pool import Pool, pooled
 from tlx.audit.result import KINDS, Check, Decision, Problem, Row, listed
 from tlx.data import Data, FileImages, Images
 from tlx.data.file_hashes import FileHashes
+from tlx.data.images import MAX_PIXELS, formats_up_to
 from tlx.data.load import open_source
 from tlx.errors import DataError
 from tlx.runs.display import Display
@@ -59,22 +60,31 @@ def check(
         DataError: the data is damaged or has another layout.
         TlxError: a file cannot be written.
     """
-    display, files = Display(quiet), FileHashes()
+    formats_up_to(MAX_PIXELS)  # sets a filter of warnings for good, and not within this block
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that does not keep a photo from being read
+        result = _check(data, data_root, path_column, label_column, Display(quiet))
+        if decisions is not None:
+            from tlx.audit.decisions import write_decisions
+
+            write_decisions(decisions, result)
+        if html is not None:
+            from tlx.audit.page import write_page
+
+            write_page(html, result)
+    return result
+
+
+def _check(
+    data: Any, data_root: str | Path | None, path_column: str | None, label_column: str | None, display: Display
+) -> Check:
+    files = FileHashes()
     name, classes, parts, notes, bad = _opened(data, data_root, path_column, label_column)
     pool = read_pool(parts, classes, bad, files, display)
     rows, skipped = _rows_of_images(pool)
     problems = [*_of_rows(rows, len(pool)), *_of_properties(pool), *_of_counts(pool)]
     counts = _counts(pool)
-    result = Check(name, classes, counts, _sorted(problems), tuple(notes), tuple(skipped), dict(parts))
-    if decisions is not None:
-        from tlx.audit.decisions import write_decisions
-
-        write_decisions(decisions, result)
-    if html is not None:
-        from tlx.audit.page import write_page
-
-        write_page(html, result)
-    return result
+    return Check(name, classes, counts, _sorted(problems), tuple(notes), tuple(skipped), dict(parts))
 
 
 def _opened(
@@ -106,12 +116,10 @@ def read_pool(
     """Read all images."""
     total, before, advance = sum(map(len, parts.values())), 0, display.counted(READING)
     facts: dict[str, Facts] = {}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that does not keep a photo from being read
-        for part, images in parts.items():
-            facts[part] = facts_of_part(images, files, partial(_advance, advance, before, total))
-            facts[part].problems.update(bad.get(part, {}))
-            before += len(images)
+    for part, images in parts.items():
+        facts[part] = facts_of_part(images, files, partial(_advance, advance, before, total))
+        facts[part].problems.update(bad.get(part, {}))
+        before += len(images)
     return pooled(parts, classes, facts, files)
 
 
@@ -125,7 +133,7 @@ def _rows_of_images(pool: Pool) -> tuple[list[Row], list[str]]:
     rows = []
     for place, problem in sorted(pool.problems.items()):
         kind = "truncated" if "truncated" in problem else "unreadable"
-        rows.append(pool.row(kind, place, "drop", detail=problem))
+        rows.append(pool.row(kind, place, "drop", detail=problem.removeprefix(f"{pool.name(place)} ")))
     exact = exact_groups(pool)
     rows += rows_of_exact(pool, exact)
     skipped = []

@@ -55,12 +55,11 @@ class _Album:
     def __init__(self, parts: dict[str, Images]) -> None:
         self.parts, self.room = parts, ROOM
         self.uris: list[str] = []
-        self.small = False  # whether some are enlarged
         self._numbers: dict[tuple[str, int], int | None] = {}
 
     def shot(self, row: Row) -> Shot:
         key = (row.part, row.index)
-        if key not in self._numbers and self.room > 0:
+        if key not in self._numbers and self.room > 0 and row.content:  # of what cannot be read there is none
             self._numbers[key] = self._add(*key)
         return Shot(row, self._numbers.get(key))
 
@@ -72,7 +71,6 @@ class _Album:
         except DataError:
             return None
         image.thumbnail((SIDE, SIDE))
-        self.small = self.small or max(image.size) < SMALL
         out, kind = io.BytesIO(), "png" if max(image.size) < SMALL else "jpeg"
         image.save(out, kind, **({"quality": 78} if kind == "jpeg" else {}))
         uri = f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
@@ -101,7 +99,7 @@ def page(result: Check) -> str:
     album = _Album(result.parts)
     sections = [_section(problem, album) for problem in result.problems]
     counts = list(zip(result.classes, np.array(list(result.counts.values())).T.tolist(), strict=True))
-    values: dict[str, Any] = {"check": result, "sections": sections, "uris": album.uris, "small": album.small}
+    values: dict[str, Any] = {"check": result, "sections": sections, "uris": album.uris}
     more = max(0, len(counts) - CLASSES)
     verdict = _verdict(result)
     template = environment.get_template("check.html.j2")
