@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from tlx.audit.copies import LEAST, exact_groups, near_groups, rows_of_exact, rows_of_near
 from tlx.audit.facts import ALPHA, ANIMATED, CMYK, DEEP, GREY, PLAIN, ROTATED, Facts, can_hash, facts_of_part
+from tlx.audit.features import Extractor, open_extractor
+from tlx.audit.judging import judged
+from tlx.audit.labels import require_cleanlab
 from tlx.audit.pool import Pool, pooled
 from tlx.audit.result import KINDS, Check, Decision, Problem, Row, listed
 from tlx.data import Data, FileImages, Images
@@ -37,6 +40,12 @@ def check(
     data_root: str | Path | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    labels: bool = False,
+    model: str = "resnet18",
+    weights: str | None = None,
+    run: str | Path | None = None,
+    backend: str | None = None,
+    image_size: int | None = None,
     html: str | Path | None = None,
     decisions: str | Path | None = None,
     quiet: bool = False,
@@ -51,6 +60,13 @@ def check(
         data_root: folder that holds the data.
         path_column: column of a .csv or .parquet file with the photos or their paths.
         label_column: column with the labels.
+        labels: also look for labels that are likely to be wrong, and for classes that are alike: see
+            `tlx.audit.labels`. Features of every image are computed, and kept in the cache.
+        model: whose features, as `tlx models` lists them.
+        weights: of the model, as in a recipe; default: ImageNet's.
+        run: the folder of a finished run, whose model gives the features instead.
+        backend: where they are computed; default: torch, or that of the run.
+        image_size: pixels a side that the model sees; default: the model's own.
         html: write a page of the pictures to this file.
         decisions: write a row for each image with a problem to this CSV file, for `tlx.run(fixes=...)`.
         quiet: show nothing on stderr.
@@ -58,12 +74,16 @@ def check(
     Raises:
         DataNotFound: there is no such data set, file or folder.
         DataError: the data is damaged or has another layout.
-        TlxError: a file cannot be written.
+        TlxError: a file cannot be written, there is no such model or run, or a library of the extra `check` is missing.
     """
+    extractor = None
+    if labels:
+        require_cleanlab()
+        extractor = open_extractor(model, weights, run, backend, image_size)
     formats_up_to(MAX_PIXELS)  # sets a filter of warnings for good, and not within this block
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that does not keep a photo from being read
-        result = _check(data, data_root, path_column, label_column, Display(quiet))
+        result = _check(data, data_root, path_column, label_column, extractor, Display(quiet))
         if decisions is not None:
             from tlx.audit.decisions import write_decisions
 
@@ -76,13 +96,22 @@ def check(
 
 
 def _check(
-    data: Any, data_root: str | Path | None, path_column: str | None, label_column: str | None, display: Display
+    data: Any,
+    data_root: str | Path | None,
+    path_column: str | None,
+    label_column: str | None,
+    extractor: Extractor | None,
+    display: Display,
 ) -> Check:
     files = FileHashes()
     name, classes, parts, notes, bad = _opened(data, data_root, path_column, label_column)
     pool = read_pool(parts, classes, bad, files, display)
-    rows, skipped = _rows_of_images(pool)
-    problems = [*_of_rows(rows, len(pool)), *_of_properties(pool), *_of_counts(pool)]
+    rows, skipped, groups = _rows_of_images(pool)
+    alike: list[Problem] = []
+    if extractor is not None:
+        suspected, alike = judged(pool, extractor, groups, display)
+        rows += suspected
+    problems = [*_of_rows(rows, len(pool)), *_of_properties(pool), *_of_counts(pool), *alike]
     counts = _counts(pool)
     return Check(name, classes, counts, _sorted(problems), tuple(notes), tuple(skipped), dict(parts))
 
@@ -128,26 +157,28 @@ def _advance(advance: Any, before: int, total: int, done: int, _: int) -> None:
         advance(before + done, total)
 
 
-def _rows_of_images(pool: Pool) -> tuple[list[Row], list[str]]:
-    """Return a row for each problem of an image beside its properties, and what was not looked for."""
+def _rows_of_images(pool: Pool) -> tuple[list[Row], list[str], list[NDArray[np.int64]]]:
+    """Return a row for each problem of an image beside its properties, what was not looked for, and what is alike."""
     rows = []
     for place, problem in sorted(pool.problems.items()):
         kind = "truncated" if "truncated" in problem else "unreadable"
         rows.append(pool.row(kind, place, "drop", detail=problem.removeprefix(f"{pool.name(place)} ")))
     exact = exact_groups(pool)
     rows += rows_of_exact(pool, exact)
+    near: list[NDArray[np.int64]] = []
     skipped = []
     if not can_hash():
         skipped.append(f"images that look alike were not looked for: {EXTRA}")
     else:
-        rows += rows_of_near(pool, near_groups(pool, exact), len(exact))
+        near = near_groups(pool, exact)
+        rows += rows_of_near(pool, near, len(exact))
         small = np.minimum(pool.facts["width"], pool.facts["height"])[pool.readable] < LEAST
         if small.any():
             skipped.append(f"{small.sum():,} images below {LEAST} px were not compared with those that look alike")
     arrays = [part for part, images in pool.parts.items() if not isinstance(images, FileImages)]
     if arrays:
         skipped.append(f"{' and '.join(arrays)}: no files, so nothing is said of links, formats and EXIF")
-    return rows, skipped
+    return rows, skipped, [*near, *exact]
 
 
 def _of_rows(rows: Sequence[Row], total: int) -> list[Problem]:

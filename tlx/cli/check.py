@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from tlx.cli.options import Json, print_json
 from tlx.errors import printable
@@ -16,6 +19,12 @@ def check(
     data_root: Path | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    labels: Annotated[bool, Parameter(negative="")] = False,
+    model: str = "resnet18",
+    weights: str | None = None,
+    run: Path | None = None,
+    backend: str | None = None,
+    image_size: int | None = None,
     html: Path | None = None,
     decisions: Path | None = None,
     json: Json = False,
@@ -35,6 +44,18 @@ def check(
         Column of a .csv or .parquet file with the photos or their paths.
     label_column:
         Column with the labels.
+    labels:
+        Also look for labels that are likely to be wrong, and for classes that are alike, by the features of a model.
+    model:
+        The model whose features: see `tlx models`.
+    weights:
+        Its weights, as for `tlx run`. [default: ImageNet's]
+    run:
+        A folder that `tlx run` wrote, whose model gives the features instead.
+    backend:
+        Where features are computed. [default: torch, or that of the run]
+    image_size:
+        Pixels a side that the model sees. [default: the model's own]
     html:
         Write a page of the pictures to this file.
     decisions:
@@ -44,8 +65,20 @@ def check(
     import tlx
     from tlx.audit.table import print_check
 
-    columns = {"path_column": path_column, "label_column": label_column}
-    result = tlx.check(data, data_root=data_root, html=html, decisions=decisions, **columns)
+    result = tlx.check(
+        data,
+        data_root=data_root,
+        path_column=path_column,
+        label_column=label_column,
+        labels=labels,
+        model=model,
+        weights=weights,
+        run=run,
+        backend=backend,
+        image_size=image_size,
+        html=html,
+        decisions=decisions,
+    )
     for path in (html, decisions):
         if path is not None:
             tell(f"written: {printable(str(path))}")
