@@ -15,7 +15,6 @@ from tlx.audit.copies import LEAST, exact_groups, near_groups, rows_of_exact, ro
 from tlx.audit.facts import ALPHA, ANIMATED, CMYK, DEEP, GREY, PLAIN, ROTATED, Facts, can_hash, facts_of_part
 from tlx.audit.features import Extractor, open_extractor
 from tlx.audit.judging import judged
-from tlx.audit.labels import require_cleanlab
 from tlx.audit.pool import Pool, pooled
 from tlx.audit.result import KINDS, Check, Decision, Problem, Row, listed
 from tlx.data import Data, FileImages, Images
@@ -74,11 +73,10 @@ def check(
     Raises:
         DataNotFound: there is no such data set, file or folder.
         DataError: the data is damaged or has another layout.
-        TlxError: a file cannot be written, there is no such model or run, or a library of the extra `check` is missing.
+        TlxError: a file cannot be written, or there is no such model or run.
     """
     extractor = None
     if labels:
-        require_cleanlab()
         extractor = open_extractor(model, weights, run, backend, image_size)
     formats_up_to(MAX_PIXELS)  # sets a filter of warnings for good, and not within this block
     with warnings.catch_warnings():
