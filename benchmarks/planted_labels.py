@@ -2,8 +2,8 @@
 
     python benchmarks/planted_labels.py [FOLDER of the test data]
 
-5 % of the labels are swapped for another class, drawn by three seeds: of the ants and bees (397 photos), and of 3,000
-images of CIFAR-10. The features are those of an ImageNet ResNet-18.
+5 % of the labels are swapped for another class, drawn by five seeds: of the ants and bees (397 photos), and of 3,000
+and 8,000 images of CIFAR-10. The features are those of an ImageNet ResNet-18 of which a block was left out.
 """
 
 from __future__ import annotations
@@ -17,24 +17,22 @@ import numpy as np
 from tlx.audit.features import features_of, open_extractor
 from tlx.audit.labels import out_of_fold, suspects
 from tlx.data import Images
-from tlx.data.fingerprint import hashes_of
 from tlx.data.file_hashes import FileHashes
+from tlx.data.fingerprint import hashes_of
 from tlx.data.load import load_data, open_source
 
-SHARE, SEEDS = 0.05, (0, 1, 2)
-CIFAR = 3000
+SHARE, SEEDS = 0.05, (10, 11, 12, 13, 14)  # the cut was chosen on 0, 1 and 2
+CIFAR, PIXELS = (3000, 8000), 128
 
 
 def main() -> None:
     home = Path(sys.argv[1] if len(sys.argv) > 1 else "~/.cache/tlx/test-data").expanduser()
     weights = str(home / "weights" / "resnet18-imagenet-backbone.safetensors")
     ants = open_source(str(home / "hymenoptera_data"))
-    cifar = load_data("cifar10", root=home, limit_train=CIFAR, val_fraction=0)
-    for name, parts, classes, size in (
-        ("ants and bees", list(ants.parts.values()), len(ants.classes), None),
-        ("CIFAR-10", [cifar.train], len(cifar.classes), 128),
-    ):
-        measure(name, parts, classes, weights, size)
+    measure("ants and bees", list(ants.parts.values()), len(ants.classes), weights, None)
+    for count in CIFAR:
+        cifar = load_data("cifar10", root=home, limit_train=count, val_fraction=0)
+        measure("CIFAR-10", [cifar.train], len(cifar.classes), weights, PIXELS)
 
 
 def measure(name: str, parts: list[Images], classes: int, weights: str, size: int | None) -> None:
@@ -44,6 +42,7 @@ def measure(name: str, parts: list[Images], classes: int, weights: str, size: in
     rows = [features_of(extractor, images, [h.hex() for h in hashes_of(images, files).tolist()]) for images in parts]
     features, labels = np.concatenate(rows), np.concatenate([images.labels for images in parts])
     print(f"{name}: {len(labels):,} images, features in {time.perf_counter() - started:.0f} s")
+    figures = []
     for seed in SEEDS:
         draw = np.random.default_rng(seed)
         planted = draw.choice(len(labels), round(SHARE * len(labels)), replace=False)
@@ -55,10 +54,14 @@ def measure(name: str, parts: list[Images], classes: int, weights: str, size: in
         hits = [suspect for suspect in found if suspect.place in set(planted.tolist())]
         right = sum(suspect.suggested == labels[suspect.place] for suspect in hits)
         recall, precision = len(hits) / len(planted), len(hits) / max(1, len(found))
+        figures.append((recall, precision))
         print(
             f"  seed {seed}: {len(planted)} planted, {len(found)} suspected, recall {recall:.1%}, precision"
-            f" {precision:.1%}, suggestion right {right / max(1, len(hits)):.1%}, {seconds:.0f} s"
+            f" {precision:.1%}, suggestion right {right / max(1, len(hits)):.1%}, {seconds:.0f} s",
+            flush=True,
         )
+    recall, precision = np.mean(figures, axis=0)
+    print(f"  mean: recall {recall:.1%}, precision {precision:.1%}", flush=True)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def test_a_label_changes_before_classes_are_chosen_and_the_fingerprint_with_it(p
 
 def test_what_is_dropped_need_not_be_readable(photos: Path, tmp_path: Path) -> None:
     parts = {"train": [(image, i % 2) for i, image in enumerate(np.zeros((8, 9, 9, 3), np.uint8))]}
-    parts["train"][3] = ("no image", 1)  # type: ignore[call-overload]
+    parts["train"][3] = ("no image", 1)
     with pytest.raises(DataError, match=r"item 3"):
         tlx.load_data(parts, test_fraction=0, val_fraction=0)
     row = tlx.check(parts, quiet=True).problem("unreadable").rows[0]

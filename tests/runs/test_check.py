@@ -10,10 +10,11 @@ import subprocess
 import sys
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 import tlx
@@ -169,13 +170,16 @@ def test_arrays_are_checked_but_for_what_only_files_have() -> None:
     assert any("no files" in text for text in result.skipped)
 
 
-def test_what_was_read_is_not_read_again_and_a_changed_photo_is(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_read_is_not_read_again_and_a_changed_photo_is(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts, "YOUNG", -1e9)  # these files are but a moment old
     reads: list[int] = []
     read = facts._read
-    monkeypatch.setattr(facts, "_read", lambda *values: reads.append(values[-1]) or read(*values))
+
+    def reading(images: Any, spans: Any, index: int) -> Any:
+        reads.append(index)
+        return read(images, spans, index)
+
+    monkeypatch.setattr(facts, "_read", reading)
     first = tlx.check(photos, quiet=True)
     assert len(reads) == 32
     reads.clear()
@@ -190,18 +194,21 @@ def test_a_check_that_was_stopped_goes_on_where_it_was(photos: Path, monkeypatch
     monkeypatch.setattr(facts, "SAVE_SECONDS", 0.0)
     read, reads = facts._read, list[str]()
 
-    def stopping(images: object, spans: list[tuple[str, int, int]], index: int) -> object:
+    last = 20
+
+    def stopping(images: Any, spans: Any, index: int) -> Any:
         reads.append(spans[index][0])
-        if index == 20:
+        if index == last:
             raise KeyboardInterrupt
-        return read(images, spans, index)  # type: ignore[arg-type]
+        return read(images, spans, index)
 
     monkeypatch.setattr(facts, "in_threads", lambda work, items: map(work, items))
     monkeypatch.setattr(facts, "_read", stopping)
     with pytest.raises(KeyboardInterrupt):
         tlx.check(photos, quiet=True)
-    done, _ = set(reads[:-1]), reads.clear()
-    monkeypatch.setattr(facts, "_read", lambda *values: reads.append(values[1][values[2]][0]) or read(*values))
+    done = set(reads[:-1])
+    reads.clear()
+    last = -1
     tlx.check(photos, quiet=True)
     assert len(done) == 20 and len(reads) == 12 and done.isdisjoint(reads)
 
@@ -225,7 +232,7 @@ def test_near_pairs_are_those_that_comparing_all_with_all_finds() -> None:
     assert [group.tolist() for group in groups_of(np.array([[0, 2], [2, 3]]), 5)] == [[0, 2, 3]]
 
 
-def planted(labels: np.ndarray, classes: int, seed: int = 0) -> tuple[np.ndarray, set[int]]:
+def planted(labels: NDArray[np.int64], classes: int, seed: int = 0) -> tuple[NDArray[np.int64], set[int]]:
     """The labels with 5 % of them swapped, and which."""
     draw = np.random.default_rng(seed)
     places = draw.choice(len(labels), len(labels) // 20, replace=False)

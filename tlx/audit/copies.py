@@ -43,7 +43,7 @@ def rows_of_exact(pool: Pool, groups: Sequence[NDArray[np.int64]]) -> list[Row]:
         parts, labels = pool.part[group], pool.labels[group]
         kinds = [kind for kind, there in (("two_labels", labels), ("leak", parts)) if len(np.unique(there)) > 1]
         alike = "two_labels" not in kinds
-        decisions = _decisions(pool, group) if alike else ["keep"] * len(group)
+        decisions: list[Decision] = _decisions(pool, group) if alike else ["keep"] * len(group)
         how = _how(pool, group)
         for kind in kinds or ["duplicate"]:
             rows += [

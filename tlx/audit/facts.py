@@ -225,7 +225,7 @@ def _phash() -> Callable[[Image], Any] | None:
         return None
     from imagehash import phash
 
-    return phash  # type: ignore[no-any-return]
+    return phash
 
 
 def _fact(image: Image) -> Fact:
@@ -238,7 +238,7 @@ def _fact(image: Image) -> Fact:
     small = image.resize((SMALL, SMALL), Resampling.BOX)
     row["thumb"] = np.asarray(small.resize((8, 8), Resampling.BOX)).reshape(-1)
     colours = np.asarray(small).astype(np.int16)
-    flags = PLAIN if all(low == high for low, high in image.getextrema()) else 0
+    flags = PLAIN if all(low == high for low, high in np.reshape(image.getextrema(), (-1, 2)).tolist()) else 0
     flags |= GREY if (colours == colours[..., :1]).all() else 0
     hashed = _phash()
     if hashed is not None and not flags & PLAIN:

@@ -65,7 +65,9 @@ class Extractor:
     def identity(self, framing: Framing) -> bytes:
         """Return what decides the features beside the images."""
         parts = (self.sha256, self.backend.name, self.recipe.device, self.recipe.precision)
-        return hash_of(repr((parts, self.preprocess, framing, versions(), self.backend.capabilities().versions)).encode())
+        return hash_of(
+            repr((parts, self.preprocess, framing, versions(), self.backend.capabilities().versions)).encode()
+        )
 
 
 def open_extractor(
@@ -153,7 +155,7 @@ def _compute(extractor: Extractor, images: Images, framing: Framing) -> Features
             batch = Batch(np.ascontiguousarray(np.stack(pixels)), zeros, zeros, extractor.preprocess)
             (features,) = backend.fetch([backend.features(extractor.model, backend.put(extractor.model, batch))])
             rows.append(extractor.head.pooled(features).astype("<f4"))
-    result = np.concatenate(rows)
+    result: Features = np.concatenate(rows)
     if not np.isfinite(result).all():
         raise TlxError(f"the features of {extractor.name} are not finite", fix="use another model or other weights")
     return result

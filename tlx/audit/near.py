@@ -3,12 +3,13 @@
 The hash is `phash` of imagehash (64 bits; the signs of an image's lowest frequencies: Zauner 2010, "Implementation and
 benchmarking of perceptual image hash functions", section 3.2.1). Two images are a pair where at most `RADIUS` bits
 differ and their thumbnails of 8 x 8 pixels are alike. Hashes within that radius are found by multi-index hashing
-(Norouzi, Punjani and Fleet 2012, "Fast search in Hamming space with multi-index hashing"): cut into `RADIUS` + 1 pieces,
-two of them must share a piece, so that only hashes with an equal piece are compared.
+(Norouzi, Punjani and Fleet 2012, "Fast search in Hamming space with multi-index hashing"): cut into `RADIUS` + 1
+pieces, two of them must share a piece, so that only hashes with an equal piece are compared.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,7 +44,7 @@ def near_pairs(hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8]) -> Indices
 def _within_radius(unique: NDArray[np.uint64]) -> Iterator[Indices]:
     """Yield pairs of places of different hashes that differ in at most `RADIUS` bits; some come twice."""
     edges = np.linspace(0, 64, PIECES + 1).astype(np.int64).tolist()
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         piece = (unique >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
         order = np.argsort(piece, kind="stable")
         ends = np.flatnonzero(np.diff(piece[order])) + 1

@@ -56,11 +56,11 @@ class Pool:
 
     def part_of(self, place: int) -> str:
         """The name of an image's part."""
-        return list(self.parts)[self.part[place]]
+        return list(self.parts)[int(self.part[place])]
 
     def name(self, place: int) -> str:
         """The name of an image within its part."""
-        return self.parts[self.part_of(place)].names[self.index[place]]
+        return self.parts[self.part_of(place)].names[int(self.index[place])]
 
     def rank(self, place: int) -> int:
         """How far an image is held out."""
@@ -79,7 +79,7 @@ class Pool:
             return ""
         images, index = self.parts[self.part_of(place)], self.index[place : place + 1]
         if isinstance(images, FileImages):
-            return bytes(self.facts["content"][place]).ljust(16, b"\0").hex()
+            return str(bytes(self.facts["content"][place]).ljust(16, b"\0").hex())
         return content_of(images.select(index, images.labels[index]), self.files)
 
 

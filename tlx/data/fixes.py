@@ -12,7 +12,6 @@ import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -64,7 +63,9 @@ def read_fixes(source: str) -> Fixes:
     try:
         text = read_regular(path, LARGEST)
     except FileNotFoundError as error:
-        raise DataNotFound(f"fixes: there is no file {path}", fix="write it with: tlx check DATA --decisions") from error
+        raise DataNotFound(
+            f"fixes: there is no file {path}", fix="write it with: tlx check DATA --decisions"
+        ) from error
     except OSError as error:
         raise DataError(f"fixes: {path} cannot be read: {error.strerror}") from error
     sha256 = hashlib.sha256(text).hexdigest()
@@ -164,9 +165,7 @@ def _places(fixes: Fixes, parts: Mapping[str, Images]) -> dict[Key, int]:
     return places
 
 
-def _check_contents(
-    fixes: Fixes, parts: Mapping[str, Images], places: Mapping[Key, int], files: FileHashes
-) -> None:
+def _check_contents(fixes: Fixes, parts: Mapping[str, Images], places: Mapping[Key, int], files: FileHashes) -> None:
     """Raise DataError where an image that is to be changed is no longer the one that was looked at."""
     for part, images in parts.items():
         keys = [key for key in fixes.contents if key[0] == part and key in places]
