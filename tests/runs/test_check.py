@@ -342,3 +342,11 @@ def test_the_page_fits_a_phone_and_shows_every_picture(photos: Path, tmp_path: P
     assert tab.locator(".pic.gone").count() == 1
     context.close()
     assert page.stat().st_size < 100_000
+
+
+def test_labels_that_cannot_be_judged_leave_the_rest_of_the_check(tmp_path: Path) -> None:
+    images = np.stack([np.asarray(photo(i)) for i in range(4)])
+    model = {"backend": "loopback", "model": "tiny-mlp", "weights": "none", "image_size": 8}
+    data = {"train": (images, np.array([0, 0, 0, 0])), "classes": ["only"]}
+    result = tlx.check(data, labels=True, quiet=True, **model)  # type: ignore[arg-type]
+    assert result.problem("few") is not None and any("labels were not judged" in text for text in result.skipped)

@@ -107,8 +107,11 @@ def _check(
     rows, skipped, groups = _rows_of_images(pool)
     alike: list[Problem] = []
     if extractor is not None:
-        suspected, alike = judged(pool, extractor, groups, display)
-        rows += suspected
+        try:
+            suspected, alike = judged(pool, extractor, groups, display)
+            rows += suspected
+        except DataError as error:  # too few images, or one that is gone since; what was found else is worth having
+            skipped.append(f"labels were not judged: {error.problem}")
     problems = [*_of_rows(rows, len(pool)), *_of_properties(pool), *_of_counts(pool), *alike]
     counts = _counts(pool)
     return Check(name, classes, counts, _sorted(problems), tuple(notes), tuple(skipped), dict(parts))
@@ -227,9 +230,12 @@ def _size(fact: NDArray[Any]) -> str:
 
 
 def _counts(pool: Pool) -> dict[str, list[int]]:
-    return {
-        part: np.bincount(images.labels, minlength=len(pool.classes)).tolist() for part, images in pool.parts.items()
-    }
+    return {part: _count(images.labels, len(pool.classes)) for part, images in pool.parts.items()}
+
+
+def _count(labels: NDArray[np.int64], classes: int) -> list[int]:
+    counts: list[int] = np.bincount(labels[labels >= 0], minlength=classes).tolist()  # -1: a sample of no use
+    return counts
 
 
 def _of_counts(pool: Pool) -> list[Problem]:
@@ -245,6 +251,8 @@ def _of_counts(pool: Pool) -> list[Problem]:
     few = [f"{name} ({n})" for name, n in sizes.items() if n < FEW]
     if few:
         problems.append(Problem("few", len(few), f"{len(few)} classes have fewer than {FEW} images: {listed(few)}"))
+    if not sizes:
+        return problems
     least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     if sizes[most] >= IMBALANCE * sizes[least]:
         text = f"{most} has {sizes[most]:,} images and {least} {sizes[least]:,}: see sampler and class_weights"

@@ -53,7 +53,7 @@ FACT = np.dtype(
 # What a photo can be, as bits of `flags`.
 GREY, CMYK, ROTATED, ANIMATED, DEEP, ALPHA, PLAIN, HASHED = (1 << bit for bit in range(8))
 VERSION = "checks-1"  # of the table; another one has another meaning
-SAVE_SECONDS = 10.0  # between two saves of what was read
+SAVE_SECONDS, SHARE = 10.0, 20  # between two saves of what was read, and as many times as long as the last one took
 LARGEST = 2**30  # bytes of a file that is read as a photo
 SMALL = 64  # pixels a side, to which an image is reduced before it is hashed
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -143,6 +143,7 @@ class _Store:
         kind = VERSION if can_hash() else f"{VERSION}-plain"  # without hashes, photos are to be read again once it is
         self.root, self.files, self.file = images.root, files, table_file(images.root, kind)
         self.table, self.fresh, self.saved = read_table(self.file, FACT), list[Fact](), time.monotonic()
+        self.took = 0.0  # seconds of the last save
 
     def look_up(self, rows: Fact) -> None:
         """Fill in the rows whose key is known."""
@@ -155,11 +156,12 @@ class _Store:
         """Remember a row, unless its file is too young to be known again."""
         if lasting:
             self.fresh.append(row.copy())
-        if time.monotonic() - self.saved > SAVE_SECONDS:
+        if time.monotonic() - self.saved > max(SAVE_SECONDS, SHARE * self.took):
             self.save()
 
     def save(self) -> None:
         """Write what is new."""
+        started = time.monotonic()
         if self.fresh:
             fresh = np.array(self.fresh, dtype=FACT)
             table = np.concatenate([fresh, read_table(self.file, FACT), self.table])
@@ -169,6 +171,7 @@ class _Store:
             hashes["key"], hashes["hash"] = fresh["key"], fresh["content"]
             self.files.learn(self.root, hashes)
         self.fresh, self.saved = [], time.monotonic()
+        self.took = self.saved - started
 
 
 def _stat(span: Span) -> tuple[bytes, Place] | str:

@@ -81,8 +81,8 @@ def _alike(thumbs: NDArray[np.uint8], pairs: Indices) -> NDArray[np.bool_]:
 
 def groups_of(pairs: Indices, count: int) -> list[Indices]:
     """Join pairs to groups of places, each ascending, the first by its first place; places alone are left out."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    from scipy.sparse import coo_array  # type: ignore[import-untyped]
+    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
 
     graph = coo_array((np.ones(len(pairs), np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     _, number = connected_components(graph, directed=False)

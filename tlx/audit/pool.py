@@ -69,7 +69,8 @@ class Pool:
     def row(self, problem: str, place: int, decision: Decision = "keep", **more: Any) -> Row:
         """Return an image as the row of a problem."""
         part, index = self.part_of(place), int(self.index[place])
-        label = self.classes[self.labels[place]]
+        number = int(self.labels[place])
+        label = self.classes[number] if number >= 0 else ""  # of a sample that is of no use
         content = self.content(place)
         return Row(problem, part, self.name(place), index, label, decision=decision, content=content, **more)
 

@@ -89,7 +89,7 @@ class Problem:
 
     @property
     def severity(self) -> Severity:
-        """How much it matters: "serious" spoils a run."""
+        """How much it matters; what is serious spoils a run."""
         return KINDS[self.kind][0]
 
     @property
