@@ -319,6 +319,8 @@ def test_the_command_says_the_same_in_a_table_json_a_page_and_a_file(photos: Pat
         ("train/cat/00.jpg", "drop"),
         ("test/cat/<b>&\u202e.jpg", "keep"),
     ]
+    with pytest.raises(TlxError, match="may hold decisions that a person has made"):
+        tlx.check(photos, decisions=table, quiet=True)
     text = page.read_text()
     assert "<b>&" not in text and "\u202e" not in text and "&lt;b&gt;" in text and "http" not in text.split("<main>")[1]
     done = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True)

@@ -21,7 +21,7 @@ from tlx.data import Data, FileImages, Images
 from tlx.data.file_hashes import FileHashes
 from tlx.data.images import MAX_PIXELS, formats_up_to
 from tlx.data.load import open_source
-from tlx.errors import DataError
+from tlx.errors import DataError, TlxError
 from tlx.runs.display import Display
 
 READING = "checking the images"
@@ -67,14 +67,17 @@ def check(
         backend: where they are computed; default: torch, or that of the run.
         image_size: pixels a side that the model sees; default: the model's own.
         html: write a page of the pictures to this file.
-        decisions: write a row for each image with a problem to this CSV file, for `tlx.run(fixes=...)`.
+        decisions: write a row for each image with a problem to this new CSV file, for `tlx.run(fixes=...)`.
         quiet: show nothing on stderr.
 
     Raises:
         DataNotFound: there is no such data set, file or folder.
         DataError: the data is damaged or has another layout.
-        TlxError: a file cannot be written, or there is no such model or run.
+        TlxError: a file cannot be written, `decisions` is there already, or there is no such model or run.
     """
+    if decisions is not None and Path(decisions).is_file():  # before the work, and not after it
+        problem = f"{decisions} is there already, and may hold decisions that a person has made"
+        raise TlxError(problem, fix="give another name, or remove it")
     extractor = None
     if labels:
         extractor = open_extractor(model, weights, run, backend, image_size)

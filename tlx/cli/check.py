@@ -59,8 +59,8 @@ def check(
     html:
         Write a page of the pictures to this file.
     decisions:
-        Write a row for each image with a problem to this CSV file: look through its decisions, and pass it to `tlx run
-        --fixes`.
+        Write a row for each image with a problem to this new CSV file: look through its decisions, and pass it to
+        `tlx run --fixes`.
     """
     import tlx
     from tlx.audit.table import print_check
