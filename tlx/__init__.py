@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlx import errors
+    from tlx.audit.checking import check
+    from tlx.audit.result import Check
     from tlx.comparison.compare import Comparison, compare
     from tlx.comparison.find_lr import FoundLr, find_lr
     from tlx.data import Data, load_data
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it. Imported when first used, so that `import tlx` costs almost nothing.
 _PUBLIC = {
+    "Check": "tlx.audit.result",
     "Comparison": "tlx.comparison.compare",
     "Data": "tlx.data",
     "Embedded": "tlx.runs.embeddings.embed",
@@ -60,6 +63,7 @@ _PUBLIC = {
     "Similar": "tlx.runs.embeddings.similar",
     "Strategy": "tlx.strategy",
     "TlxError": "tlx.errors",
+    "check": "tlx.audit.checking",
     "compare": "tlx.comparison.compare",
     "embed": "tlx.runs.embeddings.embed",
     "evaluate": "tlx.runs.evaluation",
@@ -87,6 +91,7 @@ _PUBLIC = {
 _MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
 
 __all__ = [
+    "Check",
     "Comparison",
     "Data",
     "Embedded",
@@ -110,6 +115,7 @@ __all__ = [
     "Strategy",
     "TlxError",
     "__version__",
+    "check",
     "compare",
     "embed",
     "errors",

@@ -23,12 +23,13 @@ from tlx.files import read_regular
 MANIFEST, RECIPE, HISTORY, CARD = "manifest.json", "recipe.toml", "history.jsonl", "card.json"
 BANK = "neighbors.safetensors"  # of strategy knn
 REPORT = "report.html"  # a view of the others: a run does without it
+FIXES = "fixes.csv"  # the decisions on single images that the run applied
 # What was predicted for the images of a part, and by which logits.
 PART_TABLES = {part: f"predictions-{part}.csv" for part in ("val", "test")}
 PART_LOGITS = {part: f"logits-{part}.npy" for part in ("val", "test")}
 FORMAT = 1
 OWN = re.compile(
-    r"(?:manifest|card|result)\.json|recipe\.toml|history\.jsonl|(?:model|adapters|neighbors)\.safetensors|"
+    r"(?:manifest|card|result)\.json|recipe\.toml|fixes\.csv|history\.jsonl|(?:model|adapters|neighbors)\.safetensors|"
     r"report\.html|predictions-(?:val|test)\.csv|logits-(?:val|test)\.npy|"
     r"last/(?:state|best)-\d+\.safetensors|last/logits-\d+\.npy"
 )

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tlx.backend.protocol import Lora
+from tlx.data.fixes import PIN
 from tlx.errors import RecipeError, as_html, closest, one_line, shown
+from tlx.manifest import FIXES
 from tlx.models.pixels import IMAGENET, Pixels
 from tlx.models.zoo import Architecture, architecture
 from tlx.recipe_fields import Affects
@@ -266,6 +268,9 @@ class Recipe(Schema):
             raise RecipeError(f"{problem}; upgrade tlx")
         if used is not None:
             values = {name: value for name, value in values.items() if name in used}
+        copy = Path(path).parent / FIXES  # of a run, which the file that it was made from may not outlive
+        if isinstance(fixes := values.get("fixes"), str) and PIN in fixes and copy.is_file():
+            values["fixes"] = f"{copy}{PIN}{fixes.partition(PIN)[2]}"
         return cls(**{**current_names(values, str(path)), **current_names(overrides or {}, "recipe")})
 
 

@@ -140,6 +140,9 @@ class Schema:
         "column of a .csv or .parquet file, or name in a shard's .json, with the labels; default: guessed",
         group="Data",
     )
+    fixes: str | None = text(
+        None, "CSV file of decisions on single images, as `tlx check --decisions` writes it", group="Data"
+    )
     model: ModelLike = field(
         "resnet18",
         "architecture: see `tlx models`, or timm:NAME; in Python also a module of the framework",
@@ -332,6 +335,7 @@ class RecipeFields(TypedDict, total=False):
     max_pixels: int
     path_column: str | None
     label_column: str | None
+    fixes: str | None
     model: ModelLike
     head: HeadLike | None
     hidden: int | tuple[int, ...] | None

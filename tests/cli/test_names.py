@@ -59,6 +59,7 @@ def test_every_command_prints_every_name_on_every_terminal(terminal: str, photos
         "report&run",
         f"explain&run&{photos}/test&{bad}",
         f"predict&run&{bad}",
+        f"check&{photos}",
         f"evaluate&run&--data&{photos}/x\ny",
         f"run&--data&{bad}&{RUN}",
         f"strategies&{bad}.toml",
@@ -71,6 +72,9 @@ def test_every_command_prints_every_name_on_every_terminal(terminal: str, photos
     out, err = done.stdout.decode(), done.stderr.decode()
     assert "Traceback" not in err and done.returncode == 0, err
     assert [line for line in out.splitlines() if line.startswith("exit ")] == ["exit 0"] * 7 + ["exit 2"] * 7
+    assert [line for line in out.splitlines() if line.startswith("exit ")] == ["exit 0"] * 6 + ["exit 2", "exit 0"] + [
+        "exit 2"
+    ] * 6
     assert "\x1b" not in out + err
     lines = out.split("\n")
     assert not any(line.startswith("9.png: x") for line in (out + err).split("\n"))

@@ -25,6 +25,7 @@ LAYERS = (
     ("recipe",),
     ("training",),
     ("runs",),
+    ("audit",),
     ("proof", "comparison"),
     ("cli",),
     ("__main__",),

@@ -52,6 +52,7 @@ NOT_RUN = {
     "hub.md": 3,
     "logging.md": 1,
     "compare.md": 1,
+    "check.md": 2,
     "parity.md": 4,
     "results.md": 3,
     "runs.md": 1,

@@ -12,6 +12,7 @@ from io import TextIOWrapper
 
 from cyclopts import App
 
+from tlx.cli.check import check
 from tlx.cli.compare import compare, find_lr
 from tlx.cli.embed import embed, similar, tsne
 from tlx.cli.explain import explain
@@ -33,7 +34,7 @@ app = App(
 )
 _COMMANDS = {
     TRAIN: (run, evaluate, predict, export, serve, push, pull),
-    CHOOSE: (find_lr, compare),
+    CHOOSE: (check, find_lr, compare),
     LOOK: (report, explain, embed, similar, tsne),
     LOOK_UP: (runs, strategies, models, backends, doctor),
 }

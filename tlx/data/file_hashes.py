@@ -75,7 +75,7 @@ class FileHashes:
             DataError: a file is missing, none, or cannot be read.
         """
         file = _table_file(root)
-        keys = as_hashes([_key(span, _facts(span[0])) for span in spans])
+        keys = as_hashes([key_of(span, facts_of(span[0])) for span in spans])
         hashes = self._look_up(file, keys)
         unknown = np.flatnonzero(hashes == b"")
         known, fresh = len(spans) - len(unknown), []
@@ -98,9 +98,16 @@ class FileHashes:
         if not len(self._table(file)):
             return None
         with contextlib.suppress(DataError):
-            hashes = self._look_up(file, as_hashes([_key(span, _facts(span[0])) for span in spans]))
+            hashes = self._look_up(file, as_hashes([key_of(span, facts_of(span[0])) for span in spans]))
             return None if (hashes == b"").any() else hashes
         return None
+
+    def learn(self, root: Path, rows: NDArray[Any]) -> None:
+        """Keep hashes of photos that were read elsewhere: `rows` [N] are of `ROW`."""
+        file = _table_file(root)
+        self._table(file)
+        if len(rows):
+            self._keep(file, rows)
 
     def _look_up(self, file: Path, keys: Hashes) -> Hashes:
         """Return the hashes of keys; an empty one where there is none."""
@@ -112,18 +119,14 @@ class FileHashes:
 
     def _table(self, file: Path) -> NDArray[Any]:
         if file not in self._tables:
-            self._tables[file] = _read_table(file)
+            self._tables[file] = read_table(file)
         return self._tables[file]
 
     def _keep(self, file: Path, fresh: NDArray[Any]) -> None:
-        table = np.concatenate([fresh, self._tables[file], _read_table(file)])[:ROWS]
+        table = np.concatenate([fresh, self._tables[file], read_table(file)])[:ROWS]
         table = table[np.unique(table["key"], return_index=True)[1]]
         self._tables[file] = table
-        with contextlib.suppress(OSError, TlxError):  # then the next run reads the files again
-            file.parent.mkdir(parents=True, exist_ok=True)
-            content = table.tobytes()
-            write_atomic(file, hash_of(content) + content)
-            _make_room(file.parent)
+        write_table(file, table)
 
 
 def in_threads(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
@@ -134,7 +137,8 @@ def in_threads(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         yield from itertools.chain.from_iterable(itertools.chain.from_iterable(done))
 
 
-def _facts(path: str) -> os.stat_result:
+def facts_of(path: str) -> os.stat_result:
+    """Return what the system says of a photo's file; DataError where there is none."""
     try:
         facts = os.stat(path)
     except OSError as error:
@@ -144,7 +148,7 @@ def _facts(path: str) -> os.stat_result:
     return facts
 
 
-def _key(span: Span, facts: os.stat_result) -> bytes:
+def key_of(span: Span, facts: os.stat_result) -> bytes:
     """What a photo is known by. Whoever restores the time of the last change still changes that of the inode."""
     times = f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}"
     return hash_of(f"{times} {span[1]} {span[2]} {span[0]}".encode("utf-8", "surrogateescape"))
@@ -154,7 +158,7 @@ def _read(span: Span) -> tuple[bytes, bytes, bool]:
     """Return the key and the hash of a photo, and whether the one will stand for the other."""
     path, start, left = span
     digest = hashlib.sha256()
-    _facts(path)
+    facts_of(path)
     try:
         with open_regular(path) as file:
             facts = os.fstat(file.fileno())
@@ -165,21 +169,35 @@ def _read(span: Span) -> tuple[bytes, bytes, bool]:
                 left -= len(block) if left > 0 else 0
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", fix="replace or remove it") from error
-    return _key(span, facts), digest.digest()[:16], lasting
+    return key_of(span, facts), digest.digest()[:16], lasting
 
 
 def _table_file(root: Path) -> Path:
-    return cache_folder() / "hashes" / hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]
+    return table_file(root, "hashes")
 
 
-def _read_table(file: Path) -> NDArray[Any]:
+def table_file(root: Path, kind: str) -> Path:
+    """Return where the cache keeps what is known of the photos below a root."""
+    return cache_folder() / kind / hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]
+
+
+def read_table(file: Path, row: Any = ROW) -> NDArray[Any]:
     """Return the rows of a table by ascending key; none where there is no table or it is damaged."""
     with contextlib.suppress(OSError, ValueError):
         content = file.read_bytes()
         if hash_of(content[16:]) == content[:16]:
             os.utime(file)
-            return np.frombuffer(content, dtype=ROW, offset=16)
-    return np.zeros(0, dtype=ROW)
+            return np.frombuffer(content, dtype=row, offset=16)
+    return np.zeros(0, dtype=row)
+
+
+def write_table(file: Path, table: NDArray[Any]) -> None:
+    """Replace a table, and remove the least recently used ones; where that fails, files are read again later."""
+    with contextlib.suppress(OSError, TlxError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = table.tobytes()
+        write_atomic(file, hash_of(content) + content)
+        _make_room(file.parent)
 
 
 def _make_room(home: Path) -> None:

@@ -248,7 +248,7 @@ def decode(file: BinaryIO | bytes, view: View | None = None, *, where: object, m
     source = io.BytesIO(file) if isinstance(file, bytes) else file
     # Pillow's decoders raise much more than OSError on damaged files (SyntaxError, struct.error, IndexError ...).
     try:
-        with Image.open(source, formats=_formats(max_pixels)) as image:
+        with Image.open(source, formats=formats_up_to(max_pixels)) as image:
             if image.width * image.height > max_pixels:
                 raise _too_large(where, f"{image.width} x {image.height}", max_pixels)
             return _view(image, view, where)
@@ -285,7 +285,7 @@ def _register_formats() -> None:
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def _formats(max_pixels: int) -> list[str]:
+def formats_up_to(max_pixels: int) -> list[str]:
     """What `Image.open` may open here. Pillow's own limit is raised if it is stricter than `max_pixels`."""
     from PIL import Image
 
@@ -319,7 +319,7 @@ def _view(image: Image, view: View | None, where: object) -> Image:
         return to_rgb(_upright(image), where)
     if image.format not in ("JPEG", "MPO"):
         return seen(to_rgb(_upright(image), where), view)
-    turned = _orientation(image) in (5, 6, 7, 8)
+    turned = orientation_of(image) in (5, 6, 7, 8)
     width, height = image.size[::-1] if turned else image.size
     box = view.box(width, height)
     times = view.times(box)
@@ -330,7 +330,7 @@ def _view(image: Image, view: View | None, where: object) -> Image:
     return view.of(upright, (box[0] * across, box[1] * down, box[2] * across, box[3] * down))
 
 
-def _orientation(image: Image) -> int:
+def orientation_of(image: Image) -> int:
     """The EXIF orientation, 1 to 8. Damaged EXIF says nothing: the photo can be whole all the same."""
     from PIL import ExifTags
 
@@ -346,7 +346,7 @@ def _upright(image: Image) -> Image:
     from PIL import ImageOps
 
     image.load()  # Pillow turns a TIFF here, and takes its orientation out
-    if _orientation(image) != 1:
+    if orientation_of(image) != 1:
         ImageOps.exif_transpose(image, in_place=True)
     return image
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from tlx.data.file_hashes import Advance, FileHashes
 from tlx.data.fingerprint import fingerprint, first_fingerprint
+from tlx.data.fixes import Fixes, note, read_fixes, relabelled, without_drops
 from tlx.data.images import MAX_PIXELS, FileImages, Images
 from tlx.data.repeated import repeated
 from tlx.data.sources.address import ADDRESS, ARCHIVE
@@ -67,6 +68,7 @@ class Data:
     drawn: frozenset[str] = frozenset()  # parts, val or test, that were held out by a fraction
     hashes: FileHashes = field(default_factory=FileHashes)
     _fingerprint: list[str] = field(default_factory=list)  # once it was taken
+    fixes: Fixes | None = None  # decisions on single images
 
     @property
     def parts(self) -> dict[str, Images]:
@@ -135,6 +137,7 @@ def load_data(
     path_column: str | None = None,
     label_column: str | None = None,
     seed: int = 0,
+    fixes: str | Path | None = None,
 ) -> Data:
     """Load a data set by name ("cifar10", "digits"), by path or address, or from Python objects.
 
@@ -161,10 +164,11 @@ def load_data(
         label_column: column that holds the labels, or the label's name in the .json of a shard.
         max_pixels: a photo of more pixels is refused before it is decoded, as an image that cannot be.
         seed: of the validation part.
+        fixes: a CSV file of decisions on single images, as `tlx check --decisions` writes it: see `tlx.data.fixes`.
 
     Raises:
         DataNotFound: there is no such data set, file or folder.
-        DataError: the data is damaged, has another layout, or cannot be divided as asked.
+        DataError: the data is damaged, has another layout, or cannot be divided as asked; or `fixes` do not fit it.
     """
     columns = {"path_column": path_column, "label_column": label_column}
     origin = open_source(source, root, columns, on_bad_image)
@@ -175,12 +179,21 @@ def load_data(
     for part, images in parts.items():
         if isinstance(images, (FileImages, SequenceImages)):
             parts[part] = replace(images, max_pixels=max_pixels)
+    hashes = FileHashes()
+    decisions = None if fixes is None else read_fixes(str(fixes))
+    bad = {part: dict(known) for part, known in origin.bad.items()}
+    if decisions is not None:
+        parts = relabelled(decisions, parts, names, hashes)
+        if on_bad_image == "error":  # what is dropped need not be of use
+            _drop_bad(decisions, parts, bad)
+    held = "all" if "all" in parts else "train"  # where parts come from that are drawn
+    sources = {"train": held, "val": "val" if "val" in parts else held, "test": "test" if "test" in parts else held}
     drawn = {part for part in ("val", "test") if part not in parts and (part == "val" or "all" in parts)}
     if on_bad_image == "skip":
-        parts = {part: _usable(images, part, origin.bad.get(part, {}), notes) for part, images in parts.items()}
+        parts = {part: _usable(images, part, bad.get(part, {}), notes) for part, images in parts.items()}
     elif on_bad_image != "error":
         raise DataError(f"on_bad_image is {on_bad_image!r}; expected error or skip.")
-    elif problems := [problem for bad in origin.bad.values() for problem in bad.values()]:
+    elif problems := [problem for known in bad.values() for problem in known.values()]:
         more = f" (and {len(problems) - 1} more samples are of no use)" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}", fix="mend them, or leave them out with on_bad_image='skip'")
     if classes is not None:
@@ -200,9 +213,7 @@ def load_data(
         if test is not None:
             parts["test"] = test
             notes.append(f"{len(test)} of {len(whole)} images were drawn for the test (test_fraction)")
-    present = np.bincount(parts["train"].labels, minlength=len(names))
-    if not present.all():
-        raise DataError(f"{origin.name}: no training image of class {names[int(present.argmin())]!r}.")
+    _check_present(origin.name, parts["train"], names)
     for part, count in (("train", limit_train), ("test", limit_test)):
         if count is not None and part in parts:
             if count > len(parts[part]):
@@ -213,10 +224,32 @@ def load_data(
         train, val = hold_out(train, names, val_fraction, "val", seed)
     if test is None:
         notes.append("there is no test part")
-    used = {"train": train, "val": val, "test": test}
-    hashes = FileHashes()
-    notes += repeated({part: images for part, images in used.items() if images is not None}, hashes)
-    return Data(origin.name, names, train, val, test, tuple(notes), frozenset(drawn), hashes)
+    used = {part: images for part, images in (("train", train), ("val", val), ("test", test)) if images is not None}
+    if decisions is not None:
+        before = sum(map(len, used.values()))
+        used = {part: without_drops(decisions, sources[part], images) for part, images in used.items()}
+        _check_present(origin.name, used["train"], names)
+        notes.append(note(decisions, before - sum(map(len, used.values())), names))
+        used = {part: images for part, images in used.items() if len(images)}
+    notes += repeated(used, hashes)
+    train, val, test = used["train"], used.get("val"), used.get("test")
+    return Data(origin.name, names, train, val, test, tuple(notes), frozenset(drawn), hashes, fixes=decisions)
+
+
+def _drop_bad(fixes: Fixes, parts: dict[str, Images], bad: dict[str, dict[int, str]]) -> None:
+    """Take the samples of no use out of the parts where they are dropped; `bad` then holds the others."""
+    for part, known in bad.items():
+        images, names = parts[part], parts[part].names
+        gone = {i for i in known if (part, names[i]) in fixes.drops}
+        which = np.array([i for i in range(len(images)) if i not in gone], dtype=np.int64)
+        parts[part] = images.select(which, images.labels[which]) if gone else images
+        bad[part] = {i: why for i, why in known.items() if i not in gone}
+
+
+def _check_present(data: str, train: Images, classes: Sequence[str]) -> None:
+    present = np.bincount(train.labels, minlength=len(classes))
+    if not present.all():
+        raise DataError(f"{data}: no training image of class {classes[int(present.argmin())]!r}.")
 
 
 def open_source(

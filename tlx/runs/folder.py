@@ -24,7 +24,7 @@ LOCK, LAST, RESULT = ".lock", "last", "result.json"
 OLD_STATE = "last/state.safetensors"  # of tlx 0.1.0, which had no manifest
 # What killed writers leave: files under temporary names, and states and best values that no manifest names.
 _TOP = (
-    r"(?:manifest|card|result)\.json|recipe\.toml|history\.jsonl|(?:model|adapters|neighbors)\.safetensors|"
+    r"(?:manifest|card|result)\.json|recipe\.toml|fixes\.csv|history\.jsonl|(?:model|adapters|neighbors)\.safetensors|"
     r"report\.html|predictions-(?:val|test)\.csv|logits-(?:val|test)\.npy"
 )
 _SAVED, _TMP = r"(?:(?:state|best)(?:-\d+)?\.safetensors|logits-\d+\.npy)", r"\.[0-9a-f]{8}\.tmp"

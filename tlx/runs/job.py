@@ -185,6 +185,8 @@ def _execute(
     data = open_data(recipe)
     check_fit(recipe, data)
     recipe = framed(recipe, data, own)
+    if data.fixes is not None:
+        recipe = replace(recipe, fixes=data.fixes.pinned)
     fresh = resumed is None or resumed.state is None  # the latter was stopped before its first save
     if fresh:
         recipe = with_pinned_weights(recipe, display.shown)
@@ -221,7 +223,8 @@ def _execute(
         text = recipe.to_toml().encode(errors="surrogateescape")  # a path keeps its bytes
         if not fresh:
             recorder.resume(folder, state.best_epoch)
-        display.notes(begin(training, state, folder, data.fingerprint, text, recorder))
+        fixes = None if data.fixes is None else data.fixes.text
+        display.notes(begin(training, state, folder, data.fingerprint, text, recorder, fixes))
         log = stack.enter_context(logged(recipe, training, folder, state.history, display.notes))
         listeners += [recorder, log]
         with display.live(recipe):

@@ -25,7 +25,7 @@ from tlx.backend.checks import check_arrays
 from tlx.data import Data
 from tlx.data.fingerprint import difference
 from tlx.errors import RecipeError, TlxError
-from tlx.manifest import BANK, BEST, CARD, HISTORY, LOGITS, RECIPE, REPORT
+from tlx.manifest import BANK, BEST, CARD, FIXES, HISTORY, LOGITS, RECIPE, REPORT
 from tlx.models.weights import RUN_WEIGHTS, check_digest, digest, parse_safetensors, safetensors_bytes
 from tlx.recipe import read_toml
 from tlx.runs.card import epochs_of
@@ -118,7 +118,13 @@ def load(training: Training, folder: RunFolder, data: Data) -> State:
 
 
 def begin(
-    training: Training, state: State, folder: RunFolder, fingerprint: str, recipe: bytes, recorder: Recorder
+    training: Training,
+    state: State,
+    folder: RunFolder,
+    fingerprint: str,
+    recipe: bytes,
+    recorder: Recorder,
+    fixes: bytes | None = None,
 ) -> list[str]:
     """Make the folder ready for a run that starts or goes on from `state`; return what to say of epochs that are added.
 
@@ -137,6 +143,8 @@ def begin(
             folder.adopt((RECIPE, CARD, RESULT, RUN_WEIGHTS))
         else:
             folder.put(RECIPE, recipe)
+            if fixes is not None:
+                folder.put(FIXES, fixes)
         if saved:
             state.best_saved = -1
             save(training, state, folder, fingerprint, recorder)

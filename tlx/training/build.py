@@ -90,6 +90,7 @@ def open_data(recipe: Recipe) -> Data:
         path_column=recipe.path_column,
         label_column=recipe.label_column,
         seed=recipe.seed,
+        fixes=recipe.fixes,
     )
 
 
