@@ -25,8 +25,7 @@ LAYERS = (
     ("recipe",),
     ("training",),
     ("runs",),
-    ("audit",),
-    ("proof", "comparison"),
+    ("audit", "comparison", "proof"),
     ("cli",),
     ("__main__",),
 )
