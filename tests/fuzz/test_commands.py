@@ -32,6 +32,10 @@ OPTIONS = {
     "predict": ["--backend", "--top", "--csv", "--reject", "--calibrated"],
     "explain": ["--backend", "--class", "--output"],
     "serve": ["--backend", "--port", "--reject", "--calibrated"],
+    "report": ["-o", "--explain", "--backend"],
+    "check": ["--labels", "--html", "--decisions", "--model", "--run", "--path-column"],
+    "compare": ["--strategies", "--models", "--backends", "--grid", "--seeds", "--jobs", "--out", "--dry-run"],
+    "find-lr": ["--picture", "--strategy"],
     "parity": ["--reference", "--candidate", "--seeds", "--margin", "--keep", "--html"],
     "": [],
     "run": ["--resume"],
@@ -41,7 +45,13 @@ OPTIONS = {
     "parity selftest": ["--backend"],
 }
 DASHED = [f"--{name.replace('_', '-')}" for name in FIELD_NAMES]
-TRAINING = {"run", "parity", "parity capture"}  # here only with what is wrong; `test_options_of_a_run` trains
+TRAINING = {
+    "run",
+    "parity",
+    "parity capture",
+    "compare",
+    "find-lr",
+}  # here only with what is wrong; `test_options_of_a_run` trains
 # What a valid call would do takes seconds, or starts other processes on purpose.
 SLOW = {"selftest", "doctor"}
 
@@ -72,6 +82,8 @@ def commands(draw: st.DrawFn) -> list[str]:
 @example(argv=["tsne", "file", "-o", "map.png", "--seed", "9" * 400])
 @example(argv=["explain", "runs", "file", "--output", "file"])
 @example(argv=["serve", "runs", "--port", "65536"])
+@example(argv=["check", "file", "--decisions", "file"])
+@example(argv=["compare", "--data=none", "--grid", "lr=1|nan"])
 def test_any_arguments(argv: list[str], tmp_path: Path) -> None:
     with fresh_folder(tmp_path) as folder:
         (folder / "file").write_text("x")

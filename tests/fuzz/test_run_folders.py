@@ -54,24 +54,13 @@ COMMANDS = {
     "tsne": ("tsne", "runs/r/images.parquet", "-o", "runs/map.csv"),
     "report": ("report", "runs/r"),
     "comparison": ("report", "runs/r", "runs/r", "-o", "runs/page.html"),
+    "report explained": ("report", "runs/r", "--explain", "-o", "runs/page.html"),
     "resume": ("run", "--resume", "runs/r"),
     "add epochs": ("run", "--resume", "runs/r", "--epochs", "4"),
     "weights": (
         *("run", "--weights", "runs/r", "--backend", "loopback", "--model", "tiny-mlp", "--data", "digits"),
-        *(
-            "--image-size",
-            "8",
-            "--limit-train",
-            "40",
-            "--limit-test",
-            "20",
-            "--epochs",
-            "1",
-            "--workers",
-            "0",
-            "--val-fraction",
-            "0",
-        ),
+        *("--image-size", "8", "--limit-train", "40", "--limit-test", "20", "--epochs", "1"),
+        *("--workers", "0", "--val-fraction", "0"),
     ),
 }
 commands = st.sampled_from(sorted(COMMANDS))
