@@ -47,7 +47,7 @@ def test_data() -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, an event loop runs in this thread, and no other can
 def browser() -> Iterator[Browser]:
     """A real, headless Chromium, which reaches nothing but this machine."""
     from playwright.sync_api import sync_playwright

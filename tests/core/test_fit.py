@@ -58,8 +58,14 @@ def test_the_run_is_one_like_any_other(strategy: str, run: Any) -> None:
     result = run(strategy=strategy)
     assert result.test_accuracy > 0.6 and result.val_accuracy > 0.6 and result.epochs_run == result.best_epoch == 1
     files = {path.name for path in result.run_dir.iterdir()}
-    like_any_other = {"manifest.json", "recipe.toml", "history.jsonl", "result.json", "card.json", "model.safetensors"}
-    like_any_other |= {"predictions-val.csv", "predictions-test.csv", "logits-val.npy", "logits-test.npy"}
+    like_any_other = {"manifest.json", "recipe.toml", "history.jsonl", "result.json", "card.json", "report.html"}
+    like_any_other |= {
+        "model.safetensors",
+        "predictions-val.csv",
+        "predictions-test.csv",
+        "logits-val.npy",
+        "logits-test.npy",
+    }
     assert files == like_any_other | ({"neighbors.safetensors"} if strategy == "knn" else set())
     evaluation = tlx.evaluate(result.run_dir, quiet=True)
     assert evaluation["test_accuracy"] == result.test_accuracy == evaluation["recorded_accuracy"]

@@ -50,6 +50,8 @@ KEYS = [
     "wall_seconds",
     "versions",
     "notes",
+    "groups",
+    "frozen",
     "calibration",
     "recipe",
     "run_dir",
@@ -76,6 +78,7 @@ def test_a_run_learns_and_leaves_everything_behind(run: Any) -> None:
         "predictions-test.csv",
         "predictions-val.csv",
         "recipe.toml",
+        "report.html",
         "result.json",
     ]
     saved = json.loads((result.run_dir / "result.json").read_text())

@@ -275,19 +275,19 @@ def test_a_signal_ends_it_as_any_command(number: signal.Signals, run_dir: Path) 
 
 
 def test_a_port_that_is_taken_or_none_is_said(run_dir: Path, served: Served) -> None:
-    with pytest.raises(
-        TlxError, match=rf"Cannot listen on port {served.port}: another program uses it\. Fix: use --port 0"
-    ):
-        tlx.serve(run_dir, port=served.port)
-    for port in (-1, 65536, True, "x"):
-        with pytest.raises(TlxError, match="expected 0 to 65535"):
-            tlx.serve(run_dir, port=port)  # type: ignore[arg-type]
-
     async def within() -> None:
         tlx.serve(run_dir)
 
-    with pytest.raises(TlxError, match="one runs here already, as in a notebook"):
-        asyncio.run(within())
+    with ThreadPoolExecutor(1) as thread:  # where no loop of a browser runs
+        with pytest.raises(
+            TlxError, match=rf"Cannot listen on port {served.port}: another program uses it\. Fix: use --port 0"
+        ):
+            thread.submit(tlx.serve, run_dir, port=served.port).result()
+        for port in (-1, 65536, True, "x"):
+            with pytest.raises(TlxError, match="expected 0 to 65535"):
+                thread.submit(tlx.serve, run_dir, port=port).result()  # type: ignore[arg-type]
+        with pytest.raises(TlxError, match="one runs here already, as in a notebook"):
+            thread.submit(asyncio.run, within()).result()
 
 
 def test_it_says_unknown_where_predict_does(tmp_path: Path, some: list[Path]) -> None:
