@@ -70,6 +70,7 @@ def test_a_library_s_drop_path_equals_stochastic_depth() -> None:
     assert report.verdict == Verdict.EQUAL, str(report)
 
 
+@pytest.mark.thorough
 def test_stochastic_depth_of_whole_batches_is_equal() -> None:
     layers = importlib.import_module("torchvision.ops")
     fw = framework("oneflow")

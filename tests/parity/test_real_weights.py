@@ -25,7 +25,7 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", [pytest.param("CIFAR-10", marks=pytest.mark.thorough), "ants and bees"])
 def test_transfer_beats_chance_alike_and_crosses_over(job: str, test_data: Path, tmp_path: Path) -> None:
     fields = {**JOBS[job], "weights": str(test_data / JOBS[job]["weights"]), "data_root": str(test_data)}
     runs = [

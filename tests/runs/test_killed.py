@@ -74,6 +74,7 @@ def test_a_run_killed_at_any_operation_on_its_folder_ends_as_the_whole_one(runs:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_killed_at_any_operation_while_epochs_are_added_loses_neither_result(runs: Path, tmp_path: Path) -> None:
     old, new, moment = outcome(runs / "one"), outcome(runs / "two"), 0
     accuracies = {run[1]["test_accuracy"] for run in (old, new)}
