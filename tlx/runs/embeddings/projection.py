@@ -7,6 +7,7 @@ import io
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ POINTS = 5_000  # of a map: scikit-learn takes a minute for them on two cores
 FEWEST = 5  # vectors that t-SNE is for; fewer are laid out by their principal components
 AXES = 50  # principal components that t-SNE sees, as van der Maaten & Hinton 2008, section 4.2, take 30
 PERPLEXITY = 30.0  # their customary one; less where there are few vectors
+EVERY, ROUNDS = 50, 15  # openTSNE says after how many of its 750 steps how far it has come
+SLOW = 1_000  # points for which scikit-learn, which says nothing, takes more than some seconds
 
 Plane = NDArray[np.float64]
 
@@ -53,7 +56,7 @@ class EmbeddingMap:
         return f"<EmbeddingMap of {len(self.coordinates):,} points by {self.method}>"
 
 
-def project(vectors: NDArray[Any], *, seed: int = 0) -> Plane:
+def project(vectors: NDArray[Any], *, seed: int = 0, display: Display | None = None) -> Plane:
     """Lay vectors out on a plane by t-SNE, so that vectors whose cosine is high lie together.
 
     Vectors are scaled to length 1 and reduced to 50 principal components; the layout begins with the first two (Kobak
@@ -64,6 +67,7 @@ def project(vectors: NDArray[Any], *, seed: int = 0) -> Plane:
     Args:
         vectors: float [n, d].
         seed: of what is drawn.
+        display: says how far it has come, if it takes long.
 
     Returns:
         float64 [n, 2], around 0.
@@ -82,7 +86,7 @@ def project(vectors: NDArray[Any], *, seed: int = 0) -> Plane:
     array = array - array.mean(axis=0) if len(array) else array
     if len(array) < FEWEST or np.abs(array).max() < 1e-6:
         return _principal(array)
-    return _tsne(_reduced(array, seed), _seed(seed))
+    return _tsne(_reduced(array, seed), _seed(seed), display or Display(quiet=True))
 
 
 def method() -> str:
@@ -120,19 +124,24 @@ def _reduced(centred: Plane, seed: int) -> Plane:
     return np.asarray(PCA(AXES, svd_solver=solver, random_state=seed).fit_transform(centred))
 
 
-def _tsne(array: Plane, seed: int) -> Plane:
+def _tsne(array: Plane, seed: int, display: Display) -> Plane:
     perplexity = min(PERPLEXITY, (len(array) - 1) / 3)
     start = _principal(array)
     start = start / max(start[:, 0].std(), 1e-12) * 1e-4
+    options: dict[str, Any]
     if find_spec("openTSNE") is not None:
         from openTSNE import TSNE as Open
 
-        fitted = Open(perplexity=perplexity, initialization=start, random_state=seed, n_jobs=1).fit(array)
+        advance, rounds = display.counted("laying out"), count(1)
+        options = {"callbacks": lambda *state: advance(next(rounds), ROUNDS), "callbacks_every_iters": EVERY}
+        fitted = Open(perplexity=perplexity, initialization=start, random_state=seed, n_jobs=1, **options).fit(array)
         points = np.asarray(fitted, np.float64)
     else:
         from sklearn.manifold import TSNE
 
-        options: dict[str, Any] = {"perplexity": perplexity, "init": start, "random_state": seed, "n_jobs": 1}
+        if len(array) > SLOW:
+            display.say(f"laying out {len(array):,} images, which takes a minute or less")
+        options = {"perplexity": perplexity, "init": start, "random_state": seed, "n_jobs": 1}
         points = np.asarray(TSNE(2, **options).fit_transform(array), np.float64)
     return np.asarray(points - points.mean(axis=0))
 
@@ -164,7 +173,7 @@ def tsne(embeddings: Files, out: str | Path | None = None, *, seed: int = 0, qui
     if len(chosen.indices) < images:
         display.say(f"{POINTS:,} of {images:,} images are on the map, of each label in proportion; for all of them:")
         display.say(larger(headers))
-    points = project(chosen.vectors, seed=number)
+    points = project(chosen.vectors, seed=number, display=display)
     how = method() if len(chosen.indices) >= FEWEST else "principal components"
     plane = EmbeddingMap(points, chosen.indices, chosen.paths, chosen.labels, chosen.parts, images, how)
     if target is not None and target.name.lower().endswith(".csv"):

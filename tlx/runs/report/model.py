@@ -70,7 +70,7 @@ def _points(run: Finished, images: Images, display: Display) -> NDArray[np.float
         advance(min(at + STEP, len(rows)), len(rows))
     points = np.full((len(images), 2), np.nan)
     if vectors:
-        points[places] = project(np.stack(vectors), seed=run.recipe.seed)
+        points[places] = project(np.stack(vectors), seed=run.recipe.seed, display=display)
     return points
 
 
