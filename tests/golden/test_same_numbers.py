@@ -30,9 +30,17 @@ from tlx.backend import registry
 
 # Relative, of each sum. Rounding differs between processors, and training amplifies it.
 LIMITS = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 1e-1}
+SLOWEST = "oneflow float32"  # of which one case is run, as in float64 the same code computes all of them
+
+
+def marks(number: int, setting: str) -> list[pytest.MarkDecorator]:
+    thorough = [pytest.mark.thorough] if setting == SLOWEST and number else []
+    return [pytest.mark.needs(setting.split()[0]), *thorough]
+
+
 CASES = [
-    pytest.param(name, *setting.split(), marks=pytest.mark.needs(setting.split()[0]), id=f"{name} {setting}")
-    for name, case in GOLDEN["cases"].items()
+    pytest.param(name, *setting.split(), marks=marks(number, setting), id=f"{name} {setting}")
+    for number, (name, case) in enumerate(GOLDEN["cases"].items())
     for setting in case["weights"]
 ]
 
