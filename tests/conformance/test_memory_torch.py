@@ -70,6 +70,7 @@ def measured(*only: str, **environment: str) -> dict[str, float]:
     return found
 
 
+@pytest.mark.thorough
 def test_what_is_freed_is_kept_until_the_model_is_gone() -> None:
     found = measured()
     assert found["evaluation"] < 20 and found["frozen"] < 20, found

@@ -120,6 +120,7 @@ answer = [result.recipe.weights, result.versions["timm"]]
 """
 
 
+@pytest.mark.thorough
 def test_a_run_starts_from_the_hub_and_lives_on_without_it(tmp_path: Path) -> None:
     """Weights by the default strategy; then offline from the cache, evaluated, predicted, resumed and taken along."""
     values = arrays_of(timms_own("test_vit", 160, 1000))

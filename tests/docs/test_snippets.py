@@ -132,6 +132,7 @@ def _lines(text: str) -> list[str]:
 
 
 ALL = [snippet for file in documents() for snippet in snippets(file)]
+LONG = ("training.md", "strategies.md", "backends.md", "index.md")  # much of which the other documents run too
 RUN = list(dict.fromkeys(snippet.file for snippet in ALL if not snippet.skipped))
 
 
@@ -174,7 +175,9 @@ def same_tables() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.needs("torch", "oneflow")
-@pytest.mark.parametrize("document", RUN)
+@pytest.mark.parametrize(
+    "document", [pytest.param(name, marks=pytest.mark.thorough) if name in LONG else name for name in RUN]
+)
 def test_the_code_of_a_document_runs(document: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"__name__": "snippet"}  # a document's blocks share their names, as in a notebook
     for snippet in ALL:

@@ -45,7 +45,13 @@ PRINTED = {
 }
 
 
-LONG = ("1_from_the_tutorial.py", "2_by_hand.py", "4_a_third_backend.py", "5_your_own_loop.py")
+LONG = (
+    "1_from_the_tutorial.py",
+    "2_by_hand.py",
+    "3_one_percent_worse.py",
+    "4_a_third_backend.py",
+    "5_your_own_loop.py",
+)
 
 
 def test_every_tutorial_is_listed() -> None:

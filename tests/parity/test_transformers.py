@@ -138,7 +138,8 @@ def test_each_family_trains_by_each_strategy(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny_vit", *(pytest.param(name, marks=pytest.mark.thorough) for name in NAMES[1:])])
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", NAMES)
 def test_parity_finds_no_difference(name: str) -> None:
     report = tlx.parity(model=name, data="digits", quick=True, weights="none", image_size=32)
     assert report.verdict is Verdict.EQUAL, report.first

@@ -13,7 +13,7 @@ from tlx.proof.faults import Fault, faults
 from tlx.proof.result import Verdict
 from tlx.proof.selftest import Finding, selftest, show
 
-pytestmark = pytest.mark.needs("loopback")
+pytestmark = [pytest.mark.needs("loopback"), pytest.mark.thorough]  # faults in ports are planted by tests/parity too
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,7 @@ def test_features_that_find_no_room_on_the_disk_are_not_cached(tmp_path: Path) -
     assert weights[0] == weights[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.needs("loopback")
 def test_runs_that_share_a_cache_and_are_killed_give_the_result_of_one_without(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "crowd.py"), "--processes", "3", "--rounds", "2", "--kills", "1"]
