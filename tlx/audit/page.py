@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +14,9 @@ from tlx.atomic import write_atomic
 from tlx.audit.result import Check, Problem, Row
 from tlx.data import Images
 from tlx.errors import DataError, printable
+from tlx.runs.report.album import data_uri
 
 SIDE = 160  # pixels of a thumbnail
-SMALL = 48  # pixels; what is smaller is a PNG, which is as small and exact
 ROOM = 1_400_000  # bytes of all thumbnails
 IMAGES, GROUPS, IN_GROUP = 24, 12, 6  # that are shown of one kind of problem; of the suspected labels twice as many
 CLASSES = 50  # rows of the table
@@ -71,9 +69,7 @@ class _Album:
         except DataError:
             return None
         image.thumbnail((SIDE, SIDE))
-        out, kind = io.BytesIO(), "png" if max(image.size) < SMALL else "jpeg"
-        image.save(out, kind, **({"quality": 78} if kind == "jpeg" else {}))
-        uri = f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
+        uri = data_uri(image)
         self.room -= len(uri)
         self.uris.append(uri)
         return len(self.uris) - 1

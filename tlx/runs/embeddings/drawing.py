@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx.atomic import replacing
-from tlx.errors import TlxError, printable, shown
+from tlx.errors import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,20 +47,6 @@ def write_text(
 ) -> None:
     """Draw a line of text; see Pillow's text anchors."""
     draw.text(place, text, fill=colour, font=font(size), anchor=anchor)
-
-
-def check_picture(out: Any, suffixes: tuple[str, ...] = (".png",)) -> Path:
-    """Return where a picture is written; TlxError where the name says nothing that can be."""
-    text = os.fspath(out) if isinstance(out, (str, os.PathLike)) else ""
-    name = os.path.basename(text).lower()
-    if not name.endswith(suffixes) or name in suffixes or "\0" in text:
-        raise TlxError(f"the output is {shown(text or out)}; expected a name that ends in {' or '.join(suffixes)}")
-    target = Path(os.path.realpath(text))
-    if target.is_dir():
-        raise TlxError(f"{target} is a folder; choose another name for the file")
-    if not target.parent.is_dir():
-        raise TlxError(f"{target.parent} is no folder", fix="make it, or choose another one")
-    return target
 
 
 def save(image: Image, target: Path) -> None:

@@ -23,7 +23,7 @@ from tlx.recipe import Recipe
 from tlx.runs.classify import BadImages, Outcome, classify
 from tlx.runs.display import LINE_SECONDS, Display
 from tlx.runs.embeddings.embedder import Embedder, open_embedder
-from tlx.runs.embeddings.file import FORMAT, SUFFIX, Dtype, Header, import_pyarrow, read_header
+from tlx.runs.embeddings.file import FORMAT, SUFFIX, Dtype, Header, check_out, import_pyarrow, read_header
 from tlx.runs.embeddings.items import Found, Item, Shard, find_items, parse_shard
 from tlx.runs.embeddings.parts import LISTED, Bad, Part, Parts, digest_of, folder_of, parts_of, remove
 from tlx.runs.inputs import Input
@@ -101,7 +101,7 @@ def embed(
         TlxError: `out` exists and is something else, or cannot be written; a vector is not finite, or does not fit
             float16; an option is unknown; or pyarrow is not installed.
     """
-    target, kind, piece = check_out(out), check_dtype(dtype), parse_shard(shard)
+    target, kind, piece = check_out(out, (SUFFIX,)), check_dtype(dtype), parse_shard(shard)
     import_pyarrow()
     run = open_embedder(source, backend, weights, model=model, head=head)
     rule = _rule(on_bad_image, run)
@@ -127,20 +127,6 @@ def embed(
         parts.join(target, count, facts)
         remove(parts)
     return Embedded(Path(out), work.rows, width, work.unreadable, work.computed, facts)
-
-
-def check_out(out: Any) -> Path:
-    """Return where to write, links followed; TlxError where the name is that of no Parquet file."""
-    text = os.fspath(out) if isinstance(out, (str, os.PathLike)) else ""
-    name = os.path.basename(text)
-    if not name.lower().endswith(SUFFIX) or len(name) == len(SUFFIX) or "\0" in text:
-        raise TlxError(f"the output is {shown(text or out)}; expected a name that ends in {SUFFIX}")
-    target = Path(os.path.realpath(text))
-    if target.is_dir():
-        raise TlxError(f"{target} is a folder; choose another name for the file")
-    if not target.parent.is_dir():
-        raise TlxError(f"{target.parent} is no folder", fix="make it, or choose another one")
-    return target
 
 
 def check_dtype(dtype: Any) -> Dtype:

@@ -72,6 +72,20 @@ class Header:
         return {name: self.facts.get(name) for name in ("model", "sha256", "preprocessing")}
 
 
+def check_out(out: Any, suffixes: tuple[str, ...]) -> Path:
+    """Return where to write, links followed; TlxError where the name ends in none of the suffixes, or has no place."""
+    text = os.fspath(out) if isinstance(out, (str, os.PathLike)) else ""
+    name = os.path.basename(text).lower()
+    if not name.endswith(suffixes) or name in suffixes or "\0" in text:
+        raise TlxError(f"the output is {shown(text or out)}; expected a name that ends in {' or '.join(suffixes)}")
+    target = Path(os.path.realpath(text))
+    if target.is_dir():
+        raise TlxError(f"{target} is a folder; choose another name for the file")
+    if not target.parent.is_dir():
+        raise TlxError(f"{target.parent} is no folder", fix="make it, or choose another one")
+    return target
+
+
 def import_pyarrow() -> Any:
     """Return pyarrow with its Parquet; TlxError where it is not installed."""
     try:

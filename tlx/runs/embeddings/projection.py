@@ -18,7 +18,7 @@ from tlx import rng
 from tlx.atomic import replacing
 from tlx.errors import DataError, TlxError, shown
 from tlx.runs.display import Display
-from tlx.runs.embeddings.file import Block, Files, Header, blocks, in_order, joined, read_all, read_headers
+from tlx.runs.embeddings.file import Block, Files, Header, blocks, check_out, in_order, joined, read_all, read_headers
 
 POINTS = 5_000  # of a map: scikit-learn takes a minute for them on two cores
 FEWEST = 5  # vectors that t-SNE is for; fewer are laid out by their principal components
@@ -162,9 +162,7 @@ def tsne(embeddings: Files, out: str | Path | None = None, *, seed: int = 0, qui
         DataError: a file is damaged or holds something else, or there are no vectors.
         TlxError: `out` is no such name, or cannot be written.
     """
-    from tlx.runs.embeddings.drawing import check_picture
-
-    target = None if out is None else check_picture(out, (".png", ".csv"))
+    target = None if out is None else check_out(out, (".png", ".csv"))
     number, display, headers = _seed(seed), Display(quiet), read_headers(embeddings)
     images = sum(header.rows for header in headers)
     chosen = read_all(embeddings)[1] if images <= POINTS else _sample(headers, number)

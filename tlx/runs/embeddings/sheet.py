@@ -17,12 +17,11 @@ from tlx.runs.embeddings.drawing import (
     PALETTE,
     PAPER,
     QUIET,
-    check_picture,
     fitting,
     save,
     write_text,
 )
-from tlx.runs.embeddings.file import Header, as_path
+from tlx.runs.embeddings.file import Header, as_path, check_out
 from tlx.runs.embeddings.items import find_items
 from tlx.runs.inputs import Input
 
@@ -42,7 +41,7 @@ Opens = Callable[[View | None], Any]
 
 def check_sheet(sheet: Any) -> Path:
     """Return where a sheet is written; TlxError where its name is that of no .png."""
-    return check_picture(sheet)
+    return check_out(sheet, (".png",))
 
 
 def write_sheet(
