@@ -2,7 +2,7 @@
 .PHONY: help setup browser demo test lint docs bench growth peers parity-zoo parity-engines parity-suite matrix matrix-timm fuzz thorough clean
 
 help:
-	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (10 GB)"
+	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (11 GB)"
 	@echo "make browser install Chromium, in which the tests look at pages, unless there is one (Debian and Ubuntu, as root)"
 	@echo "make demo    transfer learning on scanned digits, on both frameworks (under 3 minutes)"
 	@echo "make test    lint, types and the whole test suite"
