@@ -16,7 +16,7 @@ CORE = Path(tlx.__file__).parent
 LAYERS = (
     ("errors", "files", "rng", "signals", "streams"),
     ("atomic", "console"),
-    ("download", "loggers", "manifest"),
+    ("download", "loggers", "manifest", "processes"),
     ("backend",),
     ("data", "models", "conformance"),
     ("strategy",),

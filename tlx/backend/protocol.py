@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from tlx.backend.optimizers import Hyper, OptimizerSpec
 from tlx.backend.preprocess import Preprocess
+from tlx.processes import Channel
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -130,6 +131,10 @@ class Batch:
     key: tuple[int, int, int] = (0, 0, 0)  # (seed, step, first row): places the random stream of dropout masks
     targets: Array | None = None  # float64 [N, classes]: smoothed, mixed or weighted labels; None: the labels
     boundary: str = ""  # path of a module: `images` are what enters it, of any shape [N, ...], and not pixels
+    among: Channel | None = None  # these rows are this process's share of a batch of `whole` rows
+    whole: int = 0
+    absent: bool = False  # this process has no share: its one row keeps the others company, and counts nowhere
+    shard: int | None = None  # gradients of one shard are kept apart from those of others until `reduce`
 
     def __len__(self) -> int:
         return len(self.labels)
