@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tlx.backend import Array, Capabilities, OptimizerSpec
+from tlx.backend import Array, Capabilities, OptimizerSpec, float32_exact
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.dropout import FUNCTIONS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
@@ -122,15 +122,14 @@ class OneFlowBackend(ModuleBackend):
     def batch_norm_functions(self, normalise: SharedNorm) -> list[tuple[Any, str, Callable[..., Any]]]:
         native = flow._C.normalization
 
-        def improved(x: Any, *values: Any, axis: int, epsilon: float, momentum: float) -> Any:
-            return normalise(x, *values, momentum, epsilon)
+        def by_whole(x: Any, *values: Any, axis: int, epsilon: float, momentum: float) -> Any:
+            # As its kernels do, which hold float32 and weigh the old mean.
+            return normalise(x, *values, 1.0 - float32_exact(1.0 - momentum), float32_exact(epsilon))
 
         def normalization(x: Any, *values: Any, is_training: bool, **scalars: Any) -> Any:
-            if is_training:
-                return normalise(x, *values, scalars["momentum"], scalars["epsilon"])
-            return native(x, *values, is_training=False, **scalars)
+            return by_whole(x, *values, **scalars) if is_training else native(x, *values, is_training=False, **scalars)
 
-        return [(layers, "normalised", improved), (flow._C, "normalization", normalization)]
+        return [(layers, "normalised", by_whole), (flow._C, "normalization", normalization)]
 
     def optimizer_slots(self, optimizer: Optimizer, param: Any) -> Mapping[str, Any] | None:
         if isinstance(optimizer.native, TensorOptimizer):
