@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from tlx.processes import here
 from tlx.streams import flushed
-from tlx_oneflow import blas
+from tlx_oneflow import blas, processes
 
 
 def cuda_driver() -> bool:
@@ -55,14 +55,8 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")  # spin for 2^16 ticks be
 _stray = {
     name: os.environ.pop(name, None) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 }
-if (_world := here()).size > 1:  # its processes connect while it is imported, beside whoever has the port itself
-    os.environ |= {
-        "WORLD_SIZE": str(_world.size),
-        "RANK": str(_world.rank),
-        "LOCAL_RANK": str(_world.local_rank),
-        "MASTER_ADDR": _world.host,
-        "MASTER_PORT": str(_world.port + 1),
-    }
+if (_world := here()).size > 1:
+    os.environ |= processes.variables(_world)
 
 with _quiet_stderr():
     import flowvision
@@ -72,6 +66,8 @@ with _quiet_stderr():
     flow.ones(2).numpy()  # concurrent first operations from several threads would deadlock
     BLAS = blas.install(flow)
 
+if _world.size > 1:
+    processes.let_go()
 for _name, _value in _stray.items():
     if _value is not None:
         os.environ[_name] = _value
