@@ -24,6 +24,8 @@ class TlxError(Exception):
     says it already. The subclasses are also what Python users catch: ValueError, ImportError, FileNotFoundError.
     """
 
+    told = False  # another process of the run shows it to the user
+
     def __init__(self, problem: str, *, fix: str = "") -> None:
         problem = printable(problem)
         super().__init__(problem)
@@ -73,12 +75,22 @@ class BackendUnavailable(BackendError, ImportError):
     """A backend, or the framework that it needs, is not installed or does not import."""
 
 
+class ProcessesError(TlxError):
+    """The processes over which a run spreads cannot find each other, or do not belong together."""
+
+
+class ProcessLostError(ProcessesError):
+    """Another process of the run has failed, or has ended without a word; the text names it, and what it said."""
+
+
 class FrozenMovedError(TlxError):
     """A frozen parameter or statistic changed during training: a defect of the backend, never of the input."""
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal stopped a run, which was saved where it stood; the text says how to resume it."""
+
+    told = False  # another process of the run shows it to the user
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)

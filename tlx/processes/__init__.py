@@ -1,6 +1,8 @@
 """The processes over which one run spreads: who they are, and how they talk."""
 
 from tlx.processes.agree import all_true, highest, of_first
+from tlx.processes.connect import connected
+from tlx.processes.launcher import world_of
 from tlx.processes.world import ALONE, Alone, Channel, World
 
-__all__ = ["ALONE", "Alone", "Channel", "World", "all_true", "highest", "of_first"]
+__all__ = ["ALONE", "Alone", "Channel", "World", "all_true", "connected", "highest", "of_first", "world_of"]

@@ -25,7 +25,8 @@ def exit_code(command: Callable[[], object], again: str) -> int:
             code = _without_signals(command)
         except KeyboardInterrupt as error:
             stop.at(stop.text, NEVER)
-            tell(f"tlx: {printable(str(error)) or 'interrupted'}")
+            if not (isinstance(error, Interrupted) and error.told):
+                tell(f"tlx: {printable(str(error)) or 'interrupted'}")
             code = 128 + (error.signum if isinstance(error, Interrupted) else signal.SIGINT)
         for stream in (sys.stdout, sys.stderr):
             flushed(stream)
@@ -38,7 +39,8 @@ def _without_signals(command: Callable[[], object]) -> int:
         print(end="", flush=True)
         return code if isinstance(code, int) else 0
     except TlxError as error:
-        tell(f"tlx: {printable(str(error))}")
+        if not error.told:
+            tell(f"tlx: {printable(str(error))}")
     except CycloptsError as error:
         tell(f"tlx: {printable(' '.join(str(error).split()))} See `tlx --help`.")
     except BrokenPipeError:  # the reader, such as `head`, has what it wanted

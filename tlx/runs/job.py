@@ -21,7 +21,7 @@ from tlx.models.libraries import versions_of
 from tlx.models.pixels import IMAGENET, Pixels
 from tlx.models.weights import digest
 from tlx.models.zoo import Architecture
-from tlx.processes import Alone, Channel, broadcast
+from tlx.processes import Alone, Channel, connected, of_first
 from tlx.recipe import PIXELS_SINCE, Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
 from tlx.runs import advice
 from tlx.runs.confidence import calibrate
@@ -115,7 +115,7 @@ def start(
     if recipe is not None:
         raise RecipeError("resume continues with the recipe of the run's folder; leave the other recipe out")
     if channel.world.rank > 0:  # the first one holds the folder
-        content = broadcast(channel)
+        content = of_first(channel)
         file, asked = read_toml(Path(resume) / RECIPE, content), _continued(Path(resume), content, fields)
         return execute(asked, display, None, on_event, _earlier_pixels(file), channel)
     with interruptible() as stop:
@@ -125,7 +125,7 @@ def start(
             stop.at(begun)
             content = folder.read(RECIPE)
             file, asked = read_toml(folder.path / RECIPE, content), _resumed_recipe(folder, content, fields)
-            broadcast(channel, content)
+            of_first(channel, content)
             return execute(asked, display, folder, on_event, _earlier_pixels(file), channel)
 
 
@@ -219,7 +219,7 @@ def _execute(
     network = identity(recipe, backend)
     steps_in_bfloat16 = recipe.precision == "bfloat16" and not recipe.fits
     name = find_unrepeatable(training, network) if steps_in_bfloat16 and first else None
-    if name := broadcast(channel, (name or "").encode()).decode():
+    if name := of_first(channel, (name or "").encode()).decode():
         problem = f"the gradient of {name!r} in bfloat16 does not come out the same twice on {recipe.backend} here"
         if not automatic:
             raise BackendError(problem, fix="use precision float32, or another image_size")
@@ -312,7 +312,7 @@ def _execute(
         finish(folder, leaving, described, result.to_dict(), data, recorder, state.bank)
         _note_late(put_at_end(folder, drawn), result, display)
         stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
-        broadcast(channel, json_bytes(result.to_dict()))
+        of_first(channel, json_bytes(result.to_dict()))
         told = len(log.notes)
         log.end(test)
         result.notes.extend(log.notes[told:])

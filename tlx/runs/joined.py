@@ -13,7 +13,7 @@ from typing import Any
 from tlx.backend import Backend
 from tlx.data import Data
 from tlx.errors import BackendError, DataError
-from tlx.processes import Channel, broadcast
+from tlx.processes import Channel, of_first
 from tlx.recipe import Recipe
 from tlx.runs.display import Listener, follow
 from tlx.runs.interrupt import AFTER_STEP, Stop
@@ -98,7 +98,7 @@ def join(stop: Stop, recipe: Recipe, training: Training, data: Data, listeners: 
     if data.test is not None and recipe.evaluate_test:
         batches = held_out(training, state, make_loader(recipe, data.test))
         follow(judge(training, model, state.bank, batches, "test"), [*listeners, stopping(stop, text, channel)])
-    values = json.loads(broadcast(channel))
+    values = json.loads(of_first(channel))
     return Result(**{**values, "recipe": recipe, "run_dir": Path(values["run_dir"]), "model": model.module})
 
 
