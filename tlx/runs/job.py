@@ -208,7 +208,7 @@ def _execute(
     recipe = framed(recipe, data, own)
     if data.fixes is not None:
         recipe = replace(recipe, fixes=data.fixes.pinned)
-    # A run that is resumed may have been stopped before its first save. All processes start from the first one's values.
+    # A resumed run may have been stopped before its first save. Other processes take the first one's values.
     fresh = (resumed is None or resumed.state is None) and first
     if fresh:
         recipe = with_pinned_weights(recipe, display.shown)

@@ -1,5 +1,6 @@
-"""What the processes of a run share before and after its training: all start from the first one's state, and end with
-its result. The first alone has the folder and the display.
+"""What the processes of a run share: they start from the first one's state, and end with its result.
+
+The first alone has the folder and the display.
 """
 
 from __future__ import annotations

@@ -140,7 +140,9 @@ def fit(training: Training, state: State) -> Generator[Event, None, None]:
     )
     state.history.append(ended)
     if training.channel.world.size > 1:
-        arrays_of_first(training.channel, state.best, {"train": asdict(ended.train), "val": ended.val and asdict(ended.val)})
+        arrays_of_first(
+            training.channel, state.best, {"train": asdict(ended.train), "val": ended.val and asdict(ended.val)}
+        )
     yield ended
 
 

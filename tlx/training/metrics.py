@@ -155,7 +155,13 @@ class Meter:
     """
 
     def __init__(
-        self, backend: Backend, model: Model, part: str, epoch: int, steps: int, channel: Channel = Alone()  # noqa: B008
+        self,
+        backend: Backend,
+        model: Model,
+        part: str,
+        epoch: int,
+        steps: int,
+        channel: Channel = Alone(),  # noqa: B008
     ) -> None:
         self.backend, self.model, self.part, self.epoch, self.steps = backend, model, part, epoch, steps
         self.channel = channel
