@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from tlx.backend import Array, Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess
-from tlx.backend.protocol import divided
 from tlx.backend.registry import load
 from tlx.models.weights import read_weights
 from tlx.processes import Channel, World, settle
@@ -159,7 +158,7 @@ def spec_of(backend: Any, case: Case) -> ModelSpec:
 
 
 def first_values(specs: Sequence[Any], case: Case) -> dict[str, Array]:
-    """Weights after He et al. 2015, scales and variances around 1, the rest small; or pretrained ones but for the head."""
+    """Weights after He et al. 2015, scales and variances near 1, the rest small; or pretrained ones but for the head."""
     known: Mapping[str, Array] = read_weights(case.weights) if case.weights else {}
     values = {}
     for number, spec in enumerate(specs):

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from tlx.errors import Interrupted, TlxError, one_line
-from tlx.processes.channel import PATIENCE, Alone, Star
-from tlx.processes.exchange import barrier
+from tlx.processes.channel import PATIENCE, Star
+from tlx.processes.here import settle
 from tlx.processes.launcher import token_of, world_of
 from tlx.processes.meeting import WAIT, meet
-from tlx.processes.world import Channel
+from tlx.processes.world import ALONE, Alone, Channel
 
 
 @contextmanager
@@ -36,12 +36,13 @@ def connected(
     environ = os.environ if environ is None else environ
     world = world_of(environ)
     if world.size == 1:
-        yield Alone(world)
+        yield Alone()
         return
     channel = Star(world, meet(world, token_of(environ), wait), patience)
+    settle(world)
     try:
         yield channel
-        barrier(channel)
+        channel.gather(b"")  # nobody leaves before all have done their part
     except BaseException as error:
         # A framework's exchange says in its own words that another process has ended.
         known = isinstance(error, (TlxError, KeyboardInterrupt))
@@ -55,6 +56,7 @@ def connected(
         channel.end(_exit_code(error), f"process {world.rank}: {said}" if world.rank else said)
         raise
     finally:
+        settle(ALONE)
         channel.close()
 
 

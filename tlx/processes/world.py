@@ -36,3 +36,14 @@ class Channel(Protocol):
         Raises:
             ProcessLostError: a process has ended or cannot be reached.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """The channel of a process that has no others."""
+
+    world: World = ALONE
+
+    def gather(self, part: bytes) -> list[bytes]:
+        """Return what is given."""
+        return [part]

@@ -33,7 +33,7 @@ def summed(backend: ModuleBackend, tensor: Any, channel: Channel) -> Any:
 
 @contextmanager
 def apart(net: Net, batch: DeviceBatch) -> Iterator[None]:
-    """Keep the gradients of a shard apart from all others while the block runs, and leave out those of an absent row."""
+    """Keep the gradients of a shard apart from others while the block runs, and leave out those of an absent row."""
     if batch.shard is None and not batch.absent:
         yield
         return
