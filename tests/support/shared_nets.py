@@ -23,12 +23,12 @@ def make(framework: str, name: str) -> Any:
             self.bn2 = nn.BatchNorm2d(8, affine=name != "plain")
             self.bn3 = nn.BatchNorm1d(8, track_running_stats=name != "untracked")
             self.drop = nn.Dropout(0.5 if name == "dropout" else 0.0)
-            self.unused = nn.Linear(2, 2)
+            self.unused = nn.Linear(2, 2)  # has no gradient in any process
             self.fc = nn.Linear(8, 5)
 
         def forward(self, x: Any) -> Any:
             x = nn.functional.relu(self.bn1(self.conv1(x)))
             x = nn.functional.relu(self.bn2(self.conv2(x))).flatten(2).mean(2)
-            return self.fc(self.drop(self.bn3(x)))
+            return self.fc(self.drop(x if name == "maps" else self.bn3(x)))
 
     return ConvNorm()
