@@ -35,6 +35,13 @@ BROKEN = [
     Case("dropout", 7, fault="own masks"),
 ]
 
+REFUSED = {
+    "functional": "(ConvNorm) draws random numbers that are not tlx's",
+    "homemade": "each image's outputs depend on the others of its batch",
+    "instance": "'other' is a InstanceNorm2d that updates running statistics",
+    "sync": "'other' is a SyncBatchNorm",
+}
+
 
 def of(backend: str, cases: list[Case]) -> list[Case]:
     return [*cases, Case("cumulative", 7, steps=2)] if backend == "torch" else cases  # OneFlow has no momentum=None
@@ -43,6 +50,7 @@ def of(backend: str, cases: list[Case]) -> list[Case]:
 def assert_as_one(cases: list[Case], told: list[list[Told]]) -> None:
     for number, case in enumerate(cases):
         for own in (each[number] for each in told):
+            assert not own.refusal
             assert own.gradient <= GRADIENT, case
             assert own.loss <= GRADIENT, case
             assert own.statistics <= (STATISTICS if case.steps < 10 else STEPS), case
@@ -61,7 +69,9 @@ def test_two_processes_compute_what_one_does_and_every_fault_shows(backend: str,
     cases = of(backend, SMALL)
     bits = [Case(name, 7, adapts=False, shards=4, precision="float32", steps=2) for name in ("dropout", "vit")]
     narrow = [Case("conv", 8, precision=precision) for precision in ("float32", "bfloat16")[: 1 + (backend == "torch")]]
-    told = together(backend, 2, [*cases, *bits, *narrow, *BROKEN], tmp_path)
+    refused = [Case(name, 4, tried=name == "homemade") for name in REFUSED]
+    tried = [Case("untracked", 4, tried=True)]
+    told = together(backend, 2, [*cases, *bits, *narrow, *refused, *tried, *BROKEN], tmp_path)
     assert_as_one(cases, told)
     at = len(cases)
     assert_same_bits([each[at : at + len(bits)] for each in told])
@@ -70,6 +80,11 @@ def test_two_processes_compute_what_one_does_and_every_fault_shows(backend: str,
     limits = {"float32": 1e-4, "bfloat16": 0.1}
     assert all(each[at + i].gradient < limits[case.precision] for each in told for i, case in enumerate(narrow))
     at += len(narrow)
+    for name, own, other in zip(REFUSED, told[0][at:], told[1][at:], strict=False):
+        assert REFUSED[name] in own.refusal and own.refusal == other.refusal
+    at += len(refused)
+    assert_as_one(tried, [each[at : at + 1] for each in told])
+    at += 1
     assert [own.gradient > 1e-3 for own in told[0][at:]] == [True] * len(BROKEN)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from tlx.backend import Array, Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess
 from tlx.backend.module import shared_norm, sums
 from tlx.backend.registry import load
+from tlx.errors import BackendError
 from tlx.models.weights import digests, joint_digest, read_weights
 from tlx.processes import Alone, Channel, connected
 from tlx.training.division import Division
@@ -48,6 +49,7 @@ class Case:
     weights: str = ""  # a file of pretrained ones
     lr: float = 0.01
     momentum: float = 0.0
+    tried: bool = False  # as a run tries a module of somebody's own
     fault: str = ""  # one of `FAULTS`: what is broken on purpose
 
 
@@ -61,6 +63,7 @@ class Told:
     loss: float
     digest: str
     digest_alone: str
+    refusal: str = ""
 
 
 def together(backend: str, count: int, cases: Sequence[Case], folder: Path) -> list[list[Told]]:
@@ -106,11 +109,11 @@ def spec_of(backend: Any, case: Case) -> ModelSpec:
     from support import shared_nets
 
     module = shared_nets.make(backend.name, case.model)
-    return ModelSpec(case.model, CLASSES, "fc", module=module)
+    return ModelSpec(case.model, CLASSES, "fc", module=module, image_size=case.size if case.tried else 0)
 
 
 def first_values(specs: Sequence[Any], case: Case) -> dict[str, Array]:
-    """Weights after He et al. 2015, scales and variances near 1, the rest small; or pretrained ones but for the head."""
+    """Weights after He et al. 2015, scales and variances near 1, the rest small; or pretrained but for the head."""
     known: Mapping[str, Array] = read_weights(case.weights) if case.weights else {}
     values = {}
     for number, spec in enumerate(specs):
@@ -238,7 +241,10 @@ def main() -> None:
         backend, told = load(job["backend"]), []
         for case in (Case(**each) for each in job["cases"]):
             with broken(backend, case.fault):
-                told.append(asdict(run(backend, case, channel)))
+                try:
+                    told.append(asdict(run(backend, case, channel)))
+                except BackendError as error:
+                    told.append(asdict(Told(0.0, 0.0, 0.0, 0.0, "", "", str(error))))
     out.write_text(json.dumps(told), encoding="utf-8")
 
 
