@@ -93,11 +93,12 @@ def join(stop: Stop, recipe: Recipe, training: Training, data: Data, listeners: 
         follow(fit(training, state), [*listeners, stopping(stop, text, channel)])
     else:
         follow(train(training, state), [*listeners, _saving(stop, state, text, channel)])
-    model = training.model
+    model, adapted = training.model, recipe.lora is not None
     if training.fit is None or training.fit.kind == "probe":
         model = leave(recipe, training, state, len(data.classes)).model
     if data.test is not None and recipe.evaluate_test:
-        batches = held_out(training, state, make_loader(recipe, data.test))
+        loader = make_loader(recipe, data.test)
+        batches = loader if adapted else held_out(training, state, loader)
         follow(judge(training, model, state.bank, batches, "test"), [*listeners, stopping(stop, text, channel)])
     values = json.loads(of_first(channel))
     return Result(**{**values, "recipe": recipe, "run_dir": Path(values["run_dir"]), "model": model.module})

@@ -10,12 +10,14 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
 from tlx.backend import Array, Backend, Batch, Model, ParamSpec, Precision
 from tlx.data.loader import Loader
 from tlx.errors import RecipeError, TlxError
+from tlx.processes import Channel, of_first
 from tlx.training.features import Batches, Feed
 from tlx.training.features import Features as Cached
 from tlx.training.logistic import Labels, Linear, fit_logistic, metrics_of
@@ -26,6 +28,7 @@ from tlx.training.together import arrays_of_first
 
 # How far logits may lie from those of the fit, as a part of the sum of their terms' sizes.
 ROUNDING: dict[Precision, float] = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 0.03}
+T = TypeVar("T")
 ROOM = 2.0  # how much further than in training a logit may fall below zero before a ReLU cuts it
 
 
@@ -121,9 +124,9 @@ def fit(training: Training, state: State) -> Generator[Event, None, None]:
     yield from feed.problems()
     extracted = time.perf_counter()
     if kind == "probe":
-        outcome = yield from _probe(training, feed, head, train, val)
+        outcome = yield from _leading(training.channel, _probe(training, feed, head, train, val))
     else:
-        outcome, state.bank = yield from _bank(training, head, train, val)
+        outcome, state.bank = yield from _leading(training.channel, _bank(training, head, train, val))
     guard.check()
     values = training.backend.dump_arrays(training.model)
     state.best = {name: array for name, array in values.items() if kind == "probe" or name not in now.trainable}
@@ -151,6 +154,8 @@ def fit_elsewhere(training: Training, state: State, feed: Feed) -> Generator[Eve
     for batches in (feed.train, feed.val):
         if batches is not None:
             yield from accompany(batches)
+    while of_first(training.channel):
+        yield Stepped()
     state.best, facts = arrays_of_first(training.channel, {}, {})
     backend, model = training.backend, training.model
     backend.load_arrays(model, {**backend.dump_arrays(model), **state.best})
@@ -158,6 +163,20 @@ def fit_elsewhere(training: Training, state: State, feed: Feed) -> Generator[Eve
     val = None if facts["val"] is None else Metrics(**facts["val"])
     state.history.append(EpochEnded(0, training.plan.state_at(0).phase, Metrics(**facts["train"]), val, (), 1.0, True))
     yield state.history[-1]
+
+
+def _leading(channel: Channel, events: Generator[Event, None, T]) -> Generator[Event, None, T]:
+    """Pass events on, and tell the other processes of each step, so that all hear of a signal."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as stop:
+            of_first(channel)
+            value: T = stop.value
+            return value
+        if isinstance(event, Stepped):
+            of_first(channel, b"step")
+        yield event
 
 
 def accompany(batches: Batches) -> Generator[Event, None, None]:
