@@ -1,8 +1,8 @@
 """The processes over which one run spreads: who they are, and how they talk."""
 
+from tlx.processes.agree import all_true, highest, of_first
 from tlx.processes.connect import connected
-from tlx.processes.exchange import barrier, broadcast, flags
 from tlx.processes.launcher import world_of
-from tlx.processes.world import ALONE, Channel, World
+from tlx.processes.world import ALONE, Alone, Channel, World
 
-__all__ = ["ALONE", "Channel", "World", "barrier", "broadcast", "connected", "flags", "world_of"]
+__all__ = ["ALONE", "Alone", "Channel", "World", "all_true", "connected", "highest", "of_first", "world_of"]

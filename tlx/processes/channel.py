@@ -29,17 +29,6 @@ _DATA, _END, _BYE = 0, 1, 2
 _CODE = struct.Struct("!B")  # the exit code before the text of an _END
 
 
-class Alone:
-    """The channel of a run of one process."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-
-    def gather(self, part: bytes) -> list[bytes]:
-        """Return what was given."""
-        return [part]
-
-
 class Star:
     """The channel of a run of several processes: the first one is connected with each of the others, and passes on."""
 

@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from tlx.errors import Interrupted, TlxError, one_line
-from tlx.processes.channel import PATIENCE, Alone, Star
-from tlx.processes.exchange import barrier
+from tlx.processes.channel import PATIENCE, Star
 from tlx.processes.launcher import token_of, world_of
 from tlx.processes.meeting import WAIT, meet
-from tlx.processes.world import Channel
+from tlx.processes.world import Alone, Channel
 
 
 @contextmanager
@@ -36,12 +35,12 @@ def connected(
     environ = os.environ if environ is None else environ
     world = world_of(environ)
     if world.size == 1:
-        yield Alone(world)
+        yield Alone()
         return
     channel = Star(world, meet(world, token_of(environ), wait), patience)
     try:
         yield channel
-        barrier(channel)
+        channel.gather(b"")  # nobody leaves before all have done their part
     except BaseException as error:
         # A framework's exchange says in its own words that another process has ended.
         known = isinstance(error, (TlxError, KeyboardInterrupt))
