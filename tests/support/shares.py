@@ -158,7 +158,7 @@ def spec_of(backend: Any, case: Case) -> ModelSpec:
 
 
 def first_values(specs: Sequence[Any], case: Case) -> dict[str, Array]:
-    """Weights after He et al. 2015, scales and variances near 1, the rest small; or pretrained ones but for the head."""
+    """Weights after He et al. 2015, scales and variances near 1, the rest small; or pretrained, but for the head."""
     known: Mapping[str, Array] = read_weights(case.weights) if case.weights else {}
     values = {}
     for number, spec in enumerate(specs):

@@ -1,4 +1,4 @@
-"""Which process of a run this one is, settled before a backend is loaded: frameworks may connect as they are imported."""
+"""Which process of a run this one is, settled before a backend is loaded: some connect when imported."""
 
 from __future__ import annotations
 

@@ -29,9 +29,7 @@ def check_alike(arrays: Arrays, channel: Channel, when: str) -> None:
         for name, value in others[0].items():
             if other.get(name) != value:
                 problem = f"the processes of the run have drifted apart {when}: {name!r} differs between 0 and {rank}"
-                raise TlxError(
-                    problem, fix="use machines with the same processors and versions; see docs/distributed.md"
-                )
+                raise TlxError(problem, fix="use equal machines; see docs/distributed.md")
     raise AssertionError("digests differ, and no array does")
 
 
