@@ -10,12 +10,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tlx.backend import Array, Capabilities, OptimizerSpec
+from tlx.backend import Array, Capabilities, OptimizerSpec, float32_exact
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.dropout import FUNCTIONS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
+from tlx.backend.module.shared_norm import SharedNorm
+from tlx.errors import BackendError
 from tlx.models.zoo import ARCHITECTURES
-from tlx_oneflow import activations
+from tlx.processes import World
+from tlx_oneflow import activations, layers
 from tlx_oneflow.arranged import ARRANGED
 from tlx_oneflow.bootstrap import cuda_driver, flow, flowvision
 from tlx_oneflow.layers import improve
@@ -106,6 +109,27 @@ class OneFlowBackend(ModuleBackend):
     def exact(self, logits: Any) -> Any:
         # Its float32 cross-entropy is inaccurate; on float64 logits the gradient is right to 4.5e-10.
         return logits.double()
+
+    def sum_over(self, tensor: Any, world: World) -> Any:
+        connected = flow.env.get_rank(), flow.env.get_world_size()
+        if connected != (world.rank, world.size):
+            raise BackendError(
+                f"oneflow was imported as process {connected[0]} of {connected[1]}, and this is {world.rank} of "
+                f"{world.size}: it connects its processes while it is imported, so let tlx import it"
+            )
+        return flow._C.local_all_reduce(tensor, inplace=False)
+
+    def batch_norm_functions(self, normalise: SharedNorm) -> list[tuple[Any, str, Callable[..., Any]]]:
+        native = flow._C.normalization
+
+        def by_whole(x: Any, *values: Any, axis: int, epsilon: float, momentum: float) -> Any:
+            # As its kernels do, which hold float32 and weigh the old mean.
+            return normalise(x, *values, 1.0 - float32_exact(1.0 - momentum), float32_exact(epsilon))
+
+        def normalization(x: Any, *values: Any, is_training: bool, **scalars: Any) -> Any:
+            return by_whole(x, *values, **scalars) if is_training else native(x, *values, is_training=False, **scalars)
+
+        return [(layers, "normalised", by_whole), (flow._C, "normalization", normalization)]
 
     def optimizer_slots(self, optimizer: Optimizer, param: Any) -> Mapping[str, Any] | None:
         if isinstance(optimizer.native, TensorOptimizer):

@@ -10,8 +10,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tlx.processes import here
 from tlx.streams import flushed
-from tlx_oneflow import blas
+from tlx_oneflow import blas, processes
 
 
 def cuda_driver() -> bool:
@@ -54,6 +55,8 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")  # spin for 2^16 ticks be
 _stray = {
     name: os.environ.pop(name, None) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 }
+if (_world := here()).size > 1:
+    os.environ |= processes.variables(_world)
 
 with _quiet_stderr():
     import flowvision
@@ -63,7 +66,13 @@ with _quiet_stderr():
     flow.ones(2).numpy()  # concurrent first operations from several threads would deadlock
     BLAS = blas.install(flow)
 
-os.environ.update({name: value for name, value in _stray.items() if value is not None})
+if _world.size > 1:
+    processes.let_go()
+for _name, _value in _stray.items():
+    if _value is not None:
+        os.environ[_name] = _value
+    else:
+        os.environ.pop(_name, None)
 if threading.current_thread() is threading.main_thread():
     # The import replaces the C handler, after which Ctrl-C crashes the process.
     signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))

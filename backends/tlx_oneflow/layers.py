@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from tlx.backend.module.base import ONE_VALUE
+from tlx.backend.module.shared_norm import ONE_VALUE
 from tlx.errors import BackendError
 from tlx_oneflow import activations
 from tlx_oneflow.bootstrap import flow
@@ -151,15 +151,31 @@ class _Float64Training:
         statistics = (self.running_mean, self.running_var)
         if not self.training:
             return flow._C.normalization(x, *statistics, self.weight, self.bias, is_training=False, **scalars)
-        if x.numel() == x.shape[self.channel_axis]:
-            raise ValueError(f"Expected {ONE_VALUE} when training")  # else the variance becomes NaN
+        y = normalised(x, *statistics, self.weight, self.bias, **scalars)
         self.num_batches_tracked.add_(1)
-        mean, var = (s.double() for s in statistics)
-        y = flow._C.normalization(
-            x.double(), mean, var, self.weight.double(), self.bias.double(), is_training=True, **scalars
-        )
-        if x.dtype != flow.float64:  # else double() handed the buffers themselves out, and they are updated
-            with flow.no_grad():
-                self.running_mean.copy_(mean.to(x.dtype))
-                self.running_var.copy_(var.to(x.dtype))
-        return y.to(x.dtype)
+        return y
+
+
+def normalised(
+    x: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, axis: int, epsilon: float, momentum: float
+) -> Any:
+    """Normalise by the batch, in float64, and move the running statistics."""
+    if x.numel() == x.shape[axis]:
+        raise ValueError(f"Expected {ONE_VALUE} when training")  # else the variance becomes NaN
+    mean, var = running_mean.double(), running_var.double()
+    y = flow._C.normalization(
+        x.double(),
+        mean,
+        var,
+        weight.double(),
+        bias.double(),
+        axis=axis,
+        epsilon=epsilon,
+        momentum=momentum,
+        is_training=True,
+    )
+    if x.dtype != flow.float64:  # else double() handed the buffers themselves out, and they are updated
+        with flow.no_grad():
+            running_mean.copy_(mean.to(x.dtype))
+            running_var.copy_(var.to(x.dtype))
+    return y.to(x.dtype)

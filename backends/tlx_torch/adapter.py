@@ -15,9 +15,11 @@ from tlx.backend import Array, Capabilities, ModelSpec, OptimizerSpec, Precision
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.dropout import UNITS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
+from tlx.backend.module.shared_norm import SharedNorm
 from tlx.errors import BackendError
 from tlx.models.zoo import ARCHITECTURES
-from tlx_torch import activations, float64, memory, own, timm_build, timm_models
+from tlx.processes import World
+from tlx_torch import activations, float64, memory, own, processes, timm_build, timm_models
 
 NATIVE = {"momentum": "momentum_buffer"}  # PyTorch's names of slots, where they are not the portable ones
 
@@ -130,6 +132,28 @@ class TorchBackend(ModuleBackend):
 
     def tensor(self, array: Array, device: str) -> torch.Tensor:
         return torch.from_numpy(np.array(array, order="C", copy=True)).to(device)
+
+    def sum_over(self, tensor: torch.Tensor, world: World) -> torch.Tensor:
+        return processes.sum_over(tensor, world)
+
+    def batch_norm_functions(self, normalise: SharedNorm) -> list[tuple[Any, str, Callable[..., Any]]]:
+        native = torch.nn.functional.batch_norm
+
+        def batch_norm(
+            input: torch.Tensor,
+            running_mean: torch.Tensor | None,
+            running_var: torch.Tensor | None,
+            weight: torch.Tensor | None = None,
+            bias: torch.Tensor | None = None,
+            training: bool = False,
+            momentum: float = 0.1,
+            eps: float = 1e-5,
+        ) -> Any:
+            if training:
+                return normalise(input, running_mean, running_var, weight, bias, momentum, eps)
+            return native(input, running_mean, running_var, weight, bias, False, momentum, eps)
+
+        return [(torch.nn.functional, "batch_norm", batch_norm)]
 
     def laid_out(self, tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
         # BatchNorm sums in another order over channels last.

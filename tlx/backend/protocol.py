@@ -18,7 +18,7 @@ cross. The contract:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -141,19 +141,22 @@ class Batch:
 
     def parts(self, size: int | None) -> Iterator[Batch]:
         """Divide into batches of about equal length, at most `size`; their dropout masks are those of the whole."""
-        seed, step, row, at = *self.key, 0
+        at = 0
         for count in divided(len(self), size):
-            end = at + count
-            yield Batch(
-                self.images[at:end],
-                self.labels[at:end],
-                self.indices[at:end],
-                self.preprocess,
-                (seed, step, row + at),
-                None if self.targets is None else self.targets[at:end],
-                self.boundary,
-            )
-            at = end
+            yield self.between(at, at + count)
+            at += count
+
+    def between(self, start: int, end: int, **changes: Any) -> Batch:
+        """Return the rows from `start` to before `end`, with other fields changed."""
+        seed, step, row = self.key
+        rows: dict[str, Any] = {
+            "images": self.images[start:end],
+            "labels": self.labels[start:end],
+            "indices": self.indices[start:end],
+            "key": (seed, step, row + start),
+            "targets": None if self.targets is None else self.targets[start:end],
+        }
+        return replace(self, **rows | changes)
 
 
 def divided(count: int, size: int | None) -> list[int]:
@@ -333,6 +336,15 @@ class Backend(Protocol):
 
     def backward(self, model: Model, batch: Handle, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         """Train-mode forward, loss times `scale`, gradients. Returns the summed loss and the correct count."""
+
+    def reduce(self, model: Model, channel: Channel) -> None:
+        """Make each gradient the sum over all processes, which call this after a step's last `backward`.
+
+        Where batches had a `shard`, the sum is taken in the order of the shards' numbers, over all processes, so that
+        its bits do not depend on how many there are; then this is called with one process too. A parameter without a
+        gradient in all processes keeps None. A backend without collectives of its own sends the gradients through the
+        channel. One that lacks this method trains in one process, without shards.
+        """
 
     def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
         """Clip the gradients' joint norm to `max_norm`, take one step, set the gradients to None."""

@@ -27,11 +27,16 @@ def run(
     json: Json = False,
 ) -> None:
     """Train, keep the best epoch, evaluate once on the test part. Without arguments: the CIFAR-10 tutorial's job."""
+    from tlx.processes import connected
     from tlx.runs.display import Display, summary
     from tlx.runs.job import start
 
-    display = Display()
-    result = start(recipe, resume, overrides or {}, display)
+    with connected() as channel:
+        first = channel.world.rank == 0
+        display = Display(quiet=not first)
+        result = start(recipe, resume, overrides or {}, display, channel=channel)
+    if not first:
+        return
     if json:
         display.result(result)
     print_outcome(as_json(result.to_dict()) if json else printable(summary(result)), result.run_dir)

@@ -22,6 +22,8 @@ from tlx.data.images import ArrayImages, Images
 from tlx.data.mixing import Targets, assign_slots, balanced_order
 from tlx.errors import RecipeError
 
+Rows = NDArray[np.int64]
+ALL = slice(None)
 Chunks = list[tuple[NDArray[np.int64], NDArray[np.int64]]]  # per batch: indices, and their slots
 BATCHES_AHEAD = 2  # decoded before they are asked for; more only costs memory
 
@@ -117,18 +119,45 @@ class Loader:
             return balanced_order(self.images.labels, int(self.images.labels.max()) + 1, self.seed, epoch)
         return rng.permutation(self.seed, epoch, n) if self.shuffle else np.arange(n, dtype=np.int64)
 
-    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
-        """The batches of an epoch from step `start` on; those before it are not decoded.
+    def epoch(self, epoch: int, start: int = 0, stride: int = 1) -> Generator[Batch, None, None]:
+        """The batches of an epoch from step `start` on, every one or every `stride`-th; no others are decoded.
 
         Closing the iterator stops the threads.
 
         Raises:
             DataError: an image cannot be decoded; the text names its file.
         """
-        this = self.draw(epoch)
-        with closing(self.pixels(this, [this.places(step) for step in range(start, self.steps)])) as pixels:
-            for step, images in enumerate(pixels, start):
+        this, steps = self.draw(epoch), range(start, self.steps, stride)
+        with closing(self.pixels(this, [this.places(step) for step in steps])) as pixels:
+            for step, images in zip(steps, pixels, strict=True):
                 yield self.batch(this, step, images)
+
+    def rows(self, epoch: int, start: int, wanted: Callable[[int], Rows]) -> Generator[tuple[Batch, Rows], None, None]:
+        """Some rows of each batch of an epoch, from step `start` on; no others are decoded.
+
+        Args:
+            epoch: its number.
+            start: the first step.
+            wanted: tells which rows of a batch of so many are wanted, int64 [n], ascending.
+
+        Yields:
+            a batch of these rows, among which there are others with which they are mixed, and their numbers.
+        """
+        this = self.draw(epoch)
+        numbers = []
+        for step in range(start, self.steps):
+            count = len(this.places(step))
+            rows = wanted(count)
+            # A row is mixed with the one at the same place from the other end, so these stay each other's mirror image.
+            numbers.append(np.union1d(rows, count - 1 - rows) if self.targets and self.targets.mixes else rows)
+        places = [this.places(step)[rows] for step, rows in enumerate(numbers, start)]
+        with closing(self.pixels(this, places)) as pixels:
+            for step, images in enumerate(pixels, start):
+                yield self.batch(this, step, images, rows=numbers[step - start]), numbers[step - start]
+
+    def count(self, step: int) -> int:
+        """How many images the batch of a step holds."""
+        return min(self.batch_size, len(self.images) - step * self.batch_size)
 
     def draw(self, epoch: int) -> Epoch:
         """Draw everything that an epoch leaves to chance."""
@@ -141,9 +170,11 @@ class Loader:
         """The epoch whose augmentation an epoch shows: its own, unless augmentation repeats itself."""
         return epoch if self.augment_repeats is None else epoch % self.augment_repeats
 
-    def batch(self, epoch: Epoch, step: int, images: NDArray[Any], boundary: str = "") -> Batch:
+    def batch(
+        self, epoch: Epoch, step: int, images: NDArray[Any], boundary: str = "", rows: Rows | slice = ALL
+    ) -> Batch:
         """The batch of a step, made of its pixels or of what they become at a boundary; mixing changes `images`."""
-        indices = epoch.order[epoch.places(step)]
+        indices = epoch.order[epoch.places(step)[rows]]
         labels, key = self.images.labels[indices], (self.seed, epoch.number * self.steps + step, 0)
         targets = self.targets.apply(images, labels, self.seed, epoch.number, step) if self.targets else None
         return Batch(images, labels, indices, self.preprocess, key, targets, boundary)

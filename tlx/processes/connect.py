@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 from tlx.errors import Interrupted, ProcessesError, TlxError, one_line
 from tlx.processes.channel import PATIENCE, Star
+from tlx.processes.here import settle
 from tlx.processes.launcher import token_of, world_of
 from tlx.processes.meeting import WAIT, meet
-from tlx.processes.world import Alone, Channel
+from tlx.processes.world import ALONE, Alone, Channel
 
 _LAST = b"done"
 
@@ -40,6 +41,7 @@ def connected(
         yield Alone()
         return
     channel = Star(world, meet(world, token_of(environ), wait), patience)
+    settle(world)
     try:
         yield channel
         if set(channel.gather(_LAST)) != {_LAST}:  # nobody leaves before all have done their part
@@ -57,6 +59,7 @@ def connected(
         channel.end(_exit_code(error), f"process {world.rank}: {said}" if world.rank else said)
         raise
     finally:
+        settle(ALONE)
         channel.close()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx.errors import Interrupted
+from tlx.processes import Channel, highest
 from tlx.signals import handlers
 
 if TYPE_CHECKING:
@@ -52,6 +53,15 @@ class Stop:
         """End here if a signal has arrived."""
         if self.signum:
             raise self.interrupted(text)
+
+    def hear(self, channel: Channel, due: bool = False) -> bool:
+        """Take note of a signal that another process of the run got; return whether the first one says `due`.
+
+        All processes call this at the same place of the run.
+        """
+        heard = highest(channel, 2 * self.signum + int(due and channel.world.rank == 0))
+        self.signum = self.signum or heard // 2
+        return bool(heard)
 
     def interrupted(self, text: str | None = None) -> Interrupted:
         """Return what to raise; more signals of the same moment do not disturb it on its way."""

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlx.atomic import json_bytes
 from tlx.backend import Backend, registry
 from tlx.data import Data, Loader
 from tlx.download import clear_leftovers
@@ -20,12 +21,14 @@ from tlx.models.libraries import versions_of
 from tlx.models.pixels import IMAGENET, Pixels
 from tlx.models.weights import digest
 from tlx.models.zoo import Architecture
+from tlx.processes import Alone, Channel, connected, of_first
 from tlx.recipe import PIXELS_SINCE, Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
 from tlx.runs import advice
 from tlx.runs.confidence import calibrate
 from tlx.runs.display import READING, Display, Listener, follow, listening
 from tlx.runs.folder import RESULT, RunFolder, new_folder, resumed_folder
 from tlx.runs.interrupt import AFTER_STEP, NEVER, Stop, interruptible, standing
+from tlx.runs.joined import check_backend, check_data, join, share_state, stopping
 from tlx.runs.leaving import leave
 from tlx.runs.logged import check_loggers, logged
 from tlx.runs.logits import Recorder
@@ -89,9 +92,10 @@ def run(
         raise RecipeError(f"resume is {shown(resume)}; expected the folder of a run")
     if on_event is not None and not callable(on_event):
         raise RecipeError(f"on_event is {shown(on_event)}; expected a function of one event")
-    display = Display(quiet)
-    result = start(recipe, resume, fields, display, on_event)
-    display.result(result)
+    with connected() as channel:
+        display = Display(quiet or channel.world.rank > 0)
+        result = start(recipe, resume, fields, display, on_event, channel)
+        display.result(result)
     return result
 
 
@@ -101,21 +105,28 @@ def start(
     fields: Mapping[str, Any],
     display: Display,
     on_event: Callable[[Event], object] | None = None,
+    channel: Channel = Alone(),  # noqa: B008 (frozen)
 ) -> Result:
     """Run what a call of `run` asks for: a new recipe, or that of the run in the folder `resume`."""
     if resume is None:
         asked = recipe_to_run(recipe, fields)
         file = read_toml(Path(recipe)) if isinstance(recipe, (str, Path)) else {}
-        return execute(asked, display, None, on_event, _earlier_pixels(file))
+        return execute(asked, display, None, on_event, _earlier_pixels(file), channel)
     if recipe is not None:
         raise RecipeError("resume continues with the recipe of the run's folder; leave the other recipe out")
+    if channel.world.rank > 0:  # the first one holds the folder
+        content = of_first(channel)
+        file, asked = read_toml(Path(resume) / RECIPE, content), _continued(Path(resume), content, fields)
+        return execute(asked, display, None, on_event, _earlier_pixels(file), channel)
     with interruptible() as stop:
         begun = stop.text
         stop.at(begun, NEVER)
         with resumed_folder(Path(resume)) as folder:  # held before it is looked at: another run may be finishing it
             stop.at(begun)
-            file = read_toml(folder.path / RECIPE, folder.read(RECIPE))
-            return execute(_resumed_recipe(folder, fields), display, folder, on_event, _earlier_pixels(file))
+            content = folder.read(RECIPE)
+            file, asked = read_toml(folder.path / RECIPE, content), _resumed_recipe(folder, content, fields)
+            of_first(channel, content)
+            return execute(asked, display, folder, on_event, _earlier_pixels(file), channel)
 
 
 def recipe_to_run(recipe: Recipe | Mapping[str, Any] | str | Path | None, fields: Mapping[str, Any]) -> Recipe:
@@ -131,7 +142,17 @@ def _earlier_pixels(file: Mapping[str, Any]) -> Pixels | None:
     return IMAGENET if file.get("recipe_version", PIXELS_SINCE) < PIXELS_SINCE else None
 
 
-def _resumed_recipe(folder: RunFolder, fields: Mapping[str, Any]) -> Recipe:
+def _resumed_recipe(folder: RunFolder, content: bytes, fields: Mapping[str, Any]) -> Recipe:
+    recipe = _continued(folder.path, content, fields)
+    if recipe.fits and folder.has(RESULT):
+        problem = f"{folder.path} is finished, and strategy {recipe.strategy!r} has no epochs to add"
+        raise RecipeError(problem, fix=f"start a run with weights={str(folder.path)!r}, to train on from its backbone")
+    check_epochs(folder, Recipe.from_toml(folder.path / RECIPE, content=content).epochs, recipe.epochs)
+    return recipe
+
+
+def _continued(run_dir: Path, content: bytes, fields: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a run's folder holds, with what may change when it goes on."""
     # Where and how fast a run goes on may change; data and model are checked to be the same.
     free = {*fields_affecting("speed", "place"), "data", "model", "head"} - {"out"}
     for name in fields:
@@ -139,13 +160,8 @@ def _resumed_recipe(folder: RunFolder, fields: Mapping[str, Any]) -> Recipe:
             able = ", ".join(f for f in Recipe.__dataclass_fields__ if f in free)
             raise RecipeError(f"resume: {name} cannot change in the middle of a run; what can: {able}")
     others = {name: value for name, value in fields.items() if name != "epochs"}
-    recorded = Recipe.from_toml(folder.path / RECIPE, others, content=folder.read(RECIPE))
-    if recorded.fits and folder.has(RESULT):
-        problem = f"{folder.path} is finished, and strategy {recorded.strategy!r} has no epochs to add"
-        raise RecipeError(problem, fix=f"start a run with weights={str(folder.path)!r}, to train on from its backbone")
-    recipe = replace(recorded, epochs=fields.get("epochs", recorded.epochs))
-    check_epochs(folder, recorded.epochs, recipe.epochs)
-    return recipe
+    recorded = Recipe.from_toml(run_dir / RECIPE, others, content=content)
+    return replace(recorded, epochs=fields.get("epochs", recorded.epochs))
 
 
 def execute(
@@ -154,15 +170,17 @@ def execute(
     resumed: RunFolder | None = None,
     on_event: Callable[[Event], object] | None = None,
     own: Pixels | None = None,
+    channel: Channel = Alone(),  # noqa: B008 (frozen)
 ) -> Result:
     """Run a recipe, or continue the run in the folder `resumed`, showing its progress on a display.
 
-    `own` is what the model expects of its pixels, by default the value of its architecture.
+    `own` is what the model expects of its pixels, by default the value of its architecture. Of several processes,
+    which a channel connects, the first one has the folder and the display.
     """
     with interruptible() as stop:
         saved = "nothing was saved. Start again" if resumed is None else f"{resumed.path} is as it was. Go on"
         stop.at(f"stopped before the training began; {saved} with: {stop.command}")
-        return _execute(stop, recipe, display, resumed, on_event, own)
+        return _execute(stop, recipe, display, resumed, on_event, own, channel)
 
 
 def _execute(
@@ -172,11 +190,14 @@ def _execute(
     resumed: RunFolder | None,
     on_event: Callable[[Event], object] | None,
     own: Pixels | None,
+    channel: Channel,
 ) -> Result:
+    first = channel.world.rank == 0
     listeners = [display.event, *([listening(on_event)] if on_event else [])]
     started = time.perf_counter()
     backend = registry.load(recipe.backend)
     automatic = recipe.precision == "auto"
+    check_backend(backend, channel)
     check_loggers(recipe)
     if resumed is None:
         check_effects(recipe)
@@ -187,22 +208,24 @@ def _execute(
     recipe = framed(recipe, data, own)
     if data.fixes is not None:
         recipe = replace(recipe, fixes=data.fixes.pinned)
-    fresh = resumed is None or resumed.state is None  # the latter was stopped before its first save
+    # A resumed run may have been stopped before its first save. Other processes take the first one's values.
+    fresh = (resumed is None or resumed.state is None) and first
     if fresh:
         recipe = with_pinned_weights(recipe, display.shown)
-    training, arch, read = _prepared(recipe, backend, data, fresh, display.shown)
+    training, arch, read = _prepared(recipe, backend, data, fresh, display.shown, channel)
     if resumed is None:
         check_effects(recipe, data, training.plan)
     notes = [*data.notes, *advice.before(recipe, data)]
     network = identity(recipe, backend)
     steps_in_bfloat16 = recipe.precision == "bfloat16" and not recipe.fits
-    if steps_in_bfloat16 and (name := find_unrepeatable(training, network)) is not None:
+    name = find_unrepeatable(training, network) if steps_in_bfloat16 and first else None
+    if name := of_first(channel, (name or "").encode()).decode():
         problem = f"the gradient of {name!r} in bfloat16 does not come out the same twice on {recipe.backend} here"
         if not automatic:
             raise BackendError(problem, fix="use precision float32, or another image_size")
         notes.append(f"{problem}, so precision is float32")
         recipe = replace(recipe, precision="float32")
-        training, arch, read = _prepared(recipe, backend, data, fresh, display.shown)
+        training, arch, read = _prepared(recipe, backend, data, fresh, display.shown, channel)
     if note := check_small_batches(training):
         notes.append(note)
     model = training.model
@@ -211,6 +234,9 @@ def _execute(
     display.plan(training.plan, recipe, [*getattr(model, "notes", ()), *read])
 
     data.take_fingerprint(display.counted(READING))
+    check_data(data, channel)
+    if not first:
+        return join(stop, recipe, training, data, listeners[1:])
 
     stop.at(stop.text, NEVER)
     holding = nullcontext(resumed) if resumed else new_folder(recipe)
@@ -225,6 +251,7 @@ def _execute(
             recorder.resume(folder, state.best_epoch)
         fixes = None if data.fixes is None else data.fixes.text
         display.notes(begin(training, state, folder, data.fingerprint, text, recorder, fixes))
+        share_state(training, state)
         log = stack.enter_context(logged(recipe, training, folder, state.history, display.notes))
         listeners += [recorder, log]
         with display.live(recipe):
@@ -243,9 +270,11 @@ def _execute(
                 try:
                     batches = evaluated if leaving.adapters else held_out(training, state, evaluated)
                     events = judge(training, leaving.model, state.bank, batches, "test")
-                    test = follow(events, [*listeners, lambda event: stop.check(trained)])
-                except DataError as error:  # no reason to lose the training: the run is finished without it
-                    unread = error
+                    test = follow(events, [*listeners, stopping(stop, trained, channel)])
+                except DataError as error:
+                    if channel.world.size > 1:
+                        raise
+                    unread = error  # no reason to lose the training: the run is finished without it
                     recorder.drop("test")  # those of the images before it
         last = list(advice.after(data, state.history, state.step, test))
         if data.val is not None and "val" not in recorder.parts:
@@ -283,6 +312,7 @@ def _execute(
         finish(folder, leaving, described, result.to_dict(), data, recorder, state.bank)
         _note_late(put_at_end(folder, drawn), result, display)
         stop.at(f"stopped once the run had finished; all of it is saved in {run_dir}")
+        of_first(channel, json_bytes(result.to_dict()))
         told = len(log.notes)
         log.end(test)
         result.notes.extend(log.notes[told:])
@@ -300,12 +330,12 @@ def _note_late(note: str, result: Result, display: Display) -> None:
 
 
 def _prepared(
-    recipe: Recipe, backend: Backend, data: Data, fresh: bool, progress: bool
+    recipe: Recipe, backend: Backend, data: Data, fresh: bool, progress: bool, channel: Channel
 ) -> tuple[Training, Architecture, list[str]]:
     """Build what trains, and what its weights were read from; `fresh` loads the values that the recipe starts from."""
     model, arch = build_model(recipe, backend, len(data.classes))
     read = load_initial(recipe, backend, model, arch, data.classes, progress) if fresh else []
-    return make_training(recipe, backend, data, model, arch), arch, read
+    return make_training(recipe, backend, data, model, arch, channel), arch, read
 
 
 def _train(
@@ -329,7 +359,7 @@ def _train(
         elif not isinstance(event, Stepped):
             return
         patience = min(save_seconds, EPOCH_SECONDS) if isinstance(event, EpochEnded) else save_seconds
-        if stop.signum or time.monotonic() - saved >= patience:
+        if stop.hear(training.channel, time.monotonic() - saved >= patience):
             with stop.held():
                 save()
                 where = f" as it stood after step {state.step}"
@@ -359,6 +389,8 @@ def _fit(
     def after(event: Event) -> None:
         if isinstance(event, EpochEnded):
             folder.append(history_line(event))
+        if isinstance(event, Stepped):
+            stop.hear(training.channel)
         stop.check(text)
 
     follow(fit(training, state), [*listeners, after])

@@ -22,6 +22,7 @@ from tlx.models.libraries import versions_of
 from tlx.models.pixels import Pixels
 from tlx.models.weights import first_not_finite
 from tlx.models.zoo import Architecture, architecture, own_architecture
+from tlx.processes import Alone, Channel
 from tlx.recipe import Recipe
 from tlx.strategy.plan import Fits
 from tlx.strategy.schedule import Schedule
@@ -188,7 +189,14 @@ def load_initial(
     return notes
 
 
-def make_training(recipe: Recipe, backend: Backend, data: Data, model: Model, arch: Architecture) -> Training:
+def make_training(
+    recipe: Recipe,
+    backend: Backend,
+    data: Data,
+    model: Model,
+    arch: Architecture,
+    channel: Channel = Alone(),  # noqa: B008 (frozen)
+) -> Training:
     """Put together what trains: loaders, plan, optimizer, and the shadow that averages the weights."""
     specs = backend.param_specs(model)
     loader = make_loader(recipe, data.train, training=not recipe.fits, classes=len(data.classes))
@@ -216,6 +224,7 @@ def make_training(recipe: Recipe, backend: Backend, data: Data, model: Model, ar
         keep_features=recipe.feature_cache != "off",
         network=identity(recipe, backend) if recipe.feature_cache == "auto" else None,
         fit=None if recipe.fits is None else _fit_options(recipe, recipe.fits, data),
+        channel=channel,
     )
 
 

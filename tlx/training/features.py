@@ -23,6 +23,7 @@ from tlx.backend import Array, Backend, Batch, Model
 from tlx.backend.protocol import divided
 from tlx.data.loader import Epoch, Loader
 from tlx.download import cache_folder
+from tlx.processes import Alone, Channel, of_first
 from tlx.training.boundary import Boundary, find_boundary, unpacked
 from tlx.training.feature_store import unwritable
 from tlx.training.metrics import FeaturesKept, FeaturesNotKept
@@ -35,30 +36,58 @@ DISK_PART = 1 / 2  # of the free disk space; what is larger is not cached
 class Features:
     """Serves a loader's batches from a boundary on; `epoch` and `steps` are those of the loader.
 
-    Of each epoch the first `cached_steps` batches are features, and what is left goes through the whole model.
+    Of each epoch the first `cached_steps` batches are features, and what is left goes through the whole model. Where
+    several processes take part, all of them compute features, and the first alone has the cache and the batches.
     """
 
-    def __init__(self, loader: Loader, boundary: Boundary, cache: Array, cached_steps: int) -> None:
-        self.loader, self.boundary, self.cached_steps = loader, boundary, cached_steps
+    def __init__(
+        self,
+        loader: Loader,
+        boundary: Boundary,
+        cache: Array,
+        cached_steps: int,
+        channel: Channel = Alone(),  # noqa: B008 (frozen)
+    ) -> None:
+        self.loader, self.boundary, self.cached_steps, self.channel = loader, boundary, cached_steps, channel
         self.cache = cache  # [samples x variants, ...]: a row for each variant of each sample
-        self.filled = np.zeros(len(cache), np.bool_)
+        self.filled = np.zeros(_rows(loader), np.bool_)
         self.steps = loader.steps
 
     def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         """Yield the batches of an epoch from number `start` on; the images of most are what enters the boundary."""
+        drawn, rows = self._drawn(epoch)
+        with closing(self._filled(drawn, rows, start)) as filled:
+            for number in filled:
+                features = unpacked(self.cache[rows[drawn.places(number)]])
+                yield self.loader.batch(drawn, number, features, self.boundary.module)
+        rest = range(max(start, self.cached_steps), self.steps)
+        with closing(self.loader.pixels(drawn, [drawn.places(number) for number in rest])) as pixels:
+            for number, images in zip(rest, pixels, strict=True):
+                yield self.loader.batch(drawn, number, images)
+
+    def accompany(self, epoch: int, start: int = 0) -> Generator[None, None, None]:
+        """Compute along with the first process, which takes the batches of an epoch; yields once for each of them."""
+        drawn, rows = self._drawn(epoch)
+        with closing(self._filled(drawn, rows, start)) as filled:
+            for _ in filled:
+                yield
+        for _ in range(max(start, self.cached_steps), self.steps):
+            yield
+
+    def _drawn(self, epoch: int) -> tuple[Epoch, Array]:
+        """What chance decides for an epoch, and the row of the cache of each place."""
         drawn, variants = self.loader.draw(epoch), self.loader.variants
         assert variants is not None
-        rows = drawn.order * variants + self.loader.variant(drawn)
+        return drawn, drawn.order * variants + self.loader.variant(drawn)
+
+    def _filled(self, drawn: Epoch, rows: Array, start: int) -> Generator[int, None, None]:
+        """Yield the number of each batch of features, once the cache has its rows."""
         with closing(self._fill(drawn, rows, start * self.loader.batch_size)) as filling:
             for number in range(start, self.cached_steps):
                 wanted = rows[drawn.places(number)]
                 while not self.filled[wanted].all():
                     next(filling)
-                yield self.loader.batch(drawn, number, unpacked(self.cache[wanted]), self.boundary.module)
-        rest = range(max(start, self.cached_steps), self.steps)
-        with closing(self.loader.pixels(drawn, [drawn.places(number) for number in rest])) as pixels:
-            for number, images in zip(rest, pixels, strict=True):
-                yield self.loader.batch(drawn, number, images)
+                yield number
 
     def _fill(self, drawn: Epoch, rows: Array, start: int) -> Generator[None, None, None]:
         """Compute what the cache lacks of an epoch, in the order in which it comes up, in full batches."""
@@ -67,11 +96,23 @@ class Features:
         _, first = np.unique(rows[lacking], return_index=True)
         lacking = lacking[np.sort(first)]
         chunks = [lacking[at : at + size] for at in range(0, len(lacking), size)]
-        with closing(self.loader.pixels(drawn, chunks)) as pixels:
-            for places, images in zip(chunks, pixels, strict=True):
-                self.cache[rows[places]] = self._features(images)
-                self.filled[rows[places]] = True
+        world = self.channel.world
+        with closing(self.loader.pixels(drawn, chunks[world.rank :: world.size])) as pixels:
+            for at in range(0, len(chunks), world.size):
+                together = chunks[at : at + world.size]
+                own = self._features(next(pixels)) if world.rank < len(together) else None
+                for places, features in zip(together, self._gathered(own), strict=False):
+                    if world.rank == 0:
+                        self.cache[rows[places]] = features
+                    self.filled[rows[places]] = True
                 yield
+
+    def _gathered(self, own: Array | None) -> list[Array]:
+        """Return the features that each process computed."""
+        if self.channel.world.size == 1 and own is not None:
+            return [own]
+        parts = self.channel.gather(b"" if own is None else own.tobytes())
+        return [np.frombuffer(part, self.boundary.dtype).reshape(-1, *self.boundary.shape) for part in parts]
 
     def _features(self, images: Array) -> Array:
         """The features of some images: those that earlier runs left, and the others computed now."""
@@ -116,6 +157,7 @@ def choose_feed(
     network: Mapping[str, Any] | None,
     micro_batch: int | None,
     trains: Collection[str] = (),
+    channel: Channel = Alone(),  # noqa: B008 (frozen)
 ) -> Generator[FeaturesKept | FeaturesNotKept, None, Feed]:
     """Cache the features of each part whose images come in a bounded number of variants, if there is a boundary.
 
@@ -128,28 +170,59 @@ def choose_feed(
             the features serve this run alone.
         micro_batch: training images that are on the device at once.
         trains: the parameters that train in the phase.
+        channel: to the other processes of the run, which call this too.
     """
     parts = {"train": train, "val": val}
     bounded = {part: loader for part, loader in parts.items() if loader is not None and loader.variants is not None}
     if not bounded:
         return Feed(train, val)
     boundary, why = find_boundary(backend, model, next(iter(bounded.values())), network, trains)
+    if len({*channel.gather(b"" if boundary is None else boundary.module.encode())}) > 1:
+        boundary, why = None, why or "the processes of the run do not compute the same bits"
     if boundary is None:
         if why:
             yield FeaturesNotKept(why)
         return Feed(train, val)
     feeds: dict[str, Batches | None] = {**parts}
     for part, loader in bounded.items():
-        features, event = cache_features(loader, part, boundary, micro_batch if part == "train" else None)
+        micro = micro_batch if part == "train" else None
+        features, event = cache_features(loader, part, boundary, micro, channel)
         feeds[part] = features or loader
         yield event
     return Feed(feeds["train"] or train, feeds["val"], boundary)
 
 
 def cache_features(
-    loader: Loader, part: str, boundary: Boundary, micro_batch: int | None = None
+    loader: Loader,
+    part: str,
+    boundary: Boundary,
+    micro_batch: int | None = None,
+    channel: Channel = Alone(),  # noqa: B008 (frozen)
 ) -> tuple[Features | None, FeaturesKept | FeaturesNotKept]:
-    """Return a loader's features at a boundary, None if they are not cached, and the event that says so."""
+    """Return a loader's features at a boundary, None if they are not cached, and the event that says so.
+
+    Of several processes the first decides, and has the cache.
+    """
+    if channel.world.rank == 0:
+        features, event = _cache(loader, part, boundary, micro_batch, channel)
+        of_first(channel, b"" if features is None else features.cached_steps.to_bytes(8, "big"))
+        return features, event
+    if not (steps := of_first(channel)):
+        return None, FeaturesNotKept("the first process does not")
+    empty = np.empty((0, *boundary.shape), boundary.dtype)
+    event = FeaturesKept(part, boundary.module, len(loader.images), loader.variants or 1, 0, "", 0)
+    return Features(loader, boundary, empty, int.from_bytes(steps, "big"), channel), event
+
+
+def _rows(loader: Loader) -> int:
+    """How many rows of features a loader's images have in all their variants."""
+    assert loader.variants is not None
+    return len(loader.images) * loader.variants
+
+
+def _cache(
+    loader: Loader, part: str, boundary: Boundary, micro_batch: int | None, channel: Channel
+) -> tuple[Features | None, FeaturesKept | FeaturesNotKept]:
     count, variants, most = len(loader.images), loader.variants, loader.batch_size
     assert variants is not None
     batches = [min(most, count - at) for at in range(0, count, most)]
@@ -158,7 +231,7 @@ def cache_features(
         what = f"{part} images go through the whole model: {boundary.backend.name} rounds what enters {boundary.module}"
         return None, FeaturesNotKept(f"{what} otherwise in a batch of {wrong[0]}")
     steps = sum(not otherwise[size] for size in batches)  # all but the last are of one size
-    shape = (count * variants, *boundary.shape)
+    shape = (_rows(loader), *boundary.shape)
     size = math.prod(shape) * boundary.dtype.itemsize
     try:
         cache, where = reserve(shape, boundary.dtype, size)
@@ -167,7 +240,7 @@ def cache_features(
         return None, FeaturesNotKept(f"{gigabytes} {unwritable(error)}")
     earlier = 0 if boundary.store is None else len(boundary.store)
     event = FeaturesKept(part, boundary.module, count, variants, size, where, earlier)
-    return (None if cache is None else Features(loader, boundary, cache, steps)), event
+    return (None if cache is None else Features(loader, boundary, cache, steps, channel)), event
 
 
 def reserve(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> tuple[Array | None, str]:

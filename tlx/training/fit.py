@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
 from tlx.backend import Array, Backend, Batch, Model, ParamSpec, Precision
 from tlx.data.loader import Loader
 from tlx.errors import RecipeError, TlxError
+from tlx.processes import Channel, of_first
 from tlx.training.features import Batches, Feed
+from tlx.training.features import Features as Cached
 from tlx.training.logistic import Labels, Linear, fit_logistic, metrics_of
 from tlx.training.loop import FrozenGuard, State, Training, begin_phase, evaluate, feed_of_phase
 from tlx.training.metrics import FETCH_SECONDS, EpochEnded, Evaluated, Event, Extracted, Fit, Metrics, Stepped
 from tlx.training.neighbors import Bank, choose_neighbors, unit
+from tlx.training.together import arrays_of_first
 
 # How far logits may lie from those of the fit, as a part of the sum of their terms' sizes.
 ROUNDING: dict[Precision, float] = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 0.03}
+T = TypeVar("T")
 ROOM = 2.0  # how much further than in training a logit may fall below zero before a ReLU cuts it
 
 
@@ -109,6 +114,9 @@ def fit(training: Training, state: State) -> Generator[Event, None, None]:
     yield from begin_phase(training, state)
     guard.watch(training.plan.frozen_at(0))
     state.feed = feed = yield from feed_of_phase(training, state)
+    if training.channel.world.rank > 0:
+        yield from fit_elsewhere(training, state, feed)
+        return
     began = time.perf_counter()
     train, val = (yield from extract(training, head, feed.train, "train")), None
     if feed.val is not None:
@@ -116,9 +124,9 @@ def fit(training: Training, state: State) -> Generator[Event, None, None]:
     yield from feed.problems()
     extracted = time.perf_counter()
     if kind == "probe":
-        outcome = yield from _probe(training, feed, head, train, val)
+        outcome = yield from _leading(training.channel, _probe(training, feed, head, train, val))
     else:
-        outcome, state.bank = yield from _bank(training, head, train, val)
+        outcome, state.bank = yield from _leading(training.channel, _bank(training, head, train, val))
     guard.check()
     values = training.backend.dump_arrays(training.model)
     state.best = {name: array for name, array in values.items() if kind == "probe" or name not in now.trainable}
@@ -134,19 +142,66 @@ def fit(training: Training, state: State) -> Generator[Event, None, None]:
         fit=replace(outcome.fit, seconds=time.perf_counter() - extracted),
     )
     state.history.append(ended)
+    if training.channel.world.size > 1:
+        arrays_of_first(
+            training.channel, state.best, {"train": asdict(ended.train), "val": ended.val and asdict(ended.val)}
+        )
     yield ended
+
+
+def fit_elsewhere(training: Training, state: State, feed: Feed) -> Generator[Event, None, None]:
+    """Compute features along with the first process, which fits, and take over what it found."""
+    for batches in (feed.train, feed.val):
+        if batches is not None:
+            yield from accompany(batches)
+    while of_first(training.channel):
+        yield Stepped()
+    state.best, facts = arrays_of_first(training.channel, {}, {})
+    backend, model = training.backend, training.model
+    backend.load_arrays(model, {**backend.dump_arrays(model), **state.best})
+    state.best_epoch, state.step = 0, training.loader.steps
+    val = None if facts["val"] is None else Metrics(**facts["val"])
+    state.history.append(EpochEnded(0, training.plan.state_at(0).phase, Metrics(**facts["train"]), val, (), 1.0, True))
+    yield state.history[-1]
+
+
+def _leading(channel: Channel, events: Generator[Event, None, T]) -> Generator[Event, None, T]:
+    """Pass events on, and tell the other processes of each step, so that all hear of a signal."""
+    while True:
+        try:
+            event = next(events)
+        except StopIteration as stop:
+            of_first(channel)
+            value: T = stop.value
+            return value
+        if isinstance(event, Stepped):
+            of_first(channel, b"step")
+        yield event
+
+
+def accompany(batches: Batches) -> Generator[Event, None, None]:
+    """Be there while the first process reads a part alone."""
+    for _ in batches.accompany(0) if isinstance(batches, Cached) else range(batches.steps):
+        yield Stepped()
 
 
 def judge(
     training: Training, model: Model, bank: Bank | None, batches: Batches, part: str
 ) -> Generator[Event, None, Metrics]:
     """Read a part of the data once, and return the metrics of the model, or of the bank where there is one."""
-    if bank is None:
-        return (yield from evaluate(training.backend, model, batches, part))
+    channel = training.channel
+    if training.fit is None or training.fit.kind == "probe":
+        return (yield from evaluate(training.backend, model, batches, part, channel=channel))
+    if bank is None:  # the first process has it
+        yield from accompany(batches)
+        return Metrics(**arrays_of_first(channel, {}, {})[1])
     found = yield from extract(training, head_of(training), batches, part)
     logits = bank.logits(found.features)
     yield Evaluated(part, 0, logits)
-    return metrics_of(logits, found.labels)
+    metrics = metrics_of(logits, found.labels)
+    if channel.world.size > 1:
+        arrays_of_first(channel, {}, asdict(metrics))
+    return metrics
 
 
 def head_of(training: Training) -> Head:

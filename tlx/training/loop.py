@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from tlx.backend import Arrays, Backend, Handle, Lazy, Model, Precision, float32_exact
+from tlx.backend import Arrays, Backend, Batch, Handle, Lazy, Model, Precision, float32_exact
 from tlx.data.loader import Loader
 from tlx.errors import BackendError, FrozenMovedError
 from tlx.models.weights import digests
+from tlx.processes import Alone, Channel, all_true
 from tlx.strategy.plan import Fits, Plan
 from tlx.strategy.schedule import Plateau
-from tlx.training.features import Batches, Feed, cache_features, choose_feed
+from tlx.training.division import Division
+from tlx.training.features import Batches, Features, Feed, cache_features, choose_feed
 from tlx.training.metrics import EpochEnded, Event, Meter, Metrics, PhaseStarted, Stepped, better, check_finite
 from tlx.training.neighbors import Bank
+from tlx.training.together import arrays_of_first, check_alike, pack, take_over, unpack
+
+WINDOW = 8  # batches that a process evaluates before it waits for the others
+SUMS = ("loss", "correct", "images", "step", "earlier", "started", "fetched")  # of a meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,13 @@ class Training:
     keep_features: bool = False
     network: Mapping[str, Any] | None = None  # identifies the model, but for its values, in the feature store
     fit: FitOptions | None = None  # `tlx.training.fit` finds the head's values, in place of steps
+    channel: Channel = Alone()  # noqa: RUF009 (frozen); to the other processes of the run
+    shards: int | None = None  # of a batch, whose gradients are added up in their order
+
+    @property
+    def division(self) -> Division:
+        """How the rows of a batch are divided."""
+        return Division(self.micro_batch, self.channel, self.shards)
 
     @property
     def judged(self) -> Model:
@@ -94,9 +107,8 @@ def train(training: Training, state: State) -> Generator[Event, None, None]:
         yield from train_epoch(training, state, state.feed.train, plateau.drops)
         validation = None
         if state.feed.val is not None:
-            validation = yield from evaluate(
-                training.backend, training.judged, state.feed.val, "val", len(state.history)
-            )
+            what = training.backend, training.judged, state.feed.val, "val", len(state.history)
+            validation = yield from evaluate(*what, training.channel)
         yield from state.feed.problems()
         epoch = end_epoch(training, state, validation, plateau.drops)
         if validation is not None:
@@ -148,45 +160,115 @@ def feed_of_phase(training: Training, state: State) -> Generator[Event, None, Fe
     network = None if training.network is None else {**training.network, "frozen": state.frozen}
     trains = training.plan.state_at(state.step).trainable
     parts = training.backend, training.model, training.loader, val, network, training.micro_batch, trains
-    feed = yield from choose_feed(*parts)
+    feed = yield from choose_feed(*parts, training.channel)
     return feed if val is not None else replace(feed, val=training.val)
 
 
 def train_epoch(training: Training, state: State, batches: Batches, drops: int) -> Generator[Event, None, None]:
-    """Take the steps of an epoch that are left, and measure them; the schedule plateau has had so many drops."""
+    """Take the steps of an epoch that are left, and measure them; the schedule plateau has had so many drops.
+
+    From cached features one of several processes trains, which is faster than to send gradients.
+    """
+    if training.channel.world.size == 1 or isinstance(batches, Loader):
+        yield from take_steps(training, state, batches, drops, training.division)
+        return
+    if training.channel.world.rank == 0:
+        yield from take_steps(training, state, batches, drops, training.division.alone)
+    else:
+        for _ in batches.accompany(len(state.history), state.step - len(state.history) * batches.steps):
+            state.step += 1
+            yield Stepped()
+    follow_first(training, state)
+
+
+def take_steps(
+    training: Training, state: State, batches: Batches, drops: int, division: Division
+) -> Generator[Event, None, None]:
+    """Take the steps of an epoch that are left, each on the rows that are this process's."""
     backend, model, epoch = training.backend, training.model, len(state.history)
     if state.meter is None:
         state.meter = Meter(backend, model, "train", epoch, batches.steps)
     meter = state.meter
-    for batch in batches.epoch(epoch, state.step - epoch * batches.steps):
+    meter.channel = division.channel
+    for rows, parts in division.steps(batches, epoch, state.step - epoch * batches.steps):
         backend.set_hyper(training.optimizer, training.plan.hyper_at(state.step, drops))
-        results: list[tuple[Lazy, Lazy]] = []
-        for part in batch.parts(training.micro_batch):
-            results.append(backend.backward(model, backend.put(model, part), len(part) / len(batch)))
+        results = [backend.backward(model, backend.put(model, part), scale) for part, scale in parts]
+        if not division.simple:
+            backend.reduce(model, division.channel)
         backend.update(model, training.optimizer, training.clip_norm)
         if training.shadow is not None:
             # The start weighs less the fewer steps there are, as in tf.train.ExponentialMovingAverage.
             decay = min(training.ema, (1 + state.step) / (10 + state.step))
             backend.average(training.shadow, model, float32_exact(1 - decay))
         state.step += 1
-        yield from meter.add(results, len(batch))
+        yield from meter.add(results, rows)
         yield Stepped()
+
+
+def follow_first(training: Training, state: State) -> None:
+    """Take over what the first process has trained alone: values, the optimizer's state and what was measured."""
+    take_over(training.backend, training.model, training.optimizer, training.shadow, training.channel)
+    meter = state.meter or Meter(training.backend, training.model, "train", len(state.history), training.loader.steps)
+    state.meter = meter
+    _, sums = arrays_of_first(training.channel, {}, {name: getattr(meter, name) for name in SUMS})
+    for name in SUMS:
+        setattr(meter, name, sums[name])
 
 
 def evaluate(
-    backend: Backend, model: Model, batches: Batches, part: str, epoch: int = 0
+    backend: Backend,
+    model: Model,
+    batches: Batches,
+    part: str,
+    epoch: int = 0,
+    channel: Channel = Alone(),  # noqa: B008 (frozen)
 ) -> Generator[Event, None, Metrics]:
-    """Read a part of the data once, in eval mode; returns its metrics."""
+    """Read a part of the data once, in eval mode; returns its metrics, which are the same in all processes."""
     meter = Meter(backend, model, part, epoch, batches.steps)
-    for batch in batches.epoch(0):
-        outputs = backend.evaluate(model, backend.put(model, batch))
-        if len(outputs) != 3:  # as backends did for tlx 0.1
-            problem = f"backend {backend.name!r}: evaluate returns {len(outputs)} values, not loss, count and logits"
-            raise BackendError(problem, fix="let it return what its logits() does, too")
-        loss, correct, logits = outputs
-        yield from meter.add([(loss, correct)], len(batch), logits)
-        yield Stepped()
-    return meter.metrics()
+    if channel.world.size > 1 and isinstance(batches, Loader):
+        yield from evaluate_together(backend, model, batches, meter, channel)
+        return meter.metrics()
+    if channel.world.rank == 0:
+        for batch in batches.epoch(0):
+            loss, correct, logits = evaluated(backend, model, batch)
+            yield from meter.add([(loss, correct)], len(batch), logits)
+            yield Stepped()
+    else:
+        assert isinstance(batches, Features)
+        for _ in batches.accompany(0):
+            yield Stepped()
+    if channel.world.size == 1:
+        return meter.metrics()
+    _, facts = arrays_of_first(channel, {}, asdict(meter.metrics()) if channel.world.rank == 0 else {})
+    return Metrics(**facts)
+
+
+def evaluate_together(
+    backend: Backend, model: Model, loader: Loader, meter: Meter, channel: Channel
+) -> Generator[Event, None, None]:
+    """Evaluate each `size`-th batch in each process, and put what they find in the order of the batches."""
+    world = channel.world
+    with closing(loader.epoch(0, world.rank, world.size)) as own:
+        for first in range(0, loader.steps, world.size * WINDOW):
+            steps = range(first, min(first + world.size * WINDOW, loader.steps))
+            count = len(steps[world.rank :: world.size])
+            lazies = [lazy for batch in islice(own, count) for lazy in evaluated(backend, model, batch)]
+            values = backend.fetch(lazies) if lazies else []
+            parts = channel.gather(pack(values))
+            results = [iter(unpack(part)) for part in parts]
+            for step in steps:
+                loss, correct, logits = islice(results[(step - first) % world.size], 3)
+                yield from meter.add_values(float(loss), int(correct), logits)
+            yield Stepped()
+
+
+def evaluated(backend: Backend, model: Model, batch: Batch) -> tuple[Lazy, Lazy, Lazy]:
+    """Return the loss, the correct count and the logits of a batch."""
+    outputs = backend.evaluate(model, backend.put(model, batch))
+    if len(outputs) != 3:  # as backends did for tlx 0.1
+        problem = f"backend {backend.name!r}: evaluate returns {len(outputs)} values, not loss, count and logits"
+        raise BackendError(problem, fix="let it return what its logits() does, too")
+    return outputs
 
 
 def end_epoch(training: Training, state: State, validation: Metrics | None, drops: int) -> EpochEnded:
@@ -197,6 +279,7 @@ def end_epoch(training: Training, state: State, validation: Metrics | None, drop
     assert state.meter is not None
     values = training.backend.dump_arrays(training.model)
     check_finite(values, f"in epoch {len(state.history) + 1}")
+    check_alike(values, training.channel, f"in epoch {len(state.history) + 1}")
     before = state.history[state.best_epoch].val if state.best_epoch >= 0 else None
     best = validation is None or before is None or better(validation, before)
     if best:
@@ -223,13 +306,14 @@ def held_out(training: Training, state: State, loader: Loader) -> Batches:
     They are used only if the best values have what the last phase froze.
     """
     boundary = None if state.feed is None else state.feed.boundary
-    if boundary is None or boundary.store is None:
+    stored = boundary is not None and boundary.store is not None
+    if not all_true(training.channel, stored) or boundary is None or boundary.store is None:
         return loader
     if digests({name: state.best[name] for name in state.frozen}) != state.frozen:
         return loader
     with suppress(OSError):
         boundary.store.read()  # a test image may have been among the validated ones
-    return cache_features(loader, "test", boundary)[0] or loader
+    return cache_features(loader, "test", boundary, channel=training.channel)[0] or loader
 
 
 def val_losses(history: Sequence[EpochEnded]) -> list[float]:

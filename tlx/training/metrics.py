@@ -12,6 +12,7 @@ import numpy as np
 from tlx.backend import Array, Arrays, Backend, Lazy, Model
 from tlx.errors import TlxError
 from tlx.models.weights import first_not_finite
+from tlx.processes import Alone, Channel, highest
 
 FETCH_SECONDS = 1.0  # how often the loop waits for the device to report, at most
 WAITING = 1 << 14  # images whose logits may wait on the device: 64 MB of them with 1,000 classes
@@ -148,10 +149,22 @@ Event = PhaseStarted | FeaturesKept | FeaturesNotKept | Extracted | Progress | E
 
 
 class Meter:
-    """Sums lazy losses and counts, and waits for the device at most once every `FETCH_SECONDS`."""
+    """Sums lazy losses and counts, and waits for the device at most once every `FETCH_SECONDS`.
 
-    def __init__(self, backend: Backend, model: Model, part: str, epoch: int, steps: int) -> None:
+    With a channel to other processes, of which each adds what it computed of a step, the sums are over all of them.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        model: Model,
+        part: str,
+        epoch: int,
+        steps: int,
+        channel: Channel = Alone(),  # noqa: B008
+    ) -> None:
         self.backend, self.model, self.part, self.epoch, self.steps = backend, model, part, epoch, steps
+        self.channel = channel
         self.pending: list[tuple[int, Lazy, Lazy]] = []  # step, loss and correct count of each part of a batch
         self.waiting: list[Lazy] = []  # logits of an evaluation
         self.outputs: list[Array] = []  # those that came, until they are `taken`
@@ -172,7 +185,18 @@ class Meter:
         self.pending += [(self.step, loss, correct) for loss, correct in results]
         self.waiting += [] if logits is None else [logits]
         full = bool(self.waiting) and self.images - self.reported >= WAITING
-        if full or self.step == self.steps or time.perf_counter() - self.fetched > FETCH_SECONDS:
+        due = full or self.step == self.steps or time.perf_counter() - self.fetched > FETCH_SECONDS
+        if highest(self.channel, int(due)):
+            yield self.progress()
+            yield from self._taken()
+
+    def add_values(self, loss: float, correct: int, logits: Array) -> Iterator[Progress | Evaluated]:
+        """Take a batch of an evaluation that was fetched already."""
+        self.step += 1
+        self.images += len(logits)
+        self._count(self.step, [loss], correct)
+        self.outputs.append(logits)
+        if self.step == self.steps or time.perf_counter() - self.fetched > FETCH_SECONDS:
             yield self.progress()
             yield from self._taken()
 
@@ -184,15 +208,20 @@ class Meter:
     def fetch(self) -> None:
         """Wait for the device; TlxError names the step whose loss is not finite, and the parameter that may be why."""
         values = self.backend.fetch([lazy for _, loss, correct in self.pending for lazy in (loss, correct)])
-        for (step, _, _), loss, correct in zip(self.pending, map(float, values[::2]), values[1::2], strict=True):
-            if not math.isfinite(loss):
-                where = f"in epoch {self.epoch + 1}, step {step} of {self.steps}"
-                raise not_finite(f"The {self.part} loss is {loss} {where}", self.backend.dump_arrays(self.model))
-            self.loss += loss
-            self.correct += int(correct)
+        rows = [(step, float(values[2 * i]), int(values[2 * i + 1])) for i, (step, _, _) in enumerate(self.pending)]
+        for step, (losses, correct) in _by_step(self.channel, rows).items():
+            self._count(step, losses, correct)
         self.outputs += self.backend.fetch(self.waiting) if self.waiting else []
         self.pending, self.waiting = [], []
         self.fetched = time.perf_counter()
+
+    def _count(self, step: int, losses: list[float], correct: int) -> None:
+        for loss in losses:
+            if not math.isfinite(loss):
+                where = f"in epoch {self.epoch + 1}, step {step} of {self.steps}"
+                raise not_finite(f"The {self.part} loss is {loss} {where}", self.backend.dump_arrays(self.model))
+        self.loss += math.fsum(losses)  # which is the same in any order
+        self.correct += correct
 
     def _taken(self) -> Iterator[Evaluated]:
         outputs, self.outputs = self.outputs, []
@@ -208,6 +237,16 @@ class Meter:
     def metrics(self) -> Metrics:
         """Return the metrics over all images up to the last fetch."""
         return Metrics(self.loss / self.images, self.correct / self.images, self.images)
+
+
+def _by_step(channel: Channel, rows: list[tuple[int, float, int]]) -> dict[int, tuple[list[float], int]]:
+    """Return the losses and the correct count of each step, over all processes."""
+    parts = channel.gather(np.array(rows, "<f8").tobytes())  # float64 holds these numbers exactly
+    steps: dict[int, tuple[list[float], int]] = {}
+    for step, loss, correct in (row for part in parts for row in np.frombuffer(part, "<f8").reshape(-1, 3)):
+        losses, count = steps.get(int(step), ([], 0))
+        steps[int(step)] = [*losses, float(loss)], count + int(correct)
+    return steps
 
 
 def check_finite(arrays: Arrays, when: str) -> None:

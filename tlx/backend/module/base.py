@@ -49,7 +49,10 @@ from tlx.backend.module.build import describe, holder, locate, replace_head
 from tlx.backend.module.dropout import FUNCTIONS, Drop, Masks, dropout_class, function, replace_dropouts
 from tlx.backend.module.lora import attach
 from tlx.backend.module.net import DeviceBatch, Net, Optimizer
+from tlx.backend.module.shared_norm import ONE_VALUE, SharedNorm, together
+from tlx.backend.module.sums import apart, reduce
 from tlx.errors import BackendError, closest, one_line
+from tlx.processes import Channel, World
 
 Groups = list[dict[str, Any]]  # parameter groups of the framework's optimizers; their rates are set before every step
 MakeOptimizer = Callable[[Groups, OptimizerSpec], Any]  # makes the framework's own optimizer
@@ -140,6 +143,17 @@ class ModuleBackend:
         """Copy a tensor to the host, in C order."""
         return np.array(tensor.detach().cpu().numpy(), order="C", copy=True)
 
+    def sum_over(self, tensor: Any, world: World) -> Any:
+        """Return the sum of a contiguous tensor over all processes, the same bits in each; it may be added up in place.
+
+        Raises RuntimeError where another process does not take part.
+        """
+        raise NotImplementedError
+
+    def batch_norm_functions(self, normalise: SharedNorm) -> list[tuple[Any, str, Callable[..., Any]]]:
+        """Return the framework's functions that normalise by the batch, as (owner, name, what does so by the whole)."""
+        raise NotImplementedError
+
     def laid_out(self, tensor: Any, strides: tuple[int, ...]) -> Any:
         """Return a tensor with these strides, where the framework knows other orders in memory than that of C."""
         return tensor
@@ -202,6 +216,7 @@ class ModuleBackend:
         for name, param in params.items():
             param.requires_grad_(name in trainable)
             param.grad = None
+        model.shards = {}
         holding = model.holding(params)
         around_what_trains = model.holding(trainable)
         for path, module in model.module.named_modules():
@@ -242,7 +257,8 @@ class ModuleBackend:
         entering = self._features(model, batch) if batch.boundary else self._pixels(model, batch)
         targets = None if batch.targets is None else self.tensor(batch.targets, model.device)
         labels = self.tensor(batch.labels, model.device)
-        return DeviceBatch(entering, labels, targets, len(batch), batch.key, batch.boundary)
+        share = batch.among, batch.whole, batch.absent, batch.shard
+        return DeviceBatch(entering, labels, targets, len(batch), batch.key, batch.boundary, *share)
 
     def _features(self, model: Net, batch: Batch) -> Any:
         if batch.boundary not in model.entering:
@@ -270,12 +286,16 @@ class ModuleBackend:
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         self._set_mode(model, "train")
         self.reuse_memory(model, model.autocast or not next(model.module.parameters()).requires_grad)
-        with self.fw.enable_grad(), self._seeded(model, batch.key):
+        with self.fw.enable_grad(), self._seeded(model, batch.key), apart(model, batch), together(self, batch):
             logits = self._run(model, batch)
             model.masks.end()
             mean = self._loss(logits, batch)
             (mean if scale == 1.0 else mean * scale).backward()
-        return mean.detach() * batch.size, self._correct(logits, batch.labels)
+        loss, correct = mean.detach() * batch.size, self._correct(logits, batch.labels)
+        return (self.fw.zeros_like(loss), self.fw.zeros_like(correct)) if batch.absent else (loss, correct)
+
+    def reduce(self, model: Net, channel: Channel) -> None:
+        reduce(self, model, channel)
 
     def _seeded(self, model: Net, key: own.Key) -> AbstractContextManager[None]:
         model.masks.begin(key)
@@ -409,6 +429,3 @@ class ModuleBackend:
         from tlx.backend.module.probe import ModuleProbe
 
         return ModuleProbe(self, model)
-
-
-ONE_VALUE = "more than 1 value per channel"  # of a normalisation layer's ValueError

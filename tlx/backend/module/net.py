@@ -11,6 +11,7 @@ from tlx.backend.module.build import ancestors
 from tlx.backend.module.dropout import Masks
 from tlx.backend.optimizers import OptimizerSpec
 from tlx.backend.protocol import ParamSpec
+from tlx.processes import Channel
 
 
 @dataclass(eq=False)  # without slots, so that an adapter can watch for its end
@@ -38,6 +39,8 @@ class Net:
     entering: dict[str, Entered] = field(default_factory=dict)  # by boundary
     maps: dict[tuple[int, ...], Any] = field(default_factory=dict)  # shape of an image -> the last map's `Place`
     stand_ins: dict[str, int] = field(default_factory=dict)  # boundary -> number of the one that comes to it
+    shards: dict[int | None, list[Any]] = field(default_factory=dict)  # number -> each parameter's gradient, or None
+    shared: bool = False  # whether this phase has been seen to give over several processes what it gives on one
 
     def holding(self, names: Collection[str]) -> set[str]:
         """Return the paths of the modules that hold one of these parameters, by any of its names."""
@@ -88,6 +91,10 @@ class DeviceBatch:
     size: int
     key: tuple[int, int, int]
     boundary: str
+    among: Channel | None = None  # this and the next three as those of `Batch`
+    whole: int = 0
+    absent: bool = False
+    shard: int | None = None
 
 
 @dataclass(slots=True, eq=False)

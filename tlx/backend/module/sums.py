@@ -1,0 +1,105 @@
+"""Gradients summed over a run's processes and a batch's shards: what `reduce` does with any framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tlx.backend.module.net import DeviceBatch, Net
+from tlx.errors import BackendError, one_line
+from tlx.processes import Channel
+
+if TYPE_CHECKING:
+    from tlx.backend.module.base import ModuleBackend
+
+AT_ONCE = 2**22  # numbers of a bucket: enough to fill a network, few enough to hold a row for each shard
+
+
+def summed(backend: ModuleBackend, tensor: Any, channel: Channel) -> Any:
+    """Return the sum of a tensor over all processes, the same bits in each of them.
+
+    Raises:
+        ProcessLostError: another process has ended meanwhile.
+        BackendError: the framework cannot add up for another reason.
+    """
+    try:
+        return backend.sum_over(tensor, channel.world)
+    except RuntimeError as error:
+        channel.gather(b"")  # tells which process was lost, if one was
+        cause = one_line(str(error))
+        raise BackendError(f"{backend.name} cannot add up over {channel.world.size} processes: {cause}") from error
+
+
+@contextmanager
+def apart(net: Net, batch: DeviceBatch) -> Iterator[None]:
+    """Keep the gradients of a shard apart from others while the block runs, and leave out those of an absent row."""
+    if batch.shard is None and not batch.absent:
+        yield
+        return
+    params = list(net.module.parameters())
+    before = [param.grad for param in params]
+    none: list[Any] = [None] * len(params)
+    for param, grad in zip(params, none if batch.absent else net.shards.get(batch.shard, none), strict=True):
+        param.grad = grad
+    yield
+    if not batch.absent:
+        net.shards[batch.shard] = [param.grad for param in params]
+    for param, grad in zip(params, before, strict=True):
+        param.grad = grad
+
+
+def reduce(backend: ModuleBackend, net: Net, channel: Channel) -> None:
+    """Make each gradient its sum over all processes and shards, which are added in the order of their numbers."""
+    if not net.shards and channel.world.size == 1:
+        return
+    fw, params = backend.fw, list(net.module.parameters())
+    # Shard by shard the gradients of all parameters, None where there is none.
+    shards = net.shards or {0: [param.grad for param in params]}
+    net.shards = {}
+    own = bytes(any(grads[i] is not None for grads in shards.values()) for i in range(len(params)))
+    parts = channel.gather(max(shards).to_bytes(4, "big") + own)
+    count = max(int.from_bytes(part[:4], "big") for part in parts) + 1
+    wanted = [i for i in range(len(params)) if any(part[4 + i] for part in parts)]
+    with fw.no_grad():
+        for bucket in _buckets(params, wanted):
+            # What another process has is zero here, so that adding up over processes changes nothing in a row.
+            rows = fw.stack([_row(fw, params, bucket, shards.get(number)) for number in range(count)])
+            if channel.world.size > 1:
+                rows = summed(backend, rows, channel)
+            total = rows[0] + 0.0  # -0 + 0 is 0: a zero's sign does not tell on how many processes it was
+            for number in range(1, count):
+                total = total + rows[number]
+            at = 0
+            for i in bucket:
+                # Laid out in memory as the parameter is, so that a norm is the same bits in every process.
+                grad = fw.empty_like(params[i])
+                grad.copy_(total[at : at + params[i].numel()].reshape(params[i].shape))
+                params[i].grad, at = grad, at + params[i].numel()
+
+
+def _buckets(params: Sequence[Any], wanted: Sequence[int]) -> Iterator[list[int]]:
+    """Divide parameters, in their order, into buckets of one dtype; one with more than `AT_ONCE` numbers is alone."""
+    bucket: list[int] = []
+    size = 0
+    for i in wanted:
+        if bucket and (size + params[i].numel() > AT_ONCE or params[i].dtype != params[bucket[0]].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(i)
+        size += params[i].numel()
+    if bucket:
+        yield bucket
+
+
+def _row(fw: Any, params: Sequence[Any], bucket: Sequence[int], grads: list[Any] | None) -> Any:
+    """Return a shard's gradients of a bucket as one vector, with zeros for what it lacks, and let go of them."""
+    pieces = []
+    for i in bucket:
+        param, grad = params[i], None if grads is None else grads[i]
+        lacking = grad is None
+        piece = fw.zeros(param.numel(), dtype=param.dtype, device=param.device) if lacking else grad.reshape(-1)
+        pieces.append(piece)
+        if grads is not None:
+            grads[i] = None
+    return fw.cat(pieces) if len(pieces) > 1 else pieces[0]
