@@ -17,7 +17,7 @@ from tlx.backend.module.net import Net, Optimizer
 from tlx.backend.module.shared_norm import SharedNorm
 from tlx.errors import BackendError
 from tlx.models.zoo import ARCHITECTURES
-from tlx.processes import World
+from tlx.processes import Channel
 from tlx_oneflow import activations, layers
 from tlx_oneflow.arranged import ARRANGED
 from tlx_oneflow.bootstrap import cuda_driver, flow, flowvision
@@ -110,14 +110,16 @@ class OneFlowBackend(ModuleBackend):
         # Its float32 cross-entropy is inaccurate; on float64 logits the gradient is right to 4.5e-10.
         return logits.double()
 
-    def sum_over(self, tensor: Any, world: World) -> Any:
-        connected = flow.env.get_rank(), flow.env.get_world_size()
-        if connected != (world.rank, world.size):
+    def sum_over(self, tensor: Any, channel: Channel) -> Any:
+        world, connected = channel.world, (flow.env.get_rank(), flow.env.get_world_size())
+        if connected == (world.rank, world.size):
+            return flow._C.local_all_reduce(tensor, inplace=False)
+        if tensor.is_cuda:
             raise BackendError(
                 f"oneflow was imported as process {connected[0]} of {connected[1]}, and this is {world.rank} of "
                 f"{world.size}: it connects its processes while it is imported, so let tlx import it"
             )
-        return flow._C.local_all_reduce(tensor, inplace=False)
+        return super().sum_over(tensor, channel)
 
     def batch_norm_functions(self, normalise: SharedNorm) -> list[tuple[Any, str, Callable[..., Any]]]:
         native = flow._C.normalization

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -13,16 +12,7 @@ from contextlib import contextmanager
 from tlx.processes import here
 from tlx.streams import flushed
 from tlx_oneflow import blas, processes
-
-
-def cuda_driver() -> bool:
-    """Say whether an NVIDIA driver with a GPU answers, without touching OneFlow."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+from tlx_oneflow.processes import cuda_driver
 
 
 @contextmanager
@@ -55,8 +45,8 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")  # spin for 2^16 ticks be
 _stray = {
     name: os.environ.pop(name, None) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 }
-if (_world := here()).size > 1:
-    os.environ |= processes.variables(_world)
+if _connects := processes.connects(here()):
+    os.environ |= processes.variables(here())
 
 with _quiet_stderr():
     import flowvision
@@ -66,7 +56,7 @@ with _quiet_stderr():
     flow.ones(2).numpy()  # concurrent first operations from several threads would deadlock
     BLAS = blas.install(flow)
 
-if _world.size > 1:
+if _connects:
     processes.let_go()
 for _name, _value in _stray.items():
     if _value is not None:

@@ -1,7 +1,9 @@
-"""OneFlow 0.9.0 as one of several processes: how it connects while it is imported, and how it lets go.
+"""OneFlow 0.9.0 as one of several processes: on GPUs it connects them while it is imported; this is how, and how it lets go.
 
-It ends a process whose peer is gone by SIGABRT, at once; and at a process's end it waits for all others, for ever if
-they do not end as well.
+On a CPU the processes add up over their channel instead. OneFlow's own sum, of however few numbers, takes 3 ms there on
+an idle machine and half a second on a busy one, where the channel takes a millisecond (two processes on two cores).
+Besides, it ends a process whose peer is gone by SIGABRT, at once; and at a process's end it waits for all others, for
+ever if they do not end as well.
 """
 
 from __future__ import annotations
@@ -16,6 +18,21 @@ from typing import Any
 
 from tlx.processes import World
 from tlx.streams import flushed
+
+
+def connects(world: World) -> bool:
+    """Whether OneFlow itself connects these processes."""
+    return world.size > 1 and cuda_driver()
+
+
+def cuda_driver() -> bool:
+    """Say whether an NVIDIA driver with a GPU answers, without touching OneFlow."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def variables(world: World) -> dict[str, str]:

@@ -18,7 +18,7 @@ from tlx.backend.module.net import Net, Optimizer
 from tlx.backend.module.shared_norm import SharedNorm
 from tlx.errors import BackendError
 from tlx.models.zoo import ARCHITECTURES
-from tlx.processes import World
+from tlx.processes import Channel
 from tlx_torch import activations, float64, memory, own, processes, timm_build, timm_models
 
 NATIVE = {"momentum": "momentum_buffer"}  # PyTorch's names of slots, where they are not the portable ones
@@ -133,8 +133,8 @@ class TorchBackend(ModuleBackend):
     def tensor(self, array: Array, device: str) -> torch.Tensor:
         return torch.from_numpy(np.array(array, order="C", copy=True)).to(device)
 
-    def sum_over(self, tensor: torch.Tensor, world: World) -> torch.Tensor:
-        return processes.sum_over(tensor, world)
+    def sum_over(self, tensor: torch.Tensor, channel: Channel) -> torch.Tensor:
+        return processes.sum_over(tensor, channel.world)
 
     def batch_norm_functions(self, normalise: SharedNorm) -> list[tuple[Any, str, Callable[..., Any]]]:
         native = torch.nn.functional.batch_norm

@@ -52,7 +52,7 @@ from tlx.backend.module.net import DeviceBatch, Net, Optimizer
 from tlx.backend.module.shared_norm import ONE_VALUE, SharedNorm, together
 from tlx.backend.module.sums import apart, reduce
 from tlx.errors import BackendError, closest, one_line
-from tlx.processes import Channel, World
+from tlx.processes import Channel
 
 Groups = list[dict[str, Any]]  # parameter groups of the framework's optimizers; their rates are set before every step
 MakeOptimizer = Callable[[Groups, OptimizerSpec], Any]  # makes the framework's own optimizer
@@ -143,12 +143,14 @@ class ModuleBackend:
         """Copy a tensor to the host, in C order."""
         return np.array(tensor.detach().cpu().numpy(), order="C", copy=True)
 
-    def sum_over(self, tensor: Any, world: World) -> Any:
+    def sum_over(self, tensor: Any, channel: Channel) -> Any:
         """Return the sum of a contiguous tensor over all processes, the same bits in each; it may be added up in place.
 
         Raises RuntimeError where another process does not take part.
         """
-        raise NotImplementedError
+        own = self.array(tensor)
+        parts = [np.frombuffer(part, own.dtype) for part in channel.gather(own.tobytes())]
+        return self.tensor(sum(parts[1:], parts[0]).reshape(own.shape), str(tensor.device))
 
     def batch_norm_functions(self, normalise: SharedNorm) -> list[tuple[Any, str, Callable[..., Any]]]:
         """Return the framework's functions that normalise by the batch, as (owner, name, what does so by the whole)."""

@@ -24,7 +24,7 @@ def summed(backend: ModuleBackend, tensor: Any, channel: Channel) -> Any:
         BackendError: the framework cannot add up for another reason.
     """
     try:
-        return backend.sum_over(tensor, channel.world)
+        return backend.sum_over(tensor, channel)
     except RuntimeError as error:
         channel.gather(b"")  # tells which process was lost, if one was
         cause = one_line(str(error))
