@@ -5,12 +5,14 @@ One function a command, in the file of its group.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+from collections.abc import Sequence
 from functools import partial
 from io import TextIOWrapper
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
 
 from tlx.cli.check import check
 from tlx.cli.compare import compare, find_lr
@@ -24,6 +26,8 @@ from tlx.cli.parity import parity
 from tlx.cli.report import report
 from tlx.cli.serve import serve
 from tlx.cli.train import evaluate, predict, run
+from tlx.errors import ProcessesError
+from tlx.processes import world_of
 from tlx.runs.ending import exit_code
 
 app = App(
@@ -50,5 +54,21 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:]
-    command = partial(app, arguments, exit_on_error=False, print_error=False)
-    sys.exit(exit_code(command, again=shlex.join(["tlx", *arguments])))
+    sys.exit(exit_code(partial(_called, arguments), again=shlex.join(["tlx", *arguments])))
+
+
+def _called(arguments: Sequence[str]) -> object:
+    """Call the command. Where a launcher has started several processes, it must be one that they can share."""
+    world = world_of(os.environ)
+    try:
+        if world.size > 1 and arguments and arguments[0] in app and arguments[0] != "run":
+            problem = f"tlx {arguments[0]} works in one process, and a launcher has started {world.size}"
+            raise ProcessesError(problem, fix="start it without torchrun or srun; only `tlx run` spreads over several")
+        return app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError:
+        if world.rank > 0:  # all have the same command line, and one is enough to say what is wrong
+            return 2
+        raise
+    except ProcessesError as error:
+        error.told = error.told or world.rank > 0
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -23,23 +24,34 @@ def run(
             "--backend, --device, --workers and the like too."
         ),
     ] = None,
+    processes: Annotated[
+        int | None,
+        Parameter(
+            help="Train in so many processes of this machine, such as one for each GPU; the result is that of one. "
+            "torchrun and srun start them on several machines, without this option. [default: 1]"
+        ),
+    ] = None,
     overrides: Annotated[Fields | None, Parameter(name="*")] = None,
     json: Json = False,
-) -> None:
+) -> int | None:
     """Train, keep the best epoch, evaluate once on the test part. Without arguments: the CIFAR-10 tutorial's job."""
     from tlx.processes import connected
+    from tlx.processes.start import asked_for, start_all
     from tlx.runs.display import Display, summary
     from tlx.runs.job import start
 
+    if asked_for(processes):
+        return start_all(asked_for(processes), sys.argv[1:])
     with connected() as channel:
         first = channel.world.rank == 0
         display = Display(quiet=not first)
         result = start(recipe, resume, overrides or {}, display, channel=channel)
     if not first:
-        return
+        return None
     if json:
         display.result(result)
     print_outcome(as_json(result.to_dict()) if json else printable(summary(result)), result.run_dir)
+    return None
 
 
 def evaluate(

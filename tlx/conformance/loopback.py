@@ -37,7 +37,9 @@ from tlx.backend.optimizers import RULES
 from tlx.backend.preprocess import enlarging
 from tlx.backend.registry import Check
 from tlx.conformance import reference
+from tlx.conformance.loopback_shares import mean_over, summed
 from tlx.errors import BackendError, closest
+from tlx.processes import Channel
 from tlx.rng import keep_mask
 
 if TYPE_CHECKING:
@@ -82,6 +84,7 @@ class Net:
     trainable: frozenset[str] = frozenset()
     batch_norm: frozenset[str] = frozenset()
     grads: dict[str, Array] = field(default_factory=dict)  # an absent name is a gradient of None
+    shards: dict[int, dict[str, Array]] = field(default_factory=dict)  # those of each shard, until `reduce`
 
 
 @dataclass(slots=True, eq=False)
@@ -104,6 +107,17 @@ class DeviceBatch:
     key: tuple[int, int, int]
     targets: Array | None
     boundary: str
+    among: Channel | None = None  # this and the next three as those of `Batch`
+    whole: int = 0
+    absent: bool = False
+    shard: int | None = None
+
+    @property
+    def mean(self) -> reference.Mean | None:
+        """What averages over the rows of all processes that share the batch; None where it is this one's alone."""
+        if self.among is None or self.shard is not None:
+            return None
+        return mean_over(self.among, self.whole, self.absent)
 
 
 @dataclass(slots=True, eq=False)
@@ -185,7 +199,7 @@ class Loopback:
     def set_phase(self, model: Net, trainable: frozenset[str], batch_norm: frozenset[str]) -> None:
         check_known(trainable, _shapes(model), "parameter")
         check_known(batch_norm, ("bn1",), "module with running statistics")
-        model.trainable, model.batch_norm, model.grads = trainable, batch_norm, {}
+        model.trainable, model.batch_norm, model.grads, model.shards = trainable, batch_norm, {}, {}
 
     def optimizer(self, model: Net, spec: OptimizerSpec, groups: Sequence[tuple[str, ...]]) -> Optimizer:
         _known("optimizer", spec.name, RULES)
@@ -200,27 +214,33 @@ class Loopback:
     def put(self, model: Net, batch: Batch) -> DeviceBatch:
         check_batch(batch, model.classes)
         images, labels, pre = batch.images, batch.labels.copy(), batch.preprocess
+        share = batch.among, batch.whole, batch.absent, batch.shard
         if batch.boundary:
             _known("boundary", batch.boundary, BOUNDARIES)
-            return DeviceBatch(images.astype(model.dtype), labels, batch.key, batch.targets, batch.boundary)
+            return DeviceBatch(images.astype(model.dtype), labels, batch.key, batch.targets, batch.boundary, *share)
         height, width = images.shape[2:]
         rows, columns = (enlarging(side, pre.size, pre.interpolation) for side in (height, width))
         enlarged = rows @ images.astype(np.float64) @ columns.T
         mean, std = (np.array(v).reshape(3, 1, 1) for v in (pre.mean, pre.std))
-        pool = _average(pre.size)
+        pool = reference.averaging(pre.size, GRID)
         pooled = pool @ ((enlarged / 255 - mean) / std) @ pool.T
         pixels = pooled.reshape(len(images), -1).astype(model.dtype)
-        return DeviceBatch(pixels, labels, batch.key, batch.targets, "")
+        return DeviceBatch(pixels, labels, batch.key, batch.targets, "", *share)
 
     @DIVERGES
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         p = model.module.arrays
+        if batch.absent and batch.shard is not None:  # which no other process waits for
+            return np.array(0.0), np.array(0)
         run = self._forward(model, batch, train=True)
         mean, dlogits = reference.cross_entropy(run.logits, batch.labels, batch.targets)
+        if batch.absent:
+            dlogits = np.zeros_like(dlogits)
         dh, dw, db = reference.linear_backward(dlogits * scale, run.h, p["fc.weight"])
         dy = reference.relu_backward(dh * run.mask, run.y)
         dz = dy * p["bn1.weight"]
-        da = reference.normalise_backward(dz, run.z, run.var, self.bn_eps, batch="bn1" in model.batch_norm)
+        by_batch = "bn1" in model.batch_norm
+        da = reference.normalise_backward(dz, run.z, run.var, self.bn_eps, batch=by_batch, mean=batch.mean)
         _, dw1, db1 = reference.linear_backward(da, run.x, p["fc1.weight"])
         grads = {
             **{"fc.weight": dw, "fc.bias": db, "fc1.weight": dw1, "fc1.bias": db1},
@@ -229,9 +249,16 @@ class Loopback:
         if "fc1.lora_A" in p:
             grads["fc1.lora_A"] = model.scale * (p["fc1.lora_B"].T @ dw1)
             grads["fc1.lora_B"] = model.scale * (dw1 @ p["fc1.lora_A"].T)
+        if batch.absent:
+            return np.array(0.0), np.array(0)
+        sums = model.grads if batch.shard is None else model.shards.setdefault(batch.shard, {})
         for name in sorted(model.trainable):  # an order that the hash of strings does not change
-            model.grads[name] = model.grads[name] + grads[name] if name in model.grads else grads[name]
+            sums[name] = sums[name] + grads[name] if name in sums else grads[name]
         return np.array(mean * len(batch.labels)), _correct(run.logits, batch.labels)
+
+    @DIVERGES
+    def reduce(self, model: Net, channel: Channel) -> None:
+        model.grads, model.shards = summed(model.shards or {0: model.grads}, channel), {}
 
     @DIVERGES
     def update(self, model: Net, optimizer: Optimizer, max_norm: float | None = None) -> None:
@@ -298,13 +325,16 @@ class Loopback:
         a = batch.pixels if batch.boundary else reference.linear(batch.pixels, self.adapted(model), p["fc1.bias"])
         mean, var = p["bn1.running_mean"], p["bn1.running_var"]
         if train and "bn1" in model.batch_norm:
-            if len(a) < 2:
+            count = len(a) if batch.mean is None else batch.whole
+            if count < 2:
                 raise BackendError(
                     "BatchNorm 'bn1' cannot normalise a batch of one sample by itself; use larger batches"
                 )
-            p["bn1.running_mean"], p["bn1.running_var"] = reference.running(mean, var, a, self.bn_momentum)
+            moments = reference.moments(a, batch.mean)
+            updated = reference.running(mean, var, moments, count, self.bn_momentum)
+            p["bn1.running_mean"], p["bn1.running_var"] = updated
             p["bn1.num_batches_tracked"] = p["bn1.num_batches_tracked"] + np.array(1)
-            mean, var = reference.moments(a)
+            mean, var = moments
         z = reference.normalise(a, mean, var, self.bn_eps)
         y = z * p["bn1.weight"] + p["bn1.bias"]
         head = self._head(model, batch, reference.relu(y), train)
@@ -371,10 +401,3 @@ def _spec(name: str, array: Array) -> ParamSpec:
 
 def _correct(logits: Array, labels: Array) -> Array:
     return np.array((logits.argmax(axis=1) == labels).sum())
-
-
-def _average(size: int) -> Array:
-    """The matrix [GRID, size] that averages over GRID equal stretches, pixels counted by their share in each."""
-    edge, pixel = np.arange(GRID)[:, None] * size / GRID, np.arange(size)[None, :]
-    overlap = np.minimum(edge + size / GRID, pixel + 1) - np.maximum(edge, pixel)
-    return np.asarray(np.maximum(overlap, 0) * GRID / size)

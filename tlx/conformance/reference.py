@@ -7,13 +7,14 @@ optimizers' update rules are in `tlx.backend.optimizers`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Mean = Callable[[Array], Array]  # from the rows [N, C] of one process to the mean [C] over those of all
 
 
 def clip_by_norm(grads: Mapping[str, Array], max_norm: float) -> dict[str, Array]:
@@ -59,9 +60,15 @@ def relu_backward(dy: Array, x: Array) -> Array:
     return np.where(x > 0, dy, 0)
 
 
-def moments(x: Array) -> tuple[Array, Array]:
-    """Return the mean and *biased* variance of x [N, C] per channel: what a batch is normalised by."""
-    return x.mean(axis=0), x.var(axis=0)
+def moments(x: Array, mean: Mean | None = None) -> tuple[Array, Array]:
+    """Return the mean and *biased* variance of x [N, C] per channel: what a batch is normalised by.
+
+    With `mean`, which averages over all rows of a batch that several processes share, x are the rows of one of them.
+    """
+    if mean is None:
+        return x.mean(axis=0), x.var(axis=0)
+    centre = mean(x)
+    return centre, mean(np.square(x - centre))
 
 
 def normalise(x: Array, mean: Array, var: Array, eps: float) -> Array:
@@ -69,19 +76,31 @@ def normalise(x: Array, mean: Array, var: Array, eps: float) -> Array:
     return np.asarray((x - mean) / np.sqrt(var + eps))
 
 
-def normalise_backward(dz: Array, z: Array, var: Array, eps: float, *, batch: bool) -> Array:
-    """Return the gradient to x from dz, z = normalise(x, ...); with `batch` the moments are those of x itself."""
+def normalise_backward(dz: Array, z: Array, var: Array, eps: float, *, batch: bool, mean: Mean | None = None) -> Array:
+    """Return the gradient to x from dz, z = normalise(x, ...); with `batch` the moments are those of x itself.
+
+    With `mean` they are those of all rows, as in `moments`, and dz is the gradient of a loss that all of them make up.
+    """
     if batch:
-        dz = dz - dz.mean(axis=0) - z * (dz * z).mean(axis=0)
+        mean = mean or (lambda rows: np.asarray(rows.mean(axis=0)))
+        dz = dz - mean(dz) - z * mean(dz * z)
     return np.asarray(dz / np.sqrt(var + eps))
 
 
-def running(mean: Array, var: Array, x: Array, momentum: float) -> tuple[Array, Array]:
-    """Return the running mean and variance after a batch x [N, C]; the variance that enters is the *unbiased* one.
+def running(mean: Array, var: Array, batch: tuple[Array, Array], count: int, momentum: float) -> tuple[Array, Array]:
+    """Return the running mean and variance after a batch of `count` rows with these `moments`.
 
-    new = (1 - momentum) old + momentum batch. Source: torch.nn.BatchNorm1d.
+    The variance that enters is the *unbiased* one: new = (1 - momentum) old + momentum batch. Source:
+    torch.nn.BatchNorm1d.
     """
-    batch_mean, biased = moments(x)
-    unbiased = biased * (len(x) / (len(x) - 1))
+    batch_mean, biased = batch
+    unbiased = biased * (count / (count - 1))
     keep = 1 - momentum
     return keep * mean + momentum * batch_mean, keep * var + momentum * unbiased
+
+
+def averaging(size: int, cells: int) -> Array:
+    """Return the matrix [cells, size] that averages over equal stretches, pixels counted by their share in each."""
+    edge, pixel = np.arange(cells)[:, None] * size / cells, np.arange(size)[None, :]
+    overlap = np.minimum(edge + size / cells, pixel + 1) - np.maximum(edge, pixel)
+    return np.asarray(np.maximum(overlap, 0) * cells / size)

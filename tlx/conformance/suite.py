@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import pytest
 
-_PARTS = ("subject", "values", "phases", "steps", "batches", "boundaries", "adapters", "maps")
+_PARTS = ("subject", "values", "phases", "steps", "batches", "boundaries", "adapters", "maps", "processes")
 pytest.register_assert_rewrite(*(f"tlx.conformance.{part}" for part in _PARTS))
 
 from tlx.conformance.adapters import *
@@ -23,6 +23,7 @@ from tlx.conformance.batches import *
 from tlx.conformance.boundaries import *
 from tlx.conformance.maps import *
 from tlx.conformance.phases import *
+from tlx.conformance.processes import *
 from tlx.conformance.steps import *
 from tlx.conformance.subject import *
 from tlx.conformance.values import *

@@ -37,7 +37,7 @@ class Star:
         self.ended: ProcessLostError | Interrupted | None = None  # why the run cannot go on: another process has ended
         self.speaks = world.rank == 0  # what ends the run is shown to the user once; by the second if the first is lost
         self._peers = {rank: _Peer(rank, connection) for rank, connection in connections.items()}
-        self._patience = patience
+        self._patience = patience if world.rank == 0 else patience + NOTICE  # the first names whoever hangs
         self._calls = 0
         self._ended_at = self._closed_at = 0.0
         self._code = 2  # with which all end once one has ended
@@ -118,22 +118,23 @@ class Star:
         if call != self._calls:
             here = f"process {self.world.rank} is at {self._calls}"
             raise ProcessesError(
-                f"{self._name(peer)} is at its exchange {call}, and {here}: they do not do the same, which is a defect "
+                f"{self._missed(peer)} is at its exchange {call}, and {here}: they do not do the same, which is a defect "
                 "of tlx or of a backend"
             )
         return content
 
-    def _name(self, peer: _Peer) -> str:
+    def _missed(self, peer: _Peer) -> str:
+        self.speaks = self.speaks or (self.world.rank == 1 and peer.rank == 0)  # the first cannot say that it is lost
         return f"process {peer.rank} (of 0 to {self.world.size - 1})"
 
     def _lost(self, peer: _Peer) -> ProcessLostError:
         return ProcessLostError(
-            f"{self._name(peer)} has ended without a word, as one does that is killed or finds no memory",
+            f"{self._missed(peer)} has ended without a word, as one does that is killed or finds no memory",
             fix="start the same command again: it goes on from the last save",
         )
 
     def _silent(self, peer: _Peer) -> ProcessLostError:
-        return ProcessLostError(f"{self._name(peer)} has not answered for {self._patience:.0f} s; it may hang")
+        return ProcessLostError(f"{self._missed(peer)} has not answered for {self._patience:.0f} s; it may hang")
 
     def _read(self) -> None:
         """Read whatever the others send, until the channel is closed; end the process if it does not notice an end."""
@@ -166,7 +167,6 @@ class Star:
         if peer.gone:
             if not peer.left and self.ended is None:
                 self._set_ended(peer, self._code, "")
-                self.speaks = self.speaks or (self.world.rank == 1 and peer.rank == 0)
             peer.frames.put(None)
 
     def _set_ended(self, peer: _Peer, code: int, text: str) -> None:

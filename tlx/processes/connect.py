@@ -7,12 +7,14 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from tlx.errors import Interrupted, TlxError, one_line
+from tlx.errors import Interrupted, ProcessesError, TlxError, one_line
 from tlx.processes.channel import PATIENCE, Star
 from tlx.processes.here import settle
 from tlx.processes.launcher import token_of, world_of
 from tlx.processes.meeting import WAIT, meet
 from tlx.processes.world import ALONE, Alone, Channel
+
+_LAST = b"done"
 
 
 @contextmanager
@@ -42,7 +44,8 @@ def connected(
     settle(world)
     try:
         yield channel
-        channel.gather(b"")  # nobody leaves before all have done their part
+        if set(channel.gather(_LAST)) != {_LAST}:  # nobody leaves before all have done their part
+            raise ProcessesError("not all processes did the same, which is a defect of tlx or of a backend")
     except BaseException as error:
         # A framework's exchange says in its own words that another process has ended.
         known = isinstance(error, (TlxError, KeyboardInterrupt))

@@ -28,7 +28,9 @@ ALONE = World()
 class Channel(Protocol):
     """Connects the processes of a run. All of them make the same calls in the same order."""
 
-    world: World
+    @property
+    def world(self) -> World:
+        """Which of them this process is."""
 
     def gather(self, part: bytes) -> list[bytes]:
         """Return what each process gives here, in the order of ranks; the same in all of them.

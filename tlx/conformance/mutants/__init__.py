@@ -3,7 +3,7 @@
 They are in files of the same names as the parts of the suite that catch them.
 """
 
-from tlx.conformance.mutants import adapters, batches, boundaries, maps, phases, steps, values
+from tlx.conformance.mutants import adapters, batches, boundaries, maps, phases, processes, steps, values
 from tlx.conformance.mutants.mutant import Mutant
 from tlx.conformance.mutants.phases import BiasedRunningVariance
 
@@ -18,6 +18,7 @@ __all__ = [
     "boundaries",
     "maps",
     "phases",
+    "processes",
     "steps",
     "values",
 ]
