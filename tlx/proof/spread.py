@@ -41,6 +41,11 @@ class Spread(Proxy):
         super().__init__(inner)
         self.channel, self.division, self.apart = channel, Division(channel=channel), False
 
+    @property
+    def spread(self) -> dict[str, int]:
+        """What the manifest says of it."""
+        return {"processes": self.channel.world.size}
+
     def put(self, model: Model, batch: Batch) -> Held:
         """Keep the batch, to be shared out."""
         return Held(batch, self.inner.put(model, batch))
