@@ -34,6 +34,7 @@ napoleon_use_rtype = False
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|pathlib|typing|numpy|np|rich)\..*"),
-    ("py:.*", r"tlx\.(data|models|proof|recipe_fields|recipe_schema|runs|strategy|training|backend\.protocol)\..*"),
+    ("py:.*", r"tlx\.(data|models|processes|proof|recipe_fields|recipe_schema)\..*"),
+    ("py:.*", r"tlx\.(runs|strategy|training|backend\.protocol)\..*"),
     ("py:.*", r"[A-Z]\w*"),  # an alias
 ]

@@ -14,7 +14,7 @@ from tlx.backend import Array, Capabilities, OptimizerSpec, float32_exact
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.dropout import FUNCTIONS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
-from tlx.backend.module.shared_norm import SharedNorm
+from tlx.backend.module.shared_norm import Normalise
 from tlx.errors import BackendError
 from tlx.models.zoo import ARCHITECTURES
 from tlx.processes import Channel
@@ -121,7 +121,7 @@ class OneFlowBackend(ModuleBackend):
             )
         return super().sum_over(tensor, channel)
 
-    def batch_norm_functions(self, normalise: SharedNorm) -> list[tuple[Any, str, Callable[..., Any]]]:
+    def batch_norm_functions(self, normalise: Normalise) -> list[tuple[Any, str, Callable[..., Any]]]:
         native = flow._C.normalization
 
         def by_whole(x: Any, *values: Any, axis: int, epsilon: float, momentum: float) -> Any:

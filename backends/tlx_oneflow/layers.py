@@ -163,8 +163,16 @@ def normalised(
     if x.numel() == x.shape[axis]:
         raise ValueError(f"Expected {ONE_VALUE} when training")  # else the variance becomes NaN
     mean, var = running_mean.double(), running_var.double()
+    wide = x.double()
+    if x.dtype == flow.float64:
+        # Its variance is a difference of squares, which loses the digits by which a mean exceeds the deviation.
+        with flow.no_grad():
+            shape = [-1 if a == axis else 1 for a in range(x.ndim)]
+            centre = x.mean([a for a in range(x.ndim) if a != axis])
+            mean = mean - centre
+        wide = x - centre.reshape(shape)
     y = flow._C.normalization(
-        x.double(),
+        wide,
         mean,
         var,
         weight.double(),
@@ -174,8 +182,10 @@ def normalised(
         momentum=momentum,
         is_training=True,
     )
-    if x.dtype != flow.float64:  # else double() handed the buffers themselves out, and they are updated
-        with flow.no_grad():
+    with flow.no_grad():
+        if x.dtype == flow.float64:
+            running_mean.copy_(mean + centre)  # `var` is the buffer itself
+        else:
             running_mean.copy_(mean.to(x.dtype))
             running_var.copy_(var.to(x.dtype))
     return y.to(x.dtype)

@@ -15,7 +15,7 @@ from tlx.backend import Array, Capabilities, ModelSpec, OptimizerSpec, Precision
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.dropout import UNITS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
-from tlx.backend.module.shared_norm import SharedNorm
+from tlx.backend.module.shared_norm import Normalise
 from tlx.errors import BackendError
 from tlx.models.zoo import ARCHITECTURES
 from tlx.processes import Channel
@@ -136,7 +136,7 @@ class TorchBackend(ModuleBackend):
     def sum_over(self, tensor: torch.Tensor, channel: Channel) -> torch.Tensor:
         return processes.sum_over(tensor, channel.world)
 
-    def batch_norm_functions(self, normalise: SharedNorm) -> list[tuple[Any, str, Callable[..., Any]]]:
+    def batch_norm_functions(self, normalise: Normalise) -> list[tuple[Any, str, Callable[..., Any]]]:
         native = torch.nn.functional.batch_norm
 
         def batch_norm(

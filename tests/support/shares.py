@@ -11,17 +11,21 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from tlx.backend import Array, Batch, Hyper, ModelSpec, OptimizerSpec, Preprocess
+from tlx.backend.module import shared_norm, sums
 from tlx.backend.registry import load
-from tlx.models.weights import read_weights
-from tlx.processes import Channel, World, settle
+from tlx.errors import BackendError
+from tlx.models.weights import digests, joint_digest, read_weights
+from tlx.processes import Alone, Channel, connected
+from tlx.training.division import Division
 
 CLASSES = 5
 HEADS = {"resnet18": "fc", "mobilenet_v2": "classifier.1", "squeezenet1_0": "classifier.1"}
@@ -41,35 +45,37 @@ class Case:
     micro_batch: int | None = None
     soft: bool = False  # targets instead of labels
     clip: float | None = None
-    shards: int = 0  # more than 0: nothing is compared with one process, only the weights' digest is told
+    shards: int = 0  # of exact="bits"; 0: none
     weights: str = ""  # a file of pretrained ones
     lr: float = 0.01
     momentum: float = 0.0
+    tried: bool = False  # as a run tries a module of somebody's own
+    fault: str = ""  # one of `FAULTS`: what is broken on purpose
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What one process says of a case: distances relative to the largest number of all, and the weights' digest."""
+    """What one process says of a case: distances relative to the largest number, and the digests of all values."""
 
-    gradient: float = 0.0
-    statistics: float = 0.0
-    weights: float = 0.0
-    loss: float = 0.0
-    correct: int = 0
-    digest: str = ""
-    error: str = ""
+    gradient: float
+    statistics: float
+    weights: float
+    loss: float
+    digest: str
+    digest_alone: str
+    refusal: str = ""
 
 
-def together(backend: str, count: int, cases: Sequence[Case], folder: Path, fault: str = "") -> list[list[Told]]:
+def together(backend: str, count: int, cases: Sequence[Case], folder: Path) -> list[list[Told]]:
     """Run the cases in `count` processes; returns what each process told, case by case."""
-    port = free_port()
-    job = json.dumps({"backend": backend, "fault": fault, "port": port, "cases": [asdict(case) for case in cases]})
+    job = json.dumps({"backend": backend, "cases": [asdict(case) for case in cases]})
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(first_of_free_ports())}
     processes = []
     for rank in range(count):
-        variables = {"RANK": str(rank), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+        variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "support.shares", job, str(folder / f"{rank}.json")]
-        error = (folder / f"{rank}.err").open("wb")
-        processes.append(subprocess.Popen(command, env={**os.environ, **variables}, stderr=error))
+        with (folder / f"{rank}.err").open("wb") as error:
+            processes.append(subprocess.Popen(command, env={**os.environ, **common, **variables}, stderr=error))
     try:
         codes = [process.wait(TIMEOUT) for process in processes]
     finally:
@@ -81,71 +87,20 @@ def together(backend: str, count: int, cases: Sequence[Case], folder: Path, faul
     return [[Told(**told) for told in json.loads(text)] for text in texts]
 
 
-def free_port() -> int:
-    """Return a port of which the next two are free as well."""
-    for port in range(20000 + os.getpid() % 20000, 60000, 3):
-        try:
-            for offset in range(3):
-                with socket.socket() as attempt:
-                    attempt.bind(("127.0.0.1", port + offset))
-        except OSError:
-            continue
+def first_of_free_ports() -> int:
+    """Return a port that is free, as the next two are."""
+    for _ in range(100):
+        with socket.socket() as first:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+        with socket.socket() as second, socket.socket() as third:
+            try:
+                second.bind(("127.0.0.1", port + 1))
+                third.bind(("127.0.0.1", port + 2))
+            except (OSError, OverflowError):
+                continue
         return port
-    raise AssertionError("no free ports")
-
-
-class Star:
-    """The smallest channel: rank 0 collects and hands out."""
-
-    def __init__(self, world: World) -> None:
-        from multiprocessing.connection import Client, Listener
-
-        self.world = world
-        address = (world.host, world.port + 2)
-        if world.rank == 0:
-            with Listener(address) as listener:
-                arrived = [listener.accept() for _ in range(world.size - 1)]
-            self.others = dict(sorted((int(peer.recv_bytes()), peer) for peer in arrived))
-        else:
-            for _ in range(600):
-                try:
-                    self.others = {0: Client(address)}
-                    break
-                except ConnectionRefusedError:
-                    import time
-
-                    time.sleep(0.1)
-            self.others[0].send_bytes(str(world.rank).encode())
-
-    def gather(self, part: bytes) -> list[bytes]:
-        if self.world.rank:
-            self.others[0].send_bytes(part)
-            return [self.others[0].recv_bytes() for _ in range(self.world.size)]
-        parts = [part, *(peer.recv_bytes() for peer in self.others.values())]
-        for peer in self.others.values():
-            for each in parts:
-                peer.send_bytes(each)
-        return parts
-
-
-def share(batch: Batch, channel: Channel) -> Batch:
-    start, end = channel.world.share(len(batch))
-    absent = start == end
-    if absent:
-        start, end = 0, 1
-    return replace(rows_of(batch, start, end), among=channel, whole=len(batch), absent=absent)
-
-
-def rows_of(batch: Batch, start: int, end: int) -> Batch:
-    seed, step, row = batch.key
-    return replace(
-        batch,
-        images=batch.images[start:end],
-        labels=batch.labels[start:end],
-        indices=batch.indices[start:end],
-        key=(seed, step, row + start),
-        targets=None if batch.targets is None else batch.targets[start:end],
-    )
+    raise AssertionError("no three free ports in a row")
 
 
 def spec_of(backend: Any, case: Case) -> ModelSpec:
@@ -154,11 +109,11 @@ def spec_of(backend: Any, case: Case) -> ModelSpec:
     from support import shared_nets
 
     module = shared_nets.make(backend.name, case.model)
-    return ModelSpec(case.model, CLASSES, "fc", module=module)
+    return ModelSpec(case.model, CLASSES, "fc", module=module, image_size=case.size if case.tried else 0)
 
 
 def first_values(specs: Sequence[Any], case: Case) -> dict[str, Array]:
-    """Weights after He et al. 2015, scales and variances near 1, the rest small; or pretrained, but for the head."""
+    """Weights after He et al. 2015, scales and variances near 1, the rest small; or pretrained but for the head."""
     known: Mapping[str, Array] = read_weights(case.weights) if case.weights else {}
     values = {}
     for number, spec in enumerate(specs):
@@ -186,7 +141,7 @@ def batch_of(case: Case, step: int) -> Batch:
 class Trainee:
     """A model in training, alone or with others."""
 
-    def __init__(self, backend: Any, case: Case, channel: Channel | None) -> None:
+    def __init__(self, backend: Any, case: Case, channel: Channel) -> None:
         self.backend, self.case, self.channel = backend, case, channel
         self.model = backend.build(spec_of(backend, case), "cpu", case.precision)
         self.specs = specs = backend.param_specs(self.model)
@@ -201,26 +156,14 @@ class Trainee:
     def backward(self, step: int) -> tuple[float, int]:
         """Run one step up to its gradients; returns the loss and the correct count of this process."""
         whole, results = batch_of(self.case, step), []
-        for part in whole.parts(self.case.micro_batch):
-            for own in self.shares(part):
-                handle = self.backend.put(self.model, own)
-                results.append(self.backend.backward(self.model, handle, len(own) / len(whole)))
-        if self.channel is not None:
-            self.backend.reduce(self.model, self.channel)
+        for s in Division(self.case.micro_batch, self.channel, self.case.shards or None).stretches(len(whole)):
+            among = self.channel if self.channel.world.size > 1 else None
+            part = whole.between(s.start, s.end, among=among, whole=s.whole, absent=s.absent, shard=s.shard)
+            handle, scale = self.backend.put(self.model, part), 0.0 if s.absent else len(part) / len(whole)
+            results.append(self.backend.backward(self.model, handle, scale))
+        self.backend.reduce(self.model, self.channel)
         values = [float(v) for v in self.backend.fetch([v for pair in results for v in pair])]
         return sum(values[::2]), int(sum(values[1::2]))
-
-    def shares(self, part: Batch) -> Iterator[Batch]:
-        if self.channel is None:
-            yield part
-        elif not self.case.shards:
-            yield share(part, self.channel)
-        else:
-            mine, at = range(*self.channel.world.share(self.case.shards)), 0
-            for number, count in enumerate(divided_into(len(part), self.case.shards)):
-                if number in mine and count:
-                    yield replace(rows_of(part, at, at + count), among=self.channel, whole=len(part), shard=number)
-                at += count
 
     def gradients(self) -> dict[str, Array]:
         gradients: dict[str, Array] = self.backend.probe(self.model).gradients()
@@ -229,13 +172,32 @@ class Trainee:
     def update(self) -> None:
         self.backend.update(self.model, self.optimizer, self.case.clip)
 
-    def statistics(self) -> dict[str, Array]:
-        arrays = self.backend.dump_arrays(self.model)
-        return {s.name: arrays[s.name] for s in self.specs if s.role == "statistic"}
+
+# What the tests must notice, by the name of the fault.
+FAULTS = ("mean", "local statistics", "absent statistics", "own masks")
 
 
-def divided_into(count: int, parts: int) -> list[int]:
-    return [count * (i + 1) // parts - count * i // parts for i in range(parts)]
+@contextmanager
+def broken(backend: Any, fault: str) -> Iterator[None]:
+    """Break a backend in one way."""
+    summed, put, total = sums.summed, backend.put, shared_norm.SharedNorm.sum
+
+    def counted(self: Any, *values: Any) -> Any:
+        self.batch.absent, before = False, self.batch.absent
+        try:
+            return total(self, *values)
+        finally:
+            self.batch.absent = before
+
+    faults: dict[str, Any] = {
+        "": (sums, "summed", summed),
+        "mean": (sums, "summed", lambda backend, rows, channel: summed(backend, rows, channel) / channel.world.size),
+        "local statistics": (backend, "batch_norm_functions", lambda normalise: []),
+        "absent statistics": (shared_norm.SharedNorm, "sum", counted),
+        "own masks": (backend, "put", lambda model, batch: put(model, replace(batch, key=(*batch.key[:2], 0)))),
+    }
+    with patch.object(*faults[fault]):
+        yield
 
 
 def distance(actual: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
@@ -248,47 +210,42 @@ def distance(actual: Mapping[str, Array], expected: Mapping[str, Array]) -> floa
 
 
 def run(backend: Any, case: Case, channel: Channel) -> Told:
-    with_others = Trainee(backend, case, channel)
+    """Take the steps of a case together with the others, and then alone."""
+    together, alone = Trainee(backend, case, channel), Trainee(backend, case, Alone())
     gradient = loss_distance = 0.0
-    correct = 0
-    alone = None if case.shards else Trainee(backend, case, None)
     for step in range(case.steps):
-        loss, count = with_others.backward(step)
-        told = [json.loads(part) for part in channel.gather(json.dumps([loss, count]).encode())]
-        if alone is not None:
-            expected, expected_count = alone.backward(step)
-            loss_distance = max(loss_distance, abs(sum(part[0] for part in told) - expected) / abs(expected))
-            correct = max(correct, abs(sum(part[1] for part in told) - expected_count))
-            if step == 0:
-                gradient = distance(with_others.gradients(), alone.gradients())
-            alone.update()
-        with_others.update()
-    values = backend.dump_arrays(with_others.model)
-    digest = sha256(b"".join(array.tobytes() for array in values.values())).hexdigest()
-    if alone is None:
-        return Told(digest=digest)
-    statistics = [
-        distance({name: array}, {name: alone.statistics()[name]}) for name, array in with_others.statistics().items()
-    ]
-    weights = distance(values, backend.dump_arrays(alone.model))
-    return Told(gradient, max(statistics, default=0.0), weights, loss_distance, correct, digest)
+        loss, correct = together.backward(step)
+        told = [json.loads(part) for part in channel.gather(json.dumps([loss, correct]).encode())]
+        expected, expected_correct = alone.backward(step)
+        assert sum(part[1] for part in told) == expected_correct or case.fault
+        loss_distance = max(loss_distance, abs(sum(part[0] for part in told) - expected) / abs(expected))
+        if step == 0:
+            gradient = distance(together.gradients(), alone.gradients())
+        together.update()
+        alone.update()
+    values, expected_values = (backend.dump_arrays(trainee.model) for trainee in (together, alone))
+    statistics = [s.name for s in together.specs if s.role == "statistic"]
+    return Told(
+        gradient,
+        max((distance({n: values[n]}, {n: expected_values[n]}) for n in statistics), default=0.0),
+        distance(values, expected_values),
+        loss_distance,
+        joint_digest(digests(values)),
+        joint_digest(digests(expected_values)),
+    )
 
 
 def main() -> None:
     job, out = json.loads(sys.argv[1]), Path(sys.argv[2])
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    world = World(rank, size, rank, size, "127.0.0.1", job["port"])
-    settle(world)
-    channel = Star(world)
-    backend = load(job["backend"])
-    if job["fault"]:
-        from support import shared_nets
-
-        shared_nets.break_it(backend, job["fault"])
-    told = []
-    for case in job["cases"]:
-        told.append(asdict(run(backend, Case(**case), channel)))
-    out.write_text(json.dumps(told))
+    with connected() as channel:
+        backend, told = load(job["backend"]), []
+        for case in (Case(**each) for each in job["cases"]):
+            with broken(backend, case.fault):
+                try:
+                    told.append(asdict(run(backend, case, channel)))
+                except BackendError as error:
+                    told.append(asdict(Told(0.0, 0.0, 0.0, 0.0, "", "", str(error))))
+    out.write_text(json.dumps(told), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from tlx.backend import (
     check_known,
     slots_by_parameter,
 )
-from tlx.backend.module import own
+from tlx.backend.module import own, sharing
 from tlx.backend.module.boundary import (
     Entered,
     Reached,
@@ -49,7 +49,7 @@ from tlx.backend.module.build import describe, holder, locate, replace_head
 from tlx.backend.module.dropout import FUNCTIONS, Drop, Masks, dropout_class, function, replace_dropouts
 from tlx.backend.module.lora import attach
 from tlx.backend.module.net import DeviceBatch, Net, Optimizer
-from tlx.backend.module.shared_norm import ONE_VALUE, SharedNorm, together
+from tlx.backend.module.shared_norm import ONE_VALUE, Normalise, together
 from tlx.backend.module.sums import apart, reduce
 from tlx.errors import BackendError, closest, one_line
 from tlx.processes import Channel
@@ -152,7 +152,7 @@ class ModuleBackend:
         parts = [np.frombuffer(part, own.dtype) for part in channel.gather(own.tobytes())]
         return self.tensor(sum(parts[1:], parts[0]).reshape(own.shape), str(tensor.device))
 
-    def batch_norm_functions(self, normalise: SharedNorm) -> list[tuple[Any, str, Callable[..., Any]]]:
+    def batch_norm_functions(self, normalise: Normalise) -> list[tuple[Any, str, Callable[..., Any]]]:
         """Return the framework's functions that normalise by the batch, as (owner, name, what does so by the whole)."""
         raise NotImplementedError
 
@@ -218,7 +218,7 @@ class ModuleBackend:
         for name, param in params.items():
             param.requires_grad_(name in trainable)
             param.grad = None
-        model.shards = {}
+        model.shards, model.shared = {}, False
         holding = model.holding(params)
         around_what_trains = model.holding(trainable)
         for path, module in model.module.named_modules():
@@ -288,8 +288,9 @@ class ModuleBackend:
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         self._set_mode(model, "train")
         self.reuse_memory(model, model.autocast or not next(model.module.parameters()).requires_grad)
+        sharing.check(self, model, batch)
         with self.fw.enable_grad(), self._seeded(model, batch.key), apart(model, batch), together(self, batch):
-            logits = self._run(model, batch)
+            logits = sharing.watched(self, model, batch, lambda: self._run(model, batch))
             model.masks.end()
             mean = self._loss(logits, batch)
             (mean if scale == 1.0 else mean * scale).backward()

@@ -96,6 +96,11 @@ class DeviceBatch:
     absent: bool = False
     shard: int | None = None
 
+    @property
+    def shared(self) -> bool:
+        """Whether other processes compute the other rows. A shard's are nobody else's on any number of processes."""
+        return self.among is not None and self.among.world.size > 1 and self.shard is None
+
 
 @dataclass(slots=True, eq=False)
 class Optimizer:

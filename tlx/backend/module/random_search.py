@@ -46,23 +46,30 @@ def find(backend: ModuleBackend, net: Net, call: Callable[[], Any]) -> Randomnes
     return Randomness(path, type(modules[path]).__name__, before)
 
 
+def drawing(backend: ModuleBackend, net: Net, call: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Run `call`, a forward pass; return what it returns, and the module whose code first draws from a generator."""
+    watch = _Watch(backend, net, digest=False)
+    result = watch.run(call)
+    return result, None if watch.drawn is None else watch.drawn[1]
+
+
 class _Watch:
     """Looks at the generators whenever a module begins and ends."""
 
-    def __init__(self, backend: ModuleBackend, net: Net) -> None:
-        self.backend, self.net = backend, net
+    def __init__(self, backend: ModuleBackend, net: Net, digest: bool = True) -> None:
+        self.backend, self.net, self.digest = backend, net, digest
         self.events: list[Event] = []
         self.drawn: tuple[int, str] | None = None  # after how many events, and in the code of which module
         self.running: list[str] = []
         self.state: Any = None
 
-    def run(self, call: Callable[[], Any]) -> None:
+    def run(self, call: Callable[[], Any]) -> Any:
         modules = dict(self.net.module.named_modules())
         for path, module in modules.items():
             module._forward_pre_hooks[KEY] = self._begins(path)
             module._forward_hooks[KEY] = self._ends(path)
         try:
-            call()
+            return call()
         finally:
             for module in modules.values():
                 del module._forward_pre_hooks[KEY], module._forward_hooks[KEY]
@@ -85,7 +92,7 @@ class _Watch:
         def hook(module: Any, args: Any, output: Any) -> None:
             self._look()
             self.running.pop()
-            values = self.backend.array(output).tobytes() if hasattr(output, "detach") else b""
+            values = self.backend.array(output).tobytes() if self.digest and hasattr(output, "detach") else b""
             self.events.append((path, sha256(values).digest()))
 
         return hook

@@ -18,15 +18,13 @@ from tlx.backend.module.sums import summed
 if TYPE_CHECKING:
     from tlx.backend.module.base import ModuleBackend
 
+Normalise = Callable[..., Any]  # from what `SharedNorm` takes to what it returns
 ONE_VALUE = "more than 1 value per channel"  # of a normalisation layer's ValueError
 
 
 def together(backend: ModuleBackend, batch: DeviceBatch) -> AbstractContextManager[None]:
     """While the block runs, normalise by the statistics of the whole batch wherever a module does so by its own."""
-    # A shard is the same rows on any number of processes, so its statistics are its own.
-    if batch.among is None or batch.among.world.size == 1 or batch.shard is not None:
-        return nullcontext()
-    return replaced(backend.batch_norm_functions(SharedNorm(backend, batch)))
+    return replaced(backend.batch_norm_functions(SharedNorm(backend, batch))) if batch.shared else nullcontext()
 
 
 class SharedNorm:
