@@ -153,7 +153,7 @@ def test_a_run_that_is_stopped_on_three_processes_goes_on_on_one_and_on_two(
     """In the midst of an epoch, by a signal that only the second process gets."""
     case = "head_then_full"
     recipe = tlx.Recipe(**{**BASE, **CASES[case], "out": str(tmp_path / "run")})
-    recipe.save(tmp_path / "recipe.toml")
+    (tmp_path / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
     ended = processes(3, ["-c", STOPPED, str(tmp_path / "recipe.toml"), "25"])
     assert [code for code, _, _ in ended] == [143] * 3, ended
     for size in (1, 2):
