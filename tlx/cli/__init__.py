@@ -61,9 +61,11 @@ def _called(arguments: Sequence[str]) -> object:
     """Call the command. Where a launcher has started several processes, it must be one that they can share."""
     world = world_of(os.environ)
     try:
-        if world.size > 1 and arguments and arguments[0] in app and arguments[0] != "run":
+        if world.size > 1 and arguments and arguments[0] in app and not _spreads(arguments):
             problem = f"tlx {arguments[0]} works in one process, and a launcher has started {world.size}"
-            raise ProcessesError(problem, fix="start it without torchrun or srun; only `tlx run` spreads over several")
+            raise ProcessesError(
+                problem, fix="start it without torchrun or srun; only `tlx run` and `tlx parity capture` spread"
+            )
         return app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError:
         if world.rank > 0:  # all have the same command line, and one is enough to say what is wrong
@@ -72,3 +74,7 @@ def _called(arguments: Sequence[str]) -> object:
     except ProcessesError as error:
         error.told = error.told or world.rank > 0
         raise
+
+
+def _spreads(arguments: Sequence[str]) -> bool:
+    return arguments[0] == "run" or tuple(arguments[:2]) == ("parity", "capture")

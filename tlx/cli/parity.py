@@ -34,6 +34,7 @@ def prove(
     seeds: int = 0,
     margin: float = 0.005,
     keep: Path | None = None,
+    processes: int | None = None,
     overrides: Annotated[Fields | None, Parameter(name="*")] = None,
     shown: Annotated[Shown | None, Parameter(name="*")] = None,
 ) -> int:
@@ -56,11 +57,16 @@ def prove(
         The difference in accuracy that would matter.
     keep:
         Folder for the two captures, which are otherwise deleted.
+    processes:
+        Compare the reference in one process with itself in so many of this machine.
     """
     import tlx
 
     options: Any = {**(overrides or {})}
     options.update(quick=quick, seeds=seeds, margin=margin, keep=keep)
+    if processes is not None:
+        options.update(processes=processes)
+        candidate = reference
     return _report(tlx.parity(recipe, reference=reference, candidate=candidate, **options), shown)
 
 
@@ -87,9 +93,13 @@ def capture(
     quick:
         Smaller images, and without the stage that is advisory (P9).
     """
+    from tlx.processes import connected
     from tlx.proof.prove import capture_recipe
 
-    folder = capture_recipe(recipe, out, reference, quick, overrides or {})
+    with connected() as channel:
+        folder = capture_recipe(recipe, out, reference, quick, overrides or {}, channel)
+    if channel.world.rank > 0:
+        return
     if json:
         print_json({"capture": str(folder)})
     else:

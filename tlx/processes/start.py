@@ -45,18 +45,23 @@ def asked_for(processes: int | None) -> int:
     return processes
 
 
-def start_all(size: int, arguments: Sequence[str]) -> int:
+def start_all(size: int, arguments: Sequence[str], *, inner: bool = False) -> int:
     """Run `tlx` with these arguments in so many processes; returns the exit code of the first one.
 
     The first has this process's streams. What the others write is kept in files, which are named if one of them fails.
     Signals are passed on to all.
+
+    Args:
+        size: how many processes.
+        arguments: of the command line.
+        inner: the call is part of another command, or of a script; what the first process prints is dropped.
     """
     logs = Path(tempfile.mkdtemp(prefix="tlx-processes-"))
     token, port, children = secrets.token_hex(16), _free_port(), list[subprocess.Popen[bytes]]()
     with _passing_on(children):
         try:
             for rank in range(size):
-                children.append(_child(rank, size, port, token, arguments, logs))
+                children.append(_child(rank, size, port, token, arguments, logs, inner))
             codes = _await(children)
         finally:
             _end(children, signal.SIGKILL)
@@ -67,16 +72,16 @@ def start_all(size: int, arguments: Sequence[str]) -> int:
 
 
 def _child(
-    rank: int, size: int, port: int, token: str, arguments: Sequence[str], logs: Path
+    rank: int, size: int, port: int, token: str, arguments: Sequence[str], logs: Path, inner: bool
 ) -> subprocess.Popen[bytes]:
     # `python -m tlx` finds tlx as this process did, and so does the script that pip installs.
-    program = ["-m", "tlx"] if Path(sys.argv[0]).name == "__main__.py" else [sys.argv[0]]
+    program = ["-m", "tlx"] if inner or Path(sys.argv[0]).name == "__main__.py" else [sys.argv[0]]
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     environ = {**os.environ, **{name: str(n) for name, n in place.items()}, "MASTER_ADDR": HOST, TOKEN: token}
     environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // size)))
     command = [sys.executable, *program, *arguments]
     if rank == 0:
-        return subprocess.Popen(command, env=environ)
+        return subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL if inner else None)
     with (logs / f"process-{rank}.log").open("wb") as log:
         return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 from tlx.backend import Backend, registry
 from tlx.errors import BackendError, RecipeError, TlxError
 from tlx.models.zoo import architecture
+from tlx.processes import Alone, Channel
 from tlx.proof.artifact import MODULE, Capture, Writer
 from tlx.proof.listed import Listed
 from tlx.proof.randomness import Shared
@@ -17,6 +18,8 @@ from tlx.proof.record import RECORD
 from tlx.proof.recorder import check_served
 from tlx.proof.serving import SERVE
 from tlx.proof.session import Session
+from tlx.proof.spread import STAGES as SHARED_OUT
+from tlx.proof.spread import Spread, folder_of
 from tlx.recipe import Recipe
 from tlx.training import build
 
@@ -85,6 +88,7 @@ def capture(
     stages: tuple[str, ...] | None = None,
     feed: Callable[[Any], Any] = lambda loader: loader,
     serves: bool = True,
+    channel: Channel = Alone(),  # noqa: B008 (frozen)
 ) -> Path:
     """Run the stages on one backend and write the folder `out`.
 
@@ -99,6 +103,7 @@ def capture(
         stages: only these.
         feed: replaces the training loader; for planting faults.
         serves: without a reference, also write down what an engine outside tlx needs to be compared with this.
+        channel: to other processes that call this too, and compute the steps together; see `tlx.proof.spread`.
 
     Returns:
         The folder.
@@ -115,6 +120,9 @@ def capture(
             f"Backend {loaded.name!r} offers no probe(model), which `tlx parity` needs: tlx.backend.Probe"
         )
     stages = stages or (QUICK if quick else STAGES)
+    if channel.world.size > 1:
+        loaded, stages = cast(Backend, Spread(loaded, channel)), SHARED_OUT
+        out = folder_of(Path(out), channel)
     other = Capture(reference) if reference is not None else None
     if other is not None and other.manifest["must"]["model"] == MODULE:
         loaded = cast(Backend, Listed(loaded, other))

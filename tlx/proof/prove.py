@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tlx.backend import Backend, registry
 from tlx.errors import Interrupted, RecipeError, TlxError
+from tlx.processes import Alone, Channel
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
 from tlx.proof.pair import DATA, IMAGE_SIZE, backend_of, image_fields, pair_of
 from tlx.proof.report import Report
 from tlx.proof.result import Difference, Verdict
+from tlx.proof.spread import capture_spread
 from tlx.proof.statistics import equivalence, verdict_of
 from tlx.recipe import Recipe, RecipeFields, as_recipe, takes_fields
 
@@ -50,6 +52,7 @@ def parity(
     seeds: int = 0,
     margin: float = MARGIN,
     keep: str | Path | None = None,
+    processes: int | None = None,
     **fields: Unpack[RecipeFields],
 ) -> Report:
     """Compare how two backends train by one recipe, or how two modules of your own compute.
@@ -74,6 +77,7 @@ def parity(
             equivalent.
         margin: the difference in accuracy that would matter.
         keep: a folder for the two captures, which are thrown away otherwise.
+        processes: compare the reference, a backend, in one process with itself in so many of this machine.
         **fields: recipe fields, which replace those of `recipe`; for modules also `head`, the last layer's path. Not
             `backend` and `out`, for which a comparison has `reference`, `candidate` and `keep`.
 
@@ -89,6 +93,8 @@ def parity(
             raise RecipeError(f"parity has no {name}; use {instead}")
     if fields.get("log"):
         raise RecipeError("parity logs nothing; leave log out")
+    if processes is not None:
+        candidate = _spread(reference, processes, seeds)
     modules = [side for side in (reference, candidate) if not isinstance(side, (str, Backend))]
     stages = None
     sides: list[tuple[Backend, Recipe]]
@@ -109,14 +115,29 @@ def parity(
     with TemporaryDirectory(prefix="tlx-parity-") as scratch:
         home = Path(scratch if keep is None else keep)
         (backend, own), (other_backend, other) = sides
-        first = capture(own, backend, home / "reference", quick=quick, stages=stages, serves=keep is not None)
-        second = capture(
-            other, other_backend, home / "candidate", first, quick=quick, copy_weights=copy_weights, stages=stages
-        )
+        serves = keep is not None or processes is not None
+        first = capture(own, backend, home / "reference", quick=quick, stages=stages, serves=serves)
+        if processes is not None:
+            second = capture_spread(backend.name, home / "candidate", first, processes, quick)
+        else:
+            second = capture(
+                other, other_backend, home / "candidate", first, quick=quick, copy_weights=copy_weights, stages=stages
+            )
         report = compare(first, second)
     if seeds and report.verdict != Verdict.NOT_COMPARABLE:
         report = _with_seeds(report, [(backend.name, r) for backend, r in sides], seeds, margin)
     return replace(report, seconds=time.perf_counter() - started)
+
+
+def _spread(reference: Any, processes: int, seeds: int) -> str:
+    """Return the backend that is compared with itself in several processes; RecipeError where that cannot be."""
+    if not isinstance(reference, str):
+        raise RecipeError("processes compares a backend with itself; name one as the reference")
+    if seeds:
+        raise RecipeError("processes has no whole runs to compare; leave seeds out")
+    if processes < 2:
+        raise RecipeError(f"processes is {processes}; expected 2 or more")
+    return reference
 
 
 def defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,17 +149,23 @@ def defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def capture_recipe(
-    recipe: str | Path | None, out: Path, reference: Path | None, quick: bool, fields: Mapping[str, Any]
+    recipe: str | Path | None,
+    out: Path,
+    reference: Path | None,
+    quick: bool,
+    fields: Mapping[str, Any],
+    channel: Channel = Alone(),  # noqa: B008 (frozen)
 ) -> Path:
     """Capture one backend: what `tlx parity capture` runs.
 
-    With a reference and no field but the backend, recipe, weights and batches come from the reference.
+    With a reference and no field but the backend, recipe, weights and batches come from the reference. Where a launcher
+    has started several processes, these compute together, and the first one's capture is kept.
     """
     backend = fields.get("backend", "torch")
     if reference is not None and recipe is None and set(fields) <= {"backend"}:
-        return capture(None, backend, out, reference, quick=quick)
+        return capture(None, backend, out, reference, quick=quick, channel=channel)
     whole = as_recipe(recipe, fields if recipe is not None else defaults(fields))
-    return capture(whole, whole.backend, out, reference, quick=quick)
+    return capture(whole, whole.backend, out, reference, quick=quick, channel=channel)
 
 
 def capture_module(module: Any, folder: str | Path, *, quick: bool = False, **fields: Unpack[RecipeFields]) -> Path:

@@ -164,6 +164,7 @@ class Session:
             "backend": self.backend.name,
             "versions": dict(capabilities.versions),
             "device": self.recipe.device,
+            **getattr(self.backend, "spread", {}),
             "precisions": list(capabilities.precisions[self.recipe.device]),
             "python": platform.python_version(),
             "numpy": np.__version__,

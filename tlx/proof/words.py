@@ -399,7 +399,9 @@ def side(manifest: Mapping[str, Any]) -> str:
     """Name the backend of a capture, with its version and device."""
     backend = str(manifest["backend"])
     how = ", float32: judged by the reference's own scatter" if manifest.get("precision") == "float32" else ""
-    words = (backend, str(manifest["versions"].get(backend, "")), f"({manifest['device']}{how})")
+    count = manifest.get("processes")
+    over = f"in {count} processes" if isinstance(count, int) else ""
+    words = (backend, str(manifest["versions"].get(backend, "")), f"({manifest['device']}{how})", over)
     return " ".join(filter(None, words))
 
 

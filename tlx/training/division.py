@@ -77,14 +77,21 @@ class Division:
         """Yield what this process computes of each batch of an epoch, from step `start` on."""
         if self.channel.world.size == 1:
             for batch in batches.epoch(epoch, start):
-                yield len(batch), self._parts(batch, np.arange(len(batch)), len(batch))
+                yield len(batch), self.shared_out(batch, np.arange(len(batch)), len(batch))
             return
         assert isinstance(batches, Loader)  # from cached features one process trains
         for step, (batch, rows) in enumerate(batches.rows(epoch, start, self.rows), start):
             count = batches.count(step)
-            yield count, self._parts(batch, rows, count)
+            yield count, self.shared_out(batch, rows, count)
 
-    def _parts(self, batch: Batch, rows: Rows, count: int) -> list[tuple[Batch, float]]:
+    def shared_out(self, batch: Batch, rows: Rows, count: int) -> list[tuple[Batch, float]]:
+        """Return what this process computes of a batch of `count` rows, and each one's part of the loss.
+
+        Args:
+            batch: some of its rows, or all.
+            rows: their numbers, int64 [n], ascending.
+            count: how many the whole batch has.
+        """
         if self.simple:
             return [(part, len(part) / count) for part in batch.parts(self.micro_batch)]
         parts, (seed, step, _) = list[tuple[Batch, float]](), batch.key
