@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import tlx
+from support.backends import each_backend
 from support.spread import correct, distance, history, processes, spread, weights
 
 SIZES = [pytest.param(2, marks=pytest.mark.thorough), 3]
@@ -117,6 +118,25 @@ def test_the_bits_are_those_of_one_process(on: Callable[[int], Path], case: str,
         name: array.tobytes() for name, array in expected.items()
     }
     assert history(on(size) / case) == history(on(1) / case)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("backend", each_backend("torch", "oneflow"))
+def test_frameworks_give_the_run_of_one_process(backend: str, tmp_path: Path) -> None:
+    """A residual network with BatchNorm that trains, features that are cached, and the change from one to the other."""
+    base = {**BASE, "backend": backend, "model": "resnet18", "image_size": 32, "limit_train": 20, "limit_test": 15}
+    cases = {
+        "full": {"batch_size": 7, "epochs": 1},
+        "fewer rows": {"batch_size": 2, "epochs": 1, "strategy": "feature_extract", "feature_cache": "off"},
+        "head_then_full": {"batch_size": 7, "epochs": 3, "strategy": "head_then_full", "phase_epochs": 2},
+    }
+    for size in (1, 3):
+        (tmp_path / str(size)).mkdir()
+        fields = [{**base, **case, "out": str(tmp_path / str(size) / name)} for name, case in cases.items()]
+        told = spread(size, fields, 900)
+        assert [text.count("ended") for text in told] == [len(cases)] * size, "\n".join(told)
+    for name in cases:
+        assert_same_run(tmp_path / "3" / name, tmp_path / "1" / name, 1e-7)  # random weights amplify rounding
 
 
 def test_bits_are_refused_where_batch_norm_trains(tmp_path: Path) -> None:

@@ -76,4 +76,4 @@ def correct(epoch: dict[str, Any], part: str) -> int | None:
     """How many images of a part were right, as an integer."""
     if epoch[f"{part}_accuracy"] is None:
         return None
-    return round(epoch[f"{part}_accuracy"] * epoch[f"{part}_images"])
+    return round(float(epoch[f"{part}_accuracy"]) * int(epoch[f"{part}_images"]))
