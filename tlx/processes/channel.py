@@ -118,8 +118,8 @@ class Star:
         if call != self._calls:
             here = f"process {self.world.rank} is at {self._calls}"
             raise ProcessesError(
-                f"{self._missed(peer)} is at its exchange {call}, and {here}: they do not do the same, which is a defect "
-                "of tlx or of a backend"
+                f"{self._missed(peer)} is at its exchange {call}, and {here}: they do not do the same, which is a "
+                "defect of tlx or of a backend"
             )
         return content
 

@@ -47,10 +47,11 @@ def connected(
         if set(channel.gather(_LAST)) != {_LAST}:  # nobody leaves before all have done their part
             raise ProcessesError("not all processes did the same, which is a defect of tlx or of a backend")
     except BaseException as error:
-        # A framework's exchange says in its own words that another process has ended.
+        # A framework's exchange says in its own words that another process has ended. Where all end for one signal, the
+        # first one says what is saved.
         known = isinstance(error, (TlxError, KeyboardInterrupt))
         ended = channel.ended if known else channel.ended_elsewhere()
-        if ended is not None:
+        if ended is not None and not (isinstance(error, Interrupted) and channel.world.rank == 0):
             ended.told = not channel.speaks
             raise ended from None
         if isinstance(error, (TlxError, Interrupted)):

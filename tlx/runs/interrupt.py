@@ -35,6 +35,7 @@ class Stop:
         self.command = "the same call of tlx.run"  # starts again what was asked for
         self.raised = False  # in the midst of whatever ran
         self._count, self._last = 0, -math.inf
+        self._heard: int | None = None  # the signal of which all processes know; None: there is only this one
 
     def at(self, text: str, patience: float = AT_ONCE) -> None:
         """Enter a part in which `text` is true of whoever ends; `patience` signals are noted before one ends it."""
@@ -51,7 +52,7 @@ class Stop:
 
     def check(self, text: str) -> None:
         """End here if a signal has arrived."""
-        if self.signum:
+        if self.signum if self._heard is None else self._heard:
             raise self.interrupted(text)
 
     def hear(self, channel: Channel, due: bool = False) -> bool:
@@ -61,6 +62,8 @@ class Stop:
         """
         heard = highest(channel, 2 * self.signum + int(due and channel.world.rank == 0))
         self.signum = self.signum or heard // 2
+        if channel.world.size > 1:
+            self._heard = heard // 2  # a signal that came since then ends this process with the others, a step later
         return bool(heard)
 
     def interrupted(self, text: str | None = None) -> Interrupted:

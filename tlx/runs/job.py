@@ -34,7 +34,7 @@ from tlx.runs.logged import check_loggers, logged
 from tlx.runs.logits import Recorder
 from tlx.runs.report.reporting import page_at_end, put_at_end
 from tlx.runs.result import Result, frozen_entries, group_entries, history_entry
-from tlx.runs.resume import begin, check_epochs, finish, history_line
+from tlx.runs.resume import begin, check_epochs, finish, history_line, was_cut
 from tlx.runs.resume import load as load_state
 from tlx.runs.resume import save as save_state
 from tlx.training.build import (
@@ -239,10 +239,13 @@ def _execute(
         return join(stop, recipe, training, data, listeners[1:])
 
     stop.at(stop.text, NEVER)
-    holding = nullcontext(resumed) if resumed else new_folder(recipe)
+    if resumed is None and recipe.out is not None and was_cut(recipe):
+        holding = resumed_folder(Path(recipe.out))
+    else:
+        holding = nullcontext(resumed) if resumed else new_folder(recipe)
     with holding as folder, closing(Recorder(folder.path)) as recorder, ExitStack() as stack:
         recipe, run_dir = replace(recipe, out=None), folder.path
-        state = State()
+        state, fresh = State(), folder.state is None
         if not fresh:
             state = load_state(training, folder, data)
             display.resumed(state, training)

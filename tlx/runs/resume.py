@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -24,13 +25,14 @@ from tlx.backend import Array, Arrays
 from tlx.backend.checks import check_arrays
 from tlx.data import Data
 from tlx.data.fingerprint import difference
-from tlx.errors import RecipeError, TlxError
-from tlx.manifest import BANK, BEST, CARD, FIXES, HISTORY, LOGITS, RECIPE, REPORT
+from tlx.errors import RecipeError, RunDamaged, TlxError
+from tlx.manifest import BANK, BEST, CARD, FIXES, HISTORY, LOGITS, RECIPE, REPORT, read_manifest
 from tlx.models.weights import RUN_WEIGHTS, check_digest, digest, parse_safetensors, safetensors_bytes
-from tlx.recipe import read_toml
+from tlx.recipe import Recipe, fields_affecting, read_toml
 from tlx.runs.card import epochs_of
 from tlx.runs.facts import parse_object
 from tlx.runs.folder import LAST, RESULT, RunFolder, writing
+from tlx.runs.interrupt import TEXTS
 from tlx.runs.leaving import ADAPTERS, Leaving
 from tlx.runs.logits import Recorder, saved_file
 from tlx.runs.result import history_entry
@@ -179,6 +181,25 @@ def finish(
     folder.put(RESULT, json_bytes(result))
     outdated += [name for name in folder.files if LOGITS.fullmatch(name) or name == REPORT]  # that is drawn anew
     folder.commit(outdated + [name for name in folder.files if BEST.fullmatch(name) and not leaving.adapters])
+
+
+def was_cut(recipe: Recipe) -> bool:
+    """Whether `out` holds a run by this very recipe, whole, that ended before it was done: then the run goes on.
+
+    So the command that a launcher repeats after a failure goes on from the last save. Any other folder is left alone.
+    """
+    path = Path(recipe.out or "")
+    if not all(isinstance(getattr(recipe, name), TEXTS) for name in ("data", "model", "head")):
+        return False  # nobody can tell whether these objects are those of the run
+    try:
+        manifest = read_manifest(path)
+    except RunDamaged:
+        return False
+    if manifest is None or RESULT in manifest.files or RECIPE not in manifest.files:
+        return False
+    cut, asked = (read_toml(path / RECIPE, text.encode(errors="surrogateescape"))
+                  for text in (manifest.recipe, recipe.to_toml()))  # fmt: skip
+    return all(cut.get(name) == asked.get(name) for name in fields_affecting("result"))
 
 
 def check_epochs(folder: RunFolder, asked: int, epochs: int) -> None:
