@@ -124,7 +124,7 @@ def test_the_bits_are_those_of_one_process(on: Callable[[int], Path], case: str,
 @pytest.mark.parametrize("backend", each_backend("torch", "oneflow"))
 def test_frameworks_give_the_run_of_one_process(backend: str, tmp_path: Path) -> None:
     """A residual network with BatchNorm that trains, features that are cached, and the change from one to the other."""
-    base = {**BASE, "backend": backend, "model": "resnet18", "image_size": 32, "limit_train": 20, "limit_test": 15}
+    base = {**BASE, "backend": backend, "model": "resnet18", "image_size": 32, "limit_train": 40, "limit_test": 15}
     cases = {
         "full": {"batch_size": 7, "epochs": 1},
         "fewer rows": {"batch_size": 2, "epochs": 1, "strategy": "feature_extract", "feature_cache": "off"},
