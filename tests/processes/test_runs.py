@@ -125,7 +125,7 @@ def test_the_bits_are_those_of_one_process(on: Callable[[int], Path], case: str,
 def test_frameworks_give_the_run_of_one_process(backend: str, tmp_path: Path) -> None:
     """A residual network with BatchNorm that trains, features that are cached, and the change from one to the other."""
     base = {**BASE, "backend": backend, "model": "resnet18", "image_size": 32, "limit_train": 40, "limit_test": 15}
-    cases = {
+    cases: dict[str, dict[str, Any]] = {
         "full": {"batch_size": 7, "epochs": 1},
         "fewer rows": {"batch_size": 2, "epochs": 1, "strategy": "feature_extract", "feature_cache": "off"},
         "head_then_full": {"batch_size": 7, "epochs": 3, "strategy": "head_then_full", "phase_epochs": 2},

@@ -57,6 +57,7 @@ class Division:
         """
         world, stretches, at = self.channel.world, list[Stretch](), 0
         for whole in divided(rows, self.micro_batch):
+            own: list[tuple[tuple[int, int], int | None]] = []
             if self.shards is None:
                 own = [(world.share(whole), None)]
             else:
