@@ -47,9 +47,13 @@ def main() -> None:
         cli.main()
     except SystemExit as end:
         # Without waiting for what other threads still decode, or for a framework to take leave of a lost process.
-        if end.code in [128 + number for number in ending] or (end.code == 2 and "WORLD_SIZE" in os.environ):
+        if end.code in [128 + number for number in ending] or (end.code == 2 and _one_of_several()):
             os._exit(end.code)
         raise
+
+
+def _one_of_several() -> bool:
+    return "WORLD_SIZE" in os.environ or "SLURM_STEP_NUM_TASKS" in os.environ
 
 
 if __name__ == "__main__":
