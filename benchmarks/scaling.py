@@ -53,7 +53,8 @@ def main() -> int:
     exchange = measured() if options.measure else options.exchange
     compute = options.per_device / options.images_per_second
     print(
-        f"calculated: {options.per_device} images a device take {compute * 1e3:.1f} ms; exchange {exchange * 1e6:.0f} us"
+        f"calculated: {options.per_device} images a device take {compute * 1e3:.1f} ms; "
+        f"exchange {exchange * 1e6:.0f} us"
     )
     print("\n| devices | link | gradients, ms | BatchNorm, ms | channel, ms | efficiency |\n|---|---|---|---|---|---|")
     for devices in (8, 64, 1024):
