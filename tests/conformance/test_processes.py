@@ -54,7 +54,7 @@ def assert_as_one(cases: list[Case], told: list[list[Told]]) -> None:
         for own in (each[number] for each in told):
             assert not own.refusal
             assert own.gradient <= GRADIENT, case
-            assert own.loss <= GRADIENT, case
+            assert own.loss <= (GRADIENT if case.steps < 10 else STEPS), case
             assert own.statistics <= (STATISTICS if case.steps < 10 else STEPS), case
             assert own.weights <= (GRADIENT if case.steps < 10 else STEPS), case
             assert own.digest == told[0][number].digest, case  # every process has the same bits

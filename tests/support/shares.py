@@ -29,7 +29,7 @@ from tlx.training.division import Division
 
 CLASSES = 5
 HEADS = {"resnet18": "fc", "mobilenet_v2": "classifier.1", "squeezenet1_0": "classifier.1"}
-TIMEOUT = 300
+TIMEOUT = 1200  # seconds, where much else runs
 
 
 @dataclass(frozen=True, slots=True)
