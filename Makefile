@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test lint docs bench growth peers parity-zoo parity-engines parity-suite matrix matrix-timm fuzz thorough clean
+.PHONY: help setup browser demo test lint docs bench growth gpu peers parity-zoo parity-engines parity-suite matrix matrix-timm fuzz thorough clean
 
 help:
 	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (11 GB)"
@@ -9,6 +9,7 @@ help:
 	@echo "make lint    lint and types only"
 	@echo "make docs    the documents as a site, in docs/_build/index.html"
 	@echo "make bench   speed against hand-written loops, fastai and Lightning (4.5 hours); parts: make bench JOBS=full"
+	@echo "make gpu     conformance, parity with the CPU, kills and speed on this machine's GPU, in gpu.json"
 	@echo "make growth  how cost grows with image, batch, data and classes, for docs/growth.png (10 minutes)"
 	@echo "make parity-zoo   compare every shared model on the two frameworks, for docs/parity-zoo.md (hours; continues)"
 	@echo "make parity-engines   compare NumPy, JAX and ONNX Runtime with PyTorch, for docs/capture.md (2 minutes)"
@@ -52,6 +53,9 @@ bench:
 
 growth:
 	.venv/bin/python benchmarks/growth.py -o docs/growth.png
+
+gpu: setup
+	.venv/bin/python scripts/gpu.py -o gpu.json
 
 parity-zoo: setup
 	.venv/bin/python -m tlx.proof.zoo_table -o docs/parity-zoo.md

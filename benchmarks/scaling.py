@@ -52,7 +52,10 @@ def main() -> int:
     options = parser.parse_args()
     exchange = measured() if options.measure else options.exchange
     compute = options.per_device / options.images_per_second
-    print(f"calculated: {options.per_device} images take {compute * 1e3:.1f} ms; an exchange {exchange * 1e6:.0f} us")
+    print(
+        f"calculated: {options.per_device} images a device take {compute * 1e3:.1f} ms; "
+        f"exchange {exchange * 1e6:.0f} us"
+    )
     print("\n| devices | link | gradients, ms | BatchNorm, ms | channel, ms | efficiency |\n|---|---|---|---|---|---|")
     for devices in (8, 64, 1024):
         for link, (bandwidth, hop) in LINKS.items():

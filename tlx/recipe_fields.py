@@ -28,6 +28,7 @@ OnBadImage = Literal["error", "skip"]
 ClassWeights = Literal["none", "balanced"]
 Sampler = Literal["shuffle", "balanced"]
 FeatureCache = Literal["auto", "run", "off"]
+Exact = Literal["fast", "bits"]
 
 
 class Module(Protocol):

@@ -13,6 +13,7 @@ from tlx.data.images import MAX_PIXELS
 from tlx.data.load import describe_sources
 from tlx.recipe_fields import (
     ClassWeights,
+    Exact,
     FeatureCache,
     HeadLike,
     ModelLike,
@@ -275,6 +276,21 @@ class Schema:
     patience: int | None = number(
         None, "stop after this many epochs without a better validation accuracy", group="Training", low=1, whole=True
     )
+    exact: Exact = choice(
+        "fast",
+        "how gradients are added up; bits: those of fixed shards in one order, so that any number of processes gives "
+        "the same bits",
+        Exact,
+        group="Training",
+    )
+    shards: int = number(
+        4,
+        "exact bits: shards of each batch, at least one for each process",
+        group="Training",
+        low=1,
+        high=2**10,
+        whole=True,
+    )
     seed: int = number(0, "random seed", group="Training", low=0, high=2**63 - 1, whole=True)
     precision: PrecisionName = choice(
         "auto",
@@ -369,6 +385,8 @@ class RecipeFields(TypedDict, total=False):
     warmup: float
     ema: float | None
     patience: int | None
+    exact: Exact
+    shards: int
     seed: int
     precision: PrecisionName
     device: str

@@ -20,7 +20,8 @@ from tlx.models.zoo import ARCHITECTURES
 from tlx.processes import Channel
 from tlx_oneflow import activations, layers
 from tlx_oneflow.arranged import ARRANGED
-from tlx_oneflow.bootstrap import cuda_driver, flow, flowvision
+from tlx_oneflow.bootstrap import flow, flowvision
+from tlx_oneflow.gpus import gpus
 from tlx_oneflow.layers import improve
 from tlx_oneflow.optim import Adam, RMSprop, TensorOptimizer
 
@@ -59,8 +60,9 @@ class OneFlowBackend(ModuleBackend):
         super().__init__(flow, zoo, flowvision.layers.StochasticDepth)
 
     def capabilities(self) -> Capabilities:
-        # Its first use of cuda without a driver ends the process, so the driver is asked first, not OneFlow.
-        devices = ("cpu", "cuda") if cuda_driver() and flow.cuda.is_available() else ("cpu",)
+        # Its first use of cuda without a driver, or code for the GPU, ends the process: the driver is asked first.
+        able = bool(here := gpus()) and all(gpu.usable for gpu in here) and flow.cuda.is_available()
+        devices = ("cpu", "cuda") if able else ("cpu",)
         return Capabilities(
             versions={"oneflow": flow.__version__, "flowvision": flowvision.__version__},
             devices=devices,

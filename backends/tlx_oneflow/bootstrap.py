@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from tlx.processes import here
 from tlx.streams import flushed
 from tlx_oneflow import blas, processes
-from tlx_oneflow.processes import cuda_driver
+from tlx_oneflow.gpus import gpus
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def _quiet_stderr() -> Iterator[None]:
 # Without oneDNN, LayerNorm is 14 times faster and cross-entropy gradients 20 times more accurate.
 os.environ.setdefault("ONEFLOW_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("GLOG_minloglevel", "3")
-if not cuda_driver():
+if not gpus():
     # Its scheduler spins while a worker computes, which costs a core; computing itself, it spins no more.
     os.environ.setdefault("ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD", "0")
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")  # spin for 2^16 ticks between products, not 2^26
@@ -67,4 +67,4 @@ if threading.current_thread() is threading.main_thread():
     # The import replaces the C handler, after which Ctrl-C crashes the process.
     signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
 
-__all__ = ["BLAS", "cuda_driver", "flow", "flowvision"]
+__all__ = ["BLAS", "flow", "flowvision"]

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from tlx.backend.registry import Check, installed, pip_install, requirement
+from tlx_oneflow.gpus import Gpu, gpus
 
 # What the wheel links and does not ship; its RPATH looks for them beside itself in site-packages.
 LIBRARIES = {
@@ -26,7 +27,7 @@ FLOWVISION = "0.2.1"
 def check() -> list[Check]:
     """Check this environment."""
     versions = installed(["oneflow", "flowvision", "numpy", "protobuf"])
-    return diagnose(versions, missing_libraries() if "oneflow" in versions else ())
+    return diagnose(versions, missing_libraries() if "oneflow" in versions else (), gpus=gpus())
 
 
 def diagnose(
@@ -34,6 +35,7 @@ def diagnose(
     lacking: Iterable[str] = (),
     python: tuple[int, int] = sys.version_info[:2],
     machine: tuple[str, str] = (platform.system(), platform.machine()),
+    gpus: Iterable[Gpu] = (),
 ) -> list[Check]:
     """Check these versions, on this Python and machine; `lacking` names the CUDA libraries that were not found."""
     found = ".".join(map(str, python))
@@ -72,7 +74,7 @@ def diagnose(
         else:
             problem = f"{name} {version} {effect}" if name in versions else f"{name} is not installed"
             checks.append(Check(name, version, problem, pip_install(f"{name}<{limit}")))
-    return [*checks, _libraries(list(lacking))]
+    return [*checks, _libraries(list(lacking)), *map(_gpu, gpus)]
 
 
 def missing_libraries() -> list[str]:
@@ -97,6 +99,14 @@ def _libraries(lacking: list[str]) -> Check:
         return Check("CUDA-11 libraries", "found")
     problem = f"oneflow loads {lacking[0]} even without a GPU, and it is not there"
     return Check("CUDA-11 libraries", "missing", problem, pip_install(*(_pin(name) for name in LIBRARIES)))
+
+
+def _gpu(gpu: Gpu) -> Check:
+    """Say what oneflow can do with a GPU; that it cannot is no problem on the CPU."""
+    found = f"{gpu.name}, sm_{gpu.capability[0]}{gpu.capability[1]}"
+    if not gpu.usable:
+        found += ": oneflow 0.9.0 has code for sm_60 to sm_86 and no PTX, so it runs on the CPU only; torch can use it"
+    return Check("GPU", found)
 
 
 def _pin(name: str) -> str:

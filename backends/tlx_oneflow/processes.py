@@ -18,21 +18,12 @@ from typing import Any
 
 from tlx.processes import World
 from tlx.streams import flushed
+from tlx_oneflow.gpus import gpus
 
 
 def connects(world: World) -> bool:
     """Whether OneFlow itself connects these processes."""
-    return world.size > 1 and cuda_driver()
-
-
-def cuda_driver() -> bool:
-    """Say whether an NVIDIA driver with a GPU answers, without touching OneFlow."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    return world.size > 1 and bool(gpus())
 
 
 def variables(world: World) -> dict[str, str]:

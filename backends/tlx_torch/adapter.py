@@ -18,7 +18,7 @@ from tlx.backend.module.net import Net, Optimizer
 from tlx.backend.module.shared_norm import Normalise
 from tlx.errors import BackendError
 from tlx.models.zoo import ARCHITECTURES
-from tlx.processes import Channel
+from tlx.processes import Channel, here
 from tlx_torch import activations, float64, memory, own, processes, timm_build, timm_models
 
 NATIVE = {"momentum": "momentum_buffer"}  # PyTorch's names of slots, where they are not the portable ones
@@ -78,6 +78,8 @@ class TorchBackend(ModuleBackend):
         return timm_build.build(spec.name, spec.classes, spec.image_size)
 
     def _build(self, spec: ModelSpec, device: str, precision: Precision) -> Net:
+        if device == "cuda" and here().size > 1:
+            torch.cuda.set_device(processes.gpu_of(here(), torch.cuda.device_count()))
         net = super()._build(spec, device, precision)
         if spec.module is None and spec.name.startswith(timm_models.PREFIX):
             timm_build.describe_built(self, net, spec)

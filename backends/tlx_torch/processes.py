@@ -14,6 +14,18 @@ from tlx.processes import World
 PATIENCE = timedelta(minutes=10)
 
 
+def gpu_of(world: World, count: int) -> int:
+    """Return the number of the GPU, among the `count` that a process sees, which is its own.
+
+    Raises:
+        BackendError: several processes of this machine would have to use one.
+    """
+    if count < world.local_size and count > 1:
+        problem = f"{world.local_size} processes run on this machine, which has {count} GPUs; NCCL wants one for each"
+        raise BackendError(problem, fix=f"start {count} processes on it")
+    return world.local_rank if count > 1 else 0  # a launcher may show each process its own alone
+
+
 def sum_over(tensor: torch.Tensor, world: World) -> torch.Tensor:
     """Return the sum over all processes, added up in place; the first call connects them."""
     if not distributed.is_initialized():

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tlx_oneflow.doctor
 import tlx_torch.doctor
+from tlx_oneflow.gpus import Gpu
 
 from support.backends import FRAMEWORKS, OWN, each_backend
 from tlx.backend import doctor, registry
@@ -64,6 +65,19 @@ def test_oneflow_is_not_offered_where_it_cannot_be_installed(
     found = only_problem(tlx_oneflow.doctor.diagnose({}, (), python, machine))
     assert problem in found.problem
     assert "pip install" not in found.fix
+
+
+@pytest.mark.parametrize(
+    ("capability", "usable"), [((5, 2), False), ((6, 0), True), ((8, 6), True), ((8, 9), True), ((9, 0), False)]
+)
+def test_oneflow_says_on_which_gpus_it_cannot_run_and_works_on_the_cpu(
+    capability: tuple[int, int], usable: bool
+) -> None:
+    gpu = Gpu("NVIDIA X", capability)
+    *_, check = tlx_oneflow.doctor.diagnose(GOOD, (), **OLD_ENOUGH, gpus=[gpu])  # type: ignore[arg-type]
+    assert check.problem == ""
+    assert check.found.startswith(f"NVIDIA X, sm_{capability[0]}{capability[1]}")
+    assert ("code for sm_60 to sm_86 and no PTX" in check.found) is not usable
 
 
 def test_nothing_is_wrong_with_the_tested_versions() -> None:

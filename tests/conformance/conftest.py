@@ -14,10 +14,17 @@ LEFT_OUT = re.compile(
     r"\[oneflow-(?:sgd with nesterov|adam|rmsprop|sgd)\]$"
 )
 
+# What starts real processes that import a framework; the reference backend and broken ones are tried in each run.
+TOGETHER = re.compile(
+    r"test_backends\.py::test_(?:gradients_of_the_shares|batch_norm_takes_the_statistics_of_the_rows|"
+    r"a_process_without_rows|parts_of_a_batch_are_shared|dropout_masks_do_not_depend|a_gradient_that_no_process|"
+    r"all_processes_hold|shards_give_the_same_bits)\w*\[.*(?:torch|oneflow)"
+)
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Make these tests thorough."""
     for item in items:
-        if LEFT_OUT.search(item.nodeid):
+        if LEFT_OUT.search(item.nodeid) or TOGETHER.search(item.nodeid):
             item.add_marker(pytest.mark.thorough)

@@ -58,6 +58,7 @@ IDLE: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
         ({"schedule": "constant", "gamma": 0.5}, "schedule constant has no drops", {"schedule": "plateau"}),
         ({"schedule": "one_cycle", "gamma": 0.5}, "schedule one_cycle has no drops", {"schedule": "step"}),
     ],
+    "shards": [({"shards": 2}, "exact is fast", {"strategy": "feature_extract", "exact": "bits"})],
     "augment_repeats": [({"augment": "none", "augment_repeats": 2}, "leaves nothing to repeat", {"augment": "flips"})],
     "mixup": [({"batch_size": 1, "mixup": 0.2}, "has no other to mix it with", {"batch_size": 16})],
     "cutmix": [({"batch_size": 1, "cutmix": 0.2}, "has no other to mix it with", {"batch_size": 16})],
@@ -105,7 +106,7 @@ OTHERS = {
     **dict.fromkeys(("path_column", "label_column"), "refused by data that has no columns"),
     "fixes": "the data say in a note what it changed, which may be nothing",
     **dict.fromkeys(("hidden", "dropout"), "always counts"),
-    **dict.fromkeys(("augment", "label_smoothing", "sampler", "optimizer", "ema", "seed"), "always counts"),
+    **dict.fromkeys(("augment", "label_smoothing", "sampler", "optimizer", "ema", "seed", "exact"), "always counts"),
 }
 
 

@@ -48,6 +48,7 @@ KEYS = [
     "total_parameters",
     "train_images_per_second",
     "wall_seconds",
+    "processes",
     "versions",
     "notes",
     "groups",

@@ -335,15 +335,10 @@ class Backend(Protocol):
         """Copy a batch to the model's device and preprocess it there, in the model's dtype."""
 
     def backward(self, model: Model, batch: Handle, scale: float = 1.0) -> tuple[Lazy, Lazy]:
-        """Train-mode forward, loss times `scale`, gradients. Returns the summed loss and the correct count."""
+        """Train-mode forward, loss times `scale`, gradients. Returns the summed loss and the correct count.
 
-    def reduce(self, model: Model, channel: Channel) -> None:
-        """Make each gradient the sum over all processes, which call this after a step's last `backward`.
-
-        Where batches had a `shard`, the sum is taken in the order of the shards' numbers, over all processes, so that
-        its bits do not depend on how many there are; then this is called with one process too. A parameter without a
-        gradient in all processes keeps None. A backend without collectives of its own sends the gradients through the
-        channel. One that lacks this method trains in one process, without shards.
+        With `among`, all of that is of this process's rows alone, but BatchNorm that normalises by the batch does so by
+        the rows of all processes, which call this together. A row that is `absent` gives zeros.
         """
 
     def update(self, model: Model, optimizer: Handle, max_norm: float | None = None) -> None:
@@ -379,3 +374,17 @@ class Backend(Protocol):
 
     def fetch(self, lazies: Sequence[Lazy]) -> list[Array]:
         """Wait for the device once and copy the values to the host."""
+
+
+@runtime_checkable
+class Reduces(Backend, Protocol):
+    """A backend whose runs may spread over processes; one without this method trains in one, without shards."""
+
+    def reduce(self, model: Model, channel: Channel) -> None:
+        """Make each gradient the sum over all processes, which call this after a step's last `backward`.
+
+        All of them then hold the same bits. Where batches had a `shard`, the sum is taken in the order of the shards'
+        numbers, so that its bits do not depend on how many processes there are; then this is called with one process
+        too. A parameter without a gradient in all processes keeps None. A backend without collectives of its own
+        sends the gradients through the channel, as `tlx.conformance.loopback_shares` does.
+        """

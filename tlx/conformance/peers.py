@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tlx.backend import Array, Backend, Batch, Hyper, OptimizerSpec
+from tlx.backend import Array, Backend, Batch, Hyper, OptimizerSpec, Reduces
 from tlx.backend.registry import load
 from tlx.conformance.subject import PLAIN, WITH_DROPOUT, Subject, batch, choose, renewed, soft_targets
 from tlx.errors import TlxError
@@ -171,6 +171,7 @@ def _step(subject: Subject, case: Case, channel: Channel | None) -> Outcome:
             loss, correct = loss + total, correct + right
             counted += abs(total) + right if piece.absent else 0.0
     if channel is not None:
+        assert isinstance(backend, Reduces)
         backend.reduce(model, channel)
     statistics = {name: array for name, array in subject.dump().items() if name in subject.statistics}
     gradients = subject.probe()
@@ -205,6 +206,7 @@ def _frozen_that_move(subject: Subject, whole: Batch, case: Case, channel: Chann
     before = subject.dump()
     for piece in _pieces(whole, case, channel):
         subject.backward(subject.backend.put(subject.model, piece), len(piece) / len(whole))
+    assert isinstance(subject.backend, Reduces)
     subject.backend.reduce(subject.model, channel)
     subject.backend.update(subject.model, optimizer)
     after = subject.dump()

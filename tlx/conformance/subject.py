@@ -5,6 +5,7 @@ The protocol hands out no gradients. One SGD step with rate 2**10, no momentum a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +36,8 @@ HEADS = {"tiny-mlp": "fc", "resnet18": "fc", "tiny-mlp-dropout": "fc", "squeezen
 HEADS |= {"mobilenet_v3_small": "classifier.3"}
 PLAIN, WITH_DROPOUT = ("tiny-mlp", "resnet18"), ("tiny-mlp-dropout", "squeezenet1_0")
 BN_EPS, BN_KEEP = float(np.float32(1e-5)), float(np.float32(0.9))
+
+DEVICE = os.environ.get("TLX_CONFORMANCE_DEVICE", "cpu")  # on which models are built; scripts/gpu.py tries cuda
 
 # A power of two, so dividing by it is exact, and large, so that rounding the parameter costs no digits of the gradient.
 _PROBE_LR = 1024.0
@@ -87,7 +90,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.spec = ModelSpec(self.name, CLASSES, HEADS[self.name], lora=self.lora)
-        self.model = self.backend.build(self.spec, "cpu", self.precision)
+        self.model = self.backend.build(self.spec, DEVICE, self.precision)
         self.specs = self.backend.param_specs(self.model)
         self.params = tuple(s.name for s in self.specs if s.role != "statistic")
         self.statistics = tuple(s.name for s in self.specs if s.role == "statistic")

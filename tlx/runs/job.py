@@ -292,6 +292,7 @@ def _execute(
             total_parameters=training.plan.total_parameters(),
             train_images_per_second=sum(e.train.images for e in state.history) / sum(e.seconds for e in state.history),
             wall_seconds=time.perf_counter() - started,
+            processes=channel.world.size,
             versions={**versions(), **backend.capabilities().versions, **versions_of(recipe.model)},
             notes=[*notes, *last, *log.notes],
             calibration=calibration,

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tlx.backend import Backend
+from tlx.backend import Backend, Reduces
 from tlx.data import Data
 from tlx.errors import BackendError, DataError
 from tlx.processes import Channel, of_first
@@ -29,7 +29,7 @@ from tlx.training.together import arrays_of_first, take_over
 
 def check_backend(backend: Backend, channel: Channel) -> None:
     """Raise BackendError where a backend of one process is asked to work with others."""
-    if channel.world.size > 1 and not hasattr(backend, "reduce"):
+    if channel.world.size > 1 and not isinstance(backend, Reduces):
         problem = f"backend {backend.name!r} has no method reduce, and cannot train over {channel.world.size} processes"
         raise BackendError(problem, fix="run it in one process, or add the method: see docs/backends.md")
 

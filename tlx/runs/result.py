@@ -148,6 +148,7 @@ class Result:
     total_parameters: int
     train_images_per_second: float
     wall_seconds: float
+    processes: int  # over which the run spread; when it was resumed, those of the last part
     versions: dict[str, str]
     notes: list[str]  # what was shown about the data, the recipe and the outcome
     calibration: Calibration | None  # None without a validation part, or where no temperature fits it

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tlx.backend import Array, Backend, Model, ModelSpec, OptimizerSpec, Precision, Preprocess, float32_exact
+from tlx.backend import Array, Backend, Model, ModelSpec, OptimizerSpec, Precision, Preprocess, Reduces, float32_exact
 from tlx.backend.lora import adapted_weights
 from tlx.backend.preprocess import Aspect
 from tlx.backend.threads import processor
@@ -24,7 +24,7 @@ from tlx.models.weights import first_not_finite
 from tlx.models.zoo import Architecture, architecture, own_architecture
 from tlx.processes import Alone, Channel
 from tlx.recipe import Recipe
-from tlx.strategy.plan import Fits
+from tlx.strategy.plan import Fits, Plan
 from tlx.strategy.schedule import Schedule
 from tlx.training.loop import FitOptions, Training
 
@@ -204,6 +204,9 @@ def make_training(
     plan = recipe.bound_strategy(arch).bind(
         specs, arch, schedule, recipe.weight_decay, recipe.frozen_norm, recipe.decay_on
     )
+    shards = recipe.shards if recipe.exact == "bits" else None
+    if shards is not None:
+        _check_exact(plan, backend)
     optimizer = OptimizerSpec(recipe.optimizer, float32_exact(recipe.momentum))
     shadow = None
     if recipe.ema is not None:
@@ -225,7 +228,22 @@ def make_training(
         network=identity(recipe, backend) if recipe.feature_cache == "auto" else None,
         fit=None if recipe.fits is None else _fit_options(recipe, recipe.fits, data),
         channel=channel,
+        shards=shards,
     )
+
+
+def _check_exact(plan: Plan, backend: Backend) -> None:
+    """Raise TlxError where the bits would depend on the number of processes, or gradients cannot be kept apart."""
+    if not isinstance(backend, Reduces):
+        problem = f"exact is 'bits', but backend {backend.name!r} has no method reduce, which adds shards up"
+        raise BackendError(problem, fix="use exact fast, or another backend")
+    for phase in plan.strategy.phases:
+        if norms := plan.state_at(phase.start * plan.schedule.steps_per_epoch).batch_norm:
+            raise RecipeError(
+                f"exact is 'bits', but in phase {phase.name!r} BatchNorm {min(norms)!r} normalises by the statistics "
+                "of the batch, whose last bits depend on the number of processes",
+                fix="use exact fast, or a strategy or model in which no BatchNorm trains, such as feature_extract",
+            )
 
 
 def _fit_options(recipe: Recipe, kind: Fits, data: Data) -> FitOptions:

@@ -14,7 +14,7 @@ import numpy as np
 from tlx.backend import Batch
 from tlx.backend.protocol import divided
 from tlx.data.loader import Loader, Rows
-from tlx.processes import Alone, Channel
+from tlx.processes import Alone, Channel, World
 from tlx.training.features import Features
 
 
@@ -57,11 +57,12 @@ class Division:
         """
         world, stretches, at = self.channel.world, list[Stretch](), 0
         for whole in divided(rows, self.micro_batch):
+            own: list[tuple[tuple[int, int], int | None]] = []
             if self.shards is None:
                 own = [(world.share(whole), None)]
             else:
                 of = self.shards
-                own = [((whole * n // of, whole * (n + 1) // of), n) for n in range(*world.share(of))]
+                own = [(World(n, of).share(whole), n) for n in range(*world.share(of))]
             for (start, end), shard in own:
                 absent = start == end
                 start = min(start, whole - 1)
@@ -71,7 +72,7 @@ class Division:
 
     def rows(self, count: int) -> Rows:
         """Return the rows that this process needs of a batch of so many, int64 [n], ascending."""
-        return np.unique([row for s in self.stretches(count) for row in range(s.start, s.end)])
+        return np.unique(np.array([row for s in self.stretches(count) for row in range(s.start, s.end)], np.int64))
 
     def steps(self, batches: Loader | Features, epoch: int, start: int) -> Generator[Step, None, None]:
         """Yield what this process computes of each batch of an epoch, from step `start` on."""

@@ -21,7 +21,7 @@ from tlx.training.build import frame
 STEPPING = (  # what only a step reads, or an epoch
     *("optimizer", "momentum", "weight_decay", "decay_on", "clip_norm", "schedule", "step_size", "gamma", "warmup"),
     *("ema", "patience", "micro_batch", "mixup", "cutmix", "label_smoothing", "sampler", "augment_repeats"),
-    "frozen_norm",
+    *("frozen_norm", "exact"),
 )
 
 
@@ -82,6 +82,8 @@ def _in_recipe(recipe: Recipe) -> Iterator[Idle]:
     decays = [group.weight_decay for group in recipe.strategy.groups] if isinstance(recipe.strategy, Strategy) else []
     if own and None not in decays:
         yield Idle("weight_decay", f"each group of strategy {recipe.strategy_name!r} has its own", "drop theirs")
+    if recipe.exact == "fast":
+        yield Idle("shards", "exact is fast, which divides a batch by processes alone", "use exact bits")
     if not recipe.weight_decay and not any(decays):
         yield Idle("decay_on", "weight_decay is 0", "raise weight_decay")
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from tlx.backend import Arrays, Backend, Batch, Handle, Lazy, Model, Precision, float32_exact
+from tlx.backend import Arrays, Backend, Batch, Handle, Lazy, Model, Precision, Reduces, float32_exact
 from tlx.data.loader import Loader
 from tlx.errors import BackendError, FrozenMovedError
 from tlx.models.weights import digests
@@ -189,11 +189,12 @@ def take_steps(
     if state.meter is None:
         state.meter = Meter(backend, model, "train", epoch, batches.steps)
     meter = state.meter
-    meter.channel = division.channel
+    meter.channel, meter.divided = division.channel, not division.simple
     for rows, parts in division.steps(batches, epoch, state.step - epoch * batches.steps):
         backend.set_hyper(training.optimizer, training.plan.hyper_at(state.step, drops))
         results = [backend.backward(model, backend.put(model, part), scale) for part, scale in parts]
         if not division.simple:
+            assert isinstance(backend, Reduces)
             backend.reduce(model, division.channel)
         backend.update(model, training.optimizer, training.clip_norm)
         if training.shadow is not None:

@@ -164,7 +164,7 @@ class Meter:
         channel: Channel = Alone(),  # noqa: B008
     ) -> None:
         self.backend, self.model, self.part, self.epoch, self.steps = backend, model, part, epoch, steps
-        self.channel = channel
+        self.channel, self.divided = channel, False  # whether a step's losses come in an order that may be another
         self.pending: list[tuple[int, Lazy, Lazy]] = []  # step, loss and correct count of each part of a batch
         self.waiting: list[Lazy] = []  # logits of an evaluation
         self.outputs: list[Array] = []  # those that came, until they are `taken`
@@ -220,7 +220,8 @@ class Meter:
             if not math.isfinite(loss):
                 where = f"in epoch {self.epoch + 1}, step {step} of {self.steps}"
                 raise not_finite(f"The {self.part} loss is {loss} {where}", self.backend.dump_arrays(self.model))
-        self.loss += math.fsum(losses)  # which is the same in any order
+            self.loss += 0.0 if self.divided else loss
+        self.loss += math.fsum(losses) if self.divided else 0.0  # which is the same in any order
         self.correct += correct
 
     def _taken(self) -> Iterator[Evaluated]:

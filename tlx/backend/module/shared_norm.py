@@ -36,6 +36,7 @@ class SharedNorm:
 
     def sum(self, *sums: Any) -> tuple[Any, ...]:
         """Add up float64 vectors [C] over all processes; what an absent row gives counts nothing."""
+        assert self.batch.among is not None
         joined = self.fw.stack(sums)
         joined = summed(self.backend, self.fw.zeros_like(joined) if self.batch.absent else joined, self.batch.among)
         return tuple(joined[i] for i in range(len(sums)))

@@ -71,4 +71,4 @@ def _mixes(backend: ModuleBackend, net: Net) -> bool:
                 logits.append(backend.array(output.to(fw.float64))[0])
     finally:
         backend.load_arrays(net, before)
-    return not np.array_equal(*logits, equal_nan=True)
+    return not np.array_equal(logits[0], logits[1], equal_nan=True)

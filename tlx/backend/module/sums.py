@@ -37,14 +37,15 @@ def apart(net: Net, batch: DeviceBatch) -> Iterator[None]:
     if batch.shard is None and not batch.absent:
         yield
         return
+    shard = None if batch.absent else batch.shard
     params = list(net.module.parameters())
     before = [param.grad for param in params]
     none: list[Any] = [None] * len(params)
-    for param, grad in zip(params, none if batch.absent else net.shards.get(batch.shard, none), strict=True):
+    for param, grad in zip(params, none if shard is None else net.shards.get(shard, none), strict=True):
         param.grad = grad
     yield
-    if not batch.absent:
-        net.shards[batch.shard] = [param.grad for param in params]
+    if shard is not None:
+        net.shards[shard] = [param.grad for param in params]
     for param, grad in zip(params, before, strict=True):
         param.grad = grad
 
@@ -96,10 +97,10 @@ def _row(fw: Any, params: Sequence[Any], bucket: Sequence[int], grads: list[Any]
     """Return a shard's gradients of a bucket as one vector, with zeros for what it lacks, and let go of them."""
     pieces = []
     for i in bucket:
-        param, grad = params[i], None if grads is None else grads[i]
-        lacking = grad is None
-        piece = fw.zeros(param.numel(), dtype=param.dtype, device=param.device) if lacking else grad.reshape(-1)
-        pieces.append(piece)
-        if grads is not None:
+        param: Any = params[i]
+        if grads is None or grads[i] is None:
+            pieces.append(fw.zeros(param.numel(), dtype=param.dtype, device=param.device))
+        else:
+            pieces.append(grads[i].reshape(-1))
             grads[i] = None
     return fw.cat(pieces) if len(pieces) > 1 else pieces[0]
