@@ -17,8 +17,10 @@ from PIL import Image
 
 import tlx
 from support.backends import each_backend
+from support.hostile import snapshot
 from support.processes import free_port, variables
-from support.run_files import outcome, saved_step, state_file
+from support.run_files import FIELDS, outcome, saved_step, state_file, stopped
+from tlx.errors import RecipeError
 
 RUN = [
     *("run", "--model", "tiny-mlp", "--weights", "none", "--data", "digits", "--out", "mine", "--workers", "0"),
@@ -49,8 +51,8 @@ def await_step(run_dir: Path, step: int, child: subprocess.Popen[str]) -> None:
 def children_of(parent: int) -> list[int]:
     """The processes that `tlx run --processes` has started, in the order of their ranks."""
     pids = map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
-    ranks = {pid: re.search(rb"\0RANK=(\d+)", Path(f"/proc/{pid}/environ").read_bytes()) for pid in pids}
-    return sorted(ranks, key=lambda pid: int(ranks[pid][1]))
+    environs = {pid: Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in pids}
+    return sorted(environs, key=lambda pid: [name for name in environs[pid] if name.startswith(b"RANK=")])
 
 
 def told(shown: str) -> list[str]:
@@ -186,7 +188,7 @@ def unbroken(folder: Path, backend: str) -> Path:
 def test_a_run_whose_processes_were_killed_goes_on_by_the_same_command_and_ends_as_the_whole_one(
     backend: str, tmp_path: Path
 ) -> None:
-    killed_and_continued(tmp_path, backend, 2, random.Random(0), unbroken(tmp_path / "whole", backend))
+    killed_and_continued(tmp_path, backend, 1, random.Random(0), unbroken(tmp_path / "whole", backend))
 
 
 @pytest.mark.thorough
@@ -200,20 +202,17 @@ def test_twenty_kills_of_random_processes_lose_nothing(backend: str, times: int,
         killed_and_continued(tmp_path / str(number), backend, 2, drawn, whole)
 
 
-def test_a_finished_run_and_a_run_by_another_recipe_are_not_touched(tmp_path: Path) -> None:
-    tlx.run(backend="loopback", model="tiny-mlp", weights="none", data="digits", image_size=8, limit_train=100,
-            lr=0.05, epochs=1, quiet=True, out=str(tmp_path / "mine"))  # fmt: skip
-    before = outcome(tmp_path / "mine")
-    again = run(tmp_path, *RUN, "--backend", "loopback", "--epochs", "1")
-    assert again.returncode == 2 and "is not empty, and tlx overwrites nothing" in again.stderr
-    assert outcome(tmp_path / "mine") == before
-    (tmp_path / "cut").mkdir()
-    with start(tmp_path / "cut", *LONG) as child:
-        await_step(tmp_path / "cut" / "mine", 1, child)
-        child.terminate()
-        child.communicate(timeout=60)
-    other = run(tmp_path / "cut", *LONG[:-1], "2000")
-    assert other.returncode == 2 and "is not empty, and tlx overwrites nothing" in other.stderr
+def test_a_run_that_was_cut_goes_on_by_the_same_call_and_any_other_is_left_alone(tmp_path: Path) -> None:
+    run_dir = stopped(tmp_path / "mine")
+    before = snapshot(run_dir)
+    with pytest.raises(RecipeError, match="is not empty, and tlx overwrites nothing"):
+        tlx.run(**{**FIELDS, "lr": 0.06}, out=str(run_dir))
+    assert snapshot(run_dir) == before
+    tlx.run(**FIELDS, out=str(run_dir))
+    tlx.run(**FIELDS, out=str(tmp_path / "whole"))
+    assert outcome(run_dir) == outcome(tmp_path / "whole")
+    with pytest.raises(RecipeError, match="is not empty, and tlx overwrites nothing"):
+        tlx.run(**FIELDS, out=str(run_dir))
 
 
 @pytest.mark.needs("torch")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -239,11 +239,7 @@ def _execute(
         return join(stop, recipe, training, data, listeners[1:])
 
     stop.at(stop.text, NEVER)
-    if resumed is None and recipe.out is not None and was_cut(recipe):
-        holding = resumed_folder(Path(recipe.out))
-    else:
-        holding = nullcontext(resumed) if resumed else new_folder(recipe)
-    with holding as folder, closing(Recorder(folder.path)) as recorder, ExitStack() as stack:
+    with _folder_of(recipe, resumed) as folder, closing(Recorder(folder.path)) as recorder, ExitStack() as stack:
         recipe, run_dir = replace(recipe, out=None), folder.path
         state, fresh = State(), folder.state is None
         if not fresh:
@@ -324,6 +320,13 @@ def _execute(
         problem = f"{unread.problem}; the training is finished and saved in {run_dir}, without a test accuracy"
         raise DataError(problem, fix=f"mend or remove it, then: tlx evaluate {shlex.quote(str(run_dir))}")
     return result
+
+
+def _folder_of(recipe: Recipe, resumed: RunFolder | None) -> AbstractContextManager[RunFolder]:
+    """Hold the folder of a run: that which is held already, one in which it was cut, or a new one."""
+    if resumed is not None:
+        return nullcontext(resumed)
+    return resumed_folder(Path(recipe.out)) if recipe.out is not None and was_cut(recipe) else new_folder(recipe)
 
 
 def _note_late(note: str, result: Result, display: Display) -> None:
