@@ -16,7 +16,13 @@ from tlx.proof.compare import compare
 from tlx.proof.result import Verdict
 from tlx.recipe import Recipe
 
-RECIPE: dict[str, Any] = {"model": "tiny-mlp-dropout", "data": "digits", "strategy": "full", "optimizer": "adamw", "image_size": 16}
+RECIPE: dict[str, Any] = {
+    "model": "tiny-mlp-dropout",
+    "data": "digits",
+    "strategy": "full",
+    "optimizer": "adamw",
+    "image_size": 16,
+}
 
 
 @dataclass(frozen=True)
