@@ -218,7 +218,7 @@ class ModuleBackend:
         for name, param in params.items():
             param.requires_grad_(name in trainable)
             param.grad = None
-        model.shards, model.shared = {}, False
+        model.shards, model.reduced, model.shared = {}, None, False
         holding = model.holding(params)
         around_what_trains = model.holding(trainable)
         for path, module in model.module.named_modules():

@@ -40,6 +40,7 @@ class Net:
     maps: dict[tuple[int, ...], Any] = field(default_factory=dict)  # shape of an image -> the last map's `Place`
     stand_ins: dict[str, int] = field(default_factory=dict)  # boundary -> number of the one that comes to it
     shards: dict[int, list[Any]] = field(default_factory=dict)  # number -> each parameter's gradient, or None
+    reduced: tuple[int, list[int]] | None = None  # how many shards this phase has, and which parameters a gradient
     shared: bool = False  # whether this phase has been seen to give over several processes what it gives on one
 
     def holding(self, names: Collection[str]) -> set[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +58,9 @@ def reduce(backend: ModuleBackend, net: Net, channel: Channel) -> None:
     # Shard by shard the gradients of all parameters, None where there is none.
     shards = net.shards or {0: [param.grad for param in params]}
     net.shards = {}
-    own = bytes(any(grads[i] is not None for grads in shards.values()) for i in range(len(params)))
-    parts = channel.gather(max(shards).to_bytes(4, "big") + own)
-    count = max(int.from_bytes(part[:4], "big") for part in parts) + 1
-    wanted = [i for i in range(len(params)) if any(part[4 + i] for part in parts)]
+    if net.reduced is None or net.foreign:  # code of somebody's own may leave out layers, now these and now those
+        net.reduced = _agreed(shards, len(params), channel)
+    count, wanted = net.reduced
     with fw.no_grad():
         for bucket in _buckets(params, wanted):
             # What another process has is zero here, so that adding up over processes changes nothing in a row.
@@ -77,6 +76,14 @@ def reduce(backend: ModuleBackend, net: Net, channel: Channel) -> None:
                 grad = fw.empty_like(params[i])
                 grad.copy_(total[at : at + params[i].numel()].reshape(params[i].shape))
                 params[i].grad, at = grad, at + params[i].numel()
+
+
+def _agreed(shards: Mapping[int, list[Any]], parameters: int, channel: Channel) -> tuple[int, list[int]]:
+    """Return how many shards there are in all processes, and which parameters have a gradient in one of them."""
+    own = bytes(any(grads[i] is not None for grads in shards.values()) for i in range(parameters))
+    parts = channel.gather(max(shards).to_bytes(4, "big") + own)
+    count = max(int.from_bytes(part[:4], "big") for part in parts) + 1
+    return count, [i for i in range(parameters) if any(part[4 + i] for part in parts)]
 
 
 def _buckets(params: Sequence[Any], wanted: Sequence[int]) -> Iterator[list[int]]:
