@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,13 @@ from tlx.proof.compare import compare
 from tlx.proof.result import Verdict
 from tlx.recipe import Recipe
 
-RECIPE = {"model": "tiny-mlp-dropout", "data": "digits", "strategy": "full", "optimizer": "adamw", "image_size": 16}
+RECIPE: dict[str, Any] = {
+    "model": "tiny-mlp-dropout",
+    "data": "digits",
+    "strategy": "full",
+    "optimizer": "adamw",
+    "image_size": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,6 @@ def test_rows_that_count_twice_are_found(tmp_path: Path) -> None:
         ({"processes": 2, "seeds": 5}, "leave seeds out"),
     ],
 )
-def test_what_cannot_be_asked_for_is_said(options: dict[str, int], text: str) -> None:
+def test_what_cannot_be_asked_for_is_said(options: dict[str, Any], text: str) -> None:
     with pytest.raises(TlxError, match=text):
         tlx.parity(reference="loopback", quick=True, **RECIPE, **options)
