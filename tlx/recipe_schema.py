@@ -114,6 +114,13 @@ class Schema:
         low=0,
         high=0.9,
     )
+    images_per_class: int | None = number(
+        None,
+        "train on at most this many images of each class, drawn by the seed from what is not held out for validation",
+        group="Data",
+        low=1,
+        whole=True,
+    )
     test_fraction: float = number(
         0.2, "fraction held out for the test where the data has no test part", group="Data", low=0, high=0.9
     )
@@ -345,6 +352,7 @@ class RecipeFields(TypedDict, total=False):
     limit_train: int | None
     limit_test: int | None
     val_fraction: float
+    images_per_class: int | None
     test_fraction: float
     evaluate_test: bool
     on_bad_image: OnBadImage

@@ -17,6 +17,7 @@ import pytest
 import tlx
 from support.backends import FRAMEWORKS
 from support.training import training_of
+from tlx.backend import registry
 from tlx.comparison.range_test import Trial, middle_of, range_test, rates, steepest, valley
 from tlx.errors import RecipeError, TlxError
 
@@ -127,9 +128,12 @@ def test_both_frameworks_suggest_the_same_and_leave_a_module_of_ones_own_as_it_i
         framework = import_module(backend)
         net = net_of(framework)
         before = {name: value.numpy().copy() for name, value in net.state_dict().items()}
+        stream = framework.get_rng_state().numpy().copy()
         fields = {**FIELDS, "backend": backend, "model": net, "weights": "own", "head": "fc", "precision": "float64"}
         outcome = tlx.find_lr(**fields, strategy="diff_lr", quiet=True)
         after = {name: value.numpy() for name, value in net.state_dict().items()}
+        if registry.load(backend).restores_generators:  # type: ignore[attr-defined]
+            assert np.array_equal(framework.get_rng_state().numpy(), stream)
         assert all(np.array_equal(before[name], after[name]) for name in before) and net.training
         suggestions[backend] = (outcome.lr, outcome.backbone_lr, len(outcome.trials), outcome.command)
         assert outcome.backbone_lr == pytest.approx(outcome.lr / 10, rel=0.05)

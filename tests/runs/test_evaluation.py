@@ -21,7 +21,8 @@ import tlx
 from support.finished_runs import CLASSES, FIELDS
 from tlx.data.images import ArrayImages
 from tlx.errors import DataError, TlxError
-from tlx.runs.evaluation import Evaluation, f1_of_classes
+from tlx.runs.evaluation import Evaluation
+from tlx.runs.scores import scores_of_counts
 
 
 def probabilities(run: tlx.Result, images: Any) -> Any:
@@ -37,6 +38,8 @@ def agrees_with_scikit_learn(evaluation: Evaluation, labels: Any, odds: Any) -> 
     assert evaluation["confusion"] == confusion_matrix(labels, predicted, labels=everything).tolist()
     assert evaluation["test_accuracy"] == np.mean(predicted == labels)
     assert evaluation["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-12)
+    balanced = recall_score(labels, predicted, average="macro", labels=np.unique(labels))
+    assert evaluation["balanced_accuracy"] == pytest.approx(balanced, abs=1e-12)
     assert evaluation["top_k_accuracy"] == top_k_accuracy_score(labels, odds, k=evaluation["top_k"], labels=everything)
     assert evaluation["test_loss"] == pytest.approx(log_loss(labels, odds, labels=everything), rel=1e-9)
     recalls = recall_score(labels, predicted, average=None, labels=everything, zero_division=0)
@@ -50,7 +53,9 @@ def agrees_with_scikit_learn(evaluation: Evaluation, labels: Any, odds: Any) -> 
 def test_f1_by_hand() -> None:
     """Class a: 3 right, 1 taken for b. b: 2 right, 2 taken for a. c: never there, once predicted. d: never at all."""
     confusion = np.array([[3, 1, 0, 0], [2, 2, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    np.testing.assert_allclose(f1_of_classes(confusion), [6 / 9, 4 / 8, 0, np.nan])
+    scores = scores_of_counts(np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
+    np.testing.assert_allclose(scores.f1, [6 / 9, 4 / 8, 0, np.nan])
+    assert scores.balanced_accuracy == pytest.approx((3 / 4 + 2 / 5) / 2)
 
 
 def test_the_runs_own_test_part_is_evaluated_as_ever_with_more_figures(

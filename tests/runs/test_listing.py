@@ -55,7 +55,8 @@ def test_runs_are_listed_by_their_validation_accuracy_with_what_differs(home: Pa
     for name, folder in (("a", "a"), ("b", "deep/er/b")):
         result, entry = json.loads((home / folder / "result.json").read_text()), by_name(entries)[name]
         assert entry["state"] == "finished" and entry["seconds"] == result["wall_seconds"]
-        assert (entry["val_accuracy"], entry["test_accuracy"]) == (result["val_accuracy"], result["test_accuracy"])
+        for name in ("val_accuracy", "test_accuracy", "test_balanced_accuracy", "test_macro_f1"):
+            assert entry[name] == result[name]  # type: ignore[literal-required]
     d = by_name(entries)["d"]
     history = [json.loads(line) for line in (home / "d" / "history.jsonl").read_text().splitlines()]
     assert (d["state"], d["epoch"], d["epochs"], d["test_accuracy"]) == ("interrupted", 3, 3, None)
@@ -67,7 +68,7 @@ def test_the_command_prints_a_table_or_json(home: Path, tmp_path: Path) -> None:
     table = listed(str(home))
     assert table.returncode == 0 and not table.stderr
     lines = [line.split() for line in table.stdout.splitlines() if line.strip()]
-    assert lines[0] == ["run", "state", "val", "test", "seconds", "lr", "seed"]
+    assert lines[0] == ["run", "state", "val", "test", "balanced", "macro", "F1", "seconds", "lr", "seed"]
     assert "interrupted" in table.stdout and table.stdout.count("finished") == 3
     as_json = listed(str(home), "--json")
     assert json.loads(as_json.stdout) == {"folder": str(home), "runs": list_runs(home)}
@@ -220,15 +221,16 @@ def test_hundreds_of_runs_are_listed(home: Path, tmp_path: Path) -> None:
         shutil.copytree(home / "a", tmp_path / str(number), copy_function=os.link)
     entries = list_runs(tmp_path)
     assert [entry["state"] for entry in entries] == ["finished"] * 300
-    assert differing(entries) == [] and rows(entries)[0] == ["run", "state", "val", "test", "seconds"]
+    assert differing(entries) == [] and rows(entries)[0][:5] == ["run", "state", "val", "test", "balanced"]
 
 
 def test_a_default_differs_from_another_value_and_an_unreadable_recipe_from_nothing() -> None:
-    empty: Any = {"state": "finished", "epoch": None, "epochs": 3, "val_accuracy": None, "test_accuracy": None}
+    figures = dict.fromkeys(("val_accuracy", "test_accuracy", "test_balanced_accuracy", "test_macro_f1"))
+    empty: Any = {"state": "finished", "epoch": None, "epochs": 3, **figures}
     recipes: list[Any] = [{"seed": 0, "stages": ["layer4"]}, {"lr": 0.1, "seed": 0, "stages": ["layer3", "layer4"]}, {}]
     entries: list[Any] = [{**empty, "run_dir": "x", "seconds": None, "recipe": recipe} for recipe in recipes]
     assert sorted(differing(entries)) == ["lr", "stages"]
-    assert rows(entries)[1][2] == ["x", "finished", "-", "-", "-", "-", "-"]
+    assert rows(entries)[1][2] == ["x", "finished", *["-"] * 7]
 
 
 def test_a_narrow_table_cuts_nothing_and_names_the_fields_without_room(home: Path) -> None:
@@ -236,7 +238,7 @@ def test_a_narrow_table_cuts_nothing_and_names_the_fields_without_room(home: Pat
     whole, narrow = table(entries), table(entries, 40)
     assert "seed" in whole.splitlines()[0] and len(whole.splitlines()) == 5
     heads, *lines, last = narrow.splitlines()
-    assert heads.split() == ["run", "state", "val", "test", "seconds"] and len(lines) == 4
+    assert heads.split() == ["run", "state", "val", "test", "balanced", "macro", "F1", "seconds"] and len(lines) == 4
     assert last == "They differ in lr, seed too: use a wider terminal, or --json."
     assert all(line.startswith(entry["run_dir"]) for line, entry in zip(lines, entries, strict=True))
     wide: Any = {**entries[0], "run_dir": "\u732b\u732b"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -24,6 +24,12 @@ def compare(
         tuple[str, ...],
         Parameter(help="A field and the values to try, such as lr=1e-3,1e-4; may be repeated.", negative=""),
     ] = (),
+    shots: Annotated[
+        str | None, Parameter(help="Training images of each class, such as 1,5,10: draws the curve of the accuracy.")
+    ] = None,
+    by: Annotated[
+        Literal["accuracy", "balanced_accuracy", "macro_f1"], Parameter(help="What of the validation part chooses.")
+    ] = "accuracy",
     jobs: Annotated[int, Parameter(help="How many cells run at the same time, each with its share of the cores.")] = 1,
     dry_run: Annotated[
         bool, Parameter(help="Print the command of each cell, for any other engine to run.", negative="")
@@ -41,7 +47,8 @@ def compare(
     from tlx.runs.job import recipe_to_run
     from tlx.streams import tell
 
-    plan = make_plan(recipe_to_run(recipe, overrides or {}), strategies, backends, models, seeds, read_grid(grid))
+    base = recipe_to_run(recipe, overrides or {})
+    plan = make_plan(base, strategies, backends, models, seeds, read_grid(grid), shots)
     if dry_run:
         lines = commands(plan)
         if json:
@@ -49,7 +56,7 @@ def compare(
         else:
             print("\n".join(map(printable, lines)))
         return 0
-    comparison = drive(plan, jobs)
+    comparison = drive(plan, jobs, by=by)
     if json:
         print_json(comparison.to_dict())
     else:

@@ -20,6 +20,7 @@ from tlx.models.hub import HUB
 from tlx.recipe import Recipe
 from tlx.runs.facts import Facts, parse_object
 from tlx.runs.folder import RESULT, writing
+from tlx.runs.scores import MEANS
 
 HIDDEN = ".compare"  # leases, outputs of the processes, what failed
 CellState = Literal["absent", "interrupted", "finished", "failed"]
@@ -36,6 +37,8 @@ class Outcome:
     val_loss: float | None = None
     seconds: float | None = None
     fingerprint: str = ""  # of its data
+    val_balanced_accuracy: float | None = None  # None too where an earlier tlx wrote it
+    val_macro_f1: float | None = None
 
 
 def read_outcome(plan: Plan, cell: Cell) -> Outcome:
@@ -71,7 +74,8 @@ def _finished(cell: Cell) -> Outcome:
     seconds = max(trained, result.real("wall_seconds", 0, 1e12))  # the latter is of the last process alone
     card = Facts(str(folder / CARD), parse_object(contents[CARD], str(folder / CARD)), FIX)
     loss = history[best - 1].real("val_loss")
-    return Outcome("finished", "", accuracy, loss, seconds, card.inner("data").text("fingerprint"))
+    means = [result.real(f"val_{name}", 0, 1) if result.has(f"val_{name}") else None for name in MEANS]
+    return Outcome("finished", "", accuracy, loss, seconds, card.inner("data").text("fingerprint"), *means)
 
 
 def _difference(asked: Recipe, recorded: Recipe) -> str:

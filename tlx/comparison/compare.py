@@ -7,26 +7,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich.cells import cell_len
 
 from tlx.atomic import write_atomic
 from tlx.backend.threads import cores
 from tlx.comparison.cells import joined
-from tlx.comparison.choice import Entry, PairedTest, entries_of, paired_tests, with_test
+from tlx.comparison.choice import By, Entry, PairedTest, entries_of, paired_tests, rank, with_test
 from tlx.comparison.commands import holds_objects, printed, run_arguments
 from tlx.comparison.drive import run_cells
-from tlx.comparison.plan import Grid, Plan, make_plan, recipe_file
+from tlx.comparison.plan import Grid, Plan, make_plan, recipe_file, vars_of
+from tlx.comparison.shots import ShotsCurve, curve_rows, shots_curves
 from tlx.comparison.statistics import LEVEL
 from tlx.comparison.testing import read_tests, unread_choice
 from tlx.console import styled
-from tlx.errors import RecipeError, as_html, printable, shown
+from tlx.errors import RecipeError, as_html, closest, printable, shown
 from tlx.recipe import Recipe, RecipeFields
 from tlx.runs.display import Display
 from tlx.runs.folder import writing
 from tlx.runs.interrupt import interruptible
 from tlx.runs.job import recipe_to_run
+from tlx.runs.scores import MEANS
 from tlx.training.build import open_data
 
 if TYPE_CHECKING:
@@ -44,38 +46,46 @@ class Comparison:
     tests: tuple[PairedTest, ...]
     notes: tuple[str, ...]
     problems: dict[str, str] = field(default_factory=dict)  # what failed: a cell's name, and one line
+    by: By = "accuracy"  # the mean on the validation part by which was chosen
 
     @property
     def best(self) -> Entry | None:
-        """The candidate with the highest mean validation accuracy; None where none is whole."""
+        """The candidate with the highest mean on the validation part; None where none is whole."""
         return next((entry for entry in self.entries if entry.best), None)
 
     @property
     def run_dir(self) -> Path | None:
-        """The run of the best candidate with the highest validation accuracy of its seeds."""
+        """The run of the best candidate that did best on the validation part, of its seeds."""
         if self.best is None:
             return None
         pairs = zip(self.best.outcomes, self.best.candidate.cells, strict=True)
-        return max(pairs, key=lambda pair: (pair[0].val_accuracy or 0, -(pair[0].val_loss or 0)))[1].run_dir
+        return max(pairs, key=lambda pair: (getattr(pair[0], f"val_{self.by}") or 0, -(pair[0].val_loss or 0)))[
+            1
+        ].run_dir
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Return the heads and the cells of the table: a row for each candidate."""
         fields = list(dict.fromkeys(name for entry in self.entries for name, _ in entry.candidate.grid))
-        heads = ["choice", "strategy", "model", "backend", *fields, "seeds", "val", "seconds", "val/s", "test"]
+        names = ["choice", "strategy", "model", "backend", "shots"]
+        heads = [*names, *fields, "seeds", *_parts("val"), "seconds", "val/s", *_parts("test")]
         return heads, [self._row(entry, fields) for entry in self.entries]
 
     def table(self) -> str:
         """Return the table as text, none of it cut; a name that all rows share stands above it."""
         heads, rows = self.rows()
         lines = [heads, *rows]
-        same = [at for at in (1, 2, 3) if len({row[at] for row in rows}) == 1]
-        shown = [at for at in range(len(heads)) if at not in same]
-        widths = {at: max(cell_len(line[at]) for line in lines) for at in shown}
-        above = ", ".join(f"{heads[at]} {rows[0][at]}" for at in same)
-        text = [
-            "  ".join(line[at] + " " * (widths[at] - cell_len(line[at])) for at in shown).rstrip() for line in lines
-        ]
-        return "\n".join([*([above] if above else []), *text])
+        same = [at for at in (1, 2, 3, 4) if len({row[at] for row in rows}) == 1]
+        kept = [at for at in range(len(heads)) if at not in same]
+        above = ", ".join(f"{heads[at]} {rows[0][at]}" for at in same if rows[0][at] != "-")
+        text = [*([above] if above else []), *_aligned([[line[at] for at in kept] for line in lines])]
+        if curves := self.curves():
+            heads, rows = curve_rows(curves)
+            text += ["", *_aligned([heads, *rows]), ""]
+        return "\n".join(text)
+
+    def curves(self) -> list[ShotsCurve]:
+        """Return accuracy by the number of training images of a class; none unless several numbers were compared."""
+        return shots_curves(self.entries)
 
     def _row(self, entry: Entry, fields: Sequence[str]) -> list[str]:
         arm, values = entry.candidate.arm, dict(entry.candidate.grid)
@@ -83,12 +93,17 @@ class Comparison:
         return [
             mark,
             *(printable(text) for text in (arm.strategy, arm.model, arm.backend)),
+            "-" if arm.shots is None else str(arm.shots),
             *(printable(printed(values[name])) if values.get(name) is not None else "-" for name in fields),
             f"{entry.finished}/{len(entry.outcomes)}",
             _figure(entry.val_accuracy, entry.val_spread),
+            _figure(entry.val_balanced_accuracy, None),
+            _figure(entry.val_macro_f1, None),
             "-" if entry.seconds is None else f"{entry.seconds:.1f}",
             "-" if entry.per_second is None else f"{entry.per_second:.3g}",
             _figure(entry.test_accuracy, entry.test_spread),
+            _figure(entry.test_balanced_accuracy, None),
+            _figure(entry.test_macro_f1, None),
         ]
 
     def sentences(self) -> list[str]:
@@ -97,13 +112,15 @@ class Comparison:
         if self.best is None:
             lines.append("nothing was chosen: no candidate has all of its seeds")
         for test in self.tests:
-            arm = " ".join((test.arm.strategy, test.arm.model, test.arm.backend))
+            arm = " ".join(vars_of(test.arm))
             lines.append(
                 f"best against {arm}: {100 * test.difference:+.2f} points on the test part, {LEVEL:.0%} interval "
                 f"{100 * test.low:+.2f} to {100 * test.high:+.2f}; of {test.images} images {test.best_alone} are right "
                 f"by the best alone and {test.other_alone} by the other alone: McNemar p {test.exact:.3g}, mid-p "
                 f"{test.mid_p:.3g}, by Holm {test.holm:.3g}"
             )
+        if any(point.low is None for curve in self.curves() for point in curve.points):
+            lines.append("one draw of the images has no interval; several have, with seeds 5")
         lines += [f"failed: {name}: {problem}" for name, problem in self.problems.items()]
         if self.run_dir is not None:
             lines.append(f"use the best with: tlx predict {shlex.quote(str(self.run_dir))} PHOTO")
@@ -115,13 +132,15 @@ class Comparison:
             "folder": str(self.folder),
             "best": None if self.run_dir is None else str(self.run_dir),
             "candidates": [_entry_dict(entry) for entry in self.entries],
+            "by": self.by,
+            "curves": [curve.to_dict() for curve in self.curves()],
             "tests": [{**asdict(test), "arm": asdict(test.arm)} for test in self.tests],
             "notes": list(self.notes),
             "problems": self.problems,
         }
 
     def __repr__(self) -> str:
-        best = "nothing chosen" if self.best is None else f"best {' '.join(asdict(self.best.candidate.arm).values())}"
+        best = "nothing chosen" if self.best is None else f"best {' '.join(vars_of(self.best.candidate.arm))}"
         return printable(f"<Comparison of {len(self.entries)} candidates: {best}, {self.folder}>")
 
     def _repr_html_(self) -> str:
@@ -139,6 +158,8 @@ def compare(
     models: Sequence[Any] | str | None = None,
     seeds: int = 1,
     grid: Grid | None = None,
+    shots: Sequence[int] | str | None = None,
+    by: By = "accuracy",
     jobs: int = 1,
     quiet: bool = False,
     **fields: Unpack[RecipeFields],
@@ -160,6 +181,9 @@ def compare(
         seeds: how many, from the recipe's own on. A seed decides the order of the images, the augmentation, the head's
             first values, and which images are held out.
         grid: fields of the recipe, each with values to try. One that a strategy does not have is left out there.
+        shots: numbers of training images of each class, each a column of its own: a seed draws the same images for
+            all that is compared, those of a smaller number among those of a larger one.
+        by: the figure of the validation part that chooses: accuracy, balanced_accuracy or macro_f1.
         jobs: how many cells run at the same time, each with its share of the cores.
         quiet: show nothing on stderr.
         **fields: recipe fields, which replace those of `recipe`; `out` is the folder of the comparison.
@@ -169,13 +193,16 @@ def compare(
         DataError: the data cannot be read.
         KeyboardInterrupt: a signal stopped the comparison; the text says how to go on.
     """
-    return drive(make_plan(recipe_to_run(recipe, fields), strategies, backends, models, seeds, grid), jobs, quiet)
+    plan = make_plan(recipe_to_run(recipe, fields), strategies, backends, models, seeds, grid, shots)
+    return drive(plan, jobs, quiet, by)
 
 
-def drive(plan: Plan, jobs: int = 1, quiet: bool = False) -> Comparison:
+def drive(plan: Plan, jobs: int = 1, quiet: bool = False, by: By = "accuracy") -> Comparison:
     """Run what a plan holds, and say what it comes to."""
     if type(jobs) is not int or not 1 <= jobs <= max(64, len(cores())):
         raise RecipeError(f"jobs is {shown(jobs)}; expected a whole number from 1 on, at most one for each core")
+    if by not in get_args(By):
+        raise RecipeError(f"by is {shown(by)}.{closest(str(by), get_args(By))}")
     first, display = plan.cells[0].recipe, Display(quiet)
     if jobs > 1 and holds_objects(first):
         raise RecipeError("data, model or head is a Python object, which only this process has", fix="use jobs=1")
@@ -189,11 +216,12 @@ def drive(plan: Plan, jobs: int = 1, quiet: bool = False) -> Comparison:
         with joined(plan):
             with _status(display) as show:
                 outcomes = run_cells(plan, jobs, display.say, show)
-            entries = entries_of(plan.candidates, outcomes)
+            entries = entries_of(plan.candidates, outcomes, by)
             has_test = data.test is not None
             answers, unread = read_tests(plan, entries, display.say) if has_test else ({}, {})
             tested = with_test(entries, answers)
-            comparison = _finished(plan, tested, paired_tests(tested, answers), unread, _notes(plan, answers, has_test))
+            notes = _notes(plan, answers, has_test)
+            comparison = _finished(plan, tested, paired_tests(tested, answers), unread, notes, by)
             write_page(comparison)
         return comparison
 
@@ -217,7 +245,12 @@ def _notes(plan: Plan, answers: Mapping[str, Any], has_test: bool) -> list[str]:
 
 
 def _finished(
-    plan: Plan, entries: Sequence[Entry], tests: Sequence[PairedTest], unread: Mapping[str, str], notes: Sequence[str]
+    plan: Plan,
+    entries: Sequence[Entry],
+    tests: Sequence[PairedTest],
+    unread: Mapping[str, str],
+    notes: Sequence[str],
+    by: By,
 ) -> Comparison:
     failed = {
         cell.name: outcome.problem
@@ -225,8 +258,20 @@ def _finished(
         for cell, outcome in zip(entry.candidate.cells, entry.outcomes, strict=True)
         if outcome.state == "failed"
     }
-    ordered = sorted(entries, key=lambda e: (-(e.val_accuracy if e.val_accuracy is not None else -1), e.val_loss or 0))
-    return Comparison(plan.folder, tuple(ordered), tuple(tests), tuple(notes), {**failed, **unread})
+    ordered = sorted(entries, key=lambda entry: rank(entry, by))
+    return Comparison(plan.folder, tuple(ordered), tuple(tests), tuple(notes), {**failed, **unread}, by)
+
+
+def _parts(part: str) -> list[str]:
+    return [part, f"{part} balanced", f"{part} macro F1"]
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(text + " " * (width - cell_len(text)) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
 
 
 def _figure(mean: float | None, spread: float | None) -> str:
@@ -248,7 +293,8 @@ def _entry_dict(entry: Entry) -> dict[str, Any]:
     ]
     grid = {name: value if isinstance(value, (int, float)) else printed(value) for name, value in entry.candidate.grid}
     names = ("val_accuracy", "val_spread", "val_loss", "seconds", "per_second", "chosen", "best")
-    figures = {name: getattr(entry, name) for name in (*names, "test_accuracy", "test_spread")}
+    means = [f"{part}_{name}" for part in ("val", "test") for name in MEANS]
+    figures = {name: getattr(entry, name) for name in (*names, "test_accuracy", "test_spread", *means)}
     return {**asdict(entry.candidate.arm), "grid": grid, **figures, "cells": cells}
 
 

@@ -99,7 +99,8 @@ def find_lr(
     which noisy batches move less than where it falls fastest. Of a strategy with phases it is the first that is tested.
 
     The model is made for the test and thrown away: modules that were passed, random streams and files stay as they
-    are, and a run afterwards has the bits that it would have had.
+    are, and a run afterwards has the bits that it would have had. OneFlow's own generator is the exception: a module
+    of your own may draw from it, so it is seeded, and OneFlow cannot take its state back.
 
     Args:
         recipe: a Recipe, its fields as a mapping, or the path of a TOML file. Default: the CIFAR-10 tutorial's job.

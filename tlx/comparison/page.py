@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from tlx.comparison.shots import curve_rows
 from tlx.errors import printable
 
 if TYPE_CHECKING:
     from tlx.comparison.choice import Entry
     from tlx.comparison.compare import Comparison
+    from tlx.comparison.shots import ShotsCurve
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640.0, 380.0, 56.0, 16.0, 34.0, 44.0  # of the plot, in its own units
+STYLES = 8  # of lines: four colours, whole and dashed
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,10 @@ def page(comparison: Comparison) -> str:
         "floor": HEIGHT - BOTTOM,
     }
     facts = {"heads": heads, "rows": rows, "points": points, "across": across, "up": up, **size}
-    return template.render(folder=str(comparison.folder), sentences=comparison.sentences(), **facts)
+    curves = comparison.curves()
+    few = {"curves": draw_curves(curves), "curve_table": curve_rows(curves)} if curves else {"curves": None}
+    said = {"by": comparison.by.replace("_", " ").replace("f1", "F1"), "sentences": comparison.sentences()}
+    return template.render(folder=str(comparison.folder), **said, **facts, **few)
 
 
 def plot(entries: Sequence[Entry]) -> tuple[list[Point], list[Tick], list[Tick]]:
@@ -83,9 +89,65 @@ def plot(entries: Sequence[Entry]) -> tuple[list[Point], list[Tick], list[Tick]]
     across = [Tick(x(math.log10(v)), f"{v:g}") for v in values if left <= math.log10(v) <= right]
     if len(across) < 2:
         across = [Tick(x(at), f"{10**at:.3g}") for at in (left, (left + right) / 2, right)]
+    return points, across, [Tick(y(value), f"{value:.3g}") for value in _round_values(bottom, top)]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A curve in the plot: its points (x, y, and y of the interval's bounds, with what each says), and its style."""
+
+    name: str
+    line: str
+    points: list[Point]
+    style: int  # of `STYLES` kinds of lines
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePlot:
+    """The plot of accuracy against the number of images of a class."""
+
+    curves: list[Drawn]
+    across: list[Tick]
+    up: list[Tick]
+    part: str
+
+
+def draw_curves(curves: Sequence[ShotsCurve]) -> CurvePlot:
+    """Return accuracy (upwards) by images of a class (logarithmic, to the right), with its interval."""
+    points = [point for curve in curves for point in curve.points]
+    shots = sorted({point.shots for point in points})
+    left, right = _around(math.log10(shots[0]), math.log10(shots[-1]), 0.05)
+    lows, highs = ([getattr(p, name) for p in points if p.low is not None] for name in ("low", "high"))
+    means = [point.accuracy for point in points]
+    bottom, top = _around(min(*means, *lows, 1.0), max(*means, *highs, 0.0), 0.01)
+
+    def x(value: float) -> float:
+        return round(LEFT + (math.log10(value) - left) / (right - left) * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(value: float) -> float:
+        return round(HEIGHT - BOTTOM - (value - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM), 1)
+
+    drawn = []
+    for number, curve in enumerate(curves):
+        shift = 3.0 * (number - (len(curves) - 1) / 2)  # so that intervals do not hide each other
+        marks = []
+        for p in curve.points:
+            low, high = (p.accuracy if bound is None else bound for bound in (p.low, p.high))
+            text = f"{curve.name}, {p.shots} a class: {p.accuracy:.4f}"
+            text += "" if p.low is None else f", 95 % interval {low:.4f} to {high:.4f}"
+            marks.append(Point(round(x(p.shots) + shift, 1), y(p.accuracy), y(low), y(high), p.shots, text, ""))
+        line = " ".join(f"{mark.x},{mark.y}" for mark in marks)
+        drawn.append(Drawn(curve.name, line, marks, number % STYLES))
+    up = [Tick(y(value), f"{value:.3g}") for value in _round_values(bottom, top)]
+    return CurvePlot(
+        drawn, [Tick(x(n), str(n)) for n in shots], up, "test" if curves[0].part == "test" else "validation"
+    )
+
+
+def _round_values(bottom: float, top: float) -> list[float]:
+    """Round values of an axis, six at most."""
     step = next(s for s in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if (top - bottom) / s <= 6)
-    up = [Tick(y(n * step), f"{n * step:.3g}") for n in range(math.ceil(bottom / step), math.floor(top / step) + 1)]
-    return points, across, up
+    return [n * step for n in range(math.ceil(bottom / step), math.floor(top / step) + 1)]
 
 
 def _around(low: float, high: float, least: float) -> tuple[float, float]:

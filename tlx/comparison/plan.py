@@ -19,7 +19,13 @@ from tlx.recipe import Recipe, current_names, fields_affecting
 from tlx.strategy.built_in import STRATEGIES, named
 from tlx.training.effects import check_effects, idle_names
 
-AXES = {"strategy": "strategies", "backend": "backends", "model": "models", "seed": "seeds"}
+AXES = {
+    "strategy": "strategies",
+    "backend": "backends",
+    "model": "models",
+    "seed": "seeds",
+    "images_per_class": "shots",
+}
 PLACES = ("out", "data_root", "max_pixels")  # no cell differs from another in these
 LONGEST = 120  # characters of a folder's name before its digest
 LARGEST = 100_000  # cells
@@ -34,6 +40,7 @@ class Arm:
     strategy: str
     model: str
     backend: str
+    shots: int | None = None  # training images of each class; None: all
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,9 +65,9 @@ class Cell:
         return " ".join([*dict.fromkeys(vars_of(self.arm)), *values, f"seed={self.recipe.seed}"])
 
 
-def vars_of(arm: Arm) -> tuple[str, str, str]:
-    """Return the three names of an arm."""
-    return arm.strategy, arm.model, arm.backend
+def vars_of(arm: Arm) -> tuple[str, ...]:
+    """Return the names of an arm, and its number of shots where it has one."""
+    return (arm.strategy, arm.model, arm.backend, *([f"shots={arm.shots}"] if arm.shots is not None else []))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +105,7 @@ def make_plan(
     models: Sequence[Any] | str | None = None,
     seeds: int = 1,
     grid: Grid | None = None,
+    shots: Sequence[int] | str | None = None,
 ) -> Plan:
     """Return the cells of a comparison.
 
@@ -107,7 +115,7 @@ def make_plan(
     if type(seeds) is not int or seeds < 1:
         raise RecipeError(f"seeds is {shown(seeds)}; expected how many there are, a whole number from 1 on")
     axes = _axes(base, strategies, backends, models)
-    values = check_grid(grid or {})
+    values, draws = check_grid(grid or {}), [base.images_per_class] if shots is None else _shots(shots)
     candidates: dict[str, Candidate] = {}
     asked, folder = 0, Path(base.out) if base.out else None
     if folder is None and holds_objects(base):
@@ -115,8 +123,8 @@ def make_plan(
     shared = {name: value for name, value in _facts(base).items() if name not in {*AXES, *strategy_options()}}
     folder = folder or Path("runs") / f"compare-{_stem(base)}-{_digest(shared)}"
     effective: set[str] = set()
-    for strategy, model, backend in product(*axes):
-        arm = {"strategy": strategy, "model": model, "backend": backend}
+    for strategy, model, backend, number in product(*axes, draws):
+        arm = {"strategy": strategy, "model": model, "backend": backend, "images_per_class": number}
         for point in product(*values.values()):
             asked += seeds
             if asked > LARGEST:
@@ -134,7 +142,9 @@ def make_plan(
     if idle:
         raise _no_effect(base, axes, idle[0])
     if len({cell.name for candidate in candidates.values() for cell in candidate.cells}) == 1:
-        raise RecipeError("there is one cell, and nothing to compare", fix="name strategies, models, seeds or a grid")
+        raise RecipeError(
+            "there is one cell, and nothing to compare", fix="name strategies, models, seeds, shots or a grid"
+        )
     _check_base(base, list(candidates.values()))
     collapsed = asked - sum(len(candidate.cells) for candidate in candidates.values())
     notes = (f"{collapsed} of {asked} cells are the same as others, and run once",) if collapsed else ()
@@ -221,6 +231,17 @@ def _listed(name: str, values: Any) -> list[Any]:
     return unique
 
 
+def _shots(values: Sequence[int] | str) -> list[int | None]:
+    if not isinstance(values, Sequence):
+        raise RecipeError(f"shots is {shown(values)}; expected numbers of images of a class", fix="write [1, 5, 10]")
+    entries: list[Any] = _listed("shots", values)
+    numbers = [int(entry) if isinstance(entry, str) and entry.isdecimal() else entry for entry in entries]
+    for number in numbers:
+        if type(number) is not int or number < 1:
+            raise RecipeError(f"shots: {shown(number)} is no number of images of a class", fix="write such as 1,5,10")
+    return sorted({*numbers})
+
+
 def _recipe(base: Recipe, arm: Mapping[str, Any], point: Mapping[str, Any]) -> tuple[Recipe, set[str]]:
     """Return the recipe of a candidate, without seed and folder, and the fields of the grid that count in it."""
     values = {field.name: getattr(base, field.name) for field in base.changed()}
@@ -238,7 +259,7 @@ def _recipe(base: Recipe, arm: Mapping[str, Any], point: Mapping[str, Any]) -> t
 
 
 def _candidate(recipe: Recipe, set_here: set[str], values: Grid, seeds: int, folder: Path) -> Candidate:
-    arm = Arm(recipe.strategy_name, recipe.model_name, recipe.backend)
+    arm = Arm(recipe.strategy_name, recipe.model_name, recipe.backend, recipe.images_per_class)
     grid = tuple((name, getattr(recipe, name)) for name in values if name in set_here)
     digest_of, cells = _facts(recipe), []
     stem = "-".join([*vars_of(arm), *(f"{name}={printed(value)}" for name, value in grid)])
@@ -266,7 +287,9 @@ def _stem(base: Recipe) -> str:
 
 def _where(arm: Mapping[str, Any], point: Mapping[str, Any]) -> str:
     values = {**arm, **point}
-    return " ".join(f"{name}={printed(value)}" for name, value in values.items() if name != "backend")
+    return " ".join(
+        f"{name}={printed(value)}" for name, value in values.items() if name != "backend" and value is not None
+    )
 
 
 def _no_effect(base: Recipe, axes: tuple[list[Any], list[Any], list[str]], name: str) -> RecipeError:

@@ -80,6 +80,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def interval_of_mean(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Return the mean of accuracies that were measured on separate draws, and the bounds of its 95 % interval.
+
+    The bounds are those of Student's t with N - 1 degrees of freedom (Student, Biometrika 6 (1908) 1-25), cut off at 0
+    and 1; one value has none.
+    """
+    from scipy.stats import t
+
+    mean, spread = mean_and_spread(values)
+    if spread is None:
+        return mean, None, None
+    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * spread / len(values) ** 0.5
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
     """Return the mean and the sample standard deviation, which one value does not have."""
     array = np.asarray(values, dtype=np.float64)

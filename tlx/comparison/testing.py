@@ -19,7 +19,8 @@ from tlx.manifest import CARD, read_files
 from tlx.runs.card import read_card
 from tlx.runs.evaluation import evaluate
 from tlx.runs.folder import writing
-from tlx.runs.table import parse_table
+from tlx.runs.scores import class_scores
+from tlx.runs.table import parse_table, readable
 
 TESTS = "test"  # the folder of the tables
 
@@ -98,7 +99,10 @@ def _read(plan: Plan, cell: Cell) -> Answers:
     right = [label == answer for label, answer in zip(columns["label"], columns["prediction"], strict=True)]
     if not right:
         raise TlxError(f"{path} has no rows", fix="delete it, and it is written again")
-    return tuple(columns["path"]), np.array(right, dtype=np.bool_)
+    number = {readable(name): place for place, name in enumerate(classes)}
+    labels, predictions = (np.array([number[name] for name in columns[column]]) for column in ("label", "prediction"))
+    scores = class_scores(labels, predictions, len(classes))
+    return Answers(tuple(columns["path"]), np.array(right, dtype=np.bool_), scores.balanced_accuracy, scores.macro_f1)
 
 
 def unread_choice(plan: Plan, answers: Mapping[str, Answers]) -> int:

@@ -26,7 +26,7 @@ from tlx.data.sources.parquet import PARQUET
 from tlx.data.sources.sequence import SequenceImages
 from tlx.data.sources.source import Contents, DataLike, Kind, Source
 from tlx.data.sources.webdataset import WEBDATASET
-from tlx.data.split import hold_out, limit, pick_classes
+from tlx.data.split import draw_per_class, hold_out, limit, pick_classes
 from tlx.errors import CONTROL, DataError, DataNotFound, as_html, closest, printable
 
 # The last that recognises a source reads it, so that a folder of shards is not taken for one of photos.
@@ -131,6 +131,7 @@ def load_data(
     limit_train: int | None = None,
     limit_test: int | None = None,
     val_fraction: float = 0.1,
+    images_per_class: int | None = None,
     test_fraction: float = 0.2,
     on_bad_image: str = "error",
     max_pixels: int = MAX_PIXELS,
@@ -155,6 +156,8 @@ def load_data(
         limit_test: at most this many test images, chosen in the same way.
         val_fraction: fraction of the training images held out for validation, drawn by `seed`; unused where the data
             has a validation part.
+        images_per_class: at most this many training images of each class, drawn by `seed` once the other parts are held
+            out. What is drawn of fewer is among what is drawn of more.
         test_fraction: fraction held out for the test where the data has no parts; the same images whatever the seed.
         on_bad_image: "error" lists all photos that cannot be decoded when the first is met, and refuses unusable
             samples of Python objects; "skip" tries all before training, leaves the bad ones out and says which; so also
@@ -163,7 +166,7 @@ def load_data(
             in a note.
         label_column: column that holds the labels, or the label's name in the .json of a shard.
         max_pixels: a photo of more pixels is refused before it is decoded, as an image that cannot be.
-        seed: of the validation part.
+        seed: of the validation part and of `images_per_class`.
         fixes: a CSV file of decisions on single images, as `tlx check --decisions` writes it: see `tlx.data.fixes`.
 
     Raises:
@@ -224,6 +227,11 @@ def load_data(
         train, val = hold_out(train, names, val_fraction, "val", seed)
     if test is None:
         notes.append("there is no test part")
+    if images_per_class is not None:
+        fewest = int(np.bincount(train.labels, minlength=len(names)).min())
+        if fewest < images_per_class:
+            notes.append(f"images_per_class={images_per_class}: a class has {fewest}, and all of them are used")
+        train = draw_per_class(train, images_per_class, seed)
     used = {part: images for part, images in (("train", train), ("val", val), ("test", test)) if images is not None}
     if decisions is not None:
         before = sum(map(len, used.values()))

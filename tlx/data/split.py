@@ -90,18 +90,33 @@ def hold_out(
     return images.select(rest, images.labels[rest]), images.select(chosen, images.labels[chosen])
 
 
+def draw_per_class(images: Images, count: int, seed: int) -> Images:
+    """At most `count` images of each class, drawn by the seed, in the order of `images`.
+
+    Each class has one random order for a seed, of which the first are taken: a smaller draw is a part of a larger one.
+    """
+    chosen = np.flatnonzero(_ranks(images.labels, seed, "images per class") < count)
+    return images.select(chosen, images.labels[chosen])
+
+
 def _divide(
     labels: NDArray[np.int64], classes: int, count: int, *, leave: int, seed: int, purpose: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of `count` random samples and of the rest, each ascending, every class in proportion."""
     sizes = np.bincount(labels, minlength=classes)
     shares = _shares(sizes, count, leave)
+    chosen = _ranks(labels, seed, purpose) < shares[labels]
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+
+
+def _ranks(labels: NDArray[np.int64], seed: int, purpose: str) -> NDArray[np.int64]:
+    """Each sample's place in a random order of its class, int64 [N]."""
+    sizes = np.bincount(labels)
     draw = rng.words(seed, purpose, 0, len(labels), 1)[:, 0]
     by_class = np.lexsort((draw, labels))
     rank = np.empty(len(labels), dtype=np.int64)
     rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    chosen = rank < shares[labels]
-    return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+    return rank
 
 
 def _shares(sizes: NDArray[np.int64], count: int, leave: int) -> NDArray[np.int64]:

@@ -208,6 +208,8 @@ class NotebookBar:
 def summary(result: Result) -> str:
     """Return a result as one line."""
     test = result.unread if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.4f}"
+    if result.test_balanced_accuracy is not None:
+        test += f", balanced {result.test_balanced_accuracy:.4f}, macro F1 {result.test_macro_f1:.4f}"
     which = result.chosen or f"epoch {result.best_epoch} of {result.epochs_run}"
     return (
         f"{test} ({which}), {result.trainable_parameters:,} of "
@@ -225,7 +227,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         f"{'none' if recorded is None else f'{recorded:.4f}'} on its own test part"
     )
     top_k = "" if k is None else f", top-{k} accuracy {evaluation['top_k_accuracy']:.4f}"
-    print(f"macro F1 {evaluation['macro_f1']:.4f}{top_k}")
+    print(f"balanced accuracy {evaluation['balanced_accuracy']:.4f}, macro F1 {evaluation['macro_f1']:.4f}{top_k}")
     classes = [entry for entry in evaluation["classes"] if entry["images"]]
     worst = sorted(classes, key=lambda entry: entry["accuracy"] or 0)[:TABLE_ROWS]
     rows = [

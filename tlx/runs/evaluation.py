@@ -22,6 +22,7 @@ from tlx.runs.classify import BadImages, Tta, check_tta, classify
 from tlx.runs.display import READING, Display, follow
 from tlx.runs.finished import Finished, restore
 from tlx.runs.inputs import of_part
+from tlx.runs.scores import scores_of_counts
 from tlx.runs.table import Table, table_file
 from tlx.training.build import open_data
 from tlx.training.metrics import FETCH_SECONDS, Event, Metrics, Progress
@@ -48,6 +49,7 @@ class Evaluation(TypedDict):
     unreadable: int  # images of other data that could not be read, and are left out
     top_k: int | None  # K of the top-K accuracy; None: it was not asked for, and there are at most 5 classes
     top_k_accuracy: float | None
+    balanced_accuracy: float  # the mean recall of the classes that have images
     macro_f1: float
     classes: list[ClassFigures]
     confusion: list[list[int]]  # images by their class (rows) and the predicted class (columns)
@@ -105,7 +107,8 @@ def evaluate(
             tally = follow(_evaluate(run, images, kind, k, bad, table), [display.event])
         bad.conclude(len(images), allowed=not own)
     confusion = tally.confusion
-    f1 = f1_of_classes(confusion)
+    scores = scores_of_counts(np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
+    f1 = scores.f1
     return {
         "backend": run.recipe.backend,
         "data": name,
@@ -116,7 +119,8 @@ def evaluate(
         "unreadable": bad.count,
         "top_k": k,
         "top_k_accuracy": None if k is None else tally.hits / tally.images,
-        "macro_f1": float(np.nanmean(f1)),
+        "balanced_accuracy": scores.balanced_accuracy,
+        "macro_f1": scores.macro_f1,
         "classes": [
             {
                 "class": label,
@@ -131,20 +135,6 @@ def evaluate(
         "recorded_accuracy": run.recorded_accuracy,
         "run_dir": str(run.run_dir),
     }
-
-
-def f1_of_classes(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the F1 of each class, NaN where it has no image and was never predicted.
-
-    F1 is 2 TP / (2 TP + FP + FN), and macro F1 the mean over the classes that occur: van Rijsbergen, Information
-    Retrieval, 1979, chapter 7; the "averaged F1" of Opitz & Burst, "Macro F1 and Macro F1", 2019. It equals
-    scikit-learn's `f1_score(labels, predictions, average="macro")`.
-
-    Args:
-        confusion: images by their class (rows) and the predicted class (columns).
-    """
-    right, either = np.diagonal(confusion), confusion.sum(axis=0) + confusion.sum(axis=1)
-    return np.divide(2 * right, either, out=np.full(len(confusion), np.nan), where=either > 0)
 
 
 @dataclass(slots=True, eq=False)

@@ -37,6 +37,7 @@ from tlx.runs.result import Result, frozen_entries, group_entries, history_entry
 from tlx.runs.resume import begin, check_epochs, finish, history_line, was_cut
 from tlx.runs.resume import load as load_state
 from tlx.runs.resume import save as save_state
+from tlx.runs.scores import MEANS, scores_of_part
 from tlx.training.build import (
     build_model,
     check_fit,
@@ -284,6 +285,7 @@ def _execute(
             backend=recipe.backend,
             strategy=recipe.strategy_name,
             test_accuracy=test.accuracy if test else None,
+            **_scores(data, recorder),
             val_accuracy=val.accuracy if (val := state.history[state.best_epoch].val) else None,
             best_epoch=state.best_epoch + 1,
             epochs_run=len(state.history),
@@ -327,6 +329,15 @@ def _folder_of(recipe: Recipe, resumed: RunFolder | None) -> AbstractContextMana
     if resumed is not None:
         return nullcontext(resumed)
     return resumed_folder(Path(recipe.out)) if recipe.out is not None and was_cut(recipe) else new_folder(recipe)
+
+
+def _scores(data: Data, recorder: Recorder) -> dict[str, float | None]:
+    """Return balanced accuracy and macro F1 of the validation and the test part, None for what was not read."""
+    figures = dict.fromkeys(f"{part}_{name}" for part in ("val", "test") for name in MEANS)
+    for part, spool in recorder.parts.items():
+        scores = scores_of_part(data.parts[part], spool)
+        figures.update({f"{part}_{name}": getattr(scores, name) for name in MEANS})
+    return figures
 
 
 def _note_late(note: str, result: Result, display: Display) -> None:

@@ -21,7 +21,8 @@ from tlx.runs.folder import LAST, LOCK, RESULT
 LARGEST = 1 << 26  # bytes of a file that is read here; histories of 100,000 epochs have half of that
 SHOWN = 32  # characters of a field's value in the table
 DEEPEST = 8  # folders within folders
-FIXED, RIGHT = 5, (2, 3, 4)  # columns that are always shown, and those that are aligned to the right
+TESTED = ("test_accuracy", "test_balanced_accuracy", "test_macro_f1")
+FIXED, RIGHT = 7, (2, 3, 4, 5, 6)  # columns that are always shown, and those that are aligned to the right
 
 
 class RunEntry(TypedDict):
@@ -33,6 +34,8 @@ class RunEntry(TypedDict):
     epochs: int | None  # that its recipe asks for
     val_accuracy: float | None  # of the best epoch so far
     test_accuracy: float | None
+    test_balanced_accuracy: float | None  # None too where an earlier tlx finished the run
+    test_macro_f1: float | None
     seconds: float | None  # of the last process that worked on it; of an unfinished run, of training alone
     recipe: dict[str, Any]
 
@@ -88,6 +91,8 @@ def _entry(path: Path) -> RunEntry | None:
             "epochs": None,
             "val_accuracy": None,
             "test_accuracy": None,
+            "test_balanced_accuracy": None,
+            "test_macro_f1": None,
             "seconds": None,
             "recipe": {},
         }
@@ -132,7 +137,8 @@ def _read(path: Path, manifest: Manifest | None, entry: RunEntry) -> None:
     finished = RESULT in manifest.files if manifest else os.path.lexists(path / RESULT)
     if finished:
         result = Facts(str(path), parse_object(_contents(path, manifest, RESULT), str(path)), "")
-        for name, high in (("val_accuracy", 1), ("test_accuracy", 1), ("wall_seconds", 1e12)):
+        for name in ("val_accuracy", *TESTED, "wall_seconds"):
+            high = 1e12 if name == "wall_seconds" else 1
             value = result.real(name, 0, high) if result.has(name) else None
             entry[name.removeprefix("wall_")] = value  # type: ignore[literal-required]
     _check_sizes(path, manifest)
@@ -221,16 +227,17 @@ def differing(entries: Sequence[RunEntry]) -> list[str]:
 def rows(entries: Sequence[RunEntry]) -> tuple[list[str], list[list[str]]]:
     """Return the heads and the cells of a table of runs: what is said of each run, then the fields that differ."""
     names = differing(entries)
-    heads = ["run", "state", "val", "test", "seconds", *names]
+    heads = ["run", "state", "val", "test", "balanced", "macro F1", "seconds", *names]
     cells = [
         [
             printable(entry["run_dir"]),
             entry["state"] + (f" at epoch {entry['epoch']}" if entry["state"] == "interrupted" else ""),
-            *("-" if figure is None else f"{figure:.4f}" for figure in (entry["val_accuracy"], entry["test_accuracy"])),
+            *("-" if figure is None else f"{figure:.4f}" for figure in figures),
             "-" if entry["seconds"] is None else f"{entry['seconds']:.1f}",
             *(_short(entry["recipe"], name) for name in names),
         ]
         for entry in entries
+        for figures in [(entry["val_accuracy"], *(entry[name] for name in TESTED))]  # type: ignore[literal-required]
     ]
     return heads, cells
 

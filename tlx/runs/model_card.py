@@ -27,12 +27,20 @@ PUBLISHED = {"cifar10": "uoft-cs/cifar10"}  # data sets of tlx, by their names o
 PRIVATE = ("data", "data_root", "out", "log", "weights")  # they may name places on somebody's machine
 
 
+FIGURES = {
+    "test_accuracy": "test accuracy",
+    "test_balanced_accuracy": "balanced test accuracy, the mean recall of the classes",
+    "test_macro_f1": "macro F1 on the test part",
+    "val_accuracy": "validation accuracy",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a card says of a run, beside what code needs to load the model."""
 
     recipe: Recipe
-    figures: Mapping[str, float | None]  # test_accuracy, val_accuracy
+    figures: Mapping[str, float | None]  # by their names in FIGURES
     data: str
     parameters: int
     versions: Mapping[str, str]
@@ -47,7 +55,7 @@ def read_facts(run_dir: Path) -> Facts:
     names = set(Recipe.__dataclass_fields__) - {"model", "head", "data", "log"}
     return Facts(
         Recipe.from_toml(run_dir / RECIPE, None, names, contents[RECIPE]),
-        {name: _number(result.get(name)) for name in ("test_accuracy", "val_accuracy")},
+        {name: _number(result.get(name)) for name in FIGURES},
         Path(str((card.get("data") or {}).get("name", "images"))).name or "images",
         int(_number(result.get("total_parameters")) or 0),
         {str(k): str(v) for k, v in (result.get("versions") or {}).items()},
@@ -155,8 +163,7 @@ def _rows(source: Source, facts: Facts) -> list[tuple[str, str]]:
     weights = facts.recipe.weights or ""
     start = weights if weights in ("imagenet", "none", "own") or weights.startswith(HUB) else "a file of the author's"
     return [
-        ("test accuracy", share(facts.figures["test_accuracy"])),
-        ("validation accuracy", share(facts.figures["val_accuracy"])),
+        *((text, share(facts.figures[name])) for name, text in FIGURES.items()),
         ("parameters", f"{facts.parameters:,}"),
         ("input", f"{source.plain.size} x {source.plain.size} pixels, RGB"),
         ("weights it began with", _markdown(start)),

@@ -23,6 +23,7 @@ from tlx.runs.facts import Facts, parse_object
 from tlx.runs.finished import restore
 from tlx.runs.folder import RESULT, RunFolder
 from tlx.runs.hub_client import CONFIG, WEIGHTS, check_name, client, explained
+from tlx.runs.model_card import FIGURES
 
 LARGEST = 1 << 24  # bytes of a config.json: one of 100,000 classes has a third of that
 ASPECTS = {"center": "crop", "squash": "squash", "border": "letterbox"}
@@ -109,7 +110,7 @@ def _files(
     text = tomli_w.dumps({"recipe_version": VERSION, **{k: v for k, v in values.items() if v is not None}})
     figures = own.values.get("figures") if own is not None else None
     known = figures if isinstance(figures, dict) else {}
-    result = {name: _share(known.get(name)) for name in ("test_accuracy", "val_accuracy")}
+    result = {name: _share(known.get(name)) for name in FIGURES}
     described = {
         **card,
         "model": full.model_name,

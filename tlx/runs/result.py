@@ -140,7 +140,11 @@ class Result:
     backend: str
     strategy: str
     test_accuracy: float | None
+    test_balanced_accuracy: float | None  # the mean recall of the classes
+    test_macro_f1: float | None
     val_accuracy: float | None
+    val_balanced_accuracy: float | None
+    val_macro_f1: float | None
     best_epoch: int  # counted from 1
     epochs_run: int
     history: list[HistoryEntry]

@@ -85,6 +85,7 @@ def open_data(recipe: Recipe) -> Data:
         limit_train=recipe.limit_train,
         limit_test=recipe.limit_test,
         val_fraction=recipe.val_fraction,
+        images_per_class=recipe.images_per_class,
         test_fraction=recipe.test_fraction,
         on_bad_image=recipe.on_bad_image,
         max_pixels=recipe.max_pixels,

@@ -18,10 +18,10 @@ from tlx.runs.report import verdict as words
 from tlx.runs.report.album import Album
 from tlx.runs.report.charts import Curve, curves
 from tlx.runs.report.contents import Contents
-from tlx.runs.report.figures import class_table
 from tlx.runs.report.judged import Judged
 from tlx.runs.report.page import environment
 from tlx.runs.report.summary import plain
+from tlx.runs.scores import class_scores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,6 +40,7 @@ class Line:
     contents: Contents
     accuracy: float | None  # on the test part
     images: int
+    balanced_accuracy: float | None
     macro_f1: float | None
     ece: float | None
 
@@ -91,11 +92,13 @@ def names_of(folders: Sequence[str]) -> list[str]:
 def _line(name: str, place: int, run: Contents) -> Line:
     judged, colour = run.parts.get("test"), f"c{place % COLOURS}"
     if judged is None:
-        return Line(name, colour, place >= COLOURS, run, run.summary.test_accuracy, 0, None, run.summary.ece)
+        return Line(name, colour, place >= COLOURS, run, run.summary.test_accuracy, 0, None, None, run.summary.ece)
     accuracy, finite = float(judged.correct.mean()), np.isfinite(judged.probability)
     ece = calibration_error(judged.probability[finite], judged.correct[finite]) if finite.any() else None
-    macro = class_table(judged, len(run.classes)).macro_f1
-    return Line(name, colour, place >= COLOURS, run, accuracy, len(judged), macro, ece)
+    scores = class_scores(judged.labels, judged.predictions, len(run.classes))
+    return Line(
+        name, colour, place >= COLOURS, run, accuracy, len(judged), scores.balanced_accuracy, scores.macro_f1, ece
+    )
 
 
 def _recipe(run: Contents) -> dict[str, Any]:

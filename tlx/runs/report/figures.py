@@ -1,4 +1,4 @@
-"""What a page counts in predictions: classes, confusions, mistakes, and how far probabilities can be trusted."""
+"""What a page counts in predictions: confusions, mistakes, and how far probabilities can be trusted."""
 
 from __future__ import annotations
 
@@ -14,46 +14,7 @@ from tlx.runs.report.judged import Judged, Numbers, Places
 MATRIX = 20  # classes of which a matrix shows all; of more, those that are confused most
 MOST_CONFUSED = 12  # classes of the matrix then
 PAIRS = 12  # confusions that are listed
-CLASS_ROWS = 100  # rows of the table of classes; of more, those with the lowest F1
 Z = 1.959964  # of a normal distribution, for 95 %
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ClassTable:
-    """Each class's figures [K], NaN where there is none, and their means over the classes that have images.
-
-    Balanced accuracy is the mean recall: Brodersen et al. 2010, "The balanced accuracy and its posterior distribution".
-    Macro F1 is the mean over the classes that occur, as `tlx.evaluate` has it.
-    """
-
-    support: Places
-    predicted: Places
-    precision: Numbers
-    recall: Numbers
-    f1: Numbers
-    accuracy: float
-    balanced_accuracy: float
-    macro_f1: float
-
-    def rows(self, most: int = CLASS_ROWS) -> list[int]:
-        """Return the classes to show: all that occur, or those with the lowest F1, in the order of the classes."""
-        occurring = np.flatnonzero(self.support + self.predicted)
-        lowest = occurring[np.argsort(self.f1[occurring], kind="stable")[:most]]
-        return [int(place) for place in np.sort(lowest)]
-
-
-def class_table(judged: Judged, classes: int) -> ClassTable:
-    """Count the figures of each class, without a matrix of classes by classes."""
-    support, predicted = (np.bincount(column, minlength=classes) for column in (judged.labels, judged.predictions))
-    right = np.bincount(judged.labels[judged.correct], minlength=classes)
-    precision, recall = _over(right, predicted), _over(right, support)
-    f1 = _over(2 * right, support + predicted)
-    means = (float(np.nanmean(column)) for column in (recall, f1))
-    return ClassTable(support, predicted, precision, recall, f1, float(judged.correct.mean()), *means)
-
-
-def _over(part: Places, whole: Places) -> Numbers:
-    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,9 +17,10 @@ from tlx.runs.report import verdict as words
 from tlx.runs.report.album import FULL, Album, heated
 from tlx.runs.report.charts import Curve, Mark, curves, reliability_chart
 from tlx.runs.report.contents import Contents
-from tlx.runs.report.figures import class_table, confusion, interval, least_sure, most_wrong, reliability
+from tlx.runs.report.figures import confusion, interval, least_sure, most_wrong, reliability
 from tlx.runs.report.judged import Judged
 from tlx.runs.report.summary import NONE, Summary, changes
+from tlx.runs.scores import class_scores
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -193,7 +194,7 @@ class Pictures:
 
 def _of_judged(judged: Judged, contents: Contents, pictures: Pictures) -> dict[str, Any]:
     """The sections that are made of predictions."""
-    table = class_table(judged, len(contents.classes))
+    table = class_scores(judged.labels, judged.predictions, len(contents.classes))
     wrong = [pictures.shot(judged, row, explain=True) for row in most_wrong(judged, WRONG)]
     unsure = [pictures.shot(judged, row) for row in least_sure(judged, UNSURE)]
     bins = {"c0": reliability(judged.probability, judged.correct)}
