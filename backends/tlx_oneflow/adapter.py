@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tlx.backend import Array, Capabilities, OptimizerSpec
+from tlx.backend import LOSSES, Array, Capabilities, OptimizerSpec
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.dropout import FUNCTIONS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
@@ -65,6 +65,7 @@ class OneFlowBackend(ModuleBackend):
             optimizers=tuple(self.optimizers),
             models=tuple(name for name in ARCHITECTURES if hasattr(self.zoo, name)),
             deterministic=True,
+            losses=LOSSES,
         )
 
     def construct(self, name: str, **options: int) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tlx.backend import (
+    LOSSES,
     Array,
     Arrays,
     Batch,
@@ -135,6 +136,7 @@ class Loopback:
             optimizers=tuple(RULES),
             models=tuple(DROPOUT),
             deterministic=True,
+            losses=LOSSES,
         )
 
     # Models and their values.
@@ -216,7 +218,7 @@ class Loopback:
     def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
         p = model.module.arrays
         run = self._forward(model, batch, train=True)
-        mean, dlogits = reference.cross_entropy(run.logits, batch.labels, batch.targets)
+        mean, dlogits = reference.loss_of(run.logits, batch.labels, batch.targets)
         dh, dw, db = reference.linear_backward(dlogits * scale, run.h, p["fc.weight"])
         dy = reference.relu_backward(dh * run.mask, run.y)
         dz = dy * p["bn1.weight"]
@@ -259,7 +261,7 @@ class Loopback:
     @DIVERGES
     def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy, Lazy]:
         logits = self._forward(model, batch).logits
-        mean, _ = reference.cross_entropy(logits, batch.labels, batch.targets)
+        mean, _ = reference.loss_of(logits, batch.labels, batch.targets)
         return np.array(mean * len(batch.labels)), _correct(logits, batch.labels), logits
 
     @DIVERGES
@@ -370,7 +372,9 @@ def _spec(name: str, array: Array) -> ParamSpec:
 
 
 def _correct(logits: Array, labels: Array) -> Array:
-    return np.array((logits.argmax(axis=1) == labels).sum())
+    if labels.ndim == 1:
+        return np.array((logits.argmax(axis=1) == labels).sum())
+    return np.array(((logits > 0) == labels).all(axis=1).sum())
 
 
 def _average(size: int) -> Array:
