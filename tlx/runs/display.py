@@ -17,7 +17,7 @@ from tlx.backend.threads import Others
 from tlx.console import Console, bar_text, styled
 from tlx.errors import one_line, printable
 from tlx.streams import stderr
-from tlx.training.metrics import EpochEnded, Event, Extracted, FeaturesKept, FeaturesNotKept, PhaseStarted
+from tlx.training.metrics import EpochEnded, Event, Extracted, FeaturesKept, FeaturesNotKept, Metrics, PhaseStarted
 from tlx.training.metrics import Progress as Step
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class Display:
             for name, part in (("train", data.train), ("validation", data.val), ("test", data.test))
             if part is not None
         )
-        self.console.print(styled(data.name, "bold"), f": {len(data.classes)} classes; images: {parts}", sep="")
+        several = ", of which several may apply to an image" if data.multilabel else ""
+        self.console.print(styled(data.name, "bold"), f": {len(data.classes)} classes{several}; images: {parts}", sep="")
         self.say(f"  training images of each class: {data.class_counts(data.train)}")
 
     def notes(self, notes: Sequence[str]) -> None:
@@ -165,7 +166,7 @@ class Display:
 
     def _epoch(self, event: EpochEnded) -> None:
         self._line = time.perf_counter()
-        val = f"  val loss {event.val.loss:.4f} accuracy {event.val.accuracy:.4f}" if event.val else ""
+        val = f"  val loss {event.val.loss:.4f} {_score(event.val)}" if event.val else ""
         best = "  best" if event.best and event.val else ""
         others = self._others.share() or 0.0
         crowd = f"  (other processes took {others:.0%} of the processor)" if others > CROWDED else ""
@@ -207,7 +208,7 @@ class NotebookBar:
 
 def summary(result: Result) -> str:
     """Return a result as one line."""
-    test = result.unread if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.4f}"
+    test = result.unread if result.test_accuracy is None else f"test {result.score}"
     which = result.chosen or f"epoch {result.best_epoch} of {result.epochs_run}"
     return (
         f"{test} ({which}), {result.trainable_parameters:,} of "
@@ -263,6 +264,12 @@ def group_table(title: str, rows: Sequence[Row]) -> Table:
         cells = [row.group, str(row.tensors), f"{row.parameters:,}", lr, decay, row.norm]
         table.add_row(*([f"{row.phase} from {row.epoch + 1}", *cells] if phases else cells))
     return table
+
+
+def _score(metrics: Metrics) -> str:
+    """What the best epoch is chosen by, in words."""
+    ranked = metrics.average_precision
+    return f"accuracy {metrics.accuracy:.4f}" if ranked is None else f"mAP {ranked:.4f}"
 
 
 def _clock(seconds: float) -> str:

@@ -112,14 +112,14 @@ def finished(training: Training, state: State) -> bool:
 
 
 def stalled(history: Sequence[EpochEnded], patience: int | None) -> bool:
-    """Whether the last `patience` epochs brought no better validation accuracy."""
+    """Whether the last `patience` epochs brought no better validation accuracy, or mean average precision."""
     if patience is None or len(history) <= patience:
         return False
-    # The last best epoch before these has the highest accuracy of all before them.
+    # The last best epoch before these has the highest score of all before them.
     before = next((epoch.val for epoch in islice(reversed(history), patience, None) if epoch.best), None)
     if before is None:
         return False
-    return all(epoch.val is None or epoch.val.accuracy <= before.accuracy for epoch in history[-patience:])
+    return all(epoch.val is None or epoch.val.score <= before.score for epoch in history[-patience:])
 
 
 def phase_changed(training: Training, state: State) -> bool:
@@ -184,7 +184,7 @@ def evaluate(
             problem = f"backend {backend.name!r}: evaluate returns {len(outputs)} values, not loss, count and logits"
             raise BackendError(problem, fix="let it return what its logits() does, too")
         loss, correct, logits = outputs
-        yield from meter.add([(loss, correct)], len(batch), logits)
+        yield from meter.add([(loss, correct)], len(batch), logits, batch.labels)
         yield Stepped()
     return meter.metrics()
 
