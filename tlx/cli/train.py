@@ -128,6 +128,12 @@ def predict(
         print_json({**source, "predictions": list(reported(rows))})
     else:
         for row in rows:
+            if "labels" in row and not row["error"]:
+                listed = [
+                    f"{printable(e['class'])} {e['probability']:.4f}" for e in row["top"] if e["class"] in row["labels"]
+                ]
+                print(f"{printable(row['path'])}: {', '.join(listed) or 'no label'}", flush=True)
+                continue
             ranked = (f"{printable(entry['class'])} {entry['probability']:.4f}" for entry in row["top"][: top or 1])
             if not row["error"]:
                 answer = ", ".join(ranked) if row["class"] is not None else f"unknown ({', '.join(ranked)})"

@@ -28,6 +28,10 @@ from tlx.training.loop import Training
 LOCKED = 5  # batches of the step-locked comparison
 TESTED = 4  # batches of the test part
 LOSS = "cross-entropy with the targets where a batch has any, else with its labels; the mean over the samples"
+LOSS_OF_SEVERAL = (
+    "binary cross-entropy of each class, with the targets where a batch has any, else with its labels of 0 and 1; the "
+    "mean over the samples and the classes"
+)
 
 
 @dataclass

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tlx.runs.result import Result
     from tlx.strategy.plan import Fits, Plan, Row
     from tlx.training.loop import State, Training
+    from tlx.training.multilabel import Figures
 
 T = TypeVar("T")
 Listener = Callable[[Event], object]
@@ -65,7 +66,9 @@ class Display:
             if part is not None
         )
         several = ", of which several may apply to an image" if data.multilabel else ""
-        self.console.print(styled(data.name, "bold"), f": {len(data.classes)} classes{several}; images: {parts}", sep="")
+        self.console.print(
+            styled(data.name, "bold"), f": {len(data.classes)} classes{several}; images: {parts}", sep=""
+        )
         self.say(f"  training images of each class: {data.class_counts(data.train)}")
 
     def notes(self, notes: Sequence[str]) -> None:
@@ -225,6 +228,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
         f"{'' if evaluation['tta'] == 'none' else ', each with its mirror image'}; the run recorded "
         f"{'none' if recorded is None else f'{recorded:.4f}'} on its own test part"
     )
+    if evaluation["multilabel"] is not None:
+        return _print_multilabel(evaluation["multilabel"])
     top_k = "" if k is None else f", top-{k} accuracy {evaluation['top_k_accuracy']:.4f}"
     print(f"macro F1 {evaluation['macro_f1']:.4f}{top_k}")
     classes = [entry for entry in evaluation["classes"] if entry["images"]]
@@ -237,6 +242,23 @@ def print_evaluation(evaluation: Evaluation) -> None:
     print_table(("class", "images", "accuracy", "F1"), rows, right=(1, 2, 3))
     if len(classes) > len(rows):
         print(f"and {len(classes) - len(rows)} classes with a higher accuracy: see --json")
+
+
+def _print_multilabel(figures: Figures) -> None:
+    """Print how well each class is told where several may apply."""
+    totals = (figures[name] for name in ("average_precision", "micro_f1", "macro_f1"))
+    words = ("-" if total is None else f"{total:.4f}" for total in totals)
+    print(
+        "the accuracy is of images whose labels are all right; "
+        + ", ".join(f"{name} {word}" for name, word in zip(("mAP", "micro F1", "macro F1"), words, strict=True))
+    )
+    worst = sorted(figures["classes"], key=lambda entry: entry["average_precision"] or 0)[:TABLE_ROWS]
+    rows = []
+    for entry in [entry for entry in figures["classes"] if entry in worst]:
+        values = (entry["average_precision"], entry["f1"], entry["threshold"])
+        numbers = ("-" if value is None else f"{value:.4f}" for value in values)
+        rows.append((entry["class"], str(entry["images"]), *numbers))
+    print_table(("class", "images", "AP", "F1", "threshold"), rows, right=(1, 2, 3, 4))
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> None:

@@ -161,7 +161,9 @@ def _joined(table: Table, line: int, cells: Sequence[str], flags: Sequence[int])
             raise DataError(problem, fix="name the columns that are classes with label_column")
     applies = [at for at in flags if cells[at].lower().removesuffix(".0") in TRUE]
     if bad := next((table.header[at] for at in applies if JOIN in table.header[at]), None):
-        raise DataError(f"{table.file}: {JOIN!r} stands between several labels, but is part of {bad!r}", fix="rename it")
+        raise DataError(
+            f"{table.file}: {JOIN!r} stands between several labels, but is part of {bad!r}", fix="rename it"
+        )
     return JOIN.join(table.header[at] for at in applies)
 
 
