@@ -137,8 +137,8 @@ class Schema:
     )
     label_column: str | None = text(
         None,
-        "column of a .csv or .parquet file, or name in a shard's .json, with the labels; default: guessed; of a .csv also "
-        "several, with commas between, that hold 0 or 1",
+        "column of a .csv or .parquet file, or name in a shard's .json, with the labels; default: guessed; of a .csv "
+        "also several, with commas between, that hold 0 or 1",
         group="Data",
     )
     label_separator: str | None = text(

@@ -7,8 +7,8 @@ cross. The contract:
   are NCHW. With ``targets`` [N, classes] the loss is ``-(targets * log_softmax(logits)).sum() / N``; their rows may sum
   to anything, so they carry smoothing, mixing and class weights alike.
 - Labels of 0 and 1, int64 [N, classes], say of each class whether it applies, and ask for the second loss: binary
-  cross-entropy, the mean over the samples and the classes, ``mean(log(1 + exp(z)) - t * z)`` for logits z and targets t,
-  which are the labels or ``targets`` [N, classes]; so torch.nn.BCEWithLogitsLoss. Summed over the samples it counts
+  cross-entropy, the mean over the samples and the classes, ``mean(log(1 + exp(z)) - t * z)`` for logits z and targets
+  t, which are the labels or ``targets`` [N, classes]; so torch.nn.BCEWithLogitsLoss. Summed over the samples it counts
   each with its mean over the classes. A sample is correct where, for every class, z is above 0 exactly if the label
   is 1. A backend says in `Capabilities.losses` that it has this loss.
 - ``backward`` may be called several times before ``update``: gradients add up, each weighted with its ``scale``.

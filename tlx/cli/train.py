@@ -128,10 +128,9 @@ def predict(
         print_json({**source, "predictions": list(reported(rows))})
     else:
         for row in rows:
-            if "labels" in row and not row["error"]:
-                listed = [
-                    f"{printable(e['class'])} {e['probability']:.4f}" for e in row["top"] if e["class"] in row["labels"]
-                ]
+            if (labels := row.get("labels")) is not None:
+                applies = (entry for entry in row["top"] if entry["class"] in labels)
+                listed = [f"{printable(entry['class'])} {entry['probability']:.4f}" for entry in applies]
                 print(f"{printable(row['path'])}: {', '.join(listed) or 'no label'}", flush=True)
                 continue
             ranked = (f"{printable(entry['class'])} {entry['probability']:.4f}" for entry in row["top"][: top or 1])

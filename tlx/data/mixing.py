@@ -18,10 +18,11 @@ SHARES = 256  # a mixed image's own share is a whole number of these parts
 class Targets:
     """How labels enter the loss: target[n, c] = class_weights[c] * t[n, c].
 
-    t is 1 at the label, or at each of several, and 0 elsewhere; mixing makes it share * t + (1 - share) * t of the partner; smoothing then
-    makes it (1 - e) * t + e / classes (Szegedy et al. 2016, section 7), or (1 - e) * t + e / 2 where there may be
-    several labels, each of which is a choice between two (Keras: `BinaryCrossentropy`). `mixup` and `cutmix` are the alpha of the
-    Beta(alpha, alpha) that the share is drawn from, 0 for none; with both, a fair coin decides for each batch.
+    t is 1 at the label, or at each of several, and 0 elsewhere; mixing makes it share * t + (1 - share) * t of the
+    partner; smoothing then makes it (1 - e) * t + e / classes (Szegedy et al. 2016, section 7), or (1 - e) * t + e / 2
+    where there may be several labels, each of which is a choice between two (Keras: `BinaryCrossentropy`). `mixup` and
+    `cutmix` are the alpha of the Beta(alpha, alpha) that the share is drawn from, 0 for none; with both, a fair coin
+    decides for each batch.
     """
 
     classes: int

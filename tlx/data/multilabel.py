@@ -37,7 +37,7 @@ def divide(labels: Labels, count: int, *, seed: int, purpose: str) -> tuple[Labe
     This is iterative stratification (Sechidis, Tsoumakas & Vlahavas 2011, algorithm 1) into two subsets: the class with
     the fewest samples left goes first, each of its samples to the subset that lacks it most, of equals to the one that
     lacks most samples, of these to the rest. Two things are added: a subset that is full takes nothing more, so that
-    `count` is exact, and samples are visited in an order that is drawn, so that which ones are chosen is left to chance.
+    `count` is exact, and samples are visited in an order that is drawn, so that chance chooses among equals.
 
     Args:
         labels: of 0 and 1, int64 [N, classes].

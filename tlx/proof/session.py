@@ -173,7 +173,7 @@ class Session:
             "numpy": np.__version__,
             "machine": platform.machine(),
             "quick": quick,
-            "loss": LOSS,
+            "loss": LOSS_OF_SEVERAL if any(batch.labels.ndim == 2 for batch in self.tests[:1]) else LOSS,
             "planned": self.served,  # these two keys have the names that tlx 0.1.0 gave them
             "replayed": self.reference.manifest["inputs"] if self.reference is not None else None,
             "inputs": sha256(np.array([sha256(a) for a in self.initial.values()])),

@@ -53,11 +53,12 @@ def after(data: Data, history: Sequence[EpochEnded], steps: int, test: Metrics |
     """Yield what is likely to be wrong with a run that has ended, and what to try."""
     fit = history[-1].fit
     yield from fit.notes if fit else ()
-    guessing = math.log(2 if data.multilabel else len(data.classes))
+    choices = 2 if data.multilabel else len(data.classes)
+    guessing = math.log(choices)
     low, high = (factor * guessing for factor in STUCK)
     if not fit and all(low <= epoch.train.loss <= high for epoch in history):
         yield (
-            f"the training loss stayed at ln({2 if data.multilabel else len(data.classes)}) = {guessing:.2f}, which is guessing; "
+            f"the training loss stayed at ln({choices}) = {guessing:.2f}, which is guessing; "
             "try another lr, or more epochs"
         )
     if data.multilabel and data.val is not None and not data.val.labels.any(axis=0).all():

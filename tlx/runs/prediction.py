@@ -90,7 +90,8 @@ def predict(
         For each image, in order, its path ("array 0" and so on for arrays), class, probability (softmax of the logits
         in float64) and `top`, a list of class and probability. With `reject`, class is None where the probability is
         too low. Where the run's images may have several labels, `labels` holds those whose probability (sigmoid of the
-        logit) reaches the threshold that the run chose, and `top` is of all classes. Where an image cannot be read, `error` says why, class and probability are None, and `top` is empty.
+        logit) reaches the threshold that the run chose, and `top` is of all classes. Where an image cannot be read,
+        `error` says why, class and probability are None, and `top` is empty.
         `tlx.runs.prediction.predictions` returns the same one by one, for more images than a list can hold.
 
     Raises:
@@ -215,9 +216,9 @@ def write_csv(file: str | Path, rows: Iterable[Prediction]) -> tuple[int, int]:
     """Write predictions as CSV in UTF-8 while they are made; the file appears whole, or not at all.
 
     Of images that may have several labels the columns are path, prediction, with "|" between labels, the probability of
-    each class, and error. Otherwise the columns are path, prediction, probability, then prediction_2, probability_2 and so on, as many as the first
-    image that can be read lists, and error. A prediction that was rejected is empty. Text is quoted, numbers are not. A
-    path that is no UTF-8 keeps its bytes.
+    each class, and error. Otherwise they are path, prediction, probability, then prediction_2, probability_2 and so on,
+    as many as the first image that can be read lists, and error. A prediction that was rejected is empty. Text is
+    quoted, numbers are not. A path that is no UTF-8 keeps its bytes.
 
     Returns:
         How many images were predicted, and how many could not be read.
@@ -241,8 +242,8 @@ def write_csv(file: str | Path, rows: Iterable[Prediction]) -> tuple[int, int]:
         for row in chain(first, rest):
             if several is not None:
                 odds = {entry["class"]: entry["probability"] for entry in row["top"]}
-                cells = [odds.get(name, "") for name in several]
-                writer.writerow([row["path"], row["class"] or "", *cells, row["error"] or ""])
+                numbers = [odds[name] if odds else "" for name in several]
+                writer.writerow([row["path"], row["class"] or "", *numbers, row["error"] or ""])
                 counts[row["error"] is not None] += 1
                 continue
             cells = [value for entry in row["top"] for value in entry.values()] or [""] * (2 * top)

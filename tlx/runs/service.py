@@ -58,7 +58,7 @@ class Service:
             raise logits
         if (thresholds := self.run.card.thresholds) is not None:
             found = multilabel_prediction_of(PHOTO, logits, self.run.card.classes, thresholds)
-            answer = {name: found[name] for name in ("class", "probability", "labels", "top")}  # type: ignore[literal-required]
+            answer = {name: found[name] for name in ("class", "probability", "labels", "top")}
             return {**answer, "class": found["class"] or "no label", "unknown": False}
         row = prediction_of(PHOTO, logits, self.run.card.classes, TOP, self.answers)
         facts = {"class": row["class"], "probability": row["probability"], "top": row["top"]}
