@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -128,7 +128,8 @@ def predict(
         print_json({**source, "predictions": list(reported(rows))})
     else:
         for row in rows:
-            if (labels := row.get("labels")) is not None:
+            labels: Any = dict(row).get("labels")
+            if labels is not None:
                 applies = (entry for entry in row["top"] if entry["class"] in labels)
                 listed = [f"{printable(entry['class'])} {entry['probability']:.4f}" for entry in applies]
                 print(f"{printable(row['path'])}: {', '.join(listed) or 'no label'}", flush=True)
