@@ -27,8 +27,8 @@ def compare_metrics(a: Capture, b: Capture) -> Stage:
         logits = [_logits(record) for record in records]
         for side, record, own in zip(SIDES, records, logits, strict=True):
             labels = np.array(record.facts["labels"])
-            right = ((own > 0) == labels).all(axis=1) if labels.ndim == 2 else own.argmax(axis=1) == labels
-            count = int(right.sum())
+            correct = ((own > 0) == labels).all(axis=1) if labels.ndim == 2 else own.argmax(axis=1) == labels
+            count = int(correct.sum())
             recorded = record.facts["correct"]
             rows.append(
                 Row(
