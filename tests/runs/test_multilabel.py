@@ -197,9 +197,13 @@ def test_what_needs_one_label_is_refused_before_the_run(fields: dict[str, Any], 
 
 def test_a_backend_without_the_loss_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     can = Loopback().capabilities()
-    monkeypatch.setattr(Loopback, "capabilities", lambda self: Capabilities(
-        can.versions, can.devices, can.precisions, can.optimizers, can.models, can.deterministic
-    ))
+    monkeypatch.setattr(
+        Loopback,
+        "capabilities",
+        lambda self: Capabilities(
+            can.versions, can.devices, can.precisions, can.optimizers, can.models, can.deterministic
+        ),
+    )
     with pytest.raises(BackendError, match=f"'loopback' has no loss for several labels \\({LOSSES[1]}\\)"):
         train(tmp_path / "run")
 

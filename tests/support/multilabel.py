@@ -13,7 +13,7 @@ CLASSES = ("even", "above four", "prime", "has a loop")
 def properties(digits: NDArray[np.int64]) -> NDArray[np.int64]:
     """Which of `CLASSES` apply to each digit, int64 [N, 4]; none to 1."""
     columns = (digits % 2 == 0, digits > 4, np.isin(digits, (2, 3, 5, 7)), np.isin(digits, (0, 6, 8, 9)))
-    return np.stack(columns, axis=1).astype(np.int64)
+    return np.asarray(np.stack(columns, axis=1).astype(np.int64))
 
 
 def digits(count: int = 1797) -> dict[str, Any]:

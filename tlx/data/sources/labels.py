@@ -160,7 +160,7 @@ def _one_hot(array: NDArray[Any], part: str, bad: dict[int, str], notes: list[st
     if not right.any():
         raise DataError(
             f"{part}: labels are {array.dtype} {list(array.shape)}, and their rows are not one-hot",
-            fix="pass one class number for each image, such as labels.argmax(axis=1)",
+            fix="pass one class number for each image, such as labels.argmax(axis=1); or 0 and 1, where several apply",
         )
     for i in np.flatnonzero(~right):
         bad.setdefault(int(i), f"{part}: the label of sample {i} is not one-hot, as the others are: a single 1 among 0")
