@@ -13,7 +13,7 @@ from support.multilabel import digits
 from tlx import parity
 from tlx.backend import Handle, Lazy, Model, registry
 from tlx.conformance import reference
-from tlx.proof.faults import Proxy
+from tlx.proof.recorder import Proxy
 from tlx.proof.result import Verdict
 
 FIELDS: dict[str, Any] = {

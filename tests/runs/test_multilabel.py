@@ -93,7 +93,7 @@ def test_a_run_learns_several_labels_and_says_how_well(finished: tlx.Result) -> 
     ranked = [epoch["val_average_precision"] for epoch in finished.history]
     best = finished.history[finished.best_epoch - 1]
     assert best["val_average_precision"] == max(ranked) == said["val"]["average_precision"]
-    assert ranked[0] < 0.97 < said["test"]["average_precision"] and "test mAP" in repr(finished)  # type: ignore[operator]
+    assert ranked[0] < 0.97 < said["test"]["average_precision"] and "test mAP" in repr(finished)
     saved = json.loads((finished.run_dir / "result.json").read_text())
     assert saved["multilabel"] == said
     assert json.loads((finished.run_dir / "card.json").read_text())["thresholds"] == [*said["thresholds"].values()]
