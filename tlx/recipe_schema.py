@@ -145,8 +145,12 @@ class Schema:
     )
     label_column: str | None = text(
         None,
-        "column of a .csv or .parquet file, or name in a shard's .json, with the labels; default: guessed",
+        "column of a .csv or .parquet file, or name in a shard's .json, with the labels; default: guessed; of a .csv "
+        "also several, with commas between, that hold 0 or 1",
         group="Data",
+    )
+    label_separator: str | None = text(
+        None, 'what stands between several labels of an image in the label_column of a .csv, such as "|"', group="Data"
     )
     fixes: str | None = text(
         None, "CSV file of decisions on single images, as `tlx check --decisions` writes it", group="Data"
@@ -359,6 +363,7 @@ class RecipeFields(TypedDict, total=False):
     max_pixels: int
     path_column: str | None
     label_column: str | None
+    label_separator: str | None
     fixes: str | None
     model: ModelLike
     head: HeadLike | None

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from tlx.backend import Array, Capabilities, OptimizerSpec, float32_exact
+from tlx.backend import LOSSES, Array, Capabilities, OptimizerSpec, float32_exact
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.dropout import FUNCTIONS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
@@ -70,6 +70,7 @@ class OneFlowBackend(ModuleBackend):
             optimizers=tuple(self.optimizers),
             models=tuple(name for name in ARCHITECTURES if hasattr(self.zoo, name)),
             deterministic=True,
+            losses=LOSSES,
         )
 
     def construct(self, name: str, **options: int) -> Any:

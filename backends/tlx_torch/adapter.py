@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torchvision
 
-from tlx.backend import Array, Capabilities, ModelSpec, OptimizerSpec, Precision, float32_exact
+from tlx.backend import LOSSES, Array, Capabilities, ModelSpec, OptimizerSpec, Precision, float32_exact
 from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
 from tlx.backend.module.dropout import UNITS, Drop, function
 from tlx.backend.module.net import Net, Optimizer
@@ -69,6 +69,7 @@ class TorchBackend(ModuleBackend):
             optimizers=tuple(self.optimizers),
             models=tuple(name for name in ARCHITECTURES if hasattr(torchvision.models, name)),
             deterministic=True,
+            losses=LOSSES,
         )
 
     def made(self, spec: ModelSpec) -> torch.nn.Module:

@@ -22,13 +22,14 @@ INPUT, OUTPUTS = "images", ("logits", "probabilities")
 
 
 class Served(torch.nn.Module):
-    """A model together with what is done to pixels before it, and softmax after it."""
+    """A model together with what is done to pixels before it, and softmax after it, or sigmoid for several labels."""
 
     pixel_mean: torch.Tensor
     pixel_std: torch.Tensor
 
-    def __init__(self, net: Net, preprocess: Preprocess) -> None:
+    def __init__(self, net: Net, preprocess: Preprocess, several: bool) -> None:
         super().__init__()
+        self.several = several
         self.key, self.inner = net.output, plain(own_copied(net.module))
         for name in ("mean", "std"):
             values = torch.tensor(getattr(preprocess, name), dtype=torch.float64).reshape(1, 3, 1, 1)
@@ -39,7 +40,7 @@ class Served(torch.nn.Module):
         pixels = (images.permute(0, 3, 1, 2).to(torch.float32) / 255 - self.pixel_mean) / self.pixel_std
         output = self.inner(pixels)
         logits = output if self.key is None else own.entries(output)[self.key]
-        return logits, logits.softmax(1)
+        return logits, logits.sigmoid() if self.several else logits.softmax(1)
 
 
 def _libraries() -> tuple[Any, Any, Any]:
@@ -65,11 +66,13 @@ def _libraries() -> tuple[Any, Any, Any]:
 def exported(model: Net, preprocess: Preprocess, metadata: Sequence[tuple[str, str]]) -> bytes:
     """Return a model, which lies on the CPU in float32, as the content of an .onnx file.
 
+    With "thresholds" in the metadata several labels may apply to an image, and probabilities are sigmoids.
+
     Raises:
         BackendError: PyTorch's exporter cannot write it.
     """
     onnx, _, optimizer = _libraries()
-    served = Served(model, preprocess).eval()
+    served = Served(model, preprocess, "thresholds" in dict(metadata)).eval()
     images = torch.zeros((2, preprocess.size, preprocess.size, 3), dtype=torch.uint8)
     before = logging.root.manager.disable
     try:

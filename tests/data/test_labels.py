@@ -108,7 +108,10 @@ WRONG: dict[str, tuple[Any, str]] = {
     "None": (spoilt(None), "label of sample 7 is None; expected a class number or a name"),
     "text among numbers": (spoilt("cat"), "the label of sample 7 is the text 'cat'; most others are numbers"),
     "ragged": ([[i, i] if i else [i] for i in THREE.tolist()], "most others are arrays [2]"),
-    "several": (np.eye(3, dtype=int)[THREE] | np.eye(3, dtype=int)[0], "the label of sample 1 is not one-hot"),
+    "a 2 in a row": (
+        np.eye(3, dtype=int)[THREE] * (1 + (np.arange(COUNT) == 1))[:, None],
+        "the label of sample 1 is not",
+    ),
     "soft": (np.full((COUNT, 3), 1 / 3), "rows are not one-hot. Fix: pass one class number for each image, such as"),
     "matrices": (np.zeros((COUNT, 2, 2)), "[12, 2, 2]; expected one class number or name for each image"),
     "complex": (THREE.astype(complex), "of sample 0 is"),

@@ -44,7 +44,7 @@ IMAGES = np.zeros((6, 8, 8, 3), np.uint8)
         ((IMAGES, np.array([0.5, 1, 0, 1, 0, 1])), "label 0.5 of sample 0 is not a whole number"),
         ((IMAGES, np.array([0, 1])), "6"),
         ((IMAGES.astype(np.float32) + 2, np.array([0, 1] * 3)), r"from 2 to 2; .*images\.astype\(np\.uint8\)"),
-        ((IMAGES, np.array([[1, 1]] * 6)), "their rows are not one-hot"),
+        ((IMAGES, np.array([[2, 1]] * 6)), "their rows are not one-hot"),
         ((IMAGES, [0, 1, 0, 1, 0, [1]]), "the label of sample 5 is a list; most others are numbers"),
         (([IMAGES[0], "gone.png"], [0, 1]), "item 1: no such file: gone.png"),
         ((IMAGES[:0], np.zeros(0, int)), r"got uint8 \[0, 8, 8, 3\]"),

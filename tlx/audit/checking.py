@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tlx.data import Data, FileImages, Images
 from tlx.data.file_hashes import FileHashes
 from tlx.data.images import MAX_PIXELS, formats_up_to
 from tlx.data.load import open_source
+from tlx.data.multilabel import is_multilabel
 from tlx.errors import DataError, TlxError
 from tlx.runs.display import Display
 
@@ -125,13 +126,21 @@ def _opened(
 ) -> tuple[str, tuple[str, ...], dict[str, Images], list[str], dict[str, dict[int, str]]]:
     """Return the name, the classes, the parts, the notes, and the samples that are known to be of no use."""
     if isinstance(data, Data):
+        _check_single(data.name, data.parts)
         return data.name, data.classes, dict(data.parts), list(data.notes), {}
     columns = {"path_column": path_column, "label_column": label_column}
     source = open_source(data, data_root_of(root), columns, "skip")
     parts = {part: images for part, images in source.parts.items() if len(images)}
     if not parts:
         raise DataError(f"{source.name} holds no image")
+    _check_single(source.name, parts)
     return source.name, source.classes, parts, list(source.notes), {part: dict(b) for part, b in source.bad.items()}
+
+
+def _check_single(data: str, parts: Mapping[str, Images]) -> None:
+    if any(is_multilabel(images.labels) for images in parts.values()):
+        problem = f"tlx check compares one label of each image with others, but images of {data} may have several"
+        raise DataError(problem, fix="check the photos alone, as a folder")
 
 
 def data_root_of(root: str | Path | None) -> Path | None:

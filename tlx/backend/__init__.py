@@ -12,6 +12,7 @@ from tlx.backend.checks import (
 from tlx.backend.optimizers import Hyper, OptimizerSpec
 from tlx.backend.preprocess import Preprocess
 from tlx.backend.protocol import (
+    LOSSES,
     Array,
     Arrays,
     Backend,
@@ -38,6 +39,7 @@ from tlx.backend.protocol import (
 )
 
 __all__ = [
+    "LOSSES",
     "Array",
     "Arrays",
     "Backend",

@@ -56,12 +56,14 @@ def check_batch(batch: Batch, classes: int) -> None:
             raise BackendError(
                 f"Images of {height} x {width} pixels are larger than {batch.preprocess.size}; shrink them first"
             )
-    if labels.dtype != np.int64 or labels.shape != (count,) or not count:
+    if labels.dtype != np.int64 or labels.shape not in ((count,), (count, classes)) or not count:
         raise BackendError(
-            f"Labels are {labels.dtype} {list(labels.shape)}; expected int64 [{count}], and at least one"
+            f"Labels are {labels.dtype} {list(labels.shape)}; expected int64 [{count}] or [{count}, {classes}], and at "
+            "least one"
         )
-    if labels.min() < 0 or labels.max() >= classes:
-        raise BackendError(f"A label is outside 0..{classes - 1}")
+    last = classes - 1 if labels.ndim == 1 else 1
+    if labels.min() < 0 or labels.max() > last:
+        raise BackendError(f"A label is outside 0..{last}")
     check_targets(batch, classes)
 
 

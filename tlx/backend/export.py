@@ -92,7 +92,11 @@ class OnnxExporter(Exporter, Protocol):
     """An exporter that also writes ONNX."""
 
     def onnx(self, model: Model, preprocess: Preprocess, metadata: Sequence[tuple[str, str]]) -> bytes:
-        """Return a model as ONNX: uint8 images [N, size, size, 3] to float32 logits and probabilities [N, classes]."""
+        """Return a model as ONNX: uint8 images [N, size, size, 3] to float32 logits and probabilities [N, classes].
+
+        Probabilities are the softmax; with "thresholds" in the metadata, of images that may have several labels, the
+        sigmoid of each logit.
+        """
 
     def run_onnx(self, content: bytes, batches: Sequence[Array]) -> list[Array]:
         """Return the logits of each batch of images, as ONNX Runtime computes them on the CPU."""

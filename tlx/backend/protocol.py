@@ -6,6 +6,11 @@ cross. The contract:
 - The loss is cross-entropy, the mean over the samples of a batch; labels are int64 [N] in ``0 .. classes - 1``; images
   are NCHW. With ``targets`` [N, classes] the loss is ``-(targets * log_softmax(logits)).sum() / N``; their rows may sum
   to anything, so they carry smoothing, mixing and class weights alike.
+- Labels of 0 and 1, int64 [N, classes], say of each class whether it applies, and ask for the second loss: binary
+  cross-entropy, the mean over the samples and the classes, ``mean(log(1 + exp(z)) - t * z)`` for logits z and targets
+  t, which are the labels or ``targets`` [N, classes]; so torch.nn.BCEWithLogitsLoss. Summed over the samples it counts
+  each with its mean over the classes. A sample is correct where, for every class, z is above 0 exactly if the label
+  is 1. A backend says in `Capabilities.losses` that it has this loss.
 - ``backward`` may be called several times before ``update``: gradients add up, each weighted with its ``scale``.
 - ``update`` leaves every gradient ``None``, never zero, so a frozen parameter cannot be moved by momentum or decay.
 - A group whose parameters are all frozen is legal. Groups never change after ``optimizer``.
@@ -40,6 +45,7 @@ Model = Any
 Lazy = Any  # a scalar or array that may still be computing on the device
 
 
+LOSSES = ("cross_entropy", "binary_cross_entropy")  # of one label for each image, and of several
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -61,6 +67,7 @@ class Capabilities:
     optimizers: tuple[str, ...]
     models: tuple[str, ...]
     deterministic: bool  # two runs of one recipe on one machine give the same bits
+    losses: tuple[str, ...] = ("cross_entropy",)  # of `LOSSES`
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +132,7 @@ class Batch:
     """One batch on the host. `images` are uint8 [N, 3, h, w] with geometry already applied."""
 
     images: Array
-    labels: Array  # int64 [N]
+    labels: Array  # int64 [N]; or of 0 and 1 [N, classes], where several classes may apply to an image
     indices: Array  # int64 [N]: which samples these are
     preprocess: Preprocess
     key: tuple[int, int, int] = (0, 0, 0)  # (seed, step, first row): places the random stream of dropout masks

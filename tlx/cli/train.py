@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -145,6 +145,12 @@ def predict(
         print_json({**source, "predictions": list(reported(rows))})
     else:
         for row in rows:
+            labels: Any = dict(row).get("labels")
+            if labels is not None:
+                applies = (entry for entry in row["top"] if entry["class"] in labels)
+                listed = [f"{printable(entry['class'])} {entry['probability']:.4f}" for entry in applies]
+                print(f"{printable(row['path'])}: {', '.join(listed) or 'no label'}", flush=True)
+                continue
             ranked = (f"{printable(entry['class'])} {entry['probability']:.4f}" for entry in row["top"][: top or 1])
             if not row["error"]:
                 answer = ", ".join(ranked) if row["class"] is not None else f"unknown ({', '.join(ranked)})"

@@ -207,6 +207,9 @@ def drive(plan: Plan, jobs: int = 1, quiet: bool = False, by: By = "accuracy") -
     if jobs > 1 and holds_objects(first):
         raise RecipeError("data, model or head is a Python object, which only this process has", fix="use jobs=1")
     data = open_data(first)  # a mistake in it is said once, and not by every cell
+    if data.multilabel:
+        problem = f"compare judges one label for each image, but those of {data.name} may have several"
+        raise RecipeError(problem, fix="run each recipe, and compare val_average_precision of their history")
     if data.val is None:
         raise RecipeError("compare chooses by the validation part, but there is none", fix="raise val_fraction")
     with interruptible() as stop:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tlx.backend import (
+    LOSSES,
     Array,
     Arrays,
     Batch,
@@ -149,6 +150,7 @@ class Loopback:
             optimizers=tuple(RULES),
             models=tuple(DROPOUT),
             deterministic=True,
+            losses=LOSSES,
         )
 
     # Models and their values.
@@ -233,7 +235,7 @@ class Loopback:
         if batch.absent and batch.shard is not None:  # which no other process waits for
             return np.array(0.0), np.array(0)
         run = self._forward(model, batch, train=True)
-        mean, dlogits = reference.cross_entropy(run.logits, batch.labels, batch.targets)
+        mean, dlogits = reference.loss_of(run.logits, batch.labels, batch.targets)
         if batch.absent:
             dlogits = np.zeros_like(dlogits)
         dh, dw, db = reference.linear_backward(dlogits * scale, run.h, p["fc.weight"])
@@ -286,7 +288,7 @@ class Loopback:
     @DIVERGES
     def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy, Lazy]:
         logits = self._forward(model, batch).logits
-        mean, _ = reference.cross_entropy(logits, batch.labels, batch.targets)
+        mean, _ = reference.loss_of(logits, batch.labels, batch.targets)
         return np.array(mean * len(batch.labels)), _correct(logits, batch.labels), logits
 
     @DIVERGES
@@ -400,4 +402,6 @@ def _spec(name: str, array: Array) -> ParamSpec:
 
 
 def _correct(logits: Array, labels: Array) -> Array:
-    return np.array((logits.argmax(axis=1) == labels).sum())
+    if labels.ndim == 1:
+        return np.array((logits.argmax(axis=1) == labels).sum())
+    return np.array(((logits > 0) == labels).all(axis=1).sum())

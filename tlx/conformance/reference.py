@@ -40,6 +40,23 @@ def cross_entropy(logits: Array, labels: Array, targets: Array | None = None) ->
     return float(-(target * log_p).sum() / n), (weight * np.exp(log_p) - target) / n
 
 
+def binary_cross_entropy(logits: Array, labels: Array, targets: Array | None = None) -> tuple[float, Array]:
+    """Return the mean over samples and classes of the binary cross-entropy of logits [N, K], and its gradient [N, K].
+
+    Labels are int64 [N, K] of 0 and 1; targets float64 [N, K], of any value, replace them. Source: BCEWithLogitsLoss.
+    """
+    target = (labels if targets is None else targets).astype(logits.dtype)
+    shrunk = np.exp(-np.abs(logits))  # never overflows
+    losses = np.maximum(logits, 0) - target * logits + np.log1p(shrunk)
+    sigmoid = np.where(logits >= 0, 1, shrunk) / (1 + shrunk)
+    return float(losses.mean()), (sigmoid - target) / logits.size
+
+
+def loss_of(logits: Array, labels: Array, targets: Array | None = None) -> tuple[float, Array]:
+    """Return the loss that the labels ask for, of one class [N] or of several [N, K], and its gradient [N, K]."""
+    return (cross_entropy if labels.ndim == 1 else binary_cross_entropy)(logits, labels, targets)
+
+
 def linear(x: Array, weight: Array, bias: Array) -> Array:
     """Return x weight^T + bias [N, O] for x [N, I], weight [O, I] and bias [O]."""
     return np.asarray(x @ weight.T + bias)

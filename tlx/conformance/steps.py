@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tlx.backend import Array, Hyper, OptimizerSpec
+from tlx.backend import Array, Batch, Hyper, OptimizerSpec
 from tlx.backend.optimizers import RULES
 from tlx.conformance import reference
 from tlx.conformance.subject import (
@@ -21,6 +21,7 @@ from tlx.conformance.subject import (
     exact,
     refused,
     same_bits,
+    several_labels,
     soft_targets,
 )
 
@@ -64,6 +65,45 @@ def test_the_loss_is_cross_entropy_summed_over_the_samples(subject: Subject, sof
         assert trained == pytest.approx(expected, rel=1e-12) and counted == correct
 
 
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "targets"])
+def test_the_loss_of_several_labels_is_the_mean_of_binary_cross_entropies(subject: Subject, soft: bool) -> None:
+    """The mean over the classes, summed over the samples; logits that are far from 0 cost no digits."""
+    subject.check_several()
+    for n, factor in ((1, 1.0), (3, 1000.0)):
+        targets = soft_targets(n) if soft else None
+        whole = batch(n, labels=several_labels(n), targets=targets)
+        subject.load({k: a * factor if k in subject.head else a for k, a in subject.start.items()})
+        handle = subject.backend.put(subject.model, whole)
+        logits = subject.logits(handle)
+        expected = reference.binary_cross_entropy(logits, whole.labels, targets)[0] * n
+        total, correct = subject.evaluate(handle)
+        assert total == pytest.approx(expected, rel=1e-12)
+        assert correct == int(((logits > 0) == whole.labels).all(axis=1).sum())
+        trained, counted = subject.backward(handle)
+        assert trained == pytest.approx(expected, rel=1e-12) and counted == correct
+
+
+def test_a_sample_of_several_labels_is_correct_where_all_of_them_are(subject: Subject) -> None:
+    subject.check_several()
+    predicted = (subject.logits(subject.put()) > 0).astype(np.int64)
+    for wrong in range(N + 1):
+        labels = predicted.copy()
+        labels[:wrong, wrong % CLASSES] ^= 1
+        handle = subject.put(labels=labels)
+        assert subject.evaluate(handle)[1] == N - wrong == subject.backward(handle)[1]
+
+
+def test_gradients_of_several_labels_are_sigmoid_less_target(subject: Subject) -> None:
+    """Of the head's bias, which adds to every logit alike: the sum over the samples, by samples and classes."""
+    subject.check_several()
+    for targets in (None, soft_targets()):
+        whole = batch(labels=several_labels(), targets=targets)
+        handle = subject.backend.put(subject.model, whole)
+        _, slopes = reference.binary_cross_entropy(subject.logits(handle), whole.labels, targets)
+        bias = next(name for name in subject.head if name.endswith("bias"))
+        assert_near({bias: subject.gradients(handle)[bias]}, {bias: slopes.sum(axis=0)})
+
+
 def test_correct_counts_right_answers(subject: Subject) -> None:
     predicted = subject.logits(subject.put()).argmax(axis=1)
     for wrong in range(N + 1):
@@ -103,11 +143,20 @@ def test_scale_weighs_gradients_but_not_the_loss(subject: Subject) -> None:
 def test_accumulated_parts_equal_the_whole_batch(subject: Subject, dropper: Subject, size: int) -> None:
     """Whatever the parts' sizes, with targets, and with the same units dropped."""
     for model in (subject, dropper):
-        whole = batch(targets=soft_targets())
-        expected = model.gradients(model.backend.put(model.model, whole))
-        for piece in whole.parts(size):
-            model.backward(model.backend.put(model.model, piece), scale=len(piece) / N)
-        assert_near(model.probe(), expected, 1e-11)
+        _check_parts(model, batch(targets=soft_targets()), size)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_accumulated_parts_of_several_labels_equal_the_whole_batch(subject: Subject, size: int) -> None:
+    subject.check_several()
+    _check_parts(subject, batch(labels=several_labels(), targets=soft_targets()), size)
+
+
+def _check_parts(model: Subject, whole: Batch, size: int) -> None:
+    expected = model.gradients(model.backend.put(model.model, whole))
+    for piece in whole.parts(size):
+        model.backward(model.backend.put(model.model, piece), scale=len(piece) / N)
+    assert_near(model.probe(), expected, 1e-11)
 
 
 def test_backward_alone_moves_nothing(subject: Subject) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tlx.backend import (
+    LOSSES,
     Array,
     Arrays,
     Backend,
@@ -100,6 +101,11 @@ class Subject:
         self.start = {s.name: _values(s.name, s.shape, s.dtype, i) for i, s in enumerate(self.specs)}
         self.load(self.start)
         self.free()
+
+    def check_several(self) -> None:
+        """Skip a test of the second loss where the backend does not offer it, with the reason in the report."""
+        if LOSSES[1] not in self.backend.capabilities().losses:
+            pytest.skip(f"backend {self.backend.name!r} does not offer the loss {LOSSES[1]!r}, of several labels")
 
     def another(self) -> Subject:
         """Make a second model of the same kind, with the same values."""
@@ -193,6 +199,11 @@ def soft_targets(n: int = N) -> Array:
     targets = np.random.Generator(np.random.Philox(7)).uniform(0, 1, (n, CLASSES))
     targets[0, 0] = 0.0
     return targets
+
+
+def several_labels(n: int = N) -> Array:
+    """Labels of 0 and 1, one for each class: int64 [n, CLASSES]."""
+    return np.random.Generator(np.random.Philox(8)).integers(0, 2, (n, CLASSES), np.int64)
 
 
 def _values(name: str, shape: tuple[int, ...], dtype: str, seed: int) -> Array:

@@ -52,7 +52,7 @@ class Images(Protocol):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Class of each sample, int64 [N] in ``0 .. classes - 1``."""
+        """Class of each sample, int64 [N] in ``0 .. classes - 1``; of several labels [N, classes], of 0 and 1."""
 
     @property
     def names(self) -> Sequence[str]:

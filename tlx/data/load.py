@@ -14,6 +14,7 @@ from tlx.data.file_hashes import Advance, FileHashes
 from tlx.data.fingerprint import fingerprint, first_fingerprint
 from tlx.data.fixes import Fixes, note, read_fixes, relabelled, without_drops
 from tlx.data.images import MAX_PIXELS, FileImages, Images
+from tlx.data.multilabel import JOIN, class_counts, is_multilabel
 from tlx.data.repeated import repeated
 from tlx.data.sources.address import ADDRESS, ARCHIVE
 from tlx.data.sources.arrays import ARRAYS
@@ -92,6 +93,11 @@ class Data:
         return first_fingerprint(self.name, self.classes, self.parts)
 
     @property
+    def multilabel(self) -> bool:
+        """Whether several classes may apply to an image."""
+        return is_multilabel(self.train.labels)
+
+    @property
     def of_photos(self) -> bool:
         """Whether evaluation sees photos of many sizes, each cropped and resized, or images of one size as they are."""
         return (self.train if self.test is None else self.test).size is None
@@ -110,7 +116,7 @@ class Data:
 
     def class_counts(self, images: Images) -> str:
         """List the classes and how many images each has; of many classes the first, and the smallest and largest."""
-        counts = np.bincount(images.labels, minlength=len(self.classes))
+        counts = class_counts(images.labels, len(self.classes))
         listed = [f"{_short(name)} {count:,}" for name, count in zip(self.classes, counts, strict=True)]
         if len(listed) <= LISTED_CLASSES:
             return ", ".join(listed)
@@ -137,6 +143,7 @@ def load_data(
     max_pixels: int = MAX_PIXELS,
     path_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
     seed: int = 0,
     fixes: str | Path | None = None,
 ) -> Data:
@@ -164,7 +171,9 @@ def load_data(
             with missing files that a list names.
         path_column: column of a .csv or .parquet file that holds the photos or their paths; default: guessed, and said
             in a note.
-        label_column: column that holds the labels, or the label's name in the .json of a shard.
+        label_column: column that holds the labels, or the label's name in the .json of a shard. Of a .csv also several,
+            with commas between, of which each is a class and holds 0 or 1.
+        label_separator: what stands between the labels of an image in that column of a .csv, such as "|" or ";".
         max_pixels: a photo of more pixels is refused before it is decoded, as an image that cannot be.
         seed: of the validation part and of `images_per_class`.
         fixes: a CSV file of decisions on single images, as `tlx check --decisions` writes it: see `tlx.data.fixes`.
@@ -173,12 +182,14 @@ def load_data(
         DataNotFound: there is no such data set, file or folder.
         DataError: the data is damaged, has another layout, or cannot be divided as asked; or `fixes` do not fit it.
     """
-    columns = {"path_column": path_column, "label_column": label_column}
+    columns = {"path_column": path_column, "label_column": label_column, "label_separator": label_separator}
     origin = open_source(source, root, columns, on_bad_image)
     names, parts, notes = origin.classes, dict(origin.parts), list(origin.notes)
     _check_name("data: the name", origin.name)
     for name in names:
         _check_name(f"{origin.name}: the class name", name)
+    if any(is_multilabel(images.labels) for images in parts.values()):
+        _check_multilabel(origin.name, names, fixes)
     for part, images in parts.items():
         if isinstance(images, (FileImages, SequenceImages)):
             parts[part] = replace(images, max_pixels=max_pixels)
@@ -222,6 +233,7 @@ def load_data(
             if count > len(parts[part]):
                 notes.append(f"limit_{part}={count} is more than there are: all {len(parts[part])} are used")
             parts[part] = limit(parts[part], names, count, f"limit_{part}")
+    _check_present(origin.name, parts["train"], names)  # a limit may have left a class out
     train, val, test = parts["train"], parts.get("val"), parts.get("test")
     if val is None:
         train, val = hold_out(train, names, val_fraction, "val", seed)
@@ -255,7 +267,7 @@ def _drop_bad(fixes: Fixes, parts: dict[str, Images], bad: dict[str, dict[int, s
 
 
 def _check_present(data: str, train: Images, classes: Sequence[str]) -> None:
-    present = np.bincount(train.labels, minlength=len(classes))
+    present = class_counts(train.labels, len(classes))
     if not present.all():
         raise DataError(f"{data}: no training image of class {classes[int(present.argmin())]!r}.")
 
@@ -282,6 +294,15 @@ def open_source(
         raise DataError(f"data={str(source)!r}: {str(error).rstrip('.')}", fix="write the path in full") from error
     except OSError as error:  # such as a folder that may not be read
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
+
+
+def _check_multilabel(data: str, classes: Sequence[str], fixes: object) -> None:
+    """Refuse what has no meaning, or could not be shown, where an image may have several labels."""
+    if fixes is not None:
+        raise DataError(f"{data}: fixes give an image one label, but here it may have several", fix="leave fixes out")
+    for name in classes:
+        if JOIN in name:
+            raise DataError(f"{data}: {JOIN!r} stands between several labels, but is part of {name!r}", fix="rename it")
 
 
 def _check_name(what: str, name: str) -> None:

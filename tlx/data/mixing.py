@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx import rng
+from tlx.data.multilabel import is_multilabel
 
 SHARES = 256  # a mixed image's own share is a whole number of these parts
 
@@ -17,9 +18,11 @@ SHARES = 256  # a mixed image's own share is a whole number of these parts
 class Targets:
     """How labels enter the loss: target[n, c] = class_weights[c] * t[n, c].
 
-    t is 1 at the label and 0 elsewhere; mixing makes it share * t + (1 - share) * t of the partner; smoothing then
-    makes it (1 - e) * t + e / classes (Szegedy et al. 2016, section 7). `mixup` and `cutmix` are the alpha of the
-    Beta(alpha, alpha) that the share is drawn from, 0 for none; with both, a fair coin decides for each batch.
+    t is 1 at the label, or at each of several, and 0 elsewhere; mixing makes it share * t + (1 - share) * t of the
+    partner; smoothing then makes it (1 - e) * t + e / classes (Szegedy et al. 2016, section 7), or (1 - e) * t + e / 2
+    where there may be several labels, each of which is a choice between two (Keras: `BinaryCrossentropy`). `mixup` and
+    `cutmix` are the alpha of the Beta(alpha, alpha) that the share is drawn from, 0 for none; with both, a fair coin
+    decides for each batch.
     """
 
     classes: int
@@ -42,14 +45,16 @@ class Targets:
         """
         if not (self.mixes or self.label_smoothing or self.class_weights):
             return None
-        target = np.zeros(
-            (len(labels), self.classes)
-        )  # not taken from an identity matrix: 10,000 classes make it 800 MB
-        target[np.arange(len(labels)), labels] = 1
+        several = is_multilabel(labels)
+        if several:
+            target = labels.astype(np.float64)
+        else:  # not taken from an identity matrix: 10,000 classes make it 800 MB
+            target = np.zeros((len(labels), self.classes))
+            target[np.arange(len(labels)), labels] = 1
         if self.mixes:
             share = self._mix(images, seed, epoch, step)
             target = share * target + (1 - share) * target[::-1]
-        target = (1 - self.label_smoothing) * target + self.label_smoothing / self.classes
+        target = (1 - self.label_smoothing) * target + self.label_smoothing / (2 if several else self.classes)
         return target if self.class_weights is None else target * np.array(self.class_weights)
 
     def _mix(self, images: NDArray[np.uint8], seed: int, epoch: int, step: int) -> float:

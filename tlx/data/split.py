@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tlx import rng
 from tlx.data.images import Images
+from tlx.data.multilabel import class_counts, divide, is_multilabel
 from tlx.errors import DataError, closest
 
 
@@ -29,7 +30,10 @@ def check_labels(labels: Any, classes: int | None, where: str) -> NDArray[np.int
 
 
 def pick_classes(images: Images, known: Sequence[str], wanted: Sequence[str]) -> Images:
-    """Return the samples of the wanted classes; their labels become positions in `wanted`."""
+    """Return the samples of the wanted classes; their labels become positions in `wanted`.
+
+    Of several labels all samples are kept, also those to which none of the wanted classes applies.
+    """
     there, places = set(known), dict[str, int]()
     for name in wanted:
         if name not in there:
@@ -37,6 +41,9 @@ def pick_classes(images: Images, known: Sequence[str], wanted: Sequence[str]) ->
         if name in places:
             raise DataError(f"classes: {name!r} is given twice", fix="name each class once")
         places[name] = len(places)
+    if is_multilabel(images.labels):
+        columns = [list(known).index(name) for name in wanted]
+        return images.select(np.arange(len(images)), images.labels[:, columns])
     table = np.array([places.get(name, -1) for name in known], dtype=np.int64)
     labels = table[images.labels]
     indices = np.flatnonzero(labels >= 0)
@@ -79,7 +86,7 @@ def hold_out(
         raise DataError(f"{field} must be at least 0 and below 1, got {fraction}.")
     if fraction == 0:
         return images, None
-    count, least = round(fraction * len(images)), int(np.bincount(images.labels, minlength=len(classes)).min())
+    count, least = round(fraction * len(images)), int(class_counts(images.labels, len(classes)).min())
     if count < len(classes) or least < 2 or count > len(images) - len(classes):
         raise DataError(
             f"{field}={fraction} of {len(images)} {what} is {count}, which cannot leave an image of each of"
@@ -103,6 +110,8 @@ def _divide(
     labels: NDArray[np.int64], classes: int, count: int, *, leave: int, seed: int, purpose: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of `count` random samples and of the rest, each ascending, every class in proportion."""
+    if is_multilabel(labels):
+        return divide(labels, count, seed=seed, purpose=purpose)
     sizes = np.bincount(labels, minlength=classes)
     shares = _shares(sizes, count, leave)
     chosen = _ranks(labels, seed, purpose) < shares[labels]

@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     """What enters the network, float64 [N, 3, height, width], and what the loss compares its logits with."""
 
     inputs: Array
-    labels: Array  # int64 [N]
+    labels: Array  # int64 [N]; of 0 and 1 [N, classes] where several may apply: the loss is then binary cross-entropy
     targets: Array | None = None  # float64 [N, classes]: smoothed or mixed labels, which the loss takes instead
 
 

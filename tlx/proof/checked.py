@@ -41,6 +41,13 @@ def _some(check: Check, count: int | None = None) -> Check:
     return lambda value: isinstance(value, list) and count in (None, len(value)) and all(map(check, value))
 
 
+def _labels(value: Any) -> bool:
+    """Whether it holds the class of each image, or of each the 0 or 1 of every class."""
+    if not isinstance(value, list) or not value or not isinstance(value[0], list):
+        return _some(_whole)(value)
+    return _some(_some(lambda one: type(one) is int and one in (0, 1), len(value[0])))(value)
+
+
 def _or_none(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
@@ -98,7 +105,7 @@ _STEP = {
     **{"values?": _layout, "slots?": _layout, "average?": _layout},
 }
 _BATCH = {
-    **{"indices": _some(_whole), "labels": _some(_whole), "stream": _some(_whole, 3), "size": _whole},
+    **{"indices": _some(_whole), "labels": _labels, "stream": _some(_whole, 3), "size": _whole},
     **{"mean?": _some(_real, 3), "std?": _some(lambda value: _real(value) and value > 0, 3)},
     "interpolation?": lambda value: value in get_args(Interpolation),
 }
@@ -128,7 +135,7 @@ RECORDS: tuple[tuple[str, Mapping[str, Check]], ...] = (
     (r"P6/(locked|scatter/\d{1,9})/\d{4,9}", {**_STEP, "start": _text, "gradients": _layout}),
     (r"P6/validated", {"losses": _some(_hex), "correct": _some(_whole)}),
     (r"P7/model", {"digest": _text}),
-    (r"P7/\d{4,9}", {"correct": _whole, "labels": _some(_whole), "model?": _text}),
+    (r"P7/\d{4,9}", {"correct": _whole, "labels": _labels, "model?": _text}),
     (r"P8/(float64|float32|float32-nudged)/\d{1,9}", {"gradients": _layout, "buffers": _layout}),
     (r"P9/(plain|nudged)/\d{4,9}", {"loss": _hex}),
     # For engines outside tlx: what enters the network, and how far float32 moves the reference's own outputs.

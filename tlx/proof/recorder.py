@@ -216,7 +216,9 @@ def check_served(reference: Capture, recipe: Recipe) -> None:
         fits = images is not None and images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] == 3
         if not (fits and images is not None and len(images) == len(labels) == len(record.facts["indices"]) > 0):
             raise TlxError(f"{reference.folder}: {record.key}: images do not fit their labels", fix="capture anew")
-        if record.facts["size"] != recipe.pixels.size or max(labels) >= len(reference.manifest["must"]["classes"]):
+        last = len(reference.manifest["must"]["classes"]) - 1
+        unknown = len(labels[0]) != last + 1 if isinstance(labels[0], list) else max(labels) > last
+        if record.facts["size"] != recipe.pixels.size or unknown:
             problem = f"{reference.folder}: {record.key}: another size than the recipe's, or an unknown label"
             raise TlxError(problem, fix="capture anew")
 

@@ -28,6 +28,10 @@ from tlx.training.loop import Training
 LOCKED = 5  # batches of the step-locked comparison
 TESTED = 4  # batches of the test part
 LOSS = "cross-entropy with the targets where a batch has any, else with its labels; the mean over the samples"
+LOSS_OF_SEVERAL = (
+    "binary cross-entropy of each class, with the targets where a batch has any, else with its labels of 0 and 1; the "
+    "mean over the samples and the classes"
+)
 
 
 @dataclass
@@ -170,7 +174,7 @@ class Session:
             "numpy": np.__version__,
             "machine": platform.machine(),
             "quick": quick,
-            "loss": LOSS,
+            "loss": LOSS_OF_SEVERAL if any(batch.labels.ndim == 2 for batch in self.tests[:1]) else LOSS,
             "planned": self.served,  # these two keys have the names that tlx 0.1.0 gave them
             "replayed": self.reference.manifest["inputs"] if self.reference is not None else None,
             "inputs": sha256(np.array([sha256(a) for a in self.initial.values()])),

@@ -26,7 +26,9 @@ def compare_metrics(a: Capture, b: Capture) -> Stage:
     for number, records in enumerate(zip(left, right, strict=False)):
         logits = [_logits(record) for record in records]
         for side, record, own in zip(SIDES, records, logits, strict=True):
-            count = int((own.argmax(axis=1) == np.array(record.facts["labels"])).sum())
+            labels = np.array(record.facts["labels"])
+            correct = ((own > 0) == labels).all(axis=1) if labels.ndim == 2 else own.argmax(axis=1) == labels
+            count = int(correct.sum())
             recorded = record.facts["correct"]
             rows.append(
                 Row(
@@ -38,7 +40,8 @@ def compare_metrics(a: Capture, b: Capture) -> Stage:
                 )
             )
         if len({record.facts.get("model") for record in records}) == 1:  # else each judged what its own run ended with
-            rows.append(_prediction_row(number, *logits))
+            several = np.ndim(records[0].facts["labels"]) == 2
+            rows.append(_answers_row(number, *logits) if several else _prediction_row(number, *logits))
     if len(left) != len(right):
         rows.append(Row(kind="batches", error=math.inf, passed=False, values=(len(left), len(right))))
     return measured("P7", 0, rows, {"batches": len(left)})
@@ -65,6 +68,22 @@ def _prediction_row(number: int, reference: Array, candidate: Array) -> Row:
         passed=not len(differing),
         samples=samples,
         margins=tuple(float(top[i, -1] - top[i, -2]) for i in samples),
+    )
+
+
+def _answers_row(number: int, reference: Array, candidate: Array) -> Row:
+    """Compare what is answered of several labels; the margin of an image is that of its most doubtful class."""
+    differing = np.arange(len(reference))
+    if reference.shape == candidate.shape:
+        differing = np.flatnonzero(((reference > 0) != (candidate > 0)).any(axis=1))
+    samples = tuple(map(int, differing[:MARGINS]))
+    return Row(
+        kind="predictions",
+        number=number,
+        error=float(len(differing)),
+        passed=not len(differing),
+        samples=samples,
+        margins=tuple(float(np.abs(reference[i]).min()) for i in samples),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tlx.data import Data
+from tlx.data.multilabel import class_counts
 from tlx.manifest import CARD, read_files, read_manifest
 from tlx.recipe import Recipe
 from tlx.runs.card import read_card
@@ -29,7 +30,7 @@ def before(recipe: Recipe, data: Data) -> Iterator[str]:
         yield f"the validation part has {images}: one more right is {100 / len(data.val):.0f} points"
     if recipe.schedule == "step" and recipe.step_size >= recipe.epochs:
         yield f"schedule step drops nothing: step_size is {recipe.step_size}, and epochs {recipe.epochs}"
-    counts = np.bincount(data.train.labels, minlength=len(data.classes))
+    counts = class_counts(data.train.labels, len(data.classes))
     if recipe.class_weights == "balanced" and counts.min() == counts.max():
         yield f"class_weights has nothing to weigh: each class has {counts[0]} training images"
     yield from _other_pixels(recipe)
@@ -52,14 +53,18 @@ def after(data: Data, history: Sequence[EpochEnded], steps: int, test: Metrics |
     """Yield what is likely to be wrong with a run that has ended, and what to try."""
     fit = history[-1].fit
     yield from fit.notes if fit else ()
-    guessing = math.log(len(data.classes))
+    choices = 2 if data.multilabel else len(data.classes)
+    guessing = math.log(choices)
     low, high = (factor * guessing for factor in STUCK)
     if not fit and all(low <= epoch.train.loss <= high for epoch in history):
         yield (
-            f"the training loss stayed at ln({len(data.classes)}) = {guessing:.2f}, which is guessing; "
+            f"the training loss stayed at ln({choices}) = {guessing:.2f}, which is guessing; "
             "try another lr, or more epochs"
         )
-    if test is not None and data.test is not None:
+    if data.multilabel and data.val is not None and not data.val.labels.any(axis=0).all():
+        name = data.classes[int(data.val.labels.any(axis=0).argmin())]
+        yield f"no validation image has label {name!r}, so mAP leaves it out there, and its threshold is 0.5"
+    if test is not None and data.test is not None and not data.multilabel:
         counts = np.bincount(data.test.labels, minlength=len(data.classes))
         share = counts.max() / len(data.test)
         if test.accuracy <= share:

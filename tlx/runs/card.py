@@ -42,7 +42,14 @@ class Card:
     fingerprint: str  # of the data
     sha256: str | None  # of the weights
     neighbors: tuple[int, float] | None = None  # of strategy knn: how many vote, and the temperature
+    thresholds: tuple[float, ...] | None = None  # of each class, where several may apply; None: each image has one
     temperature: float | None = None  # that divides the logits where calibrated probabilities are asked for
+
+
+def refuse_multilabel(card: Card, run_dir: Path, what: str, fix: str) -> None:
+    """Raise TlxError where a run's images may have several labels; `what` is what needs a single one."""
+    if card.thresholds is not None:
+        raise TlxError(f"{what} needs one label for each image, but those of {run_dir} may have several", fix=fix)
 
 
 def read_card(content: bytes, run_dir: Path) -> Card:
@@ -70,6 +77,7 @@ def read_card(content: bytes, run_dir: Path) -> Card:
         fingerprint=card.inner("data").text("fingerprint"),
         sha256=card.text("sha256") if card.has("sha256") else None,
         neighbors=_neighbors(card.inner("neighbors")) if card.has("neighbors") else None,
+        thresholds=card.reals("thresholds", 0, 1, len(classes)) if card.has("thresholds") else None,
         temperature=card.real("temperature", 1e-6, 1e6) if card.has("temperature") else None,
     )
 

@@ -17,7 +17,7 @@ from tlx.backend.threads import Others
 from tlx.console import Console, bar_text, styled
 from tlx.errors import one_line, printable
 from tlx.streams import stderr
-from tlx.training.metrics import EpochEnded, Event, Extracted, FeaturesKept, FeaturesNotKept, PhaseStarted
+from tlx.training.metrics import EpochEnded, Event, Extracted, FeaturesKept, FeaturesNotKept, Metrics, PhaseStarted
 from tlx.training.metrics import Progress as Step
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tlx.runs.result import Result
     from tlx.strategy.plan import Fits, Plan, Row
     from tlx.training.loop import State, Training
+    from tlx.training.multilabel import Figures
 
 T = TypeVar("T")
 Listener = Callable[[Event], object]
@@ -64,7 +65,10 @@ class Display:
             for name, part in (("train", data.train), ("validation", data.val), ("test", data.test))
             if part is not None
         )
-        self.console.print(styled(data.name, "bold"), f": {len(data.classes)} classes; images: {parts}", sep="")
+        several = ", of which several may apply to an image" if data.multilabel else ""
+        self.console.print(
+            styled(data.name, "bold"), f": {len(data.classes)} classes{several}; images: {parts}", sep=""
+        )
         self.say(f"  training images of each class: {data.class_counts(data.train)}")
 
     def notes(self, notes: Sequence[str]) -> None:
@@ -165,7 +169,7 @@ class Display:
 
     def _epoch(self, event: EpochEnded) -> None:
         self._line = time.perf_counter()
-        val = f"  val loss {event.val.loss:.4f} accuracy {event.val.accuracy:.4f}" if event.val else ""
+        val = f"  val loss {event.val.loss:.4f} {_score(event.val)}" if event.val else ""
         best = "  best" if event.best and event.val else ""
         others = self._others.share() or 0.0
         crowd = f"  (other processes took {others:.0%} of the processor)" if others > CROWDED else ""
@@ -207,7 +211,7 @@ class NotebookBar:
 
 def summary(result: Result) -> str:
     """Return a result as one line."""
-    test = result.unread if result.test_accuracy is None else f"test accuracy {result.test_accuracy:.4f}"
+    test = result.unread if result.test_accuracy is None else f"test {result.score}"
     if result.test_balanced_accuracy is not None:
         test += f", balanced {result.test_balanced_accuracy:.4f}, macro F1 {result.test_macro_f1:.4f}"
     which = result.chosen or f"epoch {result.best_epoch} of {result.epochs_run}"
@@ -226,6 +230,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
         f"{'' if evaluation['tta'] == 'none' else ', each with its mirror image'}; the run recorded "
         f"{'none' if recorded is None else f'{recorded:.4f}'} on its own test part"
     )
+    if evaluation["multilabel"] is not None:
+        return _print_multilabel(evaluation["multilabel"])
     top_k = "" if k is None else f", top-{k} accuracy {evaluation['top_k_accuracy']:.4f}"
     print(f"balanced accuracy {evaluation['balanced_accuracy']:.4f}, macro F1 {evaluation['macro_f1']:.4f}{top_k}")
     classes = [entry for entry in evaluation["classes"] if entry["images"]]
@@ -238,6 +244,23 @@ def print_evaluation(evaluation: Evaluation) -> None:
     print_table(("class", "images", "accuracy", "F1"), rows, right=(1, 2, 3))
     if len(classes) > len(rows):
         print(f"and {len(classes) - len(rows)} classes with a higher accuracy: see --json")
+
+
+def _print_multilabel(figures: Figures) -> None:
+    """Print how well each class is told where several may apply."""
+    totals = (figures[name] for name in ("average_precision", "micro_f1", "macro_f1"))
+    words = ("-" if total is None else f"{total:.4f}" for total in totals)
+    print(
+        "the accuracy is of images whose labels are all right; "
+        + ", ".join(f"{name} {word}" for name, word in zip(("mAP", "micro F1", "macro F1"), words, strict=True))
+    )
+    worst = sorted(figures["classes"], key=lambda entry: entry["average_precision"] or 0)[:TABLE_ROWS]
+    rows = []
+    for entry in [entry for entry in figures["classes"] if entry in worst]:
+        values = (entry["average_precision"], entry["f1"], entry["threshold"])
+        numbers = ("-" if value is None else f"{value:.4f}" for value in values)
+        rows.append((entry["class"], str(entry["images"]), *numbers))
+    print_table(("class", "images", "AP", "F1", "threshold"), rows, right=(1, 2, 3, 4))
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> None:
@@ -265,6 +288,12 @@ def group_table(title: str, rows: Sequence[Row]) -> Table:
         cells = [row.group, str(row.tensors), f"{row.parameters:,}", lr, decay, row.norm]
         table.add_row(*([f"{row.phase} from {row.epoch + 1}", *cells] if phases else cells))
     return table
+
+
+def _score(metrics: Metrics) -> str:
+    """What the best epoch is chosen by, in words."""
+    ranked = metrics.average_precision
+    return f"accuracy {metrics.accuracy:.4f}" if ranked is None else f"mAP {ranked:.4f}"
 
 
 def _clock(seconds: float) -> str:

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from tlx.data import Data, Images
 from tlx.data.fingerprint import difference
 from tlx.data.load import open_source
+from tlx.data.multilabel import is_multilabel
 from tlx.errors import DataError, RecipeError, TlxError
 from tlx.manifest import RECIPE
 from tlx.recipe import Recipe
+from tlx.runs.card import refuse_multilabel
 from tlx.runs.classify import BadImages, Tta, check_tta, classify
 from tlx.runs.display import READING, Display, follow
 from tlx.runs.finished import Finished, restore
@@ -26,6 +28,7 @@ from tlx.runs.scores import scores_of_counts
 from tlx.runs.table import Table, table_file
 from tlx.training.build import open_data
 from tlx.training.metrics import FETCH_SECONDS, Event, Metrics, Progress
+from tlx.training.multilabel import Figures, figures, losses_of
 
 TOP = 5  # as ImageNet's top-5; it says nothing where there are no more classes
 
@@ -38,7 +41,11 @@ predicted either."""
 
 
 class Evaluation(TypedDict):
-    """What `tlx.evaluate` returns. Accuracies and F1 lie between 0 and 1, the loss is the mean over the images."""
+    """What `tlx.evaluate` returns. Accuracies and F1 lie between 0 and 1, the loss is the mean over the images.
+
+    Where several labels may apply to an image, the accuracy is that of images whose labels are all right at probability
+    0.5, `multilabel` holds the figures of each class, and `classes` and `confusion` are empty.
+    """
 
     backend: str
     data: str  # the name of the data
@@ -53,6 +60,7 @@ class Evaluation(TypedDict):
     macro_f1: float
     classes: list[ClassFigures]
     confusion: list[list[int]]  # images by their class (rows) and the predicted class (columns)
+    multilabel: Figures | None  # None: each image has one label
     recorded_accuracy: float | None  # that the run itself recorded, on its own test part
     run_dir: str
 
@@ -98,17 +106,21 @@ def evaluate(
     kind = check_tta(tta)
     run = restore(run_dir, backend, model=model, head=head)
     display = Display(quiet)
+    several = run.card.thresholds is not None
+    if several and (top is not None or kind != "none"):
+        refuse_multilabel(run.card, run.run_dir, "top" if kind == "none" else "tta", "leave it out")
     name, images, own = _images(run, data, data_root, display)
     classes: list[str] = run.card.classes
-    k = top or (TOP if len(classes) > TOP else None)
+    k = top or (TOP if len(classes) > TOP and not several else None)
     bad = BadImages(display)
-    with table_file(csv, classes) as table:
+    with table_file(csv, classes, run.card.thresholds) as table:
         with display.live(run.recipe):
             tally = follow(_evaluate(run, images, kind, k, bad, table), [display.event])
         bad.conclude(len(images), allowed=not own)
     confusion = tally.confusion
     scores = scores_of_counts(np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
     f1 = scores.f1
+    found = tally.figures(run) if isinstance(tally, Rows) else None
     return {
         "backend": run.recipe.backend,
         "data": name,
@@ -119,9 +131,12 @@ def evaluate(
         "unreadable": bad.count,
         "top_k": k,
         "top_k_accuracy": None if k is None else tally.hits / tally.images,
-        "balanced_accuracy": scores.balanced_accuracy,
-        "macro_f1": scores.macro_f1,
-        "classes": [
+        "balanced_accuracy": None if several else scores.balanced_accuracy,
+        "macro_f1": scores.macro_f1 if found is None else found["macro_f1"] or 0.0,
+        "multilabel": found,
+        "classes": []
+        if several
+        else [
             {
                 "class": label,
                 "images": int(row.sum()),
@@ -131,7 +146,7 @@ def evaluate(
             }
             for i, (label, row) in enumerate(zip(classes, confusion, strict=True))
         ],
-        "confusion": confusion.tolist(),
+        "confusion": [] if several else confusion.tolist(),
         "recorded_accuracy": run.recorded_accuracy,
         "run_dir": str(run.run_dir),
     }
@@ -164,11 +179,47 @@ class Tally:
         return Metrics(self.loss / images, int(np.trace(self.confusion)) / images, images)
 
 
+class Rows(Tally):
+    """The logits and labels of images that may have several labels; all are kept, as average precision ranks them."""
+
+    __slots__ = ("labels", "logits", "rows")
+
+    def __init__(self, confusion: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+        super().__init__(confusion)
+        self.labels = labels  # of all images of the part [N, classes]
+        self.logits: list[NDArray[np.float64]] = []
+        self.rows: list[int] = []
+
+    def add(self, logits: NDArray[np.float64], label: int, k: int | None) -> None:
+        """Keep an image; `label` is its place in the part."""
+        self.logits.append(logits)
+        self.rows.append(label)
+        self.loss += float(losses_of(logits[None], self.labels[[label]])[0])
+        self.hits += bool(((logits > 0) == self.labels[label]).all())
+
+    @property
+    def images(self) -> int:
+        """How many were kept."""
+        return len(self.rows)
+
+    def metrics(self) -> Metrics:
+        """The mean loss, and the part of the images whose labels are all right."""
+        images = max(self.images, 1)
+        return Metrics(self.loss / images, self.hits / images, images)
+
+    def figures(self, run: Finished) -> Figures:
+        """Return the figures at the run's thresholds."""
+        assert run.card.thresholds is not None
+        thresholds = np.array(run.card.thresholds)
+        return figures(np.stack(self.logits), self.labels[self.rows], thresholds, run.card.classes)
+
+
 def _evaluate(
     run: Finished, images: Images, tta: Tta, k: int | None, bad: BadImages, table: Table | None
 ) -> Generator[Event, None, Tally]:
     """Read the images once; events say how far it has come."""
-    tally = Tally(np.zeros((len(run.card.classes),) * 2, dtype=np.int64))
+    several, counts = run.card.thresholds is not None, np.zeros((len(run.card.classes),) * 2, dtype=np.int64)
+    tally = Rows(counts, images.labels) if several else Tally(counts)
     steps = -(-len(images) // run.recipe.batch_size)
     started = said = time.perf_counter()
     with closing(classify(run, of_part(images, run.recipe.max_pixels), tta)) as outcomes:
@@ -179,7 +230,8 @@ def _evaluate(
                     continue
                 tally.add(logits, item.label, k)
                 if table is not None:
-                    table.add([item.name], np.array([item.label]), logits[None])
+                    labels = images.labels[[item.label]] if several else np.array([item.label])
+                    table.add([item.name], labels, logits[None])
             if (now := time.perf_counter()) - said > FETCH_SECONDS:
                 said = now
                 yield Progress("test", 0, step, steps, tally.metrics(), now - started)
@@ -224,6 +276,15 @@ def _other_images(run: Finished, data: Any, root: Any, display: Display) -> tupl
     if "test" not in parts and len(parts) > 1:
         raise DataError(f"{source.name} has no test part, only {' and '.join(parts)}", fix="pass the one to evaluate")
     images = parts["test"] if "test" in parts else next(iter(parts.values()))
+    if is_multilabel(images.labels) != (run.card.thresholds is not None):
+        one, other = ("several labels", "one") if is_multilabel(images.labels) else ("one label", "several")
+        raise DataError(f"images of {source.name} have {one} each, but those of {run.run_dir} {other}")
+    if is_multilabel(images.labels):
+        if sorted(source.classes) != sorted(classes):
+            problem = f"{source.name} has the classes {', '.join(source.classes)}, but {run.run_dir} has"
+            raise DataError(f"{problem} {', '.join(classes)}", fix="name the data's classes as the run's")
+        columns = [source.classes.index(name) for name in classes]
+        return source.name, images.select(np.arange(len(images)), images.labels[:, columns])
     present, known = [source.classes[label] for label in np.unique(images.labels)], set(classes)
     unknown = [name for name in present if name not in known]
     if unknown:

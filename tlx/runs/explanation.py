@@ -19,6 +19,7 @@ from tlx.atomic import write_atomic
 from tlx.data.images import EXTENSIONS
 from tlx.data.loader import ahead
 from tlx.errors import DataError, TlxError, printable
+from tlx.runs.card import refuse_multilabel
 from tlx.runs.classify import BadImages, Pixels
 from tlx.runs.display import Display
 from tlx.runs.finished import Finished, restore
@@ -174,6 +175,7 @@ def explanations(
     """Do what `tlx.explain` does, and yield each explanation as it is made: memory does not grow with the images."""
     run = restore(run_dir, backend, model=model, head=head)
     check_explained(run)
+    refuse_multilabel(run.card, run.run_dir, "explain", "use a run whose images have one label each")
     target = None if class_name is None else class_index(run, class_name)
     notes = Notes()
     inputs = find_inputs(images, notes, run.recipe.max_pixels)

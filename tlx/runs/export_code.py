@@ -39,7 +39,13 @@ def model_code(exporter: Exporter, plain: Plain, framing: Framing, preprocess: P
     return "\n".join(lines) + "\n"
 
 
-def onnx_code(framing: Framing, path: str) -> str:
+SEVERAL_LABELS = (  # of which a class applies from its threshold on
+    'thresholds = json.loads(session.get_modelmeta().custom_metadata_map["thresholds"])',
+    "print([name for name, p, least in zip(classes, probabilities[0], thresholds) if p >= least])",
+)
+
+
+def onnx_code(framing: Framing, path: str, *, several: bool = False) -> str:
     """Return code of ONNX Runtime alone, which classifies a photo with the file at `path`."""
     lines = [
         "import json",
@@ -51,7 +57,7 @@ def onnx_code(framing: Framing, path: str) -> str:
         "",
         *_pixels(framing, ""),
         'logits, probabilities = session.run(None, {"images": np.array(image)[None]})',
-        "print(classes[logits.argmax(1).item()])",
+        *(SEVERAL_LABELS if several else ["print(classes[logits.argmax(1).item()])"]),
     ]
     return "\n".join(lines) + "\n"
 

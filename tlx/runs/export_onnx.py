@@ -47,13 +47,15 @@ def write_onnx(source: Source, target: Path, out: str) -> tuple[str, str]:
     if not error <= LIMIT:
         raise TlxError(f"{check}; at most {LIMIT:g} is right, so nothing was written", fix="export .safetensors")
     write_atomic(target, content)
-    return onnx_code(source.framing, out), check
+    return onnx_code(source.framing, out, several=source.card.thresholds is not None), check
 
 
 def _metadata(source: Source) -> dict[str, str]:
     """Return what a reader of the file needs, as ONNX's custom metadata."""
-    plain, preprocess = source.plain, source.card.preprocess
+    plain, preprocess, thresholds = source.plain, source.card.preprocess, source.card.thresholds
+    several = {} if thresholds is None else {"thresholds": json.dumps(thresholds), "probabilities": "sigmoid"}
     return {
+        **several,
         "classes": json.dumps(list(plain.classes)),
         "model": plain.model,
         "input": f"images: uint8 [N, {plain.size}, {plain.size}, 3], RGB; mean and std are applied within",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tlx.data import KINDS, ArrayImages, Data, FileImages, Images
 from tlx.data.images import read_photo, seen
 from tlx.data.load import open_source
+from tlx.data.multilabel import is_multilabel
 from tlx.data.sources.arrays import from_arrays
 from tlx.data.sources.folder import is_photo
 from tlx.data.sources.pixels import as_image
@@ -93,11 +94,14 @@ def find_inputs(images: Any, notes: Notes, max_pixels: int) -> Iterator[Input]:
 
 
 def of_part(images: Images, max_pixels: int) -> Iterator[Input]:
-    """The images of a part of a data set, with their labels."""
+    """The images of a part of a data set, with their labels; where there may be several, with their places."""
+    several = is_multilabel(images.labels)
     if isinstance(images, FileImages):
         images = replace(images, max_pixels=max_pixels)
     for index, (path, label) in enumerate(zip(paths_of(images), images.labels, strict=True)):
-        yield Input(path, partial(_open_one, images, index), int(label), partial(_stamp_of, images, index))
+        yield Input(
+            path, partial(_open_one, images, index), index if several else int(label), partial(_stamp_of, images, index)
+        )
 
 
 def paths_of(images: Images) -> Iterator[str]:

@@ -32,6 +32,7 @@ from tlx.runs.joined import check_backend, check_data, join, share_state, stoppi
 from tlx.runs.leaving import leave
 from tlx.runs.logged import check_loggers, logged
 from tlx.runs.logits import Recorder
+from tlx.runs.multilabel import judge_multilabel
 from tlx.runs.report.reporting import page_at_end, put_at_end
 from tlx.runs.result import Result, frozen_entries, group_entries, history_entry
 from tlx.runs.resume import begin, check_epochs, finish, history_line, was_cut
@@ -205,7 +206,7 @@ def _execute(
     recipe = resolve_placement(recipe.resolved(own), backend)
     clear_leftovers()
     data = open_data(recipe)
-    check_fit(recipe, data)
+    check_fit(recipe, data, backend)
     recipe = framed(recipe, data, own)
     if data.fixes is not None:
         recipe = replace(recipe, fixes=data.fixes.pinned)
@@ -280,7 +281,8 @@ def _execute(
         if data.val is not None and "val" not in recorder.parts:
             last.append("an earlier tlx evaluated the best epoch, so there are no predictions of the validation part")
         display.notes(last)
-        calibration = calibrate(data, recorder.parts)
+        several = judge_multilabel(data, recorder.parts) if data.multilabel else None
+        calibration = None if data.multilabel else calibrate(data, recorder.parts)
         result = Result(
             backend=recipe.backend,
             strategy=recipe.strategy_name,
@@ -298,6 +300,7 @@ def _execute(
             versions={**versions(), **backend.capabilities().versions, **versions_of(recipe.model)},
             notes=[*notes, *last, *log.notes],
             calibration=calibration,
+            multilabel=several,
             groups=group_entries(training.plan),
             frozen=frozen_entries(training.plan, state.frozen),
             recipe=recipe,
@@ -308,6 +311,8 @@ def _execute(
         stop.at(stop.text, NEVER)
         if calibration is not None:
             plain["temperature"] = calibration["temperature"]
+        if several is not None:
+            plain["thresholds"] = [several["thresholds"][name] for name in data.classes]
         described = {**plain, **leaving.described}
         drawn, problem = page_at_end(result.to_dict(), described, data, training.loader, evaluated, recorder.parts)
         _note_late(problem, result, display)

@@ -186,6 +186,8 @@ def figures_of(epoch: EpochEnded, groups: Sequence[str]) -> dict[str, float]:
     figures = {"train/loss": epoch.train.loss, "train/accuracy": epoch.train.accuracy}
     if epoch.val is not None:
         figures |= {"val/loss": epoch.val.loss, "val/accuracy": epoch.val.accuracy}
+        if epoch.val.average_precision is not None:
+            figures["val/average_precision"] = epoch.val.average_precision
     figures["train/images_per_second"] = epoch.train.images / epoch.seconds
     return {**figures, **{f"lr/{group}": lr for group, lr in zip(groups, epoch.lr, strict=False)}}
 

@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 
 from tlx.atomic import replacing
 from tlx.data.images import EXTENSIONS
+from tlx.data.multilabel import JOIN
 from tlx.errors import DataError, TlxError
+from tlx.runs.card import refuse_multilabel
 from tlx.runs.classify import BadImages, Tta, check_tta, classify
 from tlx.runs.confidence import Answering, answering
 from tlx.runs.display import LINE_SECONDS, Display
 from tlx.runs.finished import Finished, restore
 from tlx.runs.inputs import Input, Notes, find_inputs
+from tlx.training.multilabel import probabilities
 
 T = TypeVar("T")
 TOP = 5  # classes listed for each image where nobody says how many, as ImageNet's top-5
@@ -40,6 +43,15 @@ Prediction = TypedDict(
         "error": str | None,
     },
 )
+
+
+class MultilabelPrediction(Prediction):
+    """Of an image that may have several labels: `class` joins their names with "|", and `top` lists all classes.
+
+    `probability` is the highest of any class, each of which is a sigmoid by itself.
+    """
+
+    labels: list[str]  # the classes whose probability reaches their threshold
 
 
 def predict(
@@ -77,7 +89,9 @@ def predict(
     Returns:
         For each image, in order, its path ("array 0" and so on for arrays), class, probability (softmax of the logits
         in float64) and `top`, a list of class and probability. With `reject`, class is None where the probability is
-        too low. Where an image cannot be read, `error` says why, class and probability are None, and `top` is empty.
+        too low. Where the run's images may have several labels, `labels` holds those whose probability (sigmoid of the
+        logit) reaches the threshold that the run chose, and `top` is of all classes. Where an image cannot be read,
+        `error` says why, class and probability are None, and `top` is empty.
         `tlx.runs.prediction.predictions` returns the same one by one, for more images than a list can hold.
 
     Raises:
@@ -115,6 +129,9 @@ def predictions(
         name = "calibrated" if reject is None else "reject"
         raise TlxError(f"{name} is judged by single views of the validation images; leave tta out")
     run = restore(run_dir, backend, model=model, head=head)
+    if kind != "none" or reject is not None or calibrated:
+        name = "tta" if kind != "none" else "reject" if reject is not None else "calibrated"
+        refuse_multilabel(run.card, run.run_dir, name, f"leave {name} out")
     answers, display = answering(run.run_dir, run.card.temperature, reject, calibrated), Display(quiet)
     if answers.note:
         display.say(f"note: {answers.note}")
@@ -136,7 +153,11 @@ def _predictions(
                 yield {"path": item.name, "class": None, "probability": None, "top": [], "error": reason}
             else:
                 bad.say()
-                yield prediction_of(item.name, logits, run.card.classes, top, answers)
+                yield (
+                    prediction_of(item.name, logits, run.card.classes, top, answers)
+                    if run.card.thresholds is None
+                    else multilabel_prediction_of(item.name, logits, run.card.classes, run.card.thresholds)
+                )
     for note in notes.all():
         display.say(note)
     if not count:
@@ -162,6 +183,24 @@ def prediction_of(
     }
 
 
+def multilabel_prediction_of(
+    name: str, logits: NDArray[np.float64], classes: Sequence[str], thresholds: Sequence[float]
+) -> MultilabelPrediction:
+    """Return the prediction of an image that may have several labels from its logits [classes]."""
+    odds = probabilities(logits)
+    order = np.argsort(-logits, kind="stable").tolist()
+    labels = [classes[i] for i in order if odds[i] >= thresholds[i]]
+    ranked: list[Ranked] = [{"class": classes[i], "probability": float(odds[i])} for i in order]
+    return {
+        "path": name,
+        "class": JOIN.join(labels),
+        "probability": ranked[0]["probability"],
+        "top": ranked,
+        "error": None,
+        "labels": labels,
+    }
+
+
 def reported(rows: Iterable[T]) -> Iterator[T]:
     """Pass what is made of images on, and say on stderr from time to time how many there were."""
     display = Display()
@@ -176,9 +215,10 @@ def reported(rows: Iterable[T]) -> Iterator[T]:
 def write_csv(file: str | Path, rows: Iterable[Prediction]) -> tuple[int, int]:
     """Write predictions as CSV in UTF-8 while they are made; the file appears whole, or not at all.
 
-    The columns are path, prediction, probability, then prediction_2, probability_2 and so on, as many as the first
-    image that can be read lists, and error. A prediction that was rejected is empty. Text is quoted, numbers are not. A
-    path that is no UTF-8 keeps its bytes.
+    Of images that may have several labels the columns are path, prediction, with "|" between labels, the probability of
+    each class, and error. Otherwise they are path, prediction, probability, then prediction_2, probability_2 and so on,
+    as many as the first image that can be read lists, and error. A prediction that was rejected is empty. Text is
+    quoted, numbers are not. A path that is no UTF-8 keeps its bytes.
 
     Returns:
         How many images were predicted, and how many could not be read.
@@ -190,12 +230,22 @@ def write_csv(file: str | Path, rows: Iterable[Prediction]) -> tuple[int, int]:
             break
     top = max((len(row["top"]) for row in first), default=1)
     ranks = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("prediction", "probability")]
+    several = sorted(entry["class"] for entry in first[-1]["top"]) if first and "labels" in first[-1] else None
     counts = [0, 0]
     with replacing(os.path.realpath(file)) as binary:  # a link, such as /dev/stdout, stays one
         text = io.TextIOWrapper(binary, encoding="utf-8", errors="surrogateescape", newline="")
         writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-        writer.writerow(["path", "prediction", "probability", *ranks, "error"])
+        if several is None:
+            writer.writerow(["path", "prediction", "probability", *ranks, "error"])
+        else:
+            writer.writerow(["path", "prediction", *(f"probability of {name}" for name in several), "error"])
         for row in chain(first, rest):
+            if several is not None:
+                odds = {entry["class"]: entry["probability"] for entry in row["top"]}
+                numbers = [odds[name] if odds else "" for name in several]
+                writer.writerow([row["path"], row["class"] or "", *numbers, row["error"] or ""])
+                counts[row["error"] is not None] += 1
+                continue
             cells = [value for entry in row["top"] for value in entry.values()] or [""] * (2 * top)
             cells[0] = row["class"] or ""
             writer.writerow([row["path"], *cells, row["error"] or ""])

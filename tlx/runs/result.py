@@ -14,6 +14,7 @@ from tlx.recipe import Recipe
 from tlx.runs.confidence import Calibration
 from tlx.strategy.plan import Plan
 from tlx.training.metrics import EpochEnded, Fit
+from tlx.training.multilabel import Multilabel
 
 if TYPE_CHECKING:
     from typing_extensions import NotRequired
@@ -52,6 +53,7 @@ class HistoryEntry(TypedDict):
     seconds: float  # of training alone
     best: bool  # whether these are the best values so far
     fit: NotRequired[FitEntry]  # of strategy probe or knn
+    val_average_precision: NotRequired[float]  # the mean over the classes (mAP), where several may apply to an image
 
 
 class GroupEntry(TypedDict):
@@ -117,6 +119,8 @@ def history_entry(event: EpochEnded) -> HistoryEntry:
         "seconds": event.seconds,
         "best": event.best,
     }
+    if event.val is not None and event.val.average_precision is not None:
+        entry["val_average_precision"] = event.val.average_precision
     return entry if event.fit is None else {**entry, "fit": _fit_entry(event.fit)}
 
 
@@ -156,6 +160,7 @@ class Result:
     versions: dict[str, str]
     notes: list[str]  # what was shown about the data, the recipe and the outcome
     calibration: Calibration | None  # None without a validation part, or where no temperature fits it
+    multilabel: Multilabel | None  # where several labels may apply to an image; None: each has one
     groups: list[GroupEntry]  # what trained, at which rates, in each phase
     frozen: list[FrozenEntry]  # what each phase froze, which has not moved
     recipe: Recipe
@@ -167,6 +172,13 @@ class Result:
         """What was chosen where no steps are taken, such as "C = 0.0178"; otherwise ""."""
         fit = self.history[-1].get("fit")
         return "" if fit is None else f"{fit['name']} = {fit['value']:.3g}"
+
+    @property
+    def score(self) -> str:
+        """How good it is on the test part, such as "accuracy 0.9512", or "mAP 0.8321" of several labels."""
+        if self.multilabel is not None and self.multilabel["test"] is not None:
+            return f"mAP {self.multilabel['test']['average_precision'] or 0.0:.4f}"
+        return f"accuracy {self.test_accuracy:.4f}"
 
     @property
     def unread(self) -> str:
@@ -184,7 +196,7 @@ class Result:
         }
 
     def __repr__(self) -> str:
-        accuracy = self.unread if self.test_accuracy is None else f"test accuracy {self.test_accuracy:.4f}"
+        accuracy = self.unread if self.test_accuracy is None else f"test {self.score}"
         name = f"{self.recipe.model_name} {self.strategy} on {self.backend}"
         return printable(f"<Result {name}: {accuracy}, {self.run_dir}>")
 

@@ -171,7 +171,7 @@ def finish(
 
     The best epoch's values in last/ are its model then, and are deleted, unless adapters were merged into that.
     """
-    outdated = put_tables(folder, data, recorder.parts)
+    outdated = put_tables(folder, data, recorder.parts, card.get("thresholds"))
     folder.put(RUN_WEIGHTS, safetensors_bytes(leaving.values))
     if leaving.adapters:
         folder.put(ADAPTERS, safetensors_bytes(leaving.adapters))

@@ -146,7 +146,9 @@ def _common(values: Facts) -> dict[str, Any]:
 
 def _figures(values: Facts, prefix: str = "") -> Metrics:
     loss, accuracy = values.real(f"{prefix}loss", -_LOSS, _LOSS), values.real(f"{prefix}accuracy", 0, 1)
-    return Metrics(loss, accuracy, values.whole(f"{prefix}images", 1))
+    name = f"{prefix}average_precision"
+    ranked = values.real(name, 0, 1) if values.has(name) else None
+    return Metrics(loss, accuracy, values.whole(f"{prefix}images", 1), ranked)
 
 
 def _meter(values: Facts) -> SavedMeter:

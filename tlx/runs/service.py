@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from tlx.data.images import decode
 from tlx.errors import DataError
+from tlx.runs.card import refuse_multilabel
 from tlx.runs.classify import classify
 from tlx.runs.confidence import answering
 from tlx.runs.finished import restore
 from tlx.runs.grad_cam import as_seen, class_index, heat_maps, probabilities
 from tlx.runs.inputs import Input
 from tlx.runs.overlay import overlay
-from tlx.runs.prediction import TOP, prediction_of
+from tlx.runs.prediction import TOP, multilabel_prediction_of, prediction_of
 
 PHOTO = "the photo"  # what errors call it: its name is the sender's to choose
 
@@ -33,6 +34,9 @@ class Service:
     ) -> None:
         """Open a run: see `tlx.serve`."""
         self.run = restore(run_dir, backend, **objects)
+        if reject is not None or calibrated:
+            name = "calibrated" if reject is None else "reject"
+            refuse_multilabel(self.run.card, self.run.run_dir, name, f"leave {name} out")
         self.answers = answering(self.run.run_dir, self.run.card.temperature, reject, calibrated)
         self._lock = Lock()  # there is one model
 
@@ -52,6 +56,10 @@ class Service:
             ((_, logits),) = next(classify(self.run, [Input(PHOTO, partial(self._open, content))]))
         if isinstance(logits, DataError):
             raise logits
+        if (thresholds := self.run.card.thresholds) is not None:
+            found = multilabel_prediction_of(PHOTO, logits, self.run.card.classes, thresholds)
+            answer = {name: found[name] for name in ("class", "probability", "labels", "top")}
+            return {**answer, "class": found["class"] or "no label", "unknown": False}
         row = prediction_of(PHOTO, logits, self.run.card.classes, TOP, self.answers)
         facts = {"class": row["class"], "probability": row["probability"], "top": row["top"]}
         return {**facts, "unknown": row["class"] is None}
@@ -65,6 +73,7 @@ class Service:
             DataError: as in `predict`.
             TlxError: there is no such class, or the model cannot be explained.
         """
+        refuse_multilabel(self.run.card, self.run.run_dir, "explain", "ask for predictions alone")
         chosen = None if class_name is None else [class_index(self.run, class_name)]
         with self._lock:
             pixels = self.run.framing.pixels(partial(self._open, content))

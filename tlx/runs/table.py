@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 
 from tlx.atomic import replacing
 from tlx.data import Data, Images
+from tlx.data.multilabel import joined
 from tlx.errors import RunDamaged, RunNotFound, TlxError, closest, shown
 from tlx.manifest import CARD, PART_LOGITS, PART_TABLES, RECIPE, read_files, read_manifest
-from tlx.runs.card import read_card
+from tlx.runs.card import read_card, refuse_multilabel
 from tlx.runs.folder import RESULT, RunFolder
 from tlx.runs.inputs import paths_of
 from tlx.runs.logits import Sink, Spool, parse_logits
+from tlx.training.multilabel import losses_of, probabilities
 
+MULTILABEL = ("path", "labels", "prediction", "loss")  # then the probability of each class
 COLUMNS = ("path", "label", "prediction", "probability", "loss", "margin")
 
 Part = Literal["val", "test"]
@@ -47,14 +50,23 @@ class Predictions(TypedDict):
 
 
 class Table:
-    """Writes rows to an open file as they come."""
+    """Writes rows to an open file as they come; with thresholds, of images that may have several labels."""
 
-    def __init__(self, out: Sink, classes: Sequence[str]) -> None:
-        self.out, self.classes = out, classes
-        self._write([COLUMNS])
+    def __init__(self, out: Sink, classes: Sequence[str], thresholds: Sequence[float] | None = None) -> None:
+        self.out, self.classes, self.thresholds = out, classes, thresholds
+        self._write([COLUMNS if thresholds is None else [*MULTILABEL, *(f"probability of {name}" for name in classes)]])
 
     def add(self, paths: Iterable[str], labels: NDArray[np.int64], logits: NDArray[Any]) -> None:
         """Write a row for each of n images, by their logits [n, classes]."""
+        if self.thresholds is not None:
+            odds, losses = probabilities(logits), losses_of(logits, labels).tolist()
+            answers = odds >= np.array(self.thresholds)
+            rows = zip(paths, labels, answers, losses, odds.tolist(), strict=True)
+            self._write(
+                [path, joined(label, self.classes), joined(answer, self.classes), loss, *each]
+                for path, label, answer, loss, each in rows
+            )
+            return
         first, *figures = measured(logits, labels)
         columns = (column.tolist() for column in (labels, first, *figures))
         self._write(
@@ -69,13 +81,15 @@ class Table:
 
 
 @contextmanager
-def table_file(file: str | Path | None, classes: Sequence[str]) -> Iterator[Table | None]:
+def table_file(
+    file: str | Path | None, classes: Sequence[str], thresholds: Sequence[float] | None = None
+) -> Iterator[Table | None]:
     """Give a table that appears under its name once it is whole; None where there is no file to write."""
     if file is None:
         yield None
         return
     with replacing(os.path.realpath(file)) as out:  # a link, such as /dev/stdout, stays one
-        yield Table(out, classes)
+        yield Table(out, classes, thresholds)
 
 
 def measured(logits: NDArray[Any], labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], Numbers, Numbers, Numbers]:
@@ -93,7 +107,9 @@ def measured(logits: NDArray[Any], labels: NDArray[np.int64]) -> tuple[NDArray[n
     return first, 1 / total, losses, (1 - second) / total
 
 
-def put_tables(folder: RunFolder, data: Data, spools: dict[str, Spool]) -> list[str]:
+def put_tables(
+    folder: RunFolder, data: Data, spools: dict[str, Spool], thresholds: Sequence[float] | None = None
+) -> list[str]:
     """Put the tables and logits of the parts that were read; return what an earlier end of the run left of others."""
     for part in PART_TABLES:
         images = data.parts.get(part)
@@ -102,7 +118,7 @@ def put_tables(folder: RunFolder, data: Data, spools: dict[str, Spool]) -> list[
         with folder.putting(PART_LOGITS[part]) as out:
             spools[part].write(out)
         with folder.putting(PART_TABLES[part]) as out:
-            _fill(Table(out, data.classes), images, spools[part])
+            _fill(Table(out, data.classes, thresholds), images, spools[part])
     absent = [name for names in (PART_TABLES, PART_LOGITS) for part, name in names.items() if part not in spools]
     return [name for name in absent if name in folder.files]
 
@@ -143,7 +159,11 @@ def load_predictions(run_dir: str | Path, part: Part = "test") -> Predictions:
     if manifest is None or table not in manifest.files:
         raise _without(folder, part)
     contents = read_files(folder, (CARD, table, outputs))
-    classes = read_card(contents[CARD], folder).classes
+    card = read_card(contents[CARD], folder)
+    refuse_multilabel(
+        card, folder, "load_predictions", f"read {folder / table}, and the logits from {folder / outputs}"
+    )
+    classes = card.classes
     logits = parse_logits(contents[outputs], folder / outputs)
     columns = parse_table(contents[table], folder / table, classes)
     if logits.shape != (len(columns["path"]), len(classes)):

@@ -9,7 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from tlx.backend import Array, Backend, Model, ModelSpec, OptimizerSpec, Precision, Preprocess, Reduces, float32_exact
+from tlx.backend import (
+    LOSSES,
+    Array,
+    Backend,
+    Model,
+    ModelSpec,
+    OptimizerSpec,
+    Precision,
+    Preprocess,
+    Reduces,
+    float32_exact,
+)
 from tlx.backend.lora import adapted_weights
 from tlx.backend.preprocess import Aspect
 from tlx.backend.threads import processor
@@ -91,18 +102,35 @@ def open_data(recipe: Recipe) -> Data:
         max_pixels=recipe.max_pixels,
         path_column=recipe.path_column,
         label_column=recipe.label_column,
+        label_separator=recipe.label_separator,
         seed=recipe.seed,
         fixes=recipe.fixes,
     )
 
 
-def check_fit(recipe: Recipe, data: Data) -> None:
-    """Raise RecipeError if the recipe asks for something that the data does not have."""
+def check_fit(recipe: Recipe, data: Data, backend: Backend | None = None) -> None:
+    """Raise RecipeError if the recipe asks for something that the data does not have, or the backend no loss for it."""
+    if data.multilabel:
+        _check_multilabel(recipe, data, backend)
     for wanted, name in ((recipe.schedule == "plateau", "schedule 'plateau'"), (recipe.patience, "patience")):
         if wanted and data.val is None:
             raise RecipeError(f"{name} watches the validation part, but there is none; raise val_fraction")
     if recipe.neighbors is not None and recipe.neighbors >= len(data.train):
         raise RecipeError(f"neighbors is {recipe.neighbors}; expected less than the {len(data.train)} training images")
+
+
+def _check_multilabel(recipe: Recipe, data: Data, backend: Backend | None) -> None:
+    several = f"an image of {data.name} may have several labels"
+    if recipe.class_weights != "none":
+        raise RecipeError(f"class_weights weighs the one label of an image, but {several}", fix="leave it out")
+    if recipe.sampler == "balanced":
+        raise RecipeError(f"sampler balanced shows each class equally often, but {several}", fix="leave it out")
+    if recipe.fits is not None:
+        fix = "use strategy feature_extract, which trains the head on the same features"
+        raise RecipeError(f"strategy {recipe.strategy_name} chooses one class for each image, but {several}", fix=fix)
+    if backend is not None and LOSSES[1] not in getattr(backend.capabilities(), "losses", ()):
+        problem = f"backend {backend.name!r} has no loss for several labels ({LOSSES[1]}), but {several}"
+        raise BackendError(problem, fix="use another backend, or a later version of it")
 
 
 def frame(recipe: Recipe, images: Images, own: Pixels | None = None) -> tuple[float, Aspect]:

@@ -124,14 +124,14 @@ def finished(training: Training, state: State) -> bool:
 
 
 def stalled(history: Sequence[EpochEnded], patience: int | None) -> bool:
-    """Whether the last `patience` epochs brought no better validation accuracy."""
+    """Whether the last `patience` epochs brought no better validation accuracy, or mean average precision."""
     if patience is None or len(history) <= patience:
         return False
-    # The last best epoch before these has the highest accuracy of all before them.
+    # The last best epoch before these has the highest score of all before them.
     before = next((epoch.val for epoch in islice(reversed(history), patience, None) if epoch.best), None)
     if before is None:
         return False
-    return all(epoch.val is None or epoch.val.accuracy <= before.accuracy for epoch in history[-patience:])
+    return all(epoch.val is None or epoch.val.score <= before.score for epoch in history[-patience:])
 
 
 def phase_changed(training: Training, state: State) -> bool:
@@ -232,7 +232,7 @@ def evaluate(
     if channel.world.rank == 0:
         for batch in batches.epoch(0):
             loss, correct, logits = evaluated(backend, model, batch)
-            yield from meter.add([(loss, correct)], len(batch), logits)
+            yield from meter.add([(loss, correct)], len(batch), logits, batch.labels)
             yield Stepped()
     else:
         assert isinstance(batches, Features)
@@ -259,7 +259,9 @@ def evaluate_together(
             results = [iter(unpack(part)) for part in parts]
             for step in steps:
                 loss, correct, logits = islice(results[(step - first) % world.size], 3)
-                yield from meter.add_values(float(loss), int(correct), logits)
+                at = step * loader.batch_size
+                labels = loader.images.labels[at : at + len(logits)]
+                yield from meter.add_values(float(loss), int(correct), logits, labels)
             yield Stepped()
 
 

@@ -13,6 +13,7 @@ from tlx.backend import Array, Arrays, Backend, Lazy, Model
 from tlx.errors import TlxError
 from tlx.models.weights import first_not_finite
 from tlx.processes import Alone, Channel, highest
+from tlx.training.multilabel import mean_average_precision
 
 FETCH_SECONDS = 1.0  # how often the loop waits for the device to report, at most
 WAITING = 1 << 14  # images whose logits may wait on the device: 64 MB of them with 1,000 classes
@@ -20,16 +21,22 @@ WAITING = 1 << 14  # images whose logits may wait on the device: 64 MB of them w
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Over `images` images: the mean loss, and the fraction that was classified correctly."""
+    """Over `images` images: the mean loss, and the fraction that was classified correctly, with all of its labels."""
 
     loss: float
     accuracy: float
     images: int
+    average_precision: float | None = None  # the mean over the classes (mAP), where several may apply to an image
+
+    @property
+    def score(self) -> float:
+        """What tells a better model: the mean average precision where there is one, otherwise the accuracy."""
+        return self.accuracy if self.average_precision is None else self.average_precision
 
 
 def better(one: Metrics, other: Metrics) -> bool:
-    """Whether a validation is better than another: by its accuracy, and where that is the same by its loss."""
-    return (one.accuracy, -one.loss) > (other.accuracy, -other.loss)
+    """Whether a validation is better than another: by its score, and where that is the same by its loss."""
+    return (one.score, -one.loss) > (other.score, -other.loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,33 +176,44 @@ class Meter:
         self.waiting: list[Lazy] = []  # logits of an evaluation
         self.outputs: list[Array] = []  # those that came, until they are `taken`
         self.reported = 0  # images whose logits were taken
+        self.judged: list[tuple[Array, Array]] = []  # logits and labels, where several may apply
+        self.labels: list[Array] = []  # of logits that are not fetched yet
         self.loss, self.correct, self.images, self.step = 0.0, 0, 0, 0
         self.earlier = 0.0  # seconds of this pass before the process that runs now
         self.started = self.fetched = time.perf_counter()
 
     def add(
-        self, results: list[tuple[Lazy, Lazy]], images: int, logits: Lazy | None = None
+        self,
+        results: list[tuple[Lazy, Lazy]],
+        images: int,
+        logits: Lazy | None = None,
+        labels: Array | None = None,
     ) -> Iterator[Progress | Evaluated]:
         """Take one step's losses and counts, one pair for each part of its batch; yields progress from time to time.
 
-        With the logits of an evaluation, also these, as they come from the device.
+        With the logits of an evaluation, also these, as they come from the device. Several labels, [n, classes], are
+        kept with them, because average precision is of all images of a part.
         """
         self.step += 1
         self.images += images
         self.pending += [(self.step, loss, correct) for loss, correct in results]
         self.waiting += [] if logits is None else [logits]
+        if labels is not None and labels.ndim == 2:
+            self.labels.append(labels)
         full = bool(self.waiting) and self.images - self.reported >= WAITING
         due = full or self.step == self.steps or time.perf_counter() - self.fetched > FETCH_SECONDS
         if highest(self.channel, int(due)):
             yield self.progress()
             yield from self._taken()
 
-    def add_values(self, loss: float, correct: int, logits: Array) -> Iterator[Progress | Evaluated]:
+    def add_values(self, loss: float, correct: int, logits: Array, labels: Array) -> Iterator[Progress | Evaluated]:
         """Take a batch of an evaluation that was fetched already."""
         self.step += 1
         self.images += len(logits)
         self._count(self.step, [loss], correct)
         self.outputs.append(logits)
+        if labels.ndim == 2:
+            self.judged.append((logits, labels))
         if self.step == self.steps or time.perf_counter() - self.fetched > FETCH_SECONDS:
             yield self.progress()
             yield from self._taken()
@@ -211,7 +229,11 @@ class Meter:
         rows = [(step, float(values[2 * i]), int(values[2 * i + 1])) for i, (step, _, _) in enumerate(self.pending)]
         for step, (losses, correct) in _by_step(self.channel, rows).items():
             self._count(step, losses, correct)
-        self.outputs += self.backend.fetch(self.waiting) if self.waiting else []
+        fetched = self.backend.fetch(self.waiting) if self.waiting else []
+        self.outputs += fetched
+        if self.labels:
+            self.judged += zip(fetched, self.labels, strict=True)
+            self.labels = []
         self.pending, self.waiting = [], []
         self.fetched = time.perf_counter()
 
@@ -237,7 +259,11 @@ class Meter:
 
     def metrics(self) -> Metrics:
         """Return the metrics over all images up to the last fetch."""
-        return Metrics(self.loss / self.images, self.correct / self.images, self.images)
+        ranked = None
+        if self.judged and self.step == self.steps:
+            logits, labels = (np.concatenate(column) for column in zip(*self.judged, strict=True))
+            ranked = mean_average_precision(logits, labels)
+        return Metrics(self.loss / self.images, self.correct / self.images, self.images, ranked)
 
 
 def _by_step(channel: Channel, rows: list[tuple[int, float, int]]) -> dict[int, tuple[list[float], int]]:

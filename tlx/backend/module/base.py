@@ -305,8 +305,11 @@ class ModuleBackend:
         return own.seeded(self, model, key) if model.foreign else nullcontext()
 
     def _loss(self, logits: Any, batch: DeviceBatch) -> Any:
-        """Mean over the samples."""
+        """Mean over the samples, and of several labels over the classes too."""
         functional, logits = self.fw.nn.functional, self.exact(logits)
+        if batch.labels.ndim == 2:
+            target = batch.labels if batch.targets is None else batch.targets
+            return functional.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
         if batch.targets is None:
             return functional.cross_entropy(logits, batch.labels)
         return -(batch.targets.to(logits.dtype) * functional.log_softmax(logits, dim=1)).sum() / batch.size
@@ -376,7 +379,10 @@ class ModuleBackend:
 
     def _correct(self, logits: Any, labels: Any) -> Any:
         with self.fw.no_grad():
-            return (logits.argmax(1) == labels).sum()
+            if labels.ndim == 1:
+                return (logits.argmax(1) == labels).sum()
+            wrong = ((logits > 0).to(labels.dtype) - labels).abs().sum(1)
+            return (wrong == 0).sum()
 
     def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy, Lazy]:
         with self.fw.no_grad():

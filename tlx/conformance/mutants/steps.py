@@ -172,6 +172,48 @@ class LossSummed(Mutant):
         return super().backward(model, batch, scale * len(batch.labels))
 
 
+class SoftmaxForSeveral(Mutant):
+    """Several labels are taken as shares of one class: softmax in place of sigmoid."""
+
+    caught_by = "test_the_loss_of_several_labels_is_the_mean_of_binary_cross_entropies"
+
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy, Lazy]:
+        total, correct, logits = super().evaluate(model, batch)
+        if batch.labels.ndim == 2:
+            targets = batch.labels if batch.targets is None else batch.targets
+            total = np.array(reference.cross_entropy(logits, batch.labels, targets)[0] * len(batch.labels))
+        return total, correct, logits
+
+
+class ClassesSummed(Mutant):
+    """The loss of several labels is the sum over the classes, not the mean."""
+
+    caught_by = "test_the_loss_of_several_labels_is_the_mean_of_binary_cross_entropies"
+
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy, Lazy]:
+        total, correct, logits = super().evaluate(model, batch)
+        return total * (model.classes if batch.labels.ndim == 2 else 1), correct, logits
+
+
+class GradientsOfSeveralSummed(Mutant):
+    """The gradients of several labels are those of the sum over the classes, while the loss is the mean."""
+
+    caught_by = "test_gradients_of_several_labels_are_sigmoid_less_target"
+
+    def backward(self, model: Net, batch: DeviceBatch, scale: float = 1.0) -> tuple[Lazy, Lazy]:
+        return super().backward(model, batch, scale * (model.classes if batch.labels.ndim == 2 else 1))
+
+
+class EachLabelCounts(Mutant):
+    """Of several labels each counts by itself, so more are correct than there are samples."""
+
+    caught_by = "test_a_sample_of_several_labels_is_correct_where_all_of_them_are"
+
+    def evaluate(self, model: Net, batch: DeviceBatch) -> tuple[Lazy, Lazy, Lazy]:
+        total, correct, logits = super().evaluate(model, batch)
+        return total, np.array(((logits > 0) == batch.labels).sum()) if batch.labels.ndim == 2 else correct, logits
+
+
 class TargetsOnlyInTraining(Mutant):
     """Evaluation takes the labels even if the batch has targets."""
 

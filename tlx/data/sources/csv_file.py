@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tlx.data.images import FileImages, Images
+from tlx.data.multilabel import JOIN
 from tlx.data.sources.folder import count, listed, part_of
 from tlx.data.sources.parts import role
 from tlx.data.sources.photo_finder import PhotoFinder
@@ -42,6 +43,7 @@ def from_csv(
     root: Path | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
     on_bad_image: str = "error",
 ) -> Source:
     """A data set of photos listed in a file with a header, such as ``path,label`` or ``path,label,split``.
@@ -51,6 +53,10 @@ def from_csv(
     folder; a path without suffix or folder is looked for in the folders there. Labels are class names, numbered in the
     order of their code points. Without a split the test part is drawn.
 
+    Several labels for each photo stand in one column, with `label_separator` between them; or each class is a column of
+    0 and 1, and `label_column` names these with commas between. Where it is not given, and no column has a usual name
+    of a label, those that hold nothing but 0 and 1 are taken.
+
     Raises:
         DataError: the file cannot be read or has a mistake; the text names the line.
         DataNotFound: photos do not exist, and `on_bad_image` is not "skip".
@@ -58,8 +64,14 @@ def from_csv(
     place = file.parent if root is None or not root.is_dir() else root
     finder = PhotoFinder(place)
     table = read_table(file, finder.is_photo)
+    flags = _flags(table, finder, path_column, label_column, label_separator)
+    if flags:
+        label_column = table.header[flags[0]]
     path_at, label_at, notes = _columns(table, finder, path_column, label_column)
-    splits, split_notes = _splits(table, (path_at, label_at))
+    if flags:
+        shown = listed([table.header[at] for at in flags])
+        notes = [f"columns of 0 and 1 are read as classes, of which several may apply to a photo: {shown}"]
+    splits, split_notes = _splits(table, (path_at, *(flags or [label_at])))
     photos: dict[str, tuple[str, str, int]] = {}  # by path as written first: label, split, line
     written: dict[str, str] = {}  # by path without detours
     missing: list[tuple[int, str]] = []
@@ -67,7 +79,9 @@ def from_csv(
     for (line, cells), split in zip(table.rows, splits, strict=True):
         where = f"{file}, line {line}"
         cell, label = cells[path_at], cells[label_at]
-        if not cell or not label or "\0" in cell:
+        if flags:
+            label = _joined(table, line, cells, flags)
+        if not cell or (not label and not flags and label_separator is None) or "\0" in cell:
             raise DataError(f"{where}: the {'label' if cell else 'path'} is empty.")
         path = finder.find(cell, where)
         if path is None:
@@ -91,15 +105,66 @@ def from_csv(
         notes.append(f"left out {len(missing)} of {len(table.rows)} rows whose files are missing: {shown}{more}")
     if again:
         notes.append(f"{count(again, 'row')} repeat an earlier row and are used once")
-    classes = sorted({label for label, _, _ in photos.values()})
+    separator = JOIN if flags else label_separator
+    names = {path: _names(label, separator) for path, (label, _, _) in photos.items()}
+    classes = [table.header[at] for at in flags] if flags else sorted({name for row in names.values() for name in row})
     number = {label: i for i, label in enumerate(classes)}
     parts: dict[str, Images] = {}
     for part in dict.fromkeys(split for _, split, _ in photos.values()):
-        chosen = {path: number[label] for path, (label, split, _) in photos.items() if split == part}
-        parts[part] = FileImages(place, np.array(list(chosen.values()), dtype=np.int64), list(chosen))
+        chosen = [path for path, (_, split, _) in photos.items() if split == part]
+        if separator is None:
+            labels = np.array([number[names[path][0]] for path in chosen], dtype=np.int64)
+        else:
+            labels = np.zeros((len(chosen), len(classes)), dtype=np.int64)
+            for row, path in zip(labels, chosen, strict=True):
+                row[[number[name] for name in names[path]]] = 1
+        parts[part] = FileImages(place, labels, chosen)
     if "all" not in parts and "train" not in parts:
         raise DataError(f"{file}: no line has split 'train'.")
     return Source(file.stem, tuple(classes), parts, [*table.notes, *notes, *split_notes, *finder.notes()])
+
+
+def _names(label: str, separator: str | None) -> list[str]:
+    """The labels that a cell holds, without blanks around them; all of it where nothing separates them."""
+    if separator is None:
+        return [label]
+    return [name.strip() for name in label.split(separator) if name.strip()]
+
+
+def _flags(
+    table: Table, finder: PhotoFinder, path_column: str | None, label_column: str | None, separator: str | None
+) -> list[int]:
+    """Places of the columns of 0 and 1 that are classes, of which several may apply; none where labels are names."""
+    header = table.header
+    if separator is not None:
+        if not separator.strip() and separator != " ":
+            raise DataError(f"label_separator is {separator!r}; expected a character such as '|', ';' or a blank")
+        return []
+    if label_column is not None and label_column not in header and "," in label_column:
+        chosen = [_given(table, "label_column", name.strip()) for name in label_column.split(",") if name.strip()]
+        if len(set(chosen)) != len(chosen):
+            raise DataError(f"label_column names a column twice: {label_column}")
+        return chosen
+    if label_column is not None or _named(header, LABELS):
+        return []
+    aside = ("", "unnamed0", "index", *SPLITS, *FLAGS, *PATHS)
+    chosen = [i for i, name in enumerate(header) if _plain(name) not in aside and name != path_column]
+    chosen = [i for i in chosen if all(cells[i] in ("0", "1") for _, cells in table.rows)]
+    return chosen if len(chosen) > 1 else []
+
+
+def _joined(table: Table, line: int, cells: Sequence[str], flags: Sequence[int]) -> str:
+    """The names of the classes whose column holds 1."""
+    for at in flags:
+        if cells[at].lower().removesuffix(".0") not in (*TRUE, *FALSE):
+            problem = f"{table.file}, line {line}: {table.header[at]} is {cells[at]!r}; expected 0 or 1"
+            raise DataError(problem, fix="name the columns that are classes with label_column")
+    applies = [at for at in flags if cells[at].lower().removesuffix(".0") in TRUE]
+    if bad := next((table.header[at] for at in applies if JOIN in table.header[at]), None):
+        raise DataError(
+            f"{table.file}: {JOIN!r} stands between several labels, but is part of {bad!r}", fix="rename it"
+        )
+    return JOIN.join(table.header[at] for at in applies)
 
 
 def _plain(name: str) -> str:
@@ -153,7 +218,7 @@ def _columns(
     return path_at, label_at, [f"{note}; path_column and label_column can say otherwise"] if guessed else []
 
 
-def _splits(table: Table, taken: tuple[int, int]) -> tuple[list[str], list[str]]:
+def _splits(table: Table, taken: tuple[int, ...]) -> tuple[list[str], list[str]]:
     """Return the part of each row, and notes; "all" where no column says it."""
     notes: list[str] = []
     for at in (i for i in _named(table.header, SPLITS) if i not in taken):
@@ -189,7 +254,8 @@ def listed_in(folder: Path) -> list[Path]:
         finder = PhotoFinder(folder)
         try:
             table = read_table(file, finder.is_photo)
-            path_at, _, _ = _columns(table, finder, None, None)
+            flags = _flags(table, finder, None, None, None)
+            path_at, _, _ = _columns(table, finder, None, table.header[flags[0]] if flags else None)
             if any(finder.exists(cells[path_at]) for _, cells in table.rows[:SAMPLED]):
                 lists.append(file)
         except DataError:
@@ -202,6 +268,7 @@ def from_listed(
     root: Path | None = None,
     path_column: str | None = None,
     label_column: str | None = None,
+    label_separator: str | None = None,
     on_bad_image: str = "error",
 ) -> Source:
     """A folder with a list of its photos, such as ``labels.csv`` beside ``train/``; see `from_csv`."""
@@ -209,7 +276,7 @@ def from_listed(
     if len(lists) != 1:
         names = ", ".join(file.name for file in lists)
         raise DataError(f"{folder} holds several lists of photos: {names}", fix="pass one of these files as data")
-    source = from_csv(lists[0], None, path_column, label_column, on_bad_image)
+    source = from_csv(lists[0], None, path_column, label_column, label_separator, on_bad_image)
     beside = [name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES) and name != lists[0].name]
     notes = [f"not used: {listed(beside)}"] if beside else []
     return replace(source, name=folder.resolve().name, notes=[f"the list is {lists[0].name}", *notes, *source.notes])
@@ -229,6 +296,6 @@ def _is_listed(candidate: object) -> bool:
     return bool(listed_in(candidate))
 
 
-OPTIONS = ("path_column", "label_column", "on_bad_image")
+OPTIONS = ("path_column", "label_column", "label_separator", "on_bad_image")
 CSV = Kind(name="csv", help="a .csv of paths and labels", read=from_csv, suffix=SUFFIXES, options=OPTIONS)
 LISTED = Kind(name="listed", help="", read=from_listed, recognises=_is_listed, options=OPTIONS)

@@ -24,6 +24,7 @@ class Labels:
 
     Attributes:
         values: int64 [N] or text [N]; at the samples in `bad` they mean nothing.
+        rows: the labels as rows of 0 and 1, int64 [N, classes], where they came as such.
         names: what the data set itself calls the numbers that it returns, if it does.
         bad: the samples without a usable label: index, and what is wrong.
     """
@@ -31,6 +32,12 @@ class Labels:
     values: NDArray[Any]
     names: Mapping[int, str] | None = None
     bad: dict[int, str] = field(default_factory=dict)
+    rows: NDArray[np.int64] | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether a row holds more than a single 1, so that each class is asked for by itself."""
+        return self.rows is not None and bool((self.rows.sum(axis=1) > 1).any())
 
     @property
     def is_text(self) -> bool:
@@ -143,18 +150,38 @@ def _text(array: NDArray[Any], part: str, bad: dict[int, str]) -> Labels:
 
 
 def _one_hot(array: NDArray[Any], part: str, bad: dict[int, str], notes: list[str]) -> Labels:
+    several = bool(((array == 0) | (array == 1)).all() and (array.sum(axis=1) > 1).any())
+    if several:
+        notes.append(f"{part}: labels are {list(array.shape)} of 0 and 1: several classes may apply to an image")
+        return Labels(np.zeros(len(array), np.int64), bad=bad, rows=array.astype(np.int64))
     right = ((array == 1).sum(axis=1) == 1) & ((array == 0).sum(axis=1) == array.shape[1] - 1)
     if not right.any() and bad:
         raise DataError(next(iter(bad.values())))
     if not right.any():
         raise DataError(
             f"{part}: labels are {array.dtype} {list(array.shape)}, and their rows are not one-hot",
-            fix="pass one class number for each image, such as labels.argmax(axis=1)",
+            fix="pass one class number for each image, such as labels.argmax(axis=1); or 0 and 1, where several apply",
         )
     for i in np.flatnonzero(~right):
         bad.setdefault(int(i), f"{part}: the label of sample {i} is not one-hot, as the others are: a single 1 among 0")
     notes.append(f"{part}: labels are one-hot {list(array.shape)}: the place of the 1 is the class")
-    return Labels(array.argmax(axis=1), bad=bad)
+    return Labels(array.argmax(axis=1), bad=bad, rows=np.where(right[:, None], array, 0).astype(np.int64))
+
+
+def columns_of(
+    parts: Mapping[str, Labels], given: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]], dict[str, dict[int, str]]]:
+    """Do what `number_labels` does where several labels may apply: a column is a class, and rows stay as they are."""
+    width = max(labels.rows.shape[1] for labels in parts.values() if labels.rows is not None)
+    for part, labels in parts.items():
+        found = "class numbers" if labels.rows is None else f"rows of {labels.rows.shape[1]}"
+        if labels.rows is None or labels.rows.shape[1] != width:
+            raise DataError(f"{part}: labels are {found}, but others are rows of {width} labels of 0 and 1")
+    if given is not None and len(given) != width:
+        raise DataError(f"data['classes'] holds {len(given)} names, but labels are rows of {width} classes")
+    names = tuple(str(i) for i in range(width)) if given is None else given
+    rows = {part: labels.rows for part, labels in parts.items() if labels.rows is not None}
+    return names, rows, {part: labels.bad for part, labels in parts.items() if labels.bad}
 
 
 def number_labels(
@@ -175,6 +202,8 @@ def number_labels(
     Raises:
         DataError: the parts do not have the same classes.
     """
+    if any(labels.several for labels in parts.values()):
+        return columns_of(parts, given)
     named = next((labels.names for labels in parts.values() if labels.names), None)
     kinds = {part: "text" if labels.is_text else "numbers" for part, labels in parts.items()}
     if named is None and given is None and len(set(kinds.values())) > 1:

@@ -19,7 +19,7 @@ from tlx.errors import DataError, RecipeError, RunNotFound, TlxError
 from tlx.files import read_regular
 from tlx.manifest import CARD, PART_TABLES, RECIPE, read_files, read_manifest
 from tlx.recipe import Recipe, read_toml
-from tlx.runs.card import Card, read_card, read_pixels
+from tlx.runs.card import Card, read_card, read_pixels, refuse_multilabel
 from tlx.runs.facts import Facts, parse_object
 from tlx.runs.folder import RESULT
 from tlx.runs.logits import Spool
@@ -135,6 +135,7 @@ def read_contents(run_dir: Path, data: Any = None) -> Contents:
     """
     files, tables = _files(run_dir)
     card = read_card(files[CARD], run_dir)
+    refuse_multilabel(card, run_dir, "report", "read result.json, or the tables of predictions")
     result = Facts(str(run_dir / RESULT), parse_object(files[RESULT], str(run_dir / RESULT), _FIX), _FIX)
     summary = summary_of(result)
     there, batch, problem = _data(run_dir, files[RECIPE], card, data)

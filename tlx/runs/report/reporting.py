@@ -142,6 +142,8 @@ def page_at_end(
 
     The arguments are those of `contents.contents_of`.
     """
+    if data.multilabel:
+        return b"", "report.html shows one label for each image, so it is not drawn where there may be several"
     try:
         return page(contents_of(result, card, data, loader, judged, spools)).encode(errors="backslashreplace"), ""
     except Exception as error:
