@@ -63,7 +63,7 @@ def images_per_second(processes: int, options: argparse.Namespace) -> float:
             sys.exit(f"{' '.join(command)}\n{ended.stderr}")
         lines = (Path(folder) / "run" / "history.jsonl").read_text().splitlines()
     epochs = [json.loads(line) for line in lines][1:]
-    return options.images * len(epochs) / sum(epoch["seconds"] for epoch in epochs)
+    return float(options.images * len(epochs) / sum(epoch["seconds"] for epoch in epochs))
 
 
 if __name__ == "__main__":
