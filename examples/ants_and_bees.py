@@ -22,16 +22,16 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import common
 import tlx
-from common import DATA, Tutorial
+import tutorial
+from tutorial import DATA, Tutorial
 
 PUBLISHED = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
 JOB: dict[str, Any] = {
     **{"optimizer": "sgd", "lr": 1e-3, "momentum": 0.9, "weight_decay": 0.0, "schedule": "step", "step_size": 7},
     **{"gamma": 0.1, "augment": "crop+hflip", "batch_size": 4, "precision": "float32"},
 }
-SIZES = {"check": (16, 1, 1), "small": (96, 2, 1), "whole": (224, 25, 10)}  # pixels, epochs, seeds
+SIZES = {"check": (16, 1, 1), "small": (64, 2, 1), "whole": (224, 25, 10)}  # pixels, epochs, seeds
 METHODS: dict[str, dict[str, Any]] = {
     "fine-tuned": {"strategy": "full"},
     "fixed": {"strategy": "feature_extract", "frozen_norm": "adapt"},
@@ -53,9 +53,7 @@ def by_hand(photos: Path, weights: str, size: int, epochs: int, seed: int, fixed
 
     torch.manual_seed(seed)
     normalised = [transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
-    crop = transforms.Compose(
-        [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *normalised]
-    )
+    crop = transforms.Compose([transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *normalised])
     centre = transforms.Compose([transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size), *normalised])
     train, val = ImageFolder(str(photos / "train"), crop), ImageFolder(str(photos / "val"), centre)
     model = torchvision.models.resnet18()
@@ -143,7 +141,7 @@ def show(t: Tutorial) -> None:
     """The folders of the archive, a batch, the table, six predictions, and one photo of one's own."""
     folder = photos(t)
     with served(folder, t.out / "archive" / "hymenoptera_data.zip") as address:
-        data = tlx.load_data(address)
+        data = tlx.load_data(address, val_fraction=0)
         name, _, digest = address.rpartition("/")[2].partition("#")
         t.say(f"{name}, {digest}: {len(data.classes)} classes")
     for part, images in data.parts.items():
@@ -161,4 +159,4 @@ def show(t: Tutorial) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if common.main("ants_and_bees", runs, show) else 1)
+    sys.exit(0 if tutorial.main("ants_and_bees", runs, show) else 1)

@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-import common
 import tlx
-from common import Tutorial, cifar10
+import tutorial
 from tlx.comparison.statistics import bootstrap
+from tutorial import Tutorial, cifar10
 
 METHODS = {"full": "method 1", "diff_lr": "method 2", "feature_extract": "method 3", "scratch": "from scratch"}
 JOB: dict[str, Any] = {"batch_size": 64, "augment": "flips", "val_fraction": 0, "precision": "float32", "epochs": 3}
 SIZES = {  # training images: both backends, method 3 on both, by hand, MobileNetV2; test images; pixels; seeds; epochs
     "check": (60, 60, 60, 60, 40, 16, 1, 1),
-    "small": (320, 320, 320, 320, 200, 64, 1, 2),
+    "small": (128, 256, 128, 128, 200, 64, 1, 1),
     "whole": (2000, 5000, 5000, 10000, 2000, 224, 3, 3),
 }
 
@@ -140,4 +140,4 @@ def right(folder: Any) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if common.main("cifar10", runs, show) else 1)
+    sys.exit(0 if tutorial.main("cifar10", runs, show) else 1)

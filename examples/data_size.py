@@ -13,8 +13,8 @@ import statistics
 import sys
 from typing import Any
 
-import common
-from common import Tutorial, cifar10
+import tutorial
+from tutorial import Tutorial, cifar10
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "feature_extract": {"strategy": "feature_extract", "lr": 1e-3},
@@ -23,7 +23,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 SIZES = {  # images to train on, test images, pixels, epochs, seeds
     "check": ((40, 80), 40, 16, 1, 1),
-    "small": ((50, 200, 800), 400, 64, 2, 2),
+    "small": ((50, 200), 200, 64, 2, 2),
     "whole": ((200, 1000, 5000, 10000), 2000, 224, 3, 3),
 }
 
@@ -70,8 +70,8 @@ def show(t: Tutorial) -> None:
             cells.append(f"{statistics.mean(values):.4f}{spread}" if values else "to do")
         t.say(f"{images:>8}  " + "  ".join(f"{cell:>17}" for cell in cells))
     if t.rows:
-        common.plot(t.picture("sizes.svg"), "test accuracy, by images to train on", sizes, means)
+        tutorial.plot(t.picture("sizes.svg"), "test accuracy, by images to train on", sizes, means)
 
 
 if __name__ == "__main__":
-    sys.exit(0 if common.main("data_size", runs, show) else 1)
+    sys.exit(0 if tutorial.main("data_size", runs, show) else 1)

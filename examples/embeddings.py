@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-import common
 import tlx
-from common import DATA, Tutorial
+import tutorial
+from tutorial import DATA, Tutorial
 
-SIZES = {"check": (40, 20), "small": (300, 100), "whole": (4000, 1000)}  # images of the training and the test part
+SIZES = {"check": (40, 20), "small": (200, 80), "whole": (4000, 1000)}  # images of the training and the test part
 
 
 def by_hand(images: Any, weights: str) -> np.ndarray:
@@ -62,6 +62,7 @@ def runs(t: Tutorial) -> None:
 
     def embed() -> dict[str, Any]:
         data, weights = source(t)
+        file.parent.mkdir(parents=True, exist_ok=True)
         done = tlx.embed("resnet18", data, file, weights=weights, quiet=True)
         return {"images": done.images, "width": done.width}
 
@@ -102,4 +103,4 @@ def show(t: Tutorial) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if common.main("embeddings", runs, show) else 1)
+    sys.exit(0 if tutorial.main("embeddings", runs, show) else 1)

@@ -14,12 +14,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import common
 import tlx
-from common import DATA, Tutorial, cifar10
+import tutorial
+from tutorial import DATA, Tutorial, cifar10
 
 # photos in train/ and valid/, pixels, epochs, epochs of the head alone, seeds
-SIZES = {"check": (40, 20, 16, 2, 1, 1), "small": (400, 200, 64, 4, 2, 1), "whole": (2000, 1000, 224, 10, 4, 3)}
+SIZES = {"check": (40, 20, 16, 2, 1, 1), "small": (200, 100, 64, 4, 2, 1), "whole": (2000, 1000, 224, 10, 4, 3)}
 
 
 def network(fw: Any, size: int, classes: int = 2) -> Any:
@@ -127,8 +127,8 @@ def show(t: Tutorial) -> None:
     epochs = max((len(curve) for curve in curves.values()), default=0)
     if epochs:
         title = "accuracy on the validation part, by epoch"
-        common.plot(t.picture("curves.svg"), title, range(1, epochs + 1), curves)
+        tutorial.plot(t.picture("curves.svg"), title, range(1, epochs + 1), curves)
 
 
 if __name__ == "__main__":
-    sys.exit(0 if common.main("own_network", runs, show) else 1)
+    sys.exit(0 if tutorial.main("own_network", runs, show) else 1)

@@ -28,9 +28,10 @@ import tlx
 PAGES = Path(__file__).parents[1] / "docs" / "tutorials"
 DATA = Path(os.environ.get("TLX_TEST_DATA") or "~/.cache/tlx/test-data").expanduser()
 WITHOUT_DATA = (
-    f"There are no real data in {DATA}, so this is done with scanned digits and random weights, and its accuracies say\n"
-    "nothing. Put there cifar-10-batches-py/ and hymenoptera_data/, as they are published, and weights/ with\n"
-    "resnet18-imagenet-backbone.safetensors, or set TLX_TEST_DATA to a folder that holds them."
+    f"There are no real data in {DATA}, so this is done with scanned digits and random weights, and its\n"
+    "accuracies say nothing. Put there cifar-10-batches-py/ and hymenoptera_data/, as they are published, and in\n"
+    "weights/ resnet18-imagenet-backbone.safetensors and mobilenet_v2-imagenet-backbone.safetensors; or set\n"
+    "TLX_TEST_DATA to a folder that holds all this."
 )
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8a800", "#5b5b5b")
 
@@ -51,7 +52,7 @@ class Tutorial:
     @property
     def real(self) -> bool:
         """Whether the real data are used."""
-        return self.form != "check" and (DATA / "weights").is_dir()
+        return self.form != "check" and (self.listing or (DATA / "weights").is_dir())
 
     def say(self, text: str = "") -> None:
         """Print a line, and keep it for the page."""
@@ -63,7 +64,7 @@ class Tutorial:
         """Do a run of tlx, or go on with it, or read what it has shown; empty where `--only` leaves it out."""
         folder = self.out / label
         shown = {**fields, "out": f"runs/{label}"}
-        command = command_of(shown)
+        command = command_of(shown).replace(str(self.out), "runs")
 
         def go() -> dict[str, Any]:
             objects = {name: fields[name] for name in ("data", "model") if not isinstance(fields.get(name, ""), str)}
@@ -144,7 +145,10 @@ class Tutorial:
 
 
 def main(
-    name: str, runs: Callable[[Tutorial], None], show: Callable[[Tutorial], None], arguments: Sequence[str] | None = None
+    name: str,
+    runs: Callable[[Tutorial], None],
+    show: Callable[[Tutorial], None],
+    arguments: Sequence[str] | None = None,
 ) -> Tutorial:
     """Read the options of a tutorial, do its runs, and show what they say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,19 +159,24 @@ def main(
     parser.add_argument("--list", action="store_true", help="list the runs with their commands, and do none")
     parser.add_argument("--publish", action="store_true", help="put results and pictures into docs/tutorials/")
     given = parser.parse_args(arguments)
-    tutorial = Tutorial(
+    asked = Tutorial(
         name, given.form, given.out or Path("runs", "tutorials", f"{name}-{given.form}"), given.only, given.list
     )
-    if given.form != "check" and not tutorial.real:
+    if given.form != "check" and not asked.real:
         print(WITHOUT_DATA)
         if given.form == "whole":
             raise SystemExit(2)
-    runs(tutorial)
-    if not given.list:
-        show(tutorial)
-        if given.publish:
-            tutorial.publish()
-    return tutorial
+    try:
+        runs(asked)
+        if not given.list:
+            show(asked)
+    except tlx.TlxError as error:
+        parser.exit(2, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "\nstopped; the same command goes on\n")
+    if given.publish and not given.list:
+        asked.publish()
+    return asked
 
 
 def cifar10(tutorial: Tutorial, **fields: Any) -> dict[str, Any]:
