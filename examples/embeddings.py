@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 import tlx
 import tutorial
@@ -43,40 +44,46 @@ def by_hand(images: Any, weights: str) -> np.ndarray:
         return np.concatenate([model(prepare(image)[None]).numpy() for image in images])
 
 
-def source(t: Tutorial) -> tuple[Any, str]:
-    """The images and the weights: CIFAR-10 and ImageNet's, or scanned digits and those of a network that knows them."""
+def source(t: Tutorial) -> tuple[Path, str]:
+    """A folder of photos and the weights: CIFAR-10 and ImageNet's, or digits and those of a network that knows them."""
     train, test = SIZES[t.form]
-    if t.real:
-        weights = str(DATA / "weights" / "resnet18-imagenet-backbone.safetensors")
-        return tlx.load_data("cifar10", root=DATA, limit_train=train, limit_test=test, val_fraction=0), weights
-    data = tlx.load_data("digits", limit_train=train, limit_test=test, val_fraction=0)
-    return data, str(t.out / "knows-digits")
+    folder, limits = t.out / "photos", {"limit_train": train, "limit_test": test, "val_fraction": 0}
+    if not folder.exists():
+        data = tlx.load_data("cifar10", root=DATA, **limits) if t.real else tlx.load_data("digits", **limits)
+        for part, images in data.parts.items():
+            for i in range(len(images)):
+                target = folder / part / data.classes[images.labels[i]] / f"{i}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                images.open(i).save(target)
+    weights = DATA / "weights" / "resnet18-imagenet-backbone.safetensors" if t.real else t.out / "knows-digits"
+    return folder, str(weights)
 
 
 def runs(t: Tutorial) -> None:
-    """Without real data a network learns the digits; then the features are computed, once."""
+    """Without real data a network learns the digits; then the features are computed, once, and classified."""
     if not t.real:
         fields = {"data": "digits", "strategy": "scratch", "image_size": 16, "limit_train": 200, "lr": 0.05}
         t.run("knows-digits", **fields, epochs=1, limit_test=20, precision="float32")
     file = t.out / "embeddings.parquet"
 
     def embed() -> dict[str, Any]:
-        data, weights = source(t)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        done = tlx.embed("resnet18", data, file, weights=weights, quiet=True)
+        folder, weights = source(t)
+        done = tlx.embed("resnet18", folder, file, weights=weights, quiet=True)
         return {"images": done.images, "width": done.width}
 
-    command = "tlx embed resnet18 my_photos -o embeddings.parquet --weights resnet18-imagenet-backbone.safetensors"
-    t.once("embed", embed, command)
+    def classify() -> dict[str, Any]:
+        train, test = (tlx.load_embeddings(file, part=part) for part in ("train", "test"))
+        classifier = LogisticRegression(max_iter=2000).fit(train.vectors, train.labels)
+        return {"accuracy": classifier.score(test.vectors, test.labels)}
+
+    weights = "$DATA/weights/resnet18-imagenet-backbone.safetensors"
+    t.once("embed", embed, f"tlx embed resnet18 runs/photos -o runs/embeddings.parquet --weights {weights}")
+    t.once("logistic-regression", classify)
 
 
 def show(t: Tutorial) -> None:
     """Arrays, similarities, a classifier, neighbours and a map, all from the file."""
-    from sklearn.linear_model import LogisticRegression
-
     file = t.out / "embeddings.parquet"
-    if not t.rows:
-        return
     row = t.rows["embed"]
     t.say(f"{row['images']} vectors of {row['width']} numbers, computed in {row['seconds']:.0f} s")
     train, test = (tlx.load_embeddings(file, part=part) for part in ("train", "test"))
@@ -92,13 +99,11 @@ def show(t: Tutorial) -> None:
         within, between = values[same & other].mean(), values[~same].mean()
         t.say(f"{name}: {within:.3f} within a class, {between:.3f} between classes")
 
-    classifier = LogisticRegression(max_iter=2000).fit(train.vectors, train.labels)
-    t.say(f"a logistic regression on the vectors: {classifier.score(test.vectors, test.labels):.3f} of the test part")
+    t.table("the vectors, classified")
 
-    data, weights = source(t)
-    queries = [data.test.open(i) for i in range(2)]
-    sheet: Path = t.picture("neighbours.png")
-    tlx.similar("resnet18", queries, file, top=6, sheet=sheet, weights=weights, quiet=True)
+    folder, weights = source(t)
+    queries = sorted((folder / "test").glob("*/*"))[:: max(1, row["images"] // 8)][:2]
+    tlx.similar("resnet18", queries, file, top=6, sheet=t.picture("neighbours.png"), weights=weights, quiet=True)
     tlx.tsne(file, t.picture("map.png"), quiet=True)
 
 

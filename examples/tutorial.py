@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from fnmatch import fnmatch
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ class Tutorial:
             print(f"... {label}", flush=True)
             begun = time.perf_counter()
             row = {"label": label, "command": command, "date": date.today().isoformat(), "machine": machine(), **go()}
+            row.setdefault("versions", {name: version(name) for name in ("numpy", "scikit-learn", "tlx", "torch")})
             row.setdefault("seconds", round(time.perf_counter() - begun, 1))
             kept.parent.mkdir(parents=True, exist_ok=True)
             write(kept, row)

@@ -113,4 +113,4 @@ def test_what_is_published_has_what_a_figure_needs() -> None:
     for file in (ROOT / "docs" / "tutorials" / "results").glob("*.json"):
         for row in json.loads(file.read_text(encoding="utf-8"))["rows"]:
             assert row["machine"] and row["date"] and row["seconds"] >= 0
-            assert "/root" not in json.dumps(row) and ("accuracy" not in row or "versions" in row or not row["command"])
+            assert row["versions"] and not any(place in json.dumps(row) for place in ("/root", "/tmp", "/home"))
