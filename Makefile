@@ -16,7 +16,7 @@ help:
 	@echo "make matrix   run every shared model with every strategy on both, for docs/matrix.md (hours; continues)"
 	@echo "make matrix-timm   train the smallest model of each family of timm, for docs/timm-models.md (an hour; continues)"
 	@echo "make fuzz   20,000 hostile inputs to the command line, for docs/fuzz.md; other ones: make fuzz SEED=1"
-	@echo "make tutorials   the small forms of the tutorials, for docs/tutorials/ (10 minutes); all of one: python examples/cifar10.py --whole"
+	@echo "make tutorials   small forms of the tutorials, for docs/tutorials/; whole, resumable (hours): python examples/cifar10.py --whole"
 	@echo "make thorough   the tests of which make test runs a sample only: large models, tutorials, OneFlow's share (long)"
 	@echo "make clean   remove .venv and caches"
 
