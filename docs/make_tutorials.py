@@ -30,8 +30,8 @@ TUTORIALS = {
     "data_size": (("runs",), "by_hand"),
     "embeddings": (("runs", "show"), "by_hand"),
 }
-# Estimates, none of them measured: from 31 images a second that PyTorch trains at 224 px on 2 idle cores (50,000 images,
-# 3 epochs, 80 minutes), 5 that OneFlow does, and 100 and 15 whose features they compute.
+# Estimates, none of them measured: from 31 images a second that PyTorch trains at 224 px on 2 idle cores (50,000
+# images, 3 epochs, 80 minutes), 5 that OneFlow does, and 100 and 15 whose features they compute.
 HOURS = {"cifar10": "8 hours", "ants_and_bees": "6 hours", "own_network": "an hour", "data_size": "2 hours"}
 PORTING = "porting/5_your_own_loop"
 WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
@@ -86,8 +86,8 @@ def page(name: str) -> str:
     else:
         parts.append("```text\n" + "\n".join(whole["printed"]).strip("\n") + "\n```\n")
     parts.append(
-        f"On 2 idle cores it takes about {HOURS.get(name, '2 minutes')}: an estimate from the rates at which ResNet-18\n"
-        "trains at 224 pixels (31 images a second on PyTorch, 5 on OneFlow), not measured yet.\n"
+        f"On 2 idle cores it takes about {HOURS.get(name, '2 minutes')}: an estimate from the rates at which\n"
+        "ResNet-18 trains at 224 pixels (31 images a second on PyTorch, 5 on OneFlow), not measured yet.\n"
     )
     parts.append(
         "The command may be stopped and repeated; `--only PATTERN` does a part, `--list` says what is done, and\n"

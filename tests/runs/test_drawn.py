@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 import tlx
@@ -31,7 +32,7 @@ def photos(root: Path) -> Path:
     return root
 
 
-def pixels(picture: Path) -> np.ndarray:
+def pixels(picture: Path) -> NDArray[np.uint8]:
     with Image.open(picture) as image:
         return np.asarray(image.convert("RGB"))
 

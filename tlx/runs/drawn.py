@@ -10,9 +10,9 @@ import numpy as np
 from tlx import rng
 from tlx.data.images import MAX_PIXELS
 from tlx.errors import DataError, TlxError, closest
-from tlx.runs.embeddings.drawing import PALETTE, PAPER, QUIET, fitting, save, write_text
+from tlx.runs.embeddings.drawing import FAINT, PALETTE, PAPER, QUIET, fitting, save, write_text
 from tlx.runs.embeddings.items import Item, find_items
-from tlx.runs.embeddings.sheet import FAINT, check_sheet, tile
+from tlx.runs.embeddings.sheet import check_sheet, tile
 from tlx.runs.prediction import Prediction, predict
 
 MOST = 144  # images of a picture; more would be none any more
