@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test lint docs bench growth gpu peers parity-zoo parity-engines parity-suite matrix matrix-timm fuzz thorough clean
+.PHONY: help setup browser demo test lint docs bench growth gpu peers parity-zoo parity-engines parity-suite matrix matrix-timm fuzz tutorials thorough clean
 
 help:
 	@echo "make setup   make .venv with Python 3.10 and install tlx, PyTorch and OneFlow in it (11 GB)"
@@ -17,6 +17,7 @@ help:
 	@echo "make matrix   run every shared model with every strategy on both, for docs/matrix.md (hours; continues)"
 	@echo "make matrix-timm   train the smallest model of each family of timm, for docs/timm-models.md (an hour; continues)"
 	@echo "make fuzz   20,000 hostile inputs to the command line, for docs/fuzz.md; other ones: make fuzz SEED=1"
+	@echo "make tutorials   small forms of the tutorials, for docs/tutorials/; whole, resumable (hours): python examples/cifar10.py --whole"
 	@echo "make thorough   the tests of which make test runs a sample only: large models, tutorials, OneFlow's share (long)"
 	@echo "make clean   remove .venv and caches"
 
@@ -80,6 +81,12 @@ matrix: setup
 fuzz: SEED = 0
 fuzz: setup
 	TLX_FUZZ=720 TLX_FUZZ_TABLE=docs/fuzz.md .venv/bin/pytest tests/fuzz --hypothesis-seed=$(SEED)
+
+tutorials: setup
+	for name in cifar10 ants_and_bees own_network data_size embeddings; do \
+		OMP_NUM_THREADS=2 .venv/bin/python examples/$$name.py --publish || exit 1; done
+	.venv/bin/python examples/porting/5_your_own_loop.py
+	.venv/bin/python docs/make_tutorials.py
 
 thorough: setup
 	.venv/bin/pytest -m thorough

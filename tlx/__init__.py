@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tlx.proof import mapping
     from tlx.proof.prove import parity
     from tlx.recipe import Recipe
+    from tlx.runs.drawn import draw
     from tlx.runs.embeddings.embed import Embedded, embed
     from tlx.runs.embeddings.file import Embeddings, load_embeddings
     from tlx.runs.embeddings.projection import EmbeddingMap, tsne
@@ -65,6 +66,7 @@ _PUBLIC = {
     "TlxError": "tlx.errors",
     "check": "tlx.audit.checking",
     "compare": "tlx.comparison.compare",
+    "draw": "tlx.runs.drawn",
     "embed": "tlx.runs.embeddings.embed",
     "evaluate": "tlx.runs.evaluation",
     "explain": "tlx.runs.explanation",
@@ -117,6 +119,7 @@ __all__ = [
     "__version__",
     "check",
     "compare",
+    "draw",
     "embed",
     "errors",
     "evaluate",

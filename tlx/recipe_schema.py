@@ -122,7 +122,11 @@ class Schema:
         whole=True,
     )
     test_fraction: float = number(
-        0.2, "fraction held out for the test where the data has no test part", group="Data", low=0, high=0.9
+        0.2,
+        "fraction held out for the test where the data has no parts; 0: no test, and a val folder chooses the epoch",
+        group="Data",
+        low=0,
+        high=0.9,
     )
     evaluate_test: bool = truth(
         True,

@@ -56,8 +56,8 @@ def test_no_file_of_the_core_imports_a_framework(file: Path) -> None:
 PUBLIC = (
     *("Check", "Comparison", "Data", "Embedded", "EmbeddingMap", "Embeddings", "Evaluation", "Explanation"),
     *("Exported", "FoundLr", "Group", "GroupTable", "HistoryEntry", "Phase", "Prediction", "Predictions", "Pushed"),
-    *("Recipe", "Result", "RunEntry", "Similar", "Strategy", "TlxError", "__version__", "check", "compare", "embed"),
-    *("errors", "evaluate", "explain", "export", "find_lr", "list_runs", "load_data", "load_embeddings"),
+    *("Recipe", "Result", "RunEntry", "Similar", "Strategy", "TlxError", "__version__", "check", "compare", "draw"),
+    *("embed", "errors", "evaluate", "explain", "export", "find_lr", "list_runs", "load_data", "load_embeddings"),
     *("load_model", "load_predictions", "mapping", "model_card", "parity", "plan", "predict", "pull", "push"),
     *("report", "run", "serve", "similar", "tsne"),
 )

@@ -138,6 +138,17 @@ def test_a_part_may_lack_a_class(tmp_path: Path) -> None:
     assert chosen.test is None and "the test part has no image of these classes, and is not used" in chosen.notes
 
 
+def test_without_a_test_the_validation_folder_chooses_and_a_note_says_that_this_is_no_test(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "photos", "train/cat", "train/dog", "val/cat", "val/dog")
+    data = load_data(folder, test_fraction=0)
+    assert sizes(data) == {"train": 6, "val": 6} and sizes(load_data(folder, val_fraction=0)) == {"train": 6, "test": 6}
+    assert any("a choice and no test" in note for note in data.notes)
+    fields = {**RUN, "val_fraction": 0.1, "test_fraction": 0.0, "epochs": 3, "quiet": True}
+    result = tlx.run(data=str(folder), **fields, out=str(tmp_path / "run"))
+    assert result.test_accuracy is None and result.unread == "no test part"
+    assert result.val_accuracy == max(epoch["val_accuracy"] for epoch in result.history)
+
+
 @pytest.mark.parametrize("val", [True, False])
 def test_a_test_part_without_classes_is_counted_and_not_used(val: bool, tmp_path: Path) -> None:
     places = ["train/cat", "train/dog", "test", *(["val/cat", "val/dog"] if val else [])]

@@ -16,7 +16,7 @@ from cyclopts import App, CycloptsError
 
 from tlx.cli.check import check
 from tlx.cli.compare import compare, find_lr
-from tlx.cli.embed import embed, similar, tsne
+from tlx.cli.embed import draw, embed, similar, tsne
 from tlx.cli.explain import explain
 from tlx.cli.export import export
 from tlx.cli.hub import pull, push
@@ -39,7 +39,7 @@ app = App(
 _COMMANDS = {
     TRAIN: (run, evaluate, predict, export, serve, push, pull),
     CHOOSE: (check, find_lr, compare),
-    LOOK: (report, explain, embed, similar, tsne),
+    LOOK: (report, explain, draw, embed, similar, tsne),
     LOOK_UP: (runs, strategies, models, backends, doctor),
 }
 for _group, _commands in _COMMANDS.items():

@@ -1,4 +1,4 @@
-"""Train and use: the commands on vectors of images."""
+"""Look at results: the commands on vectors of images, and the one that draws images."""
 
 from __future__ import annotations
 
@@ -134,3 +134,39 @@ def tsne(*embeddings: Path, out: Out, seed: int = 0, json: Json = False) -> None
         print_json({**facts, "seed": seed})
     else:
         print(f"{len(plane.coordinates):,} points in {printable(str(out))}, by {plane.method}")
+
+
+def draw(
+    data: str,
+    /,
+    *,
+    out: Out,
+    run: Path | None = None,
+    part: str | None = None,
+    count: int = 32,
+    seed: int = 0,
+    data_root: Path | None = None,
+) -> None:
+    """Draw images of a data set in a grid, with their labels or with what a run takes them for.
+
+    Parameters
+    ----------
+    data:
+        Whatever `tlx run --data` takes; or a photo, or a folder of photos without labels.
+    out:
+        The .png file; an existing one is replaced.
+    run:
+        A folder that `tlx run` wrote: the captions are its classes, and mistakes have a frame of another colour.
+    part:
+        Take images of this part alone: train, val or test.
+    count:
+        How many images, at most 144.
+    seed:
+        The same seed draws the same images.
+    data_root:
+        Folder that holds a published data set, as of `tlx run`.
+    """
+    import tlx
+
+    drawn = tlx.draw(data, out, run=run, part=part, count=count, seed=seed, data_root=data_root)
+    print(printable(str(drawn)))

@@ -166,6 +166,7 @@ def load_data(
         images_per_class: at most this many training images of each class, drawn by `seed` once the other parts are held
             out. What is drawn of fewer is among what is drawn of more.
         test_fraction: fraction held out for the test where the data has no parts; the same images whatever the seed.
+            With 0 there is no test: a validation part that would have been the test part chooses the best epoch.
         on_bad_image: "error" lists all photos that cannot be decoded when the first is met, and refuses unusable
             samples of Python objects; "skip" tries all before training, leaves the bad ones out and says which; so also
             with missing files that a list names.
@@ -227,6 +228,12 @@ def load_data(
         if test is not None:
             parts["test"] = test
             notes.append(f"{len(test)} of {len(whole)} images were drawn for the test (test_fraction)")
+    if origin.stand_in and test_fraction == 0 and "test" in parts:
+        parts["val"], sources["val"] = parts.pop("test"), "test"
+        notes.append(
+            "test_fraction=0: the validation part chooses the best epoch, as in the tutorials; its accuracy is then the"
+            " best of all epochs', a choice and no test"
+        )
     _check_present(origin.name, parts["train"], names)
     for part, count in (("train", limit_train), ("test", limit_test)):
         if count is not None and part in parts:

@@ -56,7 +56,7 @@ class Evaluation(TypedDict):
     unreadable: int  # images of other data that could not be read, and are left out
     top_k: int | None  # K of the top-K accuracy; None: it was not asked for, and there are at most 5 classes
     top_k_accuracy: float | None
-    balanced_accuracy: float  # the mean recall of the classes that have images
+    balanced_accuracy: float | None  # the mean recall of the classes that have images
     macro_f1: float
     classes: list[ClassFigures]
     confusion: list[list[int]]  # images by their class (rows) and the predicted class (columns)

@@ -193,7 +193,7 @@ def _from_parts(tree: Tree, folders: list[str], parts: dict[str, str], notes: li
             _check_classes(tree.root, places["train"], train, places[part], found[part], notes)
             images[role] = _images(tree, found[part], classes)
     notes += tree.notes("", *(places[part] for part in used))
-    return Source(tree.root.resolve().name, classes, images, notes)
+    return Source(tree.root.resolve().name, classes, images, notes, stand_in=used.get("val") == "test")
 
 
 def _unwrapped(tree: Tree, name: str) -> str:

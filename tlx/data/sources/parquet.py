@@ -82,7 +82,7 @@ def from_parquet(
         if unlabelled := sum(len(one.labels) for one in rows.values()) - len(images[part]):
             notes.append(f"left out {unlabelled:,} rows of {part} without a label")
     name = source.resolve().name if source.is_dir() else source.stem
-    return Source(name, classes, with_test(images), notes)
+    return Source(name, classes, with_test(images), notes, stand_in={*images} == {"train", "val"})
 
 
 def _images(rows: dict[Path, _Rows], number: dict[int | str, int], root: Path | None) -> Images:

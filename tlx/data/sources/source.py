@@ -30,6 +30,7 @@ class Source:
     parts: Mapping[str, Images]  # "train" and any of "val", "test"; or "all", of which the test part is drawn
     notes: list[str] = field(default_factory=list)
     bad: Mapping[str, Mapping[int, str]] = field(default_factory=dict)  # by part: samples of no use, and what is wrong
+    stand_in: bool = False  # "test" is the validation part of the publisher, who has no other
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def from_shards(source: Path, root: Path | None = None, label_column: str | None
             files=shards,
             places=np.array([(place[shard], *sample[1:3]) for shard, sample in chosen], dtype=np.int64).reshape(-1, 3),
         )
-    return Source(_name(source), tuple(classes), with_test(images), notes)
+    return Source(_name(source), tuple(classes), with_test(images), notes, stand_in={*images} == {"train", "val"})
 
 
 def is_shard(file: Path) -> bool:

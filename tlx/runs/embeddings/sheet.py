@@ -61,13 +61,13 @@ def write_sheet(
     for number, ((item, found), height) in enumerate(zip(shown, heights, strict=True)):
         if number:
             draw.line((EDGE, top - GAP, width - EDGE, top - GAP), fill=FAINT, width=2)
-        _tile(picture, draw, (EDGE, top), LARGE, item.open, PALETTE[0])
+        tile(picture, draw, (EDGE, top), LARGE, item.open, PALETTE[0])
         write_text(draw, (EDGE, top + LARGE + 10), "query", 18, QUIET)
         write_text(draw, (EDGE, top + LARGE + 34), fitting(item.name, 18, LARGE, end=True), 18)
         for place, one in enumerate(found):
             x = left + place % COLUMNS * (TILE + GAP)
             y = top + place // COLUMNS * (TILE + CAPTION + GAP)
-            _tile(picture, draw, (x, y), TILE, opens.get(one["index"], _nothing))
+            tile(picture, draw, (x, y), TILE, opens.get(one["index"], _nothing))
             _caption(draw, (x, y + TILE), one)
         top += height + 2 * GAP
     if len(queries) > QUERIES:
@@ -94,7 +94,7 @@ def _caption(draw: ImageDraw, place: tuple[int, int], one: Neighbor) -> None:
     write_text(draw, (x, y + 44), fitting(one["path"], 15, TILE, end=True), 15, QUIET)
 
 
-def _tile(picture: Image, draw: ImageDraw, place: tuple[int, int], side: int, opens: Opens, frame: str = FAINT) -> None:
+def tile(picture: Image, draw: ImageDraw, place: tuple[int, int], side: int, opens: Opens, frame: str = FAINT) -> None:
     """An image within a square, or a grey square where it cannot be opened."""
     x, y = place
     draw.rectangle((x, y, x + side - 1, y + side - 1), fill="#f6f7f8")
