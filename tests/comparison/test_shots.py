@@ -111,7 +111,7 @@ def test_a_run_records_the_figures_of_scikit_learn_and_compare_their_means(few: 
     results = [json.loads((c.run_dir / "result.json").read_text()) for c in best.candidate.cells]
     assert best.val_macro_f1 == pytest.approx(np.mean([one["val_macro_f1"] for one in results]))
     evaluated = [tlx.evaluate(c.run_dir, quiet=True, data=DATA) for c in best.candidate.cells]
-    assert best.test_balanced_accuracy == pytest.approx(np.mean([one["balanced_accuracy"] for one in evaluated]))
+    assert best.test_balanced_accuracy == pytest.approx(np.mean([one["balanced_accuracy"] or 0 for one in evaluated]))
     assert best.test_macro_f1 == pytest.approx(np.mean([one["macro_f1"] for one in evaluated]))
 
 

@@ -34,7 +34,7 @@ class ClassScores:
     recall: Numbers
     f1: Numbers
     accuracy: float
-    balanced_accuracy: float | None
+    balanced_accuracy: float
     macro_f1: float
 
     def rows(self, most: int = CLASS_ROWS) -> list[int]:
