@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -25,9 +25,9 @@ from tlx.processes import Alone, Channel, connected, of_first
 from tlx.recipe import PIXELS_SINCE, Recipe, RecipeFields, as_recipe, fields_affecting, read_toml, takes_fields
 from tlx.runs import advice
 from tlx.runs.confidence import calibrate
-from tlx.runs.display import READING, Display, Listener, follow, listening
+from tlx.runs.display import READING, Display, follow, listening
 from tlx.runs.folder import RESULT, RunFolder, new_folder, resumed_folder
-from tlx.runs.interrupt import AFTER_STEP, NEVER, Stop, interruptible, standing
+from tlx.runs.interrupt import NEVER, Stop, interruptible, standing
 from tlx.runs.joined import check_backend, check_data, join, share_state, stopping
 from tlx.runs.leaving import leave
 from tlx.runs.logged import check_loggers, logged
@@ -35,10 +35,11 @@ from tlx.runs.logits import Recorder
 from tlx.runs.multilabel import judge_multilabel
 from tlx.runs.report.reporting import page_at_end, put_at_end
 from tlx.runs.result import Result, frozen_entries, group_entries, history_entry
-from tlx.runs.resume import begin, check_epochs, finish, history_line, was_cut
+from tlx.runs.resume import begin, check_epochs, finish, was_cut
 from tlx.runs.resume import load as load_state
 from tlx.runs.resume import save as save_state
 from tlx.runs.scores import MEANS, scores_of_part
+from tlx.runs.supervised import fit_in_folder, train_in_folder
 from tlx.training.build import (
     build_model,
     check_fit,
@@ -53,16 +54,14 @@ from tlx.training.build import (
     with_pinned_weights,
 )
 from tlx.training.effects import check_effects, without_idle_fields
-from tlx.training.fit import fit, judge
-from tlx.training.loop import State, Training, held_out, train
-from tlx.training.metrics import EpochEnded, Event, Stepped
+from tlx.training.fit import judge
+from tlx.training.loop import State, Training, held_out
+from tlx.training.metrics import Event
 from tlx.training.neighbors import Bank
 from tlx.training.trial import check_small_batches, find_unrepeatable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-EPOCH_SECONDS = 5.0  # an epoch's end is a good place to save, unless epochs are so short that saving would cost more
 
 
 @takes_fields
@@ -257,10 +256,10 @@ def _execute(
         listeners += [recorder, log]
         with display.live(recipe):
             if recipe.fits:
-                trained = _fit(training, state, folder, recipe, listeners, stop)
+                trained = fit_in_folder(training, state, folder, recipe, listeners, stop)
             else:
                 save = partial(save_state, training, state, folder, data.fingerprint, recorder)
-                _train(training, state, folder, save, recipe, listeners, stop)
+                train_in_folder(training, state, folder, save, recipe, listeners, stop)
                 with stop.held():
                     save()  # epochs may be added later
                     trained = stop.text = f"stopped after the last epoch; {standing(recipe, run_dir, '')}"
@@ -359,65 +358,6 @@ def _prepared(
     model, arch = build_model(recipe, backend, len(data.classes))
     read = load_initial(recipe, backend, model, arch, data.classes, progress) if fresh else []
     return make_training(recipe, backend, data, model, arch, channel), arch, read
-
-
-def _train(
-    training: Training,
-    state: State,
-    folder: RunFolder,
-    save: Callable[[], None],
-    recipe: Recipe,
-    listeners: Sequence[Listener],
-    stop: Stop,
-) -> None:
-    """Train to the end; `save` every `save_seconds`, earlier at an epoch's end, and when a signal says stop."""
-    saved, save_seconds = time.monotonic(), recipe.save_seconds
-    before = f" as it stood after step {state.step}" if folder.state else None
-    stop.at(f"stopped at once; {standing(recipe, folder.path, before)}", AFTER_STEP)
-
-    def after(event: Event) -> None:
-        nonlocal saved
-        if isinstance(event, EpochEnded):
-            folder.append(history_line(event))
-        elif not isinstance(event, Stepped):
-            return
-        patience = min(save_seconds, EPOCH_SECONDS) if isinstance(event, EpochEnded) else save_seconds
-        if stop.hear(training.channel, time.monotonic() - saved >= patience):
-            with stop.held():
-                save()
-                where = f" as it stood after step {state.step}"
-                stop.text = f"stopped at once; {standing(recipe, folder.path, where)}"
-            saved = time.monotonic()
-            total = training.plan.schedule.epochs * training.loader.steps
-            stop.check(f"stopped after step {state.step} of {total}; {standing(recipe, folder.path, '')}")
-
-    follow(train(training, state), [*listeners, after])
-
-
-def _fit(
-    training: Training,
-    state: State,
-    folder: RunFolder,
-    recipe: Recipe,
-    listeners: Sequence[Listener],
-    stop: Stop,
-) -> str:
-    """Extract features and fit. Nothing is saved: whoever starts again finds the features cached.
-
-    Returns what to say where the run is stopped after it.
-    """
-    text = f"stopped before the fit was done; {standing(recipe, folder.path, None)}"
-    stop.at(text, AFTER_STEP)
-
-    def after(event: Event) -> None:
-        if isinstance(event, EpochEnded):
-            folder.append(history_line(event))
-        if isinstance(event, Stepped):
-            stop.hear(training.channel)
-        stop.check(text)
-
-    follow(fit(training, state), [*listeners, after])
-    return text
 
 
 def card(
