@@ -118,8 +118,8 @@ def evaluate(
             tally = follow(_evaluate(run, images, kind, k, bad, table), [display.event])
         bad.conclude(len(images), allowed=not own)
     confusion = tally.confusion
-    scores = scores_of_counts(np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
-    f1 = scores.f1
+    answers = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    scores = None if several else scores_of_counts(*answers)
     found = tally.figures(run) if isinstance(tally, Rows) else None
     return {
         "backend": run.recipe.backend,
@@ -131,18 +131,18 @@ def evaluate(
         "unreadable": bad.count,
         "top_k": k,
         "top_k_accuracy": None if k is None else tally.hits / tally.images,
-        "balanced_accuracy": None if several else scores.balanced_accuracy,
-        "macro_f1": scores.macro_f1 if found is None else found["macro_f1"] or 0.0,
+        "balanced_accuracy": None if scores is None else scores.balanced_accuracy,
+        "macro_f1": (found["macro_f1"] or 0.0 if found else 0.0) if scores is None else scores.macro_f1,
         "multilabel": found,
         "classes": []
-        if several
+        if scores is None
         else [
             {
                 "class": label,
                 "images": int(row.sum()),
                 "correct": int(row[i]),
                 "accuracy": float(row[i] / row.sum()) if row.any() else None,
-                "f1": None if np.isnan(f1[i]) else float(f1[i]),
+                "f1": None if np.isnan(scores.f1[i]) else float(scores.f1[i]),
             }
             for i, (label, row) in enumerate(zip(classes, confusion, strict=True))
         ],
