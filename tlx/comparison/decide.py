@@ -15,7 +15,7 @@ FROZEN = "probe"
 CANDIDATES = (FROZEN, "feature_extract", "partial", "diff_lr", "full")
 TRAINED = ("partial", "diff_lr", "full")  # of which trials are worth while
 FEW, MANY = 1_000, 10_000  # training images: the bounds of the rule
-DISTANT = 1.0  # see docs/advise.md for the distances of data sets
+DISTANT = 2 / 3  # of the way to noise: docs/advise.md has the distances of data sets
 CEILING = 0.99  # accuracy of the frozen features from which there is less than a point to gain
 CLOSE = 2.0  # standard errors
 
@@ -38,8 +38,8 @@ def rule_of(images: int, distance: float | None) -> tuple[str, str]:
     learning", "When and how to fine-tune"; Chollet 2021, Deep Learning with Python, section 8.3.
     """
     if distance is not None and distance > DISTANT:
-        return "full", f"the images lie far from the pretraining (distance {distance:.2g}, above {DISTANT:g})"
-    near = "" if distance is None else f", near the pretraining (distance {distance:.2g})"
+        return "full", f"the images lie far from the pretraining (distance {distance:.2f}, above {DISTANT:.2f})"
+    near = "" if distance is None else f", near the pretraining (distance {distance:.2f})"
     if images < FEW:
         return "feature_extract", f"fewer than {FEW:,} training images{near}"
     if images <= MANY:

@@ -15,7 +15,7 @@ TINY = 1e-12  # below, a variance is that of a channel without a signal
 
 
 def domain_distance(
-    backend: Backend, model: Model, specs: Sequence[ParamSpec], head: Sequence[str], batch: Handle
+    backend: Backend, model: Model, specs: Sequence[ParamSpec], head: Sequence[str], batch: Handle, noise: Handle
 ) -> float | None:
     """Return how far the inputs of the BatchNorm layers lie from the statistics that the model came with.
 
@@ -24,11 +24,13 @@ def domain_distance(
 
         KL(here, there) + KL(there, here) = (v + (m - m')^2) / (2 v') + (v' + (m - m')^2) / (2 v) - 1
 
-    and what is returned is its median over all channels of all layers: one that is silent on one side has a divergence
-    without bound, which would decide a mean. None: the model has no BatchNorm with running statistics.
+    and of all channels of all layers the median counts: one that is silent on one side has a divergence without bound,
+    which would decide a mean. Models and sizes of images differ in it by a factor of ten, so what is returned is its
+    ratio to that of noise, uniform pixels, which is no photograph to any model: 1 is as far away as noise. None: the
+    model has no BatchNorm with running statistics.
 
     Li et al. 2016 (arXiv 1603.04779) show that these statistics tell domains apart; the divergence by channel is that
-    of Pan et al. 2018 (arXiv 1807.09441, section 4.3), who take its mean.
+    of Pan et al. 2018 (arXiv 1807.09441, section 4.3), who take its mean. Median and ratio are our own.
 
     Args:
         backend: computes the model.
@@ -36,6 +38,7 @@ def domain_distance(
         specs: of its parameters and buffers.
         head: names of the parameters that receive gradients meanwhile; no step is taken.
         batch: of pixels, in the device's memory.
+        noise: likewise, of uniform pixels.
     """
     layers = defaultdict[str, dict[str, str]](dict)
     for spec in specs:
@@ -47,14 +50,17 @@ def domain_distance(
         return None
     start = backend.dump_arrays(model)
     backend.set_phase(model, frozenset(head), frozenset(pairs))
-    seen = [start]
-    for _ in range(2):
-        backend.fetch(backend.backward(model, batch))
-        seen.append(backend.dump_arrays(model))
-    backend.load_arrays(model, start)
-    values = [divergence(seen, names) for names in pairs.values()]
-    there = [value for value in values if value is not None]
-    return float(np.median(np.concatenate(there))) if there else None
+    medians = []
+    for handle in (batch, noise):
+        seen = [start]
+        for _ in range(2):
+            backend.fetch(backend.backward(model, handle))
+            seen.append(backend.dump_arrays(model))
+        backend.load_arrays(model, start)
+        values = [divergence(seen, names) for names in pairs.values()]
+        there = [value for value in values if value is not None]
+        medians.append(float(np.median(np.concatenate(there))) if there else 0.0)
+    return medians[0] / medians[1] if medians[1] else None
 
 
 def divergence(seen: Sequence[Mapping[str, Array]], names: Mapping[str, str]) -> NDArray[np.float64] | None:

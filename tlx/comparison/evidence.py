@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tlx import rng
 from tlx.backend import Batch, registry
 from tlx.comparison.domain import domain_distance
 from tlx.data import Data, Images
@@ -74,11 +75,13 @@ def _distance(extractor: Extractor, images: Images) -> float | None:
     def pixels(index: int) -> NDArray[np.uint8]:
         return framing.pixels(lambda view: images.open(index, view))
 
-    zeros = np.zeros(len(places), np.int64)
-    stacked = np.ascontiguousarray(np.stack([pixels(index) for index in places.tolist()]))
-    batch = backend.put(model, Batch(stacked, zeros, zeros, extractor.preprocess))
+    zeros, size = np.zeros(len(places), np.int64), extractor.preprocess.size
+    photos = np.ascontiguousarray(np.stack([pixels(index) for index in places.tolist()]))
+    words = rng.words(0, "advise/noise", 0, len(places), -(-3 * size * size // 4))
+    noise = np.ascontiguousarray(words.view(np.uint8)[:, : 3 * size * size].reshape(-1, 3, size, size))
+    seen, unlike = (backend.put(model, Batch(images, zeros, zeros, extractor.preprocess)) for images in (photos, noise))
     specs = backend.param_specs(model)
-    return domain_distance(backend, model, specs, [extractor.head.weight.name], batch)
+    return domain_distance(backend, model, specs, [extractor.head.weight.name], seen, unlike)
 
 
 def prepared(recipe: Recipe, data: Data) -> Training:
