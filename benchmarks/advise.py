@@ -28,7 +28,7 @@ COMMON: dict[str, Any] = {
     "val_fraction": 0.2,
     "limit_test": 2000,
 }
-GRID = {"lr": [1e-2, 3e-3]}
+GRID = {"lr": [1e-2, 3e-3], "backbone_lr": [COMMON["backbone_lr"]]}
 POINT = 0.01
 
 
@@ -65,6 +65,7 @@ def judged(name: str, task: dict[str, Any], work: Path) -> dict[str, Any]:
         work.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({**advice.to_dict(), "took": time.perf_counter() - started}))
     advised = json.loads(file.read_text())
+    del fields["backbone_lr"]  # not every strategy has it, so it is in the grid
     comparison = tlx.compare(**fields, strategies=ALL, grid=GRID, out=str(work / name))
     if comparison.problems:
         raise SystemExit(f"{name}: {comparison.problems}")

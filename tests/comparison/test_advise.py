@@ -24,6 +24,7 @@ FIELDS: dict[str, Any] = {
     **{"batch_size": 16, "epochs": 2, "lr": 0.05},
 }
 SECONDS = {name: 10.0 * (1 + at) for at, name in enumerate(CANDIDATES)}
+SEVERAL = np.zeros((4, 8, 8, 3), np.uint8), np.eye(4, dtype=np.int64)  # images with a row of labels each
 BN = {"running_mean": "bn.running_mean", "running_var": "bn.running_var"}
 
 
@@ -89,7 +90,9 @@ def test_a_batch_is_recovered_from_what_it_does_to_the_running_statistics() -> N
     there, spread_there, here, spread_here = (drawn.uniform(0.5, 2.0, 16) for _ in range(4))
     seen = [{BN["running_mean"]: there, BN["running_var"]: spread_there}]
     for _ in range(2):
-        seen.append({name: 0.9 * seen[-1][name] + 0.1 * new for name, new in zip(BN.values(), (here, spread_here))})
+        seen.append(
+            {name: 0.9 * seen[-1][name] + 0.1 * new for name, new in zip(BN.values(), (here, spread_here), strict=True)}
+        )
     gap = (here - there) ** 2
     one_way = 0.5 * (np.log(spread_there / spread_here) + (spread_here + gap) / spread_there - 1)
     back = 0.5 * (np.log(spread_here / spread_there) + (spread_there + gap) / spread_here - 1)
@@ -153,10 +156,7 @@ def test_little_time_leaves_the_trials_out(pretrained: str) -> None:
         ({"weights": "none"}, "weights is none"),
         ({"rank": 4}, "rank has no effect in any strategy that tlx advise looks at"),
         ({"epoch": 4}, "unknown field 'epoch'. Did you mean 'epochs'"),
-        (
-            {"data": (np.zeros((4, 8, 8, 3), np.uint8), np.eye(4, dtype=np.int64)), "val_fraction": 0},
-            "may have several",
-        ),
+        ({"data": {"train": SEVERAL, "test": SEVERAL}, "val_fraction": 0.0}, "may have several"),
     ],
 )
 def test_a_mistake_is_one_line(fields: dict[str, Any], said: str) -> None:

@@ -140,7 +140,11 @@ def advise(
         RecipeError: `strategy` is given, a value is wrong, or an image may have several labels.
         DataError: the data cannot be read.
     """
-    given: dict[str, Any] = {**fields, **({} if data is None else {"data": data})}
+    given: dict[str, Any] = {**fields}
+    if data is not None:
+        if "data" in given:
+            raise RecipeError("the data is given twice", fix="give it once, as the first argument")
+        given["data"] = data
     return look(given, budget, quiet)
 
 

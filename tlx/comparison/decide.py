@@ -75,7 +75,7 @@ def decide(rule: str, right: Mapping[str, Right], seconds: Mapping[str, float], 
         return Decision(FROZEN, (*reasons, text), False)
     rivals = {name: paired(right[name], right[start]) for name in right if name in able and name != start}
     if start not in right or not rivals:
-        return Decision(start, (*reasons, f"nothing else was tried beside {start}, so it stays"), True)
+        return Decision(start, (*reasons, f"{start} was compared with no other, so the rule stands"), True)
     better = {name: gain for name, (gain, error) in rivals.items() if gain > error}
     chosen = max(better, key=better.__getitem__) if better else start
     if chosen == start:
