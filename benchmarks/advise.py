@@ -1,6 +1,7 @@
 """Judge `tlx advise`: is what it advises within a point of the best strategy, which running all of them finds?
 
     python benchmarks/advise.py [FOLDER of the test data] [--only "cats and dogs, 50"] [--work build/advise]
+    python benchmarks/advise.py --distances
 
 For each task the advice is taken first, and then every strategy is trained by `tlx.compare`, with two learning rates of
 which the validation part chooses. Strategies are judged by their accuracy on the test part, which neither saw. What was
@@ -17,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import tlx
+from tlx.comparison.evidence import distance_of
+from tlx.runs.extractor import extractor_of
 from tlx.strategy import STRATEGIES
+from tlx.training.build import open_data
 
 RESULTS = Path(__file__).with_suffix(".json")
 ALL = [name for name in STRATEGIES if name != "lora"]  # for linear layers, which these models do not have
@@ -53,6 +57,16 @@ def tasks(home: Path) -> dict[str, dict[str, Any]]:
         "ants and bees, MobileNet": {**photos, **mobilenet, "image_size": 96},
         "cats and dogs, 1,000, MobileNet": {**pair, **mobilenet, "limit_train": 1000, "epochs": 10, "image_size": 64},
     }
+
+
+def print_distances(known: dict[str, dict[str, Any]]) -> None:
+    """Print how far each task's images lie from the pretraining, with both backends."""
+    for name, task in known.items():
+        data = open_data(tlx.Recipe(**{key: value for key, value in task.items() if key != "epochs"}))
+        for backend in ("torch", "oneflow"):
+            of_model = {key: task[key] for key in ("model", "weights", "image_size")}
+            extractor = extractor_of(tlx.Recipe(strategy="probe", backend=backend, **of_model))
+            print(f"{name}, {backend}: {distance_of(extractor, data.train):.3f}", flush=True)
 
 
 def judged(name: str, task: dict[str, Any], work: Path) -> dict[str, Any]:
@@ -102,10 +116,14 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", default="~/.cache/tlx/test-data")
     parser.add_argument("--only", action="append", help="a task; may be repeated")
     parser.add_argument("--work", default="build/advise", type=Path, help="where the runs are")
+    parser.add_argument("--distances", action="store_true", help="print the distances of the tasks, and train nothing")
     options = parser.parse_args()
     known = tasks(Path(options.folder).expanduser())
     if unknown := set(options.only or ()) - known.keys():
         parser.error(f"no task {', '.join(unknown)}; there are: {'; '.join(known)}")
+    if options.distances:
+        print_distances(known)
+        return
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name in options.only or known:
         if name not in results:

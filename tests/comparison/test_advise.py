@@ -23,8 +23,11 @@ FIELDS: dict[str, Any] = {
     **{"backend": "loopback", "model": "tiny-mlp-dropout", "image_size": 8, "limit_train": 300, "limit_test": 40},
     **{"batch_size": 16, "epochs": 2, "lr": 0.05},
 }
+AMPLE = "100h"  # with which every trial has its five folds, however slow the machine is
 SECONDS = {name: 10.0 * (1 + at) for at, name in enumerate(CANDIDATES)}
-SEVERAL = np.zeros((4, 8, 8, 3), np.uint8), np.eye(4, dtype=np.int64)  # images with a row of labels each
+SEVERAL = np.zeros((4, 8, 8, 3), np.uint8), 1 - np.eye(4, dtype=np.int64)  # three labels for each image
+LABELLED = np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2
+OWN_VAL = {"train": LABELLED, "val": LABELLED, "test": LABELLED}
 BN = {"running_mean": "bn.running_mean", "running_var": "bn.running_var"}
 
 
@@ -107,8 +110,8 @@ def test_both_frameworks_advise_the_same_and_leave_a_module_of_ones_own_as_it_is
     for backend in FRAMEWORKS:
         net = net_of(import_module(backend))
         before = {name: value.numpy().copy() for name, value in net.state_dict().items()}
-        fields = {**FIELDS, "backend": backend, "model": net, "head": "fc", "precision": "float64", "limit_train": 120}
-        advice[backend] = tlx.advise("digits", **fields, quiet=True)
+        fields = {**FIELDS, "backend": backend, "model": net, "head": "fc", "precision": "float64", "limit_train": 100}
+        advice[backend] = tlx.advise("digits", **{**fields, "epochs": 1}, budget=AMPLE, quiet=True)
         after = {name: value.numpy() for name, value in net.state_dict().items()}
         assert all(np.array_equal(before[name], after[name]) for name in before) and net.training
     one, other = (advice[backend] for backend in FRAMEWORKS)
@@ -123,10 +126,10 @@ def test_the_line_that_is_printed_trains(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = [f"--{name.replace('_', '-')}={value}" for name, value in {**FIELDS, "weights": pretrained}.items()]
-    call = ["advise", "digits", *options, "--backbone-lr", "0.01", "--seed", "3"]
+    call = ["advise", "digits", *options, "--backbone-lr", "0.01", "--seed", "3", "--budget", AMPLE]
     run(call)
     printed = capsys.readouterr().out
-    run([*call, "--json", "--budget", "10m"])
+    run([*call, "--json"])
     advice = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed.splitlines()[-1] == advice["command"] and f"advice: {advice['strategy']}" in printed
     assert [option["strategy"] for option in advice["options"]] == list(CANDIDATES)
@@ -155,6 +158,7 @@ def test_little_time_leaves_the_trials_out(pretrained: str) -> None:
         ({"strategy": "full"}, "strategy is what tlx advise recommends"),
         ({"weights": "none"}, "weights is none"),
         ({"rank": 4}, "rank has no effect in any strategy that tlx advise looks at"),
+        ({"val_fraction": 0.3, "data": OWN_VAL}, "val_fraction is 0.3, but .* has a val part of its own"),
         ({"epoch": 4}, "unknown field 'epoch'. Did you mean 'epochs'"),
         ({"data": {"train": SEVERAL, "test": SEVERAL}, "val_fraction": 0.0}, "may have several"),
     ],

@@ -25,6 +25,7 @@ from tlx.runs.display import Display
 from tlx.runs.interrupt import interruptible
 from tlx.strategy.built_in import named
 from tlx.training.build import check_fit, framed, open_data, resolve_placement, with_pinned_weights
+from tlx.training.effects import check_effects
 from tlx.training.out_of_fold import FOLDS
 
 if TYPE_CHECKING:
@@ -158,6 +159,8 @@ def look(fields: Mapping[str, Any], budget: str | float | None = None, quiet: bo
         problem = "weights is none, and there is nothing to transfer from random values"
         raise RecipeError(problem, fix="leave weights out, or train with tlx run --strategy scratch")
     recipes = {name: recipe_with(base, {"strategy": name}, of_strategies)[0] for name in CANDIDATES}
+    for name in ("diff_lr", "full"):  # which freeze nothing, so that a run would refuse the field
+        recipes[name] = replace(recipes[name], frozen_norm="keep")
     display = Display(quiet)
     with interruptible() as stop:
         stop.at(f"stopped; nothing was written. Start again with: {stop.command}")
@@ -166,6 +169,7 @@ def look(fields: Mapping[str, Any], budget: str | float | None = None, quiet: bo
             problem = f"advise judges one label for each image, but those of {data.name} may have several"
             raise RecipeError(problem, fix="compare feature_extract, partial and full with tlx run")
         check_fit(base, data)
+        check_effects(recipes["full"], data)
         display.data(data)
         evidence = evidence_of(recipes[FROZEN], data, display)
         ready = {name: _ready(recipe, data, display) for name, recipe in recipes.items()}

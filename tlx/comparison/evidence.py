@@ -64,11 +64,12 @@ def evidence_of(recipe: Recipe, data: Data, display: Display) -> Evidence:
     bank = Bank(unit(features), images.labels, len(data.classes), 1)
     choice = follow(choose_neighbors(bank, None, None), ())
     right = probabilities.argmax(axis=1) == images.labels
-    distance = _distance(extractor, images)
+    distance = distance_of(extractor, images)
     return Evidence(images, folds_of(images.labels), right, choice.train.accuracy, choice.k, distance, seconds)
 
 
-def _distance(extractor: Extractor, images: Images) -> float | None:
+def distance_of(extractor: Extractor, images: Images) -> float | None:
+    """Return how far images lie from the pretraining of a model: see `domain_distance`."""
     framing, backend, model = extractor.framing_of(images), extractor.backend, extractor.model
     places = np.unique(np.linspace(0, len(images) - 1, min(len(images), BATCH)).astype(np.int64))
 
