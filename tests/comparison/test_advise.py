@@ -79,6 +79,14 @@ def test_frozen_features_that_are_nearly_always_right_are_kept() -> None:
     assert decide("full", {FROZEN: answers(0.98), "full": answers(1.0)}, SECONDS).strategy == "full"
 
 
+def test_trials_that_fall_behind_frozen_features_are_said_to_lack_steps() -> None:
+    behind = decide("full", {FROZEN: answers(0.9), "full": answers(0.3)}, SECONDS)
+    assert behind.strategy == FROZEN and "more --epochs, or tlx find-lr, may change the advice" in behind.reasons[-1]
+    assert not any(
+        "--epochs" in reason for reason in decide("full", {FROZEN: answers(0.9), "full": answers(0.9)}, SECONDS).reasons
+    )
+
+
 def test_what_does_not_fit_into_the_time_is_not_advised() -> None:
     right = {FROZEN: answers(0.8), "partial": answers(0.9), "full": answers(0.95)}
     assert decide("full", right, SECONDS).strategy == "full"

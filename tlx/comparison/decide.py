@@ -93,6 +93,13 @@ def decide(rule: str, right: Mapping[str, Right], seconds: Mapping[str, float], 
             f"it is close: within {CLOSE:g} standard errors of it {'is' if len(near) == 1 else 'are'} "
             f"{' and '.join(near)}"
         )
+    gains = {name: paired(values, right[FROZEN]) for name, values in right.items() if name != FROZEN}
+    if all(gain < -CLOSE * error for gain, error in gains.values()):
+        # What trains more could have stayed where the frozen features are.
+        reasons.append(
+            "what trains more fell behind the frozen features, so it has too few steps here, or another rate "
+            "than it needs: more --epochs, or tlx find-lr, may change the advice"
+        )
     return Decision(chosen, tuple(reasons), bool(near))
 
 
