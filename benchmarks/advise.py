@@ -84,8 +84,9 @@ def judged(name: str, task: dict[str, Any], work: Path) -> dict[str, Any]:
     comparison = tlx.compare(**fields, strategies=ALL, grid=GRID, out=str(work / name))
     if comparison.problems:
         raise SystemExit(f"{name}: {comparison.problems}")
-    accuracy = {e.candidate.arm.strategy: e.test_accuracy for e in comparison.entries if e.chosen}
-    best = max(accuracy, key=lambda strategy: accuracy[strategy] or 0.0)
+    tested = ((e.candidate.arm.strategy, e.test_accuracy) for e in comparison.entries if e.chosen)
+    accuracy = {strategy: value for strategy, value in tested if value is not None}
+    best = max(accuracy, key=accuracy.__getitem__)
     return {
         "rule": advised["rule"],
         "advised": advised["strategy"],
