@@ -104,6 +104,8 @@ OTHERS = {
     **dict.fromkeys(("strategy", "data", "classes", "model", "epochs", "image_size", "crop_fraction"), "always counts"),
     **dict.fromkeys(("mean", "std"), "always counts"),
     **dict.fromkeys(("path_column", "label_column"), "refused by data that has no columns"),
+    "images_per_class": "a bound, which need not be reached",
+    "label_separator": "refused by data that has no columns",
     "fixes": "the data say in a note what it changed, which may be nothing",
     **dict.fromkeys(("hidden", "dropout"), "always counts"),
     **dict.fromkeys(("augment", "label_smoothing", "sampler", "optimizer", "ema", "seed", "exact"), "always counts"),

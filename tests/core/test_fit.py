@@ -207,6 +207,7 @@ OTHERS = {
     **{"schedule": "cosine", "step_size": 2, "gamma": 0.5, "warmup": 2.5, "ema": 0.9, "patience": 2, "micro_batch": 4},
     **{"mixup": 0.2, "cutmix": 0.2, "label_smoothing": 0.1, "sampler": "balanced", "augment_repeats": 2},
     **{"frozen_norm": "adapt", "epochs": 5, "augment": "hflip", "hidden": 8, "dropout": 0.5},
+    "exact": "bits",
 }
 
 

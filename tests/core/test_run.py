@@ -54,6 +54,7 @@ KEYS = [
     "groups",
     "frozen",
     "calibration",
+    *("multilabel", "val_balanced_accuracy", "val_macro_f1", "test_balanced_accuracy", "test_macro_f1"),
     "recipe",
     "run_dir",
 ]

@@ -107,7 +107,7 @@ def test_a_test_part_without_labels_is_left_out_and_validation_is_the_test(tmp_p
     write(tmp_path / "set" / "train-0.parquet", hub(30))
     write(tmp_path / "set" / "validation-0.parquet", hub(6))
     write(tmp_path / "set" / "test-0.parquet", hub(9, hidden=True))
-    data = load(tmp_path / "set")
+    data = load(tmp_path / "set", test_fraction=0.2)
     check(data)
     assert "left out the part test: its rows have no labels" in data.notes
     assert {part: len(images) for part, images in data.parts.items()} == {"train": 30, "test": 6}

@@ -70,6 +70,7 @@ def together(backend: str, count: int, cases: Sequence[Case], folder: Path) -> l
     """Run the cases in `count` processes; returns what each process told, case by case."""
     job = json.dumps({"backend": backend, "cases": [asdict(case) for case in cases]})
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(first_of_free_ports())}
+    common["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     processes = []
     for rank in range(count):
         variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}

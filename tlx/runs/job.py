@@ -148,7 +148,8 @@ def _resumed_recipe(folder: RunFolder, content: bytes, fields: Mapping[str, Any]
     if recipe.fits and folder.has(RESULT):
         problem = f"{folder.path} is finished, and strategy {recipe.strategy!r} has no epochs to add"
         raise RecipeError(problem, fix=f"start a run with weights={str(folder.path)!r}, to train on from its backbone")
-    check_epochs(folder, Recipe.from_toml(folder.path / RECIPE, content=content).epochs, recipe.epochs)
+    asked = _continued(folder.path, content, {name: value for name, value in fields.items() if name != "epochs"})
+    check_epochs(folder, asked.epochs, recipe.epochs)
     return recipe
 
 
@@ -338,7 +339,7 @@ def _folder_of(recipe: Recipe, resumed: RunFolder | None) -> AbstractContextMana
 def _scores(data: Data, recorder: Recorder) -> dict[str, float | None]:
     """Return balanced accuracy and macro F1 of the validation and the test part, None for what was not read."""
     figures = dict.fromkeys(f"{part}_{name}" for part in ("val", "test") for name in MEANS)
-    for part, spool in recorder.parts.items():
+    for part, spool in ({} if data.multilabel else recorder.parts).items():
         scores = scores_of_part(data.parts[part], spool)
         figures.update({f"{part}_{name}": getattr(scores, name) for name in MEANS})
     return figures
