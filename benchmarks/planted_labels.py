@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tlx.audit.features import features_of, open_extractor
-from tlx.audit.labels import out_of_fold, suspects
+from tlx.audit.labels import suspects
 from tlx.data import Images
 from tlx.data.file_hashes import FileHashes
 from tlx.data.fingerprint import hashes_of
 from tlx.data.load import load_data, open_source
+from tlx.runs.extractor import features_of, open_extractor
+from tlx.training.out_of_fold import out_of_fold
 
 SHARE, SEEDS = 0.05, (10, 11, 12, 13, 14)  # the cut was chosen on 0, 1 and 2
 CIFAR, PIXELS = (3000, 8000), 128

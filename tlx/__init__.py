@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tlx import errors
     from tlx.audit.checking import check
     from tlx.audit.result import Check
+    from tlx.comparison.advise import Advice, advise
     from tlx.comparison.compare import Comparison, compare
     from tlx.comparison.find_lr import FoundLr, find_lr
     from tlx.data import Data, load_data
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 # Public name -> the module that defines it. Imported when first used, so that `import tlx` costs almost nothing.
 _PUBLIC = {
+    "Advice": "tlx.comparison.advise",
     "Check": "tlx.audit.result",
     "Comparison": "tlx.comparison.compare",
     "Data": "tlx.data",
@@ -64,6 +66,7 @@ _PUBLIC = {
     "Similar": "tlx.runs.embeddings.similar",
     "Strategy": "tlx.strategy",
     "TlxError": "tlx.errors",
+    "advise": "tlx.comparison.advise",
     "check": "tlx.audit.checking",
     "compare": "tlx.comparison.compare",
     "draw": "tlx.runs.drawn",
@@ -93,6 +96,7 @@ _PUBLIC = {
 _MODULES = {"errors": "tlx.errors", "mapping": "tlx.proof.mapping"}
 
 __all__ = [
+    "Advice",
     "Check",
     "Comparison",
     "Data",
@@ -117,6 +121,7 @@ __all__ = [
     "Strategy",
     "TlxError",
     "__version__",
+    "advise",
     "check",
     "compare",
     "draw",

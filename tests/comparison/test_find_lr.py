@@ -16,6 +16,7 @@ import pytest
 
 import tlx
 from support.backends import FRAMEWORKS
+from support.norm_net import net_of
 from support.training import training_of
 from tlx.backend import registry
 from tlx.comparison.range_test import Trial, middle_of, range_test, rates, steepest, valley
@@ -28,26 +29,6 @@ FIELDS: dict[str, Any] = {
     **{"backend": "loopback", "model": "tiny-mlp-dropout", "weights": "none", "data": "digits", "image_size": 8},
     **{"limit_train": 300, "limit_test": 40, "batch_size": 32, "epochs": 1},
 }
-
-
-def net_of(framework: Any) -> Any:
-    """A small network with BatchNorm and dropout, of the same values in both frameworks."""
-    nn = framework.nn
-    backbone = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1))
-
-    class Net(nn.Module):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone, self.fc = backbone, nn.Linear(256, 10)
-
-        def forward(self, images: Any) -> Any:
-            return self.fc(self.backbone(images))
-
-    net, drawn = Net(), np.random.default_rng(0)
-    for _, parameter in net.named_parameters():
-        values = drawn.normal(0.0, 0.1, tuple(parameter.shape)).astype(np.float32)
-        parameter.data.copy_(framework.from_numpy(values))
-    return net
 
 
 def trials(losses: list[float]) -> list[Trial]:

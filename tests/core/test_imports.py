@@ -54,9 +54,21 @@ def test_no_file_of_the_core_imports_a_framework(file: Path) -> None:
 
 # Whoever changes this tuple changes what scripts of users rely on, and says so in CHANGELOG.md.
 PUBLIC = (
-    *("Check", "Comparison", "Data", "Embedded", "EmbeddingMap", "Embeddings", "Evaluation", "Explanation"),
+    *("Advice", "Check", "Comparison", "Data", "Embedded", "EmbeddingMap", "Embeddings", "Evaluation", "Explanation"),
     *("Exported", "FoundLr", "Group", "GroupTable", "HistoryEntry", "Phase", "Prediction", "Predictions", "Pushed"),
-    *("Recipe", "Result", "RunEntry", "Similar", "Strategy", "TlxError", "__version__", "check", "compare", "draw"),
+    *(
+        "Recipe",
+        "Result",
+        "RunEntry",
+        "Similar",
+        "Strategy",
+        "TlxError",
+        "__version__",
+        "advise",
+        "check",
+        "compare",
+        "draw",
+    ),
     *("embed", "errors", "evaluate", "explain", "export", "find_lr", "list_runs", "load_data", "load_embeddings"),
     *("load_model", "load_predictions", "mapping", "model_card", "parity", "plan", "predict", "pull", "push"),
     *("report", "run", "serve", "similar", "tsne"),

@@ -35,6 +35,7 @@ OPTIONS = {
     "report": ["-o", "--explain", "--backend"],
     "check": ["--labels", "--html", "--decisions", "--model", "--run", "--path-column"],
     "compare": ["--strategies", "--models", "--backends", "--grid", "--seeds", "--jobs", "--out", "--dry-run"],
+    "advise": ["--budget", "--model", "--epochs"],
     "find-lr": ["--picture", "--strategy"],
     "parity": ["--reference", "--candidate", "--seeds", "--margin", "--keep", "--html"],
     "": [],
@@ -50,6 +51,7 @@ TRAINING = {
     "parity",
     "parity capture",
     "compare",
+    "advise",
     "find-lr",
 }  # here only with what is wrong; `test_options_of_a_run` trains
 # What a valid call would do takes seconds, or starts other processes on purpose.

@@ -20,9 +20,10 @@ from PIL import Image, ImageEnhance
 import tlx
 from support.hostile_photos import BOMBS, SEEDS, exif
 from tlx.audit import facts
-from tlx.audit.labels import out_of_fold, suspects
+from tlx.audit.labels import suspects
 from tlx.audit.near import ALIKE, RADIUS, distances, groups_of, near_pairs
 from tlx.errors import TlxError
+from tlx.training.out_of_fold import out_of_fold
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

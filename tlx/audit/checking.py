@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from tlx.audit.copies import LEAST, exact_groups, near_groups, rows_of_exact, rows_of_near
 from tlx.audit.facts import ALPHA, ANIMATED, CMYK, DEEP, GREY, PLAIN, ROTATED, Facts, can_hash, facts_of_part
-from tlx.audit.features import Extractor, open_extractor
 from tlx.audit.judging import judged
 from tlx.audit.pool import Pool, pooled
 from tlx.audit.result import KINDS, Check, Decision, Problem, Row, listed
@@ -24,6 +23,7 @@ from tlx.data.load import open_source
 from tlx.data.multilabel import is_multilabel
 from tlx.errors import DataError, TlxError
 from tlx.runs.display import Display
+from tlx.runs.extractor import Extractor, open_extractor
 
 READING = "checking the images"
 TINY = 32  # pixels of the shorter side

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.audit.features import Extractor, features_of
-from tlx.audit.labels import classes_alike, out_of_fold, suspects
+from tlx.audit.labels import classes_alike, suspects
 from tlx.audit.pool import Pool
 from tlx.audit.result import Problem, Row
 from tlx.runs.display import Display
+from tlx.runs.extractor import Extractor, features_of
+from tlx.training.out_of_fold import out_of_fold
 
 EXTRACTING, FITTING = "features of the images", "probes of the labels"
 SHOWN = 5  # pairs of classes in a line

@@ -15,7 +15,7 @@ from io import TextIOWrapper
 from cyclopts import App, CycloptsError
 
 from tlx.cli.check import check
-from tlx.cli.compare import compare, find_lr
+from tlx.cli.compare import advise, compare, find_lr
 from tlx.cli.embed import draw, embed, similar, tsne
 from tlx.cli.explain import explain
 from tlx.cli.export import export
@@ -38,7 +38,7 @@ app = App(
 )
 _COMMANDS = {
     TRAIN: (run, evaluate, predict, export, serve, push, pull),
-    CHOOSE: (check, find_lr, compare),
+    CHOOSE: (check, advise, find_lr, compare),
     LOOK: (report, explain, draw, embed, similar, tsne),
     LOOK_UP: (runs, strategies, models, backends, doctor),
 }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from tlx.cli.options import Fields, Json, RecipeFile, print_json
-from tlx.errors import printable
+from tlx.errors import RecipeError, printable
 
 
 def compare(
@@ -64,6 +64,31 @@ def compare(
     sys.stdout.flush()
     tell(f"page: {printable(str(comparison.folder / PAGE))}")
     return 1 if comparison.problems else 0
+
+
+def advise(
+    data: Annotated[str, Parameter(help="Whatever `tlx run --data` takes.")],
+    /,
+    *,
+    budget: Annotated[
+        str | None, Parameter(help="Time for the advice and the run together, such as 10m, 90s or 1.5h.")
+    ] = None,
+    overrides: Annotated[Fields | None, Parameter(name="*")] = None,
+    json: Json = False,
+) -> None:
+    """Recommend a strategy for a data set: the textbooks' rule, and what is measured of these data on this machine."""
+    from tlx.comparison.advise import look
+    from tlx.runs.display import print_table
+
+    fields: dict[str, Any] = {**(overrides or {})}
+    if "data" in fields:
+        raise RecipeError("the data is given twice", fix="leave --data out")
+    advice = look({**fields, "data": data}, budget)
+    if json:
+        print_json(advice.to_dict())
+        return
+    print_table(*advice.rows(), right=(2, 3, 4))
+    print("\n".join([*advice.sentences(), *map(printable, filter(None, [advice.command]))]))
 
 
 def find_lr(

@@ -244,18 +244,29 @@ def _shots(values: Sequence[int] | str) -> list[int | None]:
 
 def _recipe(base: Recipe, arm: Mapping[str, Any], point: Mapping[str, Any]) -> tuple[Recipe, set[str]]:
     """Return the recipe of a candidate, without seed and folder, and the fields of the grid that count in it."""
+    recipe, idle = recipe_with(base, {**arm, "evaluate_test": False}, point)
+    return recipe, {name for name in point if name not in idle}
+
+
+def recipe_with(
+    base: Recipe, arm: Mapping[str, Any], point: Mapping[str, Any] | None = None
+) -> tuple[Recipe, set[str]]:
+    """Return a recipe with another strategy and other fields, without a folder, and the fields that are idle in it.
+
+    What only other strategies have, or what changes nothing there, is left out.
+    """
     values = {field.name: getattr(base, field.name) for field in base.changed()}
-    values = {**values, **arm, "evaluate_test": False}
+    values = {**values, **arm}
     own = arm["strategy"]
     customary = named(own).customary if isinstance(own, str) else {}
     if own == "scratch":
         values.pop("weights", None)
-    # What only other strategies have, or what changes nothing here, is left out here.
     foreign = strategy_options() - customary.keys()
-    plain = Recipe(**{name: value for name, value in {**values, **point}.items() if name not in foreign})
+    given = {**values, **(point or {})}
+    plain = Recipe(**{name: value for name, value in given.items() if name not in foreign})
     idle = {*foreign, *idle_names(plain)}
     defaults: dict[str, Any] = {name: Recipe.__dataclass_fields__[name].default for name in idle}
-    return replace(plain, **defaults, out=None), {name for name in point if name not in idle}
+    return replace(plain, **defaults, out=None), idle
 
 
 def _candidate(recipe: Recipe, set_here: set[str], values: Grid, seeds: int, folder: Path) -> Candidate:

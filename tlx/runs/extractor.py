@@ -29,6 +29,7 @@ from tlx.runs.finished import restore
 from tlx.training.build import (
     build_model,
     frame,
+    is_own,
     load_initial,
     resolve_placement,
     versions,
@@ -87,18 +88,36 @@ def open_extractor(
             raise TlxError("a run has weights and an image size of its own", fix="leave weights and image_size out")
         finished = restore(run, backend)
         recipe, target, built = finished.recipe, finished.backend, finished.model
-        specs = target.param_specs(built)
-        arch = _architecture(recipe, specs)
+        arch = _architecture(recipe, target.param_specs(built))
         preprocess, framing, name = finished.preprocess, finished.framing, str(run)
     else:
         target = registry.load(backend or "torch")
         asked = Recipe(model=model, weights=weights, backend=target.name, strategy=STRATEGY, image_size=image_size)
-        recipe = with_pinned_weights(resolve_placement(asked.resolved(), target), progress=True)
-        built, arch = build_model(recipe, target, 2)
-        load_initial(recipe, target, built, arch, ("0", "1"), progress=True)
-        pixels, framing, name = recipe.pixels, None, model
-        preprocess = Preprocess(pixels.size, pixels.mean, pixels.std, pixels.interpolation)
-        specs = target.param_specs(built)
+        return extractor_of(asked)
+    return _extractor(name, recipe, target, built, arch, preprocess, framing)
+
+
+def extractor_of(asked: Recipe, progress: bool = True) -> Extractor:
+    """Build the model of a recipe with the values that it starts from; `progress` shows a download."""
+    target = registry.load(asked.backend)
+    recipe = with_pinned_weights(resolve_placement(asked.resolved(), target), progress)
+    built, arch = build_model(recipe, target, 2)
+    load_initial(recipe, target, built, arch, ("0", "1"), progress)
+    pixels = recipe.pixels
+    preprocess = Preprocess(pixels.size, pixels.mean, pixels.std, pixels.interpolation)
+    return _extractor(recipe.model_name, recipe, target, built, arch, preprocess, None)
+
+
+def _extractor(
+    name: str,
+    recipe: Recipe,
+    target: Backend,
+    built: Model,
+    arch: Architecture,
+    preprocess: Preprocess,
+    framing: Framing | None,
+) -> Extractor:
+    specs = target.param_specs(built)
     head = find_head([spec for spec in specs if arch.stage_of(spec.module) == "head"], STRATEGY)
     values = {name: value for name, value in target.dump_arrays(built).items() if name not in head.zeros()}
     return Extractor(name, recipe, target, built, preprocess, framing, head, digest(values))
@@ -129,13 +148,15 @@ def features_of(
     """
     framing = extractor.framing_of(images)
     identity, folder, shards = extractor.identity(framing), cache_folder() / "check-features", []
+    kept = not is_own(extractor.recipe)  # the code of a module of somebody's own may change, and its values not
     for start in range(0, len(images), SHARD):
         which = np.arange(start, min(start + SHARD, len(images)))
         key = hashlib.sha256(identity + "\n".join(contents[start : start + SHARD]).encode()).hexdigest()[:32]
-        shard: Features = read_table(folder / key, np.dtype("<f4"))
+        shard: Features = read_table(folder / key, np.dtype("<f4")) if kept else np.empty(0, np.float32)
         if len(shard) != len(which) * extractor.head.width:
             shard = _compute(extractor, images.select(which, images.labels[which]), framing)
-            write_table(folder / key, shard)
+            if kept:
+                write_table(folder / key, shard)
         shards.append(shard.reshape(len(which), -1))
         if advance is not None:
             advance(start + len(which), len(images))
