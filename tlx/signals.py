@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler or `kill`, a terminal that was closed
+TIME_IS_UP = signal.SIGUSR2  # what Slurm's --signal=USR2 sends ahead of a time limit, as submitit asks it to
 
 
 def handlers() -> dict[int, Any]:
@@ -19,7 +20,10 @@ def handlers() -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
     now = {number: signal.getsignal(number) for number in ENDING}
-    return {number: handler for number, handler in now.items() if handler not in (signal.SIG_IGN, None)}
+    able = {number: handler for number, handler in now.items() if handler not in (signal.SIG_IGN, None)}
+    # A program that has a meaning of its own for this one keeps it.
+    free = signal.getsignal(TIME_IS_UP) is signal.SIG_DFL
+    return {**able, TIME_IS_UP: signal.SIG_DFL} if free else able
 
 
 @contextmanager
