@@ -63,17 +63,13 @@ def weights(plan: Plan) -> list[bytes]:
 
 
 def command(folder: Path, *more: str, **fields: Any) -> list[str]:
-    options = [
-        f"--{name.replace('_', '-')}={value}" for name, value in {**COMMON, "out": folder, **fields}.items()
-    ]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in {**COMMON, "out": folder, **fields}.items()]
     axes = [f"--strategies={AXES['strategies']}", f"--seeds={AXES['seeds']}", "--json"]
     return [sys.executable, "-m", "tlx", "compare", *options, *axes, *more]
 
 
 def started(folder: Path, *more: str, **fields: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(folder, *more, **fields), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return subprocess.Popen(command(folder, *more, **fields), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def until(ready: Callable[[], object], what: str, seconds: float = 120) -> None:
@@ -143,11 +139,11 @@ def test_parameters_are_those_of_a_job() -> None:
 
 def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BackendUnavailable, match="there is no sbatch on this machine.*leave out --on slurm"):
+    with pytest.raises(BackendUnavailable, match=r"there is no sbatch on this machine.*leave out --on slurm"):
         tlx.compare(**COMMON, **AXES, out=str(tmp_path / "c"), on="slurm")
     with pytest.raises(RecipeError, match="parameters for Slurm, but the cells run here"):
         tlx.compare(**COMMON, **AXES, out=str(tmp_path / "c"), slurm={"gpus": 1})
-    with pytest.raises(RecipeError, match="on is 'slrum'. Did you mean 'slurm'?"):
+    with pytest.raises(RecipeError, match=r"on is 'slrum'\. Did you mean 'slurm'\?"):
         tlx.compare(**COMMON, **AXES, out=str(tmp_path / "c"), on="slrum")  # type: ignore[arg-type]
     assert not (tmp_path / "c").exists()
     assert "Requested node configuration" in str(refusal("sbatch: error: Requested node configuration is not", None))
@@ -196,7 +192,7 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on_from_its_save(tmp_path: P
     (job,) = jobs_of(folder)
     stop = ["scontrol", "requeue", job] if how == "requeue" else ["scancel", "--signal=USR2", job]
     subprocess.run(stop, check=True)
-    out, err = driver.communicate(timeout=400)
+    _, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err
     assert f"job {job} is queued" in err.partition(f"job {job} is running")[2]
     assert "resumed in epoch" in (folder / HIDDEN / f"{first.name}.log").read_text()
@@ -249,8 +245,6 @@ def test_slurm_says_why_it_takes_no_job(tmp_path: Path, cluster: None) -> None:
     )
     assert found.returncode == 2, found.stderr
     assert found.stderr.splitlines()[-1].endswith("Slurm has no partition 'mian'. Did you mean 'main'?")
-    found = subprocess.run(
-        command(tmp_path / "c", "--on=slurm", "--slurm=cpus=999"), capture_output=True, text=True
-    )
+    found = subprocess.run(command(tmp_path / "c", "--on=slurm", "--slurm=cpus=999"), capture_output=True, text=True)
     assert found.returncode == 2 and "Traceback" not in found.stderr
     assert "Slurm takes no job: " in found.stderr.splitlines()[-1]

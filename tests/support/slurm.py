@@ -68,9 +68,7 @@ def slurm(folder: Path) -> Iterator[Path]:
     key, config, host = folder / "munge.key", folder / "slurm.conf", socket.gethostname().partition(".")[0]
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(128))
-    config.write_text(
-        CONFIG.format(folder=folder, host=host, user=getpass.getuser(), ports=free_ports(2), cpus=CPUS)
-    )
+    config.write_text(CONFIG.format(folder=folder, host=host, user=getpass.getuser(), ports=free_ports(2), cpus=CPUS))
     environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin", "SLURM_CONF": str(config)}
     munge = [f"--{name}={folder}/munge/{name}" for name in ("socket", "pid-file", "log-file", "seed-file")]
     commands = [

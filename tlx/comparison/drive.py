@@ -111,7 +111,7 @@ def _end(plan: Plan, ended: Running) -> Outcome:
         code = ended.process.returncode
         if code < 0:
             return Outcome("failed", f"its process was ended by {signal.Signals(-code).name}; the same command goes on")
-        problem = lastline_of(plan.folder / HIDDEN / f"{ended.cell.name}.log") or f"its process ended with code {code}"
+        problem = last_line(plan.folder / HIDDEN / f"{ended.cell.name}.log") or f"its process ended with code {code}"
         if code < 128:  # otherwise a signal stopped it
             write_failure(plan, ended.cell, problem)
         return Outcome("failed", problem)
