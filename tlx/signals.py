@@ -19,11 +19,10 @@ def handlers() -> dict[int, Any]:
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
-    now = {number: signal.getsignal(number) for number in ENDING}
-    able = {number: handler for number, handler in now.items() if handler not in (signal.SIG_IGN, None)}
-    # A program that has a meaning of its own for this one keeps it.
-    free = signal.getsignal(TIME_IS_UP) is signal.SIG_DFL
-    return {**able, TIME_IS_UP: signal.SIG_DFL} if free else able
+    # A program that handles the last by itself, as submitit does, keeps its handler.
+    numbers = ENDING if signal.getsignal(TIME_IS_UP) is not signal.SIG_DFL else (*ENDING, TIME_IS_UP)
+    now = {number: signal.getsignal(number) for number in numbers}
+    return {number: handler for number, handler in now.items() if handler not in (signal.SIG_IGN, None)}
 
 
 @contextmanager

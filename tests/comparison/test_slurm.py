@@ -24,8 +24,10 @@ from tlx.comparison.cells import HIDDEN, joined
 from tlx.comparison.compare import drive
 from tlx.comparison.plan import Plan, make_plan
 from tlx.comparison.slurm import FOLDER, RUNNING, read_parameters, refusal, run_by_jobs, split_parameters, work
-from tlx.errors import BackendUnavailable, RecipeError
+from tlx.errors import BackendUnavailable, Interrupted, RecipeError
 from tlx.recipe import Recipe
+from tlx.runs.interrupt import interruptible
+from tlx.signals import TIME_IS_UP
 
 AXES: dict[str, Any] = {"strategies": "full,feature_extract", "seeds": 2}
 SLOW = {"epochs": 100}  # long enough to be stopped in the midst of it
@@ -147,6 +149,21 @@ def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.Mon
         tlx.compare(**COMMON, **AXES, out=str(tmp_path / "c"), on="slrum")  # type: ignore[arg-type]
     assert not (tmp_path / "c").exists()
     assert "Requested node configuration" in str(refusal("sbatch: error: Requested node configuration is not", None))
+
+
+def test_a_program_that_handles_the_signal_of_a_time_limit_keeps_its_handler() -> None:
+    heard: list[int] = []
+    assert signal.getsignal(TIME_IS_UP) is signal.SIG_DFL
+    with pytest.raises(Interrupted) as caught, interruptible():
+        signal.raise_signal(TIME_IS_UP)
+    assert caught.value.signum == TIME_IS_UP
+    before = signal.signal(TIME_IS_UP, lambda number, frame: heard.append(number))
+    try:
+        with interruptible():
+            signal.raise_signal(TIME_IS_UP)
+    finally:
+        signal.signal(TIME_IS_UP, before)
+    assert heard == [TIME_IS_UP]
 
 
 @pytest.fixture(scope="module")
