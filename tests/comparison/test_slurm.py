@@ -29,8 +29,8 @@ from tlx.recipe import Recipe
 from tlx.runs.interrupt import interruptible
 from tlx.signals import TIME_IS_UP
 
-AXES: dict[str, Any] = {"strategies": "full,feature_extract", "seeds": 2}
-SLOW = {"epochs": 100}  # long enough to be stopped in the midst of it
+AXES: dict[str, Any] = {"strategies": "full,feature_extract"}
+SLOW: dict[str, Any] = {"epochs": 30}  # long enough to be stopped in the midst of it
 needs_slurm = pytest.mark.skipif(bool(missing()), reason=missing() or "there is Slurm")
 
 
@@ -56,17 +56,17 @@ class Local:
             job._process.wait(60)
 
 
-def plan_in(folder: Path, **fields: Any) -> Plan:
-    return make_plan(Recipe(**{**COMMON, "out": str(folder), **fields}), **AXES)
+def plan_in(folder: Path, seeds: int = 1, **fields: Any) -> Plan:
+    return make_plan(Recipe(**{**COMMON, "out": str(folder), **fields}), **AXES, seeds=seeds)
 
 
 def weights(plan: Plan) -> list[bytes]:
     return [(cell.run_dir / "model.safetensors").read_bytes() for cell in plan.cells]
 
 
-def command(folder: Path, *more: str, **fields: Any) -> list[str]:
+def command(folder: Path, *more: str, seeds: int = 1, **fields: Any) -> list[str]:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in {**COMMON, "out": folder, **fields}.items()]
-    axes = [f"--strategies={AXES['strategies']}", f"--seeds={AXES['seeds']}", "--json"]
+    axes = [f"--strategies={AXES['strategies']}", f"--seeds={seeds}", "--json"]
     return [sys.executable, "-m", "tlx", "compare", *options, *axes, *more]
 
 
@@ -113,7 +113,8 @@ def test_a_job_that_dies_leaves_its_cells_to_the_next_command(tmp_path: Path) ->
         outcomes = run_by_jobs(plan, queue, 1, lambda text: None, lambda text: None, lambda text: None)
     queue.wait()
     problems = {outcome.problem for outcome in outcomes.values()}
-    assert len(problems) == 1 and re.match(r"job \d+ has ended \(finished\).*; the same command goes on", *problems)
+    (problem,) = problems
+    assert re.match(r"job \d+ has ended \(finished\).*; the same command goes on", problem)
 
 
 @pytest.mark.parametrize(
@@ -182,8 +183,8 @@ def jobs_of(folder: Path) -> list[str]:
 @pytest.mark.thorough
 def test_drivers_here_and_on_slurm_share_a_folder_and_run_no_cell_twice(tmp_path: Path, cluster: None) -> None:
     folder = tmp_path / "shared"
-    plan = plan_in(folder, **SLOW)
-    drivers = [started(folder, "--on=slurm", "--jobs=2", **SLOW), started(folder, **SLOW)]
+    plan = plan_in(folder, seeds=3, **SLOW)
+    drivers = [started(folder, *more, seeds=3, **SLOW) for more in (["--on=slurm", "--jobs=2"], [])]
     said = [driver.communicate(timeout=400) for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], said
     entries = [json.loads(out.splitlines()[-1]) for out, _ in said]

@@ -168,7 +168,7 @@ def work(plan: Plan) -> None:
     except Interrupted as error:
         # Slurm sends this before the time is over. What it preempts, or requeues, it puts into the queue by itself.
         if error.signum != TIME_IS_UP or "SLURM_JOB_ID" not in os.environ:
-            raise
+            raise SystemExit(str(error)) from None
         subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
 
 
