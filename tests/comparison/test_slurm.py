@@ -263,6 +263,8 @@ def test_slurm_says_why_it_takes_no_job(tmp_path: Path, cluster: None) -> None:
     )
     assert found.returncode == 2, found.stderr
     assert found.stderr.splitlines()[-1].endswith("Slurm has no partition 'mian'. Did you mean 'main'?")
-    found = subprocess.run(command(tmp_path / "c", "--on=slurm", "--slurm=nodelist=two"), capture_output=True, text=True)
+    found = subprocess.run(
+        command(tmp_path / "c", "--on=slurm", "--slurm=nodelist=two"), capture_output=True, text=True
+    )
     assert found.returncode == 2 and "Traceback" not in found.stderr
     assert "Slurm takes no job: " in found.stderr.splitlines()[-1]
