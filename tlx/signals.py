@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, a scheduler or `kill`, a terminal that was closed
+TIME_IS_UP = signal.SIGUSR2  # what Slurm's --signal=USR2 sends ahead of a time limit, as submitit asks it to
 
 
 def handlers() -> dict[int, Any]:
@@ -18,7 +19,9 @@ def handlers() -> dict[int, Any]:
     """
     if threading.current_thread() is not threading.main_thread():
         return {}
-    now = {number: signal.getsignal(number) for number in ENDING}
+    # A program that handles the last by itself, as submitit does, keeps its handler.
+    numbers = ENDING if signal.getsignal(TIME_IS_UP) is not signal.SIG_DFL else (*ENDING, TIME_IS_UP)
+    now = {number: signal.getsignal(number) for number in numbers}
     return {number: handler for number, handler in now.items() if handler not in (signal.SIG_IGN, None)}
 
 

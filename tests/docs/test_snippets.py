@@ -51,7 +51,7 @@ NOT_RUN = {
     "embeddings.md": 2,
     "hub.md": 3,
     "logging.md": 1,
-    "compare.md": 1,
+    "compare.md": 2,
     "check.md": 2,
     "parity.md": 4,
     "results.md": 3,

@@ -57,6 +57,12 @@ def read_outcome(plan: Plan, cell: Cell) -> Outcome:
         return Outcome("failed", str(error))
 
 
+def settled(plan: Plan, cell: Cell) -> Outcome | None:
+    """Return what a cell has come to; None where there is something left to do."""
+    outcome = read_outcome(plan, cell)
+    return outcome if outcome.state in ("finished", "failed") else None
+
+
 def _finished(cell: Cell) -> Outcome:
     folder = cell.run_dir
     contents = read_files(folder, (RECIPE, RESULT, CARD, HISTORY))
@@ -152,15 +158,16 @@ class Lease:
 
 
 @contextmanager
-def joined(plan: Plan) -> Iterator[None]:
-    """Work on a comparison's folder, maybe with others; whoever comes first tries again what failed before."""
+def joined(plan: Plan, afresh: bool = True) -> Iterator[None]:
+    """Work on a comparison's folder, maybe with others; whoever comes first and `afresh` tries again what failed."""
     with writing(plan.folder, fix="choose another folder with out"):
         (plan.folder / HIDDEN).mkdir(parents=True, exist_ok=True)
         file = (plan.folder / HIDDEN / "drivers.lock").open("ab")
     try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            clear_failures(plan)
+            fcntl.flock(file, (fcntl.LOCK_EX if afresh else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            if afresh:
+                clear_failures(plan)
         except BlockingIOError:
             pass
         except OSError as error:

@@ -6,8 +6,9 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rich.cells import cell_len
 
@@ -19,6 +20,7 @@ from tlx.comparison.commands import holds_objects, printed, run_arguments
 from tlx.comparison.drive import run_cells
 from tlx.comparison.plan import Grid, Plan, make_plan, recipe_file, vars_of
 from tlx.comparison.shots import ShotsCurve, curve_rows, shots_curves
+from tlx.comparison.slurm import Slurm, read_parameters, run_by_jobs
 from tlx.comparison.statistics import LEVEL
 from tlx.comparison.testing import read_tests, unread_choice
 from tlx.console import styled
@@ -26,7 +28,7 @@ from tlx.errors import RecipeError, as_html, closest, printable, shown
 from tlx.recipe import Recipe, RecipeFields
 from tlx.runs.display import Display
 from tlx.runs.folder import writing
-from tlx.runs.interrupt import interruptible
+from tlx.runs.interrupt import Stop, interruptible
 from tlx.runs.job import recipe_to_run
 from tlx.runs.scores import MEANS
 from tlx.training.build import open_data
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 PAGE = "compare.html"
+Place = Literal["here", "slurm"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -161,6 +164,8 @@ def compare(
     shots: Sequence[int] | str | None = None,
     by: By = "accuracy",
     jobs: int = 1,
+    on: Place = "here",
+    slurm: Mapping[str, Any] | None = None,
     quiet: bool = False,
     **fields: Unpack[RecipeFields],
 ) -> Comparison:
@@ -184,7 +189,9 @@ def compare(
         shots: numbers of training images of each class, each a column of its own: a seed draws the same images for
             all that is compared, those of a smaller number among those of a larger one.
         by: the figure of the validation part that chooses: accuracy, balanced_accuracy or macro_f1.
-        jobs: how many cells run at the same time, each with its share of the cores.
+        jobs: how many cells run at the same time, each with its share of the cores; on Slurm, how many jobs there are.
+        on: "here", or "slurm": jobs there run the cells, and this process waits for them and reads the test part.
+        slurm: parameters of these jobs: partition, time (minutes), memory (gigabytes), gpus, cpus and others.
         quiet: show nothing on stderr.
         **fields: recipe fields, which replace those of `recipe`; `out` is the folder of the comparison.
 
@@ -194,16 +201,32 @@ def compare(
         KeyboardInterrupt: a signal stopped the comparison; the text says how to go on.
     """
     plan = make_plan(recipe_to_run(recipe, fields), strategies, backends, models, seeds, grid, shots)
-    return drive(plan, jobs, quiet, by)
+    return drive(plan, jobs, quiet, by, on, slurm)
 
 
-def drive(plan: Plan, jobs: int = 1, quiet: bool = False, by: By = "accuracy") -> Comparison:
+def drive(
+    plan: Plan,
+    jobs: int = 1,
+    quiet: bool = False,
+    by: By = "accuracy",
+    on: Place = "here",
+    slurm: Mapping[str, Any] | None = None,
+) -> Comparison:
     """Run what a plan holds, and say what it comes to."""
     if type(jobs) is not int or not 1 <= jobs <= max(64, len(cores())):
         raise RecipeError(f"jobs is {shown(jobs)}; expected a whole number from 1 on, at most one for each core")
     if by not in get_args(By):
         raise RecipeError(f"by is {shown(by)}.{closest(str(by), get_args(By))}")
+    if on not in get_args(Place):
+        raise RecipeError(f"on is {shown(on)}.{closest(str(on), get_args(Place))}")
+    if slurm and on != "slurm":
+        raise RecipeError("there are parameters for Slurm, but the cells run here", fix="say on slurm too")
     first, display = plan.cells[0].recipe, Display(quiet)
+    if on == "slurm" and holds_objects(first):
+        problem = "data, model or head is a Python object, which no job on Slurm has"
+        raise RecipeError(problem, fix="leave out on")
+    parameters = read_parameters(slurm or {})
+    queue = Slurm(plan, parameters) if on == "slurm" else None
     if jobs > 1 and holds_objects(first):
         raise RecipeError("data, model or head is a Python object, which only this process has", fix="use jobs=1")
     data = open_data(first)  # a mistake in it is said once, and not by every cell
@@ -213,12 +236,17 @@ def drive(plan: Plan, jobs: int = 1, quiet: bool = False, by: By = "accuracy") -
     if data.val is None:
         raise RecipeError("compare chooses by the validation part, but there is none", fix="raise val_fraction")
     with interruptible() as stop:
-        stop.at(f"stopped; what was done is saved in {plan.folder}. Go on with: {stop.command}")
+        saved = f"stopped; what was done is saved in {plan.folder}. Go on with: {stop.command}"
+        stop.at(saved)
         display.say(f"{len(plan.cells)} cells in {plan.folder}")
         display.notes(plan.notes)
         with joined(plan):
             with _status(display) as show:
-                outcomes = run_cells(plan, jobs, display.say, show)
+                if queue is None:
+                    outcomes = run_cells(plan, jobs, display.say, show)
+                else:
+                    outcomes = run_by_jobs(plan, queue, jobs, display.say, show, partial(_leave, stop))
+                    stop.at(saved)
             entries = entries_of(plan.candidates, outcomes, by)
             has_test = data.test is not None
             answers, unread = read_tests(plan, entries, display.say) if has_test else ({}, {})
@@ -227,6 +255,11 @@ def drive(plan: Plan, jobs: int = 1, quiet: bool = False, by: By = "accuracy") -
             comparison = _finished(plan, tested, paired_tests(tested, answers), unread, notes, by)
             write_page(comparison)
         return comparison
+
+
+def _leave(stop: Stop, jobs: str) -> None:
+    """What is true of jobs once nobody looks at them."""
+    stop.at(f"the jobs go on. Look again with: {stop.command}; end them with: scancel {jobs}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import IO
 
 from tlx.atomic import write_atomic
 from tlx.backend.threads import cores
-from tlx.comparison.cells import HIDDEN, Lease, Outcome, is_run, last_line, read_outcome, write_failure
+from tlx.comparison.cells import HIDDEN, Lease, Outcome, is_run, last_line, read_outcome, settled, write_failure
 from tlx.comparison.commands import holds_objects, objects_of, run_arguments
 from tlx.comparison.plan import Cell, Plan, recipe_file
 from tlx.errors import TlxError
@@ -35,10 +35,11 @@ class Running:
     log: IO[bytes]
 
 
-def run_cells(plan: Plan, jobs: int, say: Say, show: Say) -> dict[str, Outcome]:
+def run_cells(plan: Plan, jobs: int, say: Say, show: Say, wait: bool = True) -> dict[str, Outcome]:
     """Run every cell that is not finished, or wait for the driver that does; return what each has come to, by name.
 
-    `say` is told what has ended, `show` again and again how things stand.
+    `say` is told what has ended, `show` again and again how things stand. Without `wait`, it ends where others work on
+    all that is left.
 
     A process that the system kills fails here, and is not remembered: another driver, or the next, goes on with it.
     """
@@ -52,14 +53,14 @@ def run_cells(plan: Plan, jobs: int, say: Say, show: Say) -> dict[str, Outcome]:
                 if len(running) >= jobs:
                     left += pending[place:]
                     break
-                outcome = _settled(plan, cell)
+                outcome = settled(plan, cell)
                 if outcome is None and (lease := Lease.take(plan, cell.name)) is not None:
                     # Another driver may have finished it between the look and the lease.
-                    if (outcome := _settled(plan, cell)) is not None:
+                    if (outcome := settled(plan, cell)) is not None:
                         lease.release()
                     elif here:
                         outcome = _run_here(plan, cell, lease)
-                        say(_line(cell, outcome, len(outcomes) + 1, total))
+                        say(line_of(cell, outcome, len(outcomes) + 1, total))
                     else:
                         running.append(_start(plan, cell, lease, jobs))
                         continue
@@ -68,21 +69,18 @@ def run_cells(plan: Plan, jobs: int, say: Say, show: Say) -> dict[str, Outcome]:
                 else:
                     outcomes[cell.name] = outcome
             pending = left
+            if not (running or wait):
+                break
             labels = ", ".join(entry.cell.label for entry in running) or "waiting for other drivers"
             show(f"{len(outcomes)} of {total} cells done; {labels}")
             time.sleep(POLL if running else OTHERS if pending else 0)
             for ended in [entry for entry in running if entry.process.poll() is not None]:
                 running.remove(ended)
                 outcomes[ended.cell.name] = outcome = _end(plan, ended)
-                say(_line(ended.cell, outcome, len(outcomes), total))
+                say(line_of(ended.cell, outcome, len(outcomes), total))
     finally:
         _stop(running)
     return outcomes
-
-
-def _settled(plan: Plan, cell: Cell) -> Outcome | None:
-    outcome = read_outcome(plan, cell)
-    return outcome if outcome.state in ("finished", "failed") else None
 
 
 def _start(plan: Plan, cell: Cell, lease: Lease, jobs: int) -> Running:
@@ -147,7 +145,8 @@ def _stop(running: list[Running]) -> None:
         entry.lease.release()
 
 
-def _line(cell: Cell, outcome: Outcome, number: int, total: int) -> str:
+def line_of(cell: Cell, outcome: Outcome, number: int, total: int) -> str:
+    """Say what a cell has come to."""
     figures = f"val {outcome.val_accuracy:.4f}, {outcome.seconds:.1f} s" if outcome.val_accuracy is not None else ""
     return f"{number}/{total}  {cell.label}: {figures or 'failed: ' + outcome.problem}"
 
