@@ -126,7 +126,7 @@ def show(t: Tutorial) -> None:
             first, second = (right(folder) for folder in folders)
             mean, low, high = bootstrap([first - second])
             t.say(f"{said:12}  {mean:+.4f}  [{low:+.4f}, {high:+.4f}]")
-    folder = t.folder("both-full-torch")
+    folder = t.folder("both-full-torch") or t.folder("both-feature_extract-torch")
     if folder:
         source = cifar10(t)
         drawn = t.picture("answers.png")

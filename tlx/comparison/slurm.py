@@ -199,7 +199,8 @@ def run_by_jobs(plan: Plan, queue: Queue, jobs: int, say: Say, show: Say, told: 
         for number, cell in enumerate(_take(plan, pending, outcomes), before + 1):
             say(line_of(cell, outcomes[cell.name], number, total))
         at_work = active(now)
-        if pending and not at_work and not (held := [cell for cell in pending if _held(plan, cell)]):
+        held = [] if at_work else [cell for cell in pending if _held(plan, cell)]
+        if pending and not at_work and not held:
             for cell in pending:
                 outcomes[cell.name] = Outcome("failed", _unfinished(plan, now))
             break
