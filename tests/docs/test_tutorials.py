@@ -74,7 +74,7 @@ def test_a_tutorial_runs_whole_in_its_small_form(name: str, examples: Path, tmp_
 
 
 def test_a_run_that_was_stopped_goes_on_when_the_command_is_repeated(examples: Path, tmp_path: Path) -> None:
-    tutorial = module(examples / "tutorial.py")
+    tutorial = importlib.import_module("tutorial")
     fields: dict[str, Any] = {
         **{"backend": "loopback", "model": "tiny-mlp", "weights": "none", "data": "digits", "image_size": 8},
         **{"limit_train": 100, "limit_test": 20, "epochs": 3, "save_seconds": 0.0},
