@@ -183,10 +183,10 @@ def is_run(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in (MANIFEST, RECIPE))
 
 
-def last_line(log: Path) -> str:
-    """Return the line in which a command of tlx said what was wrong; "" where it said nothing."""
+def last_line(log: Path, begin: int = 0) -> str:
+    """Return the line in which a command of tlx said what was wrong, from a byte on; "" where it said nothing."""
     with suppress(OSError):
-        text = read_regular(log).decode(errors="replace")
+        text = read_regular(log)[begin:].decode(errors="replace")
         lines = [line for line in text.splitlines() if line.strip()]
         told = [line.removeprefix("tlx: ") for line in lines if line.startswith("tlx: ")]
         return (told or lines or [""])[-1].strip()
