@@ -24,8 +24,8 @@ from tlx.comparison.cells import HIDDEN, joined
 from tlx.comparison.compare import drive
 from tlx.comparison.jobs import RUNNING, read_parameters, split_parameters
 from tlx.comparison.plan import Plan, make_plan
-from tlx.comparison.slurm import FOLDER, PARAMETERS, refusal, run_by_jobs, work
-from tlx.errors import BackendUnavailable, Interrupted, RecipeError
+from tlx.comparison.slurm import FOLDER, PARAMETERS, answer_of, refusal, run_by_jobs, work
+from tlx.errors import BackendUnavailable, Interrupted, RecipeError, TlxError
 from tlx.recipe import Recipe
 from tlx.runs.interrupt import interruptible
 from tlx.signals import TIME_IS_UP
@@ -118,6 +118,36 @@ def test_a_job_that_dies_leaves_its_cells_to_the_next_command(tmp_path: Path) ->
     assert re.match(r"job \d+ has ended \(finished\).*; the same command goes on", problem)
 
 
+def test_a_cluster_that_takes_fewer_jobs_works_with_those(tmp_path: Path) -> None:
+    class Full(Local):
+        def submit(self, plan: Plan) -> str:
+            if self.jobs:
+                raise refusal("sbatch: error: Batch job submission failed: Job violates accounting/QOS policy", None)
+            return super().submit(plan)
+
+    plan, said = make_plan(Recipe(**{**COMMON, "epochs": 1, "out": str(tmp_path)}), seeds=2), list[str]()
+    queue = Full(plan)
+    with joined(plan):
+        outcomes = run_by_jobs(plan, queue, 2, said.append, lambda text: None, lambda text: None)
+    queue.wait()
+    assert {outcome.state for outcome in outcomes.values()} == {"finished"}
+    assert said[0].startswith("note: 2 jobs were asked for, and the cells are done by 1: Slurm takes no job: Batch job")
+    assert said[1] == f"1 job submitted: {next(iter(queue.jobs))}"
+
+
+def test_a_controller_that_is_silent_for_a_while_is_asked_again(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    script = (
+        f"echo x >> {asked}; [ $(wc -l < {asked}) -gt 2 ] && echo 7 RUNNING && exit; echo error: timed out >&2; exit 1"
+    )
+    assert answer_of("sh", "-c", script, patience=60, pause=0.01) == ["7 RUNNING"]
+    assert len(asked.read_text().splitlines()) == 3
+    with pytest.raises(
+        TlxError, match=r"Slurm has not answered for 0 minutes; sh says: timed out\. Fix: the jobs go on"
+    ):
+        answer_of("sh", "-c", "echo 'error: timed out' >&2; exit 1", patience=0.05, pause=0.01)
+
+
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
@@ -203,22 +233,44 @@ def test_drivers_here_and_on_slurm_share_a_folder_and_run_no_cell_twice(tmp_path
 @pytest.mark.thorough
 @pytest.mark.parametrize("how", ["requeue", "time"])
 def test_a_job_that_is_put_back_into_the_queue_goes_on_from_its_save(tmp_path: Path, cluster: None, how: str) -> None:
-    folder = tmp_path / "c"
-    plan = plan_in(folder, **SLOW)
-    driver = started(folder, "--on=slurm", **SLOW)
+    # Slurm's signal comes up to a minute early, and a requeued job waits two minutes.
+    folder, fields = tmp_path / "c", SLOW if how == "requeue" else {"epochs": 400, "save_seconds": 5.0}
+    plan = plan_in(folder, **fields)
+    driver = started(folder, "--on=slurm", **fields)
     first = plan.cells[0]
-    until(lambda: saved_step(first.run_dir) > 5, "a save")
+    until(lambda: first.run_dir.exists(), "a run")
     (job,) = jobs_of(folder)
-    stop = ["scontrol", "requeue", job] if how == "requeue" else ["scancel", "--signal=USR2", job]
-    subprocess.run(stop, check=True)
-    _, err = driver.communicate(timeout=400)
+    if how == "requeue":
+        until(lambda: saved_step(first.run_dir) > 5, "a save")
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    else:
+        subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=2"], check=True)
+    _, err = driver.communicate(timeout=550)
     assert driver.returncode == 0, err
     assert f"job {job} is queued" in err.partition(f"job {job} is running")[2]
     assert "resumed in epoch" in (folder / HIDDEN / f"{first.name}.log").read_text()
     assert jobs_of(folder) == [job]
-    whole = plan_in(tmp_path / "whole", **SLOW)
+    whole = plan_in(tmp_path / "whole", **fields)
     drive(whole, quiet=True)
     assert weights(plan) == weights(whole)
+
+
+@needs_slurm
+@pytest.mark.thorough
+def test_a_driver_outlasts_a_controller_that_does_not_answer(tmp_path: Path, cluster: None) -> None:
+    folder = tmp_path / "c"
+    plan = plan_in(folder, **SLOW)
+    driver = started(folder, "--on=slurm", **SLOW)
+    until(lambda: saved_step(plan.cells[0].run_dir) > 0, "a save")
+    controller = int((Path(os.environ["SLURM_CONF"]).parent / "slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGSTOP)
+    try:
+        time.sleep(25)  # squeue gives up after ten seconds
+        assert driver.poll() is None
+    finally:
+        os.kill(controller, signal.SIGCONT)
+    _, err = driver.communicate(timeout=400)
+    assert driver.returncode == 0, err
 
 
 @needs_slurm

@@ -68,8 +68,8 @@ def compare(
         else:
             print("\n".join(map(printable, lines)))
         return 0
-    parameters = {engine: split_parameters(engine, texts) for engine, texts in (("slurm", slurm), ("ray", ray))}
-    comparison = drive(plan, jobs, by=by, on=on, **parameters)
+    slurm_values, ray_values = split_parameters("slurm", slurm), split_parameters("ray", ray)
+    comparison = drive(plan, jobs, by=by, on=on, slurm=slurm_values, ray=ray_values)
     if json:
         print_json(comparison.to_dict())
     else:

@@ -23,6 +23,7 @@ EXTRA = 'pip install "tlx[cluster]"'
 FOLDER = "slurm"  # below HIDDEN: what submitit writes of each job, and what the job says
 STATES = {"PENDING": WAITING, "CONFIGURING": WAITING, "REQUEUED": WAITING, "SUSPENDED": WAITING, "RUNNING": RUNNING}
 MINUTES = 60  # that a job has where `time` is not given
+PATIENCE, PAUSE = 600.0, 5.0  # seconds for which a silent controller is asked again, and between two tries
 ENDING_SOON = 90  # seconds before its time is over in which a job saves and goes back into the queue
 
 
@@ -85,12 +86,29 @@ class Slurm:
     def states(self) -> dict[str, str]:
         """Ask squeue, which for some minutes knows what has ended too."""
         own = {path.name.partition("_")[0] for path in self.folder.glob("*_submission.sh")}
-        command = ["squeue", "--me", "--noheader", "--states=all", "--format=%A %T"]
-        answer = subprocess.run(command, capture_output=True, text=True)
-        if answer.returncode:
-            raise TlxError(f"squeue says: {last_said(answer.stderr)}", fix="ask again with the same command")
-        lines = [line.split() for line in answer.stdout.splitlines()]
+        lines = [line.split() for line in answer_of("squeue", "--me", "--noheader", "--states=all", "--format=%A %T")]
         return {job: STATES.get(state, state.lower()) for job, state in lines if job in own}
+
+
+def answer_of(*command: str, patience: float = PATIENCE, pause: float = PAUSE) -> list[str]:
+    """Return the lines of a command of Slurm, asked again for some seconds while the controller does not answer.
+
+    Raises:
+        TlxError: it has not answered in all that time.
+    """
+    begin = time.monotonic()
+    while True:
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=max(pause, 1) * 10)
+            if not answer.returncode:
+                return answer.stdout.splitlines()
+            said = last_said(answer.stderr)
+        except subprocess.TimeoutExpired:
+            said = "nothing"
+        if time.monotonic() - begin > patience:
+            problem = f"Slurm has not answered for {patience / 60:.0f} minutes; {command[0]} says: {said}"
+            raise TlxError(problem, fix="the jobs go on; look again with the same command")
+        time.sleep(pause)
 
 
 def last_said(text: str) -> str:
@@ -134,7 +152,15 @@ def run_by_jobs(plan: Plan, queue: Queue, jobs: int, say: Say, show: Say, told: 
     seen = active(queue.states())
     if seen:
         say(f"{_counted(len(seen))} of an earlier command still there: {', '.join(sorted(seen))}")
-    own = [queue.submit(plan) for _ in range(min(jobs, len(pending)) - len(seen))]
+    own: list[str] = []
+    for _ in range(min(jobs, len(pending)) - len(seen)):
+        try:
+            own.append(queue.submit(plan))
+        except TlxError as error:
+            if not (seen or own):
+                raise
+            say(f"note: {jobs} jobs were asked for, and the cells are done by {len(seen) + len(own)}: {error.problem}")
+            break
     if own:
         say(f"{_counted(len(own))} submitted: {', '.join(own)}")
     watched, last = [*seen, *own], {**seen, **dict.fromkeys(own, WAITING)}
