@@ -13,10 +13,11 @@ from typing import IO
 
 from tlx.atomic import write_atomic
 from tlx.backend.threads import cores
-from tlx.comparison.cells import HIDDEN, Lease, Outcome, is_run, last_line, read_outcome, settled, write_failure
+from tlx.comparison.cells import HIDDEN, Outcome, is_run, last_line, read_outcome, settled, take_lease, write_failure
 from tlx.comparison.commands import holds_objects, objects_of, run_arguments
 from tlx.comparison.plan import Cell, Plan, recipe_file
 from tlx.errors import TlxError
+from tlx.leases import Lease
 from tlx.runs.folder import writing
 from tlx.runs.job import run
 
@@ -55,7 +56,7 @@ def run_cells(plan: Plan, jobs: int, say: Say, show: Say, wait: bool = True) -> 
                     left += pending[place:]
                     break
                 outcome = settled(plan, cell)
-                if outcome is None and (lease := Lease.take(plan, cell.name)) is not None:
+                if outcome is None and (lease := take_lease(plan, cell.name)) is not None:
                     # Another driver may have finished it between the look and the lease.
                     if (outcome := settled(plan, cell)) is not None:
                         lease.release()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from tlx.comparison.cells import Lease, Outcome, joined, settled
+from tlx.comparison.cells import Outcome, joined, settled, take_lease
 from tlx.comparison.drive import run_cells
 from tlx.comparison.plan import Cell, Plan
 from tlx.errors import RecipeError, closest, shown
@@ -85,7 +85,7 @@ def taken(plan: Plan, pending: list[Cell], outcomes: dict[str, Outcome]) -> list
 
 def held(plan: Plan, cell: Cell) -> bool:
     """Whether a process works on a cell."""
-    if (lease := Lease.take(plan, cell.name)) is None:
+    if (lease := take_lease(plan, cell.name)) is None:
         return True
     lease.release()
     return False
