@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,8 @@ def test_processes_share_the_parts_of_a_file_and_compute_each_once_though_one_is
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
+        while not [*counts.iterdir()]:
+            time.sleep(0.01)  # the one that will be killed has begun before the others may
     computed = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [-9, 0, 0]
     assert out.read_bytes() == alone.read_bytes() and [*folder.iterdir()] == [out]

@@ -251,13 +251,14 @@ class _Work:
             self._inputs.update(inputs.encode())
             if not sure:
                 self.parts.alone()
-            if (part := self._known(number, inputs)) is None:
-                if (lease := self.parts.lease(number)) is None:
-                    self.held.append(number)
-                    continue
-                if (part := self._known(number, inputs)) is not None:  # written between the look and the lease
-                    lease.release()
-            if part is not None:
+            if (part := self._known(number, inputs)) is not None:
+                self._take(part, chunk)
+                continue
+            if (lease := self.parts.lease(number)) is None:
+                self.held.append(number)
+                continue
+            if (part := self._known(number, inputs)) is not None:  # written between the look and the lease
+                lease.release()
                 self._take(part, chunk)
                 continue
             self._waiting.append((number, chunk, inputs, lease))
