@@ -242,6 +242,10 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on_from_its_save(tmp_path: P
     # One minute is less than the 90 seconds before which Slurm warns: it does so the next time that it looks.
     stop = ["requeue", job] if how == "requeue" else ["update", f"JobId={job}", "TimeLimit=1"]
     subprocess.run(["scontrol", *stop], check=True)
+    log = folder / HIDDEN / FOLDER / f"{job}_0_log.err"
+    until(lambda: "DUE TO JOB REQUEUE" in log.read_text(), "a requeue")
+    if how == "time":  # or it would save and wait for two minutes again and again
+        subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=60"], check=True)
     _, err = driver.communicate(timeout=550)
     assert driver.returncode == 0, err
     assert f"job {job} is queued" in err.partition(f"job {job} is running")[2]
