@@ -162,12 +162,16 @@ def test_processes_share_out_the_batches_of_features_where_more_than_the_head_tr
 @pytest.mark.thorough
 @pytest.mark.parametrize("backend", each_backend("torch", "oneflow"))
 def test_frameworks_give_the_run_of_one_process(backend: str, tmp_path: Path) -> None:
-    """A residual network with BatchNorm that trains, features that are cached, and the change from one to the other."""
+    """Every strategy on a residual network: BatchNorm that trains, and cached features that come and go."""
     base = {**BASE, "backend": backend, "model": "resnet18", "image_size": 32, "limit_train": 40, "limit_test": 15}
     cases: dict[str, dict[str, Any]] = {
         "full": {"batch_size": 7, "epochs": 1},
         "fewer rows": {"batch_size": 2, "epochs": 1, "strategy": "feature_extract", "feature_cache": "off"},
         "head_then_full": {"batch_size": 7, "epochs": 3, "strategy": "head_then_full", "phase_epochs": 2},
+        "gradual": {"batch_size": 64, "epochs": 3, "strategy": "gradual", "phase_epochs": 1},
+        "lora": {"batch_size": 7, "epochs": 1, "strategy": "lora", "lora_targets": "*"},
+        **{name: {"batch_size": 7, "epochs": 1, "strategy": name} for name in ("diff_lr", "layer_decay", "partial")},
+        **{name: {"strategy": name, "epochs": 1, "augment": "none", "lr": None} for name in ("probe", "knn")},
     }
     for size in (1, 3):
         (tmp_path / str(size)).mkdir()
