@@ -85,7 +85,7 @@ class Ray:
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         if any(all(node.get(name, 0) >= of for name, of in wanted.items()) for node in nodes):
             return ""
-        asked = ", ".join(f"{of} {name}" for name, of in wanted.items())
+        asked = ", ".join(f"{of / 2**30:g} GB" if name == "memory" else f"{of} {name}" for name, of in wanted.items())
         return f"no node of the cluster has what a cell asks for ({asked}); cells wait until one joins"
 
     def close(self) -> None:
