@@ -26,6 +26,7 @@ from tlx.backend import ParamSpec
 from tlx.data.images import ArrayImages
 from tlx.errors import DataError, DataNotFound, RunNotFound, TlxError
 from tlx.runs.embeddings import embed as embed_module
+from tlx.runs.embeddings import parts as parts_module
 from tlx.runs.embeddings.embedder import one_row_each
 from tlx.runs.embeddings.file import KEY, as_path, as_text, read_header
 from tlx.runs.embeddings.items import Shard, parse_shard
@@ -199,6 +200,22 @@ def test_processes_share_the_parts_of_a_file_and_compute_each_once_though_one_is
     again = [number for number, each in by.items() if len(each) > 1]
     assert len(again) == 1 and by[again[0]][0] == str(processes[0].pid), "what the killed one had begun to write"
     assert sum(map(int, computed[1:])) == 400 - 32  # and it had written one part
+
+
+def test_an_iterator_is_for_one_process(of_photos: tlx.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts_module, "PATIENCE", 0.2)
+    out, refused = tmp_path / "e.parquet", list[str]()
+
+    def pictures(inner: bool) -> Iterator[np.ndarray[Any, Any]]:
+        for level in range(70):
+            if inner and level == 50:  # a part was begun
+                with pytest.raises(TlxError) as caught:
+                    tlx.embed(of_photos.run_dir, pictures(False), out, **QUIET)
+                refused.append(str(caught.value))
+            yield np.full((8, 8, 3), level, np.uint8)
+
+    assert tlx.embed(of_photos.run_dir, pictures(True), out, **QUIET).images == 70
+    assert len(refused) == 1 and "another process is writing e.parquet" in refused[0]
 
 
 def test_what_was_computed_is_not_computed_again_unless_the_image_changed(

@@ -116,6 +116,8 @@ def embed(
     job = {**facts, "part_rows": rows, "batch_size": run.recipe.batch_size}
     if before is None:
         with parts_of(target, width, kind, job) as parts:
+            if isinstance(data, Iterator):  # which cannot be gone through again for what others leave
+                parts.alone()
             if not os.path.lexists(target):  # otherwise another process has just joined them
                 work, computed = _Work(run, found, piece, parts, rows, rule == "skip", display), 0
                 while held := work.all():
