@@ -7,7 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,14 +16,20 @@ from sklearn.metrics import average_precision_score, f1_score
 import tlx
 from support.backends import FRAMEWORKS
 from support.multilabel import CLASSES, digits
+from support.pages import CONTRAST, opened, words_of
 from tlx.backend import LOSSES, Capabilities
 from tlx.conformance.loopback import Loopback
 from tlx.errors import BackendError, Interrupted, RecipeError, TlxError
+from tlx.manifest import REPORT
 from tlx.runs.multilabel import judge_multilabel
 from tlx.runs.prediction import write_csv
+from tlx.runs.report.verdict import percent
 from tlx.training.loop import stalled
 from tlx.training.metrics import EpochEnded, Event, Metrics, Stepped
 from tlx.training.multilabel import average_precisions, choose_thresholds, figures, mean_average_precision
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 FIELDS: dict[str, Any] = {
     **{"backend": "loopback", "model": "tiny-mlp", "weights": "none", "image_size": 8, "precision": "float64"},
@@ -174,6 +180,46 @@ def test_both_frameworks_have_the_same_numbers(tmp_path: Path) -> None:
     assert torch.multilabel["thresholds"] == pytest.approx(flow.multilabel["thresholds"], rel=1e-9)
 
 
+# Its page.
+
+
+def test_its_page_has_the_figures_of_each_class_and_is_drawn_again_byte_for_byte(finished: tlx.Result) -> None:
+    page = finished.run_dir / REPORT
+    before, text = page.read_bytes(), words_of(page.read_text(encoding="utf-8"))
+    assert finished.multilabel is not None and finished.multilabel["test"] is not None
+    figures = finished.multilabel["test"]
+    assert f"(mAP) on 120 test images is {figures['average_precision']:.3f}" in text
+    for row in figures["classes"]:
+        said = f"{row['average_precision']:.3f} {row['f1']:.3f} {row['threshold']:.3f} {row['images']}"
+        assert f"{row['class']} {said}" in text
+    with (finished.run_dir / "predictions-test.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    worst, right = max(rows, key=lambda row: float(row["loss"])), sum(r["labels"] == r["prediction"] for r in rows)
+    assert f"all labels are right for {percent(right / len(rows))}".replace("\u00a0", " ") in text
+    assert not {"confusion", "balanced", "temperature"} & {*text.lower().split()}
+    assert f'title="{worst["path"]}"' in page.read_text().partition('id="wrong"')[2].partition("</figure>")[0]
+    assert "mean average precision on the test images" in finished._repr_html_()
+    tlx.report(finished.run_dir, data=digits(600))
+    assert page.read_bytes() == before
+    tlx.report(finished.run_dir, finished.run_dir.parent / "blind.html")  # without the data, which was a Python object
+    assert "the image cannot be had" in (finished.run_dir.parent / "blind.html").read_text()
+
+
+def test_its_page_is_quiet_and_readable_in_a_browser(finished: tlx.Result, browser: Browser, tmp_path: Path) -> None:
+    html = (finished.run_dir / REPORT).read_text(encoding="utf-8")
+    for scheme, width in (("light", 1400), ("dark", 380)):
+        with opened(browser, html, tmp_path, width=width, scheme=scheme) as seen:  # type: ignore[arg-type]
+            shown = seen.page.eval_on_selector_all("section[id]", "nodes => nodes.map((node) => node.id)")
+            assert shown[:4] == ["curves", "classes", "wrong", "batch"]
+            assert {"confusion", "trust", "unsure"}.isdisjoint(shown)
+            seen.page.locator("#classes thead th:nth-child(2) button").click()
+            values = seen.page.locator("#classes tbody td:nth-child(2)").all_inner_texts()
+            assert len(values) == len(CLASSES) and values == sorted(values)
+            count, low = seen.page.evaluate(CONTRAST)
+            assert count > 100 and not low and not seen.said and not seen.asked
+            assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 # What it refuses.
 
 
@@ -217,7 +263,8 @@ def test_a_backend_without_the_loss_is_named(tmp_path: Path, monkeypatch: pytest
         (lambda run: tlx.predict(run, digits(9)["all"][0], tta="hflip"), "tta needs one label"),
         (lambda run: tlx.evaluate(run, data=digits(100), top=2), "top needs one label"),
         (lambda run: tlx.evaluate(run, data="digits", quiet=True), "have one label each, but those of .* several"),
-        (lambda run: tlx.report(run), "report needs one label"),
+        (lambda run: tlx.report(run, explain=True, data=digits(600)), "explain needs one label"),
+        (lambda run: tlx.report([run, run]), "a page of several runs needs one label"),
         (lambda run: tlx.export(run, run.parent / "model.pth"), "an export as model.pth needs one label"),
         (lambda run: tlx.check(digits(60), quiet=True), "images of .* may have several"),
     ],
