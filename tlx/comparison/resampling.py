@@ -122,7 +122,7 @@ def _precision_judge(answers: Answers) -> Callable[[Draws], Numbers]:
         for order, starts, positives, last in columns:
             above = np.cumsum(np.add.reduceat(by_image[order], starts, axis=0), axis=0)
             gained = np.add.reduceat(by_image[positives], last, axis=0)
-            found: Draws = np.cumsum(gained, axis=0)
+            found = np.asarray(np.cumsum(gained, axis=0))
             sums = (gained * np.divide(found, above, out=np.zeros(found.shape), where=above > 0)).sum(axis=0)
             total += np.divide(sums, found[-1], out=np.zeros(len(draws)), where=found[-1] > 0)
             drawn_at_all += found[-1] > 0
@@ -141,5 +141,5 @@ def _ranked(scores: Numbers, labels: Labels) -> tuple[Labels, Labels, Labels, La
     order = np.argsort(-scores, kind="stable")
     positives = order[labels[order] == 1]
     distinct, first = np.unique(-scores[positives], return_index=True)  # ascending, so the highest scores come first
-    ends = np.searchsorted(-scores[order], distinct, side="right")
+    ends = np.asarray(np.searchsorted(-scores[order], distinct, side="right"))
     return order[: ends[-1]], np.concatenate([[0], ends[:-1]]), positives, first
