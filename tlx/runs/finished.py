@@ -32,6 +32,7 @@ from tlx.training.neighbors import Bank
 NEEDED = (
     *("backend", "model", "head", "hidden", "dropout", "image_size", "batch_size"),
     *("precision", "device", "workers", "max_pixels"),
+    "label_separator",  # by which it reads other lists of photos too
 )
 
 FILES = (RECIPE, RESULT, CARD, RUN_WEIGHTS)
