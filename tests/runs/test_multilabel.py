@@ -215,7 +215,7 @@ def test_frozen_features_are_judged_with_several_labels_too(strategy: str, tmp_p
         start |= {"weights": str(result.run_dir), "data": digits(400)}
         tuned = tlx.run(**start, out=str(tmp_path / "tuned"))
         heads = [load_file(run.run_dir / "model.safetensors")["fc.weight"] for run in (result, tuned)]
-        assert np.array_equal(*heads) and tuned.test_accuracy == result.test_accuracy
+        assert np.array_equal(heads[0], heads[1]) and tuned.test_accuracy == result.test_accuracy
         return
     arrays = load_file(result.run_dir / "neighbors.safetensors")
     assert set(np.unique(arrays["labels"])) == {0, 1} and arrays["labels"].shape[1] == len(CLASSES)
