@@ -276,6 +276,25 @@ def test_its_page_has_the_figures_of_each_class_and_is_drawn_again_byte_for_byte
     assert "the image cannot be had" in (finished.run_dir.parent / "blind.html").read_text()
 
 
+def test_one_page_compares_runs_of_several_labels_and_of_no_other_kind(
+    finished: tlx.Result, browser: Browser, tmp_path: Path
+) -> None:
+    short, single = train(tmp_path / "short", epochs=1), train(tmp_path / "single", data="digits", epochs=1)
+    page = tlx.report([short.run_dir, finished.run_dir], tmp_path / "both.html", quiet=True).read_text(encoding="utf-8")
+    assert finished.multilabel is not None and finished.multilabel["test"] is not None
+    figures: Any = finished.multilabel["test"]
+    value = figures["average_precision"]
+    assert f"run is best, with a mean average precision (mAP) of {value:.3f} on its test images" in words_of(page)
+    with opened(browser, page, tmp_path) as seen:
+        rows = [row.strip().split("\t") for row in seen.page.locator("#figures tbody tr").all_inner_texts()]
+        assert rows[0][:4] == ["run", *(f"{figures[n]:.3f}" for n in ("average_precision", "micro_f1", "macro_f1"))]
+        assert rows[1][0] == "short" and seen.page.locator("#together").count() == 0
+        titles = seen.page.locator("#curves figcaption").all_inner_texts()
+        assert titles == ["Training loss", "Validation loss", "Validation mAP"] and not seen.said
+    with pytest.raises(TlxError, match=r"may have several in others, .* Fix: compare those of one kind"):
+        tlx.report([finished.run_dir, single.run_dir], tmp_path / "mixed.html", quiet=True)
+
+
 def test_its_page_is_quiet_and_readable_in_a_browser(finished: tlx.Result, browser: Browser, tmp_path: Path) -> None:
     html = (finished.run_dir / REPORT).read_text(encoding="utf-8")
     for scheme, width in (("light", 1400), ("dark", 380)):
@@ -334,7 +353,6 @@ def test_a_backend_without_the_loss_is_named(tmp_path: Path, monkeypatch: pytest
         (lambda run: tlx.evaluate(run, data=digits(100), top=2), "top needs one label"),
         (lambda run: tlx.evaluate(run, data="digits", quiet=True), "have one label each, but those of .* several"),
         (lambda run: tlx.report(run, explain=True, data=digits(600)), "explain needs one label"),
-        (lambda run: tlx.report([run, run]), "a page of several runs needs one label"),
         (lambda run: tlx.export(run, run.parent / "model.pth"), "an export as model.pth needs one label"),
         (lambda run: tlx.check(digits(60), quiet=True), "images of .* may have several"),
     ],

@@ -76,15 +76,18 @@ def report(
         advance, contents = display.counted("reading the runs"), []
         for number, run in enumerate(folders, 1):
             contents.append(read_contents(run))
-            _need_one_label(contents[-1], "a page of several runs", "compare them with tlx runs, or tlx compare")
             advance(number, len(folders))
+        if len({one.summary.multilabel for one in contents}) > 1:
+            problem = "images have one label each in some of these runs, and may have several in others"
+            raise TlxError(f"{problem}, so their figures cannot be compared", fix="compare those of one kind")
         text = comparison_of(contents)
         if target is None:
             target = _own_place(Path(REPORT))
     else:
         of_run = read_contents(folders[0], data)
-        if explain:
-            _need_one_label(of_run, "explain", "leave explain out")
+        if explain and of_run.summary.multilabel:
+            problem = f"explain needs one label for each image, but those of {of_run.run_dir} may have several"
+            raise TlxError(problem, fix="leave explain out")
         text = _explained(of_run, backend, display, model, head) if explain else page(of_run)
     content = text.encode(errors="backslashreplace")
     if target is not None:
@@ -99,13 +102,6 @@ def report(
         elsewhere = f"write it elsewhere, with: tlx report {shlex.quote(str(folders[0]))} -o {REPORT}"
         raise TlxError(error.problem, fix=elsewhere) from error
     return folders[0] / REPORT
-
-
-def _need_one_label(contents: Contents, what: str, fix: str) -> None:
-    if contents.summary.multilabel:
-        raise TlxError(
-            f"{what} needs one label for each image, but those of {contents.run_dir} may have several", fix=fix
-        )
 
 
 def _explained(contents: Contents, backend: str | None, display: Display, model: Any, head: Any) -> str:
