@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 from sklearn.metrics import average_precision_score, f1_score
 
 import tlx
@@ -20,23 +19,22 @@ from support.multilabel import CLASSES, digits
 from support.pages import CONTRAST, opened, words_of
 from tlx.backend import LOSSES, Capabilities
 from tlx.conformance.loopback import Loopback
-from tlx.errors import BackendError, Interrupted, RecipeError, TlxError
+from tlx.errors import BackendError, Interrupted, RecipeError, RunDamaged, TlxError
 from tlx.manifest import REPORT
-from tlx.models.weights import safetensors_bytes
-from tlx.runs.card import read_card
-from tlx.runs.finished import read_bank
 from tlx.runs.multilabel import judge_multilabel
 from tlx.runs.prediction import write_csv
+from tlx.runs.report.several import Several, shown_of
 from tlx.runs.report.verdict import percent
-from tlx.training.logistic import STRENGTHS
+from tlx.runs.table import parse_multilabel
 from tlx.training.loop import stalled
 from tlx.training.metrics import EpochEnded, Event, Metrics, Stepped
-from tlx.training.multilabel import average_precisions, choose_thresholds, figures, mean_average_precision
-
-FROZEN: dict[str, Any] = {
-    **{"weights": "none", "image_size": 32, "data": digits(60), "val_fraction": 0.2, "batch_size": 20},
-    **{"precision": "float64", "quiet": True},
-}
+from tlx.training.multilabel import (
+    average_precisions,
+    choose_thresholds,
+    figures,
+    losses_of,
+    mean_average_precision,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -190,67 +188,6 @@ def test_both_frameworks_have_the_same_numbers(tmp_path: Path) -> None:
     assert torch.multilabel["thresholds"] == pytest.approx(flow.multilabel["thresholds"], rel=1e-9)
 
 
-# Frozen features.
-
-
-@pytest.mark.parametrize("strategy", ["probe", "knn"])
-def test_frozen_features_are_judged_with_several_labels_too(strategy: str, tmp_path: Path) -> None:
-    fields = {name: value for name, value in FIELDS.items() if name not in ("epochs", "lr", "momentum", "augment")}
-    job: dict[str, Any] = {**fields, "strategy": strategy, "precision": "float32", "data": digits(400)}
-    result = tlx.run(**job, out=str(tmp_path / "run"))
-    tried = result.history[0]["fit"]["tried"]
-    best = max(tried, key=lambda one: (one["val_average_precision"], -(one["val_loss"] or 0), -one["value"]))
-    assert result.history[0]["fit"]["value"] == best["value"]
-    assert result.multilabel is not None and result.multilabel["val"] is not None
-    assert result.multilabel["val"]["average_precision"] == best["val_average_precision"]
-    assert result.multilabel["test"] is not None and (result.multilabel["test"]["average_precision"] or 0) > 0.85
-    again = tlx.evaluate(result.run_dir, quiet=True, data=digits(400))
-    assert again["multilabel"] == result.multilabel["test"] and again["test_accuracy"] == result.test_accuracy
-    page = words_of((result.run_dir / REPORT).read_text(encoding="utf-8"))
-    assert f"validation mAP validation loss {tried[0]['value']:.4g} {tried[0]['val_average_precision']:.4f}" in page
-    if strategy == "probe":
-        weighted = tlx.run(**job, class_weights="balanced", out=str(tmp_path / "weighted"))
-        assert weighted.multilabel != result.multilabel
-        start = {**FIELDS, "strategy": "feature_extract", "precision": "float32", "epochs": 1, "lr": 0.0}
-        start |= {"weights": str(result.run_dir), "data": digits(400)}
-        tuned = tlx.run(**start, out=str(tmp_path / "tuned"))
-        heads = [load_file(run.run_dir / "model.safetensors")["fc.weight"] for run in (result, tuned)]
-        assert np.array_equal(heads[0], heads[1]) and tuned.test_accuracy == result.test_accuracy
-        return
-    arrays = load_file(result.run_dir / "neighbors.safetensors")
-    assert set(np.unique(arrays["labels"])) == {0, 1} and arrays["labels"].shape[1] == len(CLASSES)
-    card, labels = read_card((result.run_dir / "card.json").read_bytes(), result.run_dir), arrays["labels"].copy()
-    labels[0, 0] = 2
-    contents = {"neighbors.safetensors": safetensors_bytes({**arrays, "labels": labels})}
-    with pytest.raises(TlxError, match=r"damaged: expected .* labels \[n, 4\] of 0 and 1"):
-        read_bank(contents, result.run_dir, card, arrays["features"].shape[1])
-
-
-@pytest.mark.needs(*FRAMEWORKS)
-@pytest.mark.thorough
-@pytest.mark.parametrize("strategy", ["probe", "knn"])
-def test_both_frameworks_judge_frozen_features_alike(
-    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tlx.training.logistic.STRENGTHS", STRENGTHS[::9])
-    job = {**FROZEN, "model": "resnet18", "strategy": strategy}
-    one, other = (tlx.run(**job, backend=name, out=str(tmp_path / name)) for name in FRAMEWORKS)
-    logits = [np.load(run.run_dir / "logits-test.npy") for run in (one, other)]
-    assert np.abs(logits[0] - logits[1]).max() <= 1e-5 * np.abs(logits[0]).max() and one.chosen == other.chosen
-    moved = tlx.evaluate(one.run_dir, backend=FRAMEWORKS[1], data=digits(60), quiet=True)["multilabel"]
-    assert moved is not None and one.multilabel is not None and one.multilabel["test"] is not None
-    assert moved["average_precision"] == pytest.approx(one.multilabel["test"]["average_precision"], rel=1e-12)
-
-
-@pytest.mark.needs("torch")
-def test_a_probe_of_several_labels_refuses_a_head_before_a_relu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tlx.training.logistic.STRENGTHS", STRENGTHS[::22])
-    with pytest.raises(RecipeError, match="as where a ReLU follows it, but several labels need logits below zero"):
-        tlx.run(**FROZEN, model="squeezenet1_1", strategy="probe", backend="torch", out=str(tmp_path / "run"))
-
-
 # Its page.
 
 
@@ -274,6 +211,48 @@ def test_its_page_has_the_figures_of_each_class_and_is_drawn_again_byte_for_byte
     assert page.read_bytes() == before
     tlx.report(finished.run_dir, finished.run_dir.parent / "blind.html")  # without the data, which was a Python object
     assert "the image cannot be had" in (finished.run_dir.parent / "blind.html").read_text()
+
+
+def test_without_a_test_part_the_page_says_that_its_figures_are_optimistic(tmp_path: Path) -> None:
+    result = train(tmp_path / "run", test_fraction=0.0, epochs=2)
+    text = words_of((result.run_dir / REPORT).read_text(encoding="utf-8"))
+    assert "validation images is" in text and "these images also chose the epoch and the thresholds" in text
+    assert "mean average precision on the validation images" in result._repr_html_()
+
+
+def test_of_many_classes_a_page_shows_those_with_the_lowest_average_precision() -> None:
+    noise, skill = np.random.default_rng(5), np.linspace(0, 6, 150)
+    labels = (noise.uniform(size=(80, 150)) < 0.2).astype(np.int64)
+    labels[:, 7] = 0
+    classes = [f"class {k}" for k in range(150)]
+    part = Several(labels, noise.normal(size=(80, 150)) + skill * labels, np.full(150, 0.5), str)
+    shown = shown_of(part, classes, 3)
+    names = [row["class"] for row in shown.rows]
+    assert len(names) == 100 and "class 7" not in names and names == sorted(names, key=classes.index)
+    kept = [row["average_precision"] or 0.0 for row in shown.rows]
+    left_out = [row["average_precision"] for row in shown.figures["classes"] if row["class"] not in {*names, "class 7"}]
+    assert max(kept) <= min(value for value in left_out if value is not None)
+    losses = [shot["loss"] for shot in shown.shots]
+    assert losses == sorted(losses, reverse=True) and losses[0] == losses_of(part.logits, labels).max()
+    assert "more" in shown.shots[0]["labels"]  # of some thirty labels
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("probability of prime", "probability of cat"),
+        lambda text: text.replace('"even"', '"a class of another run"', 1),
+        lambda text: text.rstrip().rpartition(",")[0],
+        lambda text: text.replace("0.", '"0.', 1),
+        lambda text: "",
+    ],
+)
+def test_a_table_that_is_damaged_is_one_line(change: Any, finished: tlx.Result) -> None:
+    path = finished.run_dir / "predictions-test.csv"
+    text = path.read_text()
+    assert len(parse_multilabel(text.encode(), path, CLASSES).path) == 120
+    with pytest.raises(RunDamaged, match=r"predictions-test\.csv is damaged: "):
+        parse_multilabel(change(text).encode(), path, CLASSES)
 
 
 def test_one_page_compares_runs_of_several_labels_and_of_no_other_kind(

@@ -242,8 +242,8 @@ def parse_multilabel(content: bytes, path: Path, classes: Sequence[str]) -> Mult
         labels = np.zeros((len(rows), len(names)), np.int64)
         odds = np.empty(labels.shape)
         for number, row in enumerate(rows):
-            applying = [name for name in row[1].split(JOIN) if name] if len(row) > 1 else []
-            if len(row) != len(header) or not {*applying} <= place.keys():
+            applying, said = ([name for name in text.split(JOIN) if name] for text in (*row[1:3], "", "")[:2])
+            if len(row) != len(header) or not {*applying, *said} <= place.keys():
                 raise ValueError(
                     f"its row {number + 2} is no path, its labels, its answer and {len(names) + 1} numbers"
                 )
