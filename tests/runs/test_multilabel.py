@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,14 @@ from sklearn.metrics import average_precision_score, f1_score
 import tlx
 from support.backends import FRAMEWORKS
 from support.multilabel import CLASSES, digits
-from support.pages import CONTRAST, opened, words_of
+from support.pages import CONTRAST, HOSTILE, contents, judged, opened, words_of
 from tlx.backend import LOSSES, Capabilities
 from tlx.conformance.loopback import Loopback
 from tlx.errors import BackendError, Interrupted, RecipeError, RunDamaged, TlxError
 from tlx.manifest import REPORT
 from tlx.runs.multilabel import judge_multilabel
 from tlx.runs.prediction import write_csv
+from tlx.runs.report.page import WRONG, page
 from tlx.runs.report.several import Several, shown_of
 from tlx.runs.report.verdict import percent
 from tlx.runs.table import parse_multilabel
@@ -253,6 +255,19 @@ def test_a_table_that_is_damaged_is_one_line(change: Any, finished: tlx.Result) 
     assert len(parse_multilabel(text.encode(), path, CLASSES).path) == 120
     with pytest.raises(RunDamaged, match=r"predictions-test\.csv is damaged: "):
         parse_multilabel(change(text).encode(), path, CLASSES)
+
+
+def test_names_of_classes_do_no_harm_to_its_page(browser: Browser, tmp_path: Path) -> None:
+    noise = np.random.default_rng(6)
+    labels = noise.integers(0, 2, (30, len(HOSTILE)))
+    made = judged(30, 2)
+    part = Several(labels, noise.normal(size=labels.shape), np.full(len(HOSTILE), 0.5), made.name, made.open)
+    html = page(replace(contents(HOSTILE, parts=(), multilabel={"test": None}), several={"test": part}))
+    with opened(browser, html, tmp_path, width=380) as seen:
+        assert seen.page.evaluate("window.hacked") is None and not seen.said and not seen.asked
+        assert seen.page.locator("#wrong figure").count() == WRONG and seen.page.locator("#wrong .gone").count() == 0
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 380
+        assert seen.page.locator("#classes tbody tr").count() == len(HOSTILE) and "\u202e" not in html
 
 
 def test_one_page_compares_runs_of_several_labels_and_of_no_other_kind(
