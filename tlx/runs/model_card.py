@@ -205,7 +205,7 @@ def _rows(source: Source, facts: Facts) -> list[tuple[str, str]]:
     weights = facts.recipe.weights or ""
     start = weights if weights in ("imagenet", "none", "own") or weights.startswith(HUB) else "a file of the author's"
     return [
-        *((text, share(facts.figures[name])) for name, text in {**FIGURES, **SEVERAL}.items() if name in facts.figures),
+        *(({**FIGURES, **SEVERAL}[name], share(value)) for name, value in facts.figures.items()),
         ("parameters", f"{facts.parameters:,}"),
         ("input", f"{source.plain.size} x {source.plain.size} pixels, RGB"),
         ("weights it began with", _markdown(start)),

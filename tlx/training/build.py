@@ -122,7 +122,8 @@ def check_fit(recipe: Recipe, data: Data, backend: Backend | None = None) -> Non
 def _check_multilabel(recipe: Recipe, data: Data, backend: Backend | None) -> None:
     several = f"an image of {data.name} may have several labels"
     if recipe.class_weights != "none" and recipe.fits != "probe":
-        raise RecipeError(f"class_weights weighs the one label of an image, but {several}", fix="leave it out")
+        fix = "leave it out; strategy probe alone weighs several labels"
+        raise RecipeError(f"class_weights weighs the one label of an image, but {several}", fix=fix)
     if recipe.sampler == "balanced":
         raise RecipeError(f"sampler balanced shows each class equally often, but {several}", fix="leave it out")
     if backend is not None and LOSSES[1] not in getattr(backend.capabilities(), "losses", ()):
