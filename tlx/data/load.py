@@ -190,7 +190,7 @@ def load_data(
     for name in names:
         _check_name(f"{origin.name}: the class name", name)
     if any(is_multilabel(images.labels) for images in parts.values()):
-        _check_multilabel(origin.name, names, fixes)
+        _check_multilabel(origin.name, names, fixes, images_per_class)
     for part, images in parts.items():
         if isinstance(images, (FileImages, SequenceImages)):
             parts[part] = replace(images, max_pixels=max_pixels)
@@ -303,10 +303,13 @@ def open_source(
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
 
 
-def _check_multilabel(data: str, classes: Sequence[str], fixes: object) -> None:
+def _check_multilabel(data: str, classes: Sequence[str], fixes: object, images_per_class: int | None) -> None:
     """Refuse what has no meaning, or could not be shown, where an image may have several labels."""
     if fixes is not None:
         raise DataError(f"{data}: fixes give an image one label, but here it may have several", fix="leave fixes out")
+    if images_per_class is not None:
+        problem = f"{data}: images_per_class counts the images of each label, but here an image may have several"
+        raise DataError(problem, fix="use limit_train, which keeps the classes in proportion")
     for name in classes:
         if JOIN in name:
             raise DataError(f"{data}: {JOIN!r} stands between several labels, but is part of {name!r}", fix="rename it")
