@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tlx.audit.copies import LEAST, exact_groups, near_groups, rows_of_exact, rows_of_near
 from tlx.audit.facts import ALPHA, ANIMATED, CMYK, DEEP, GREY, PLAIN, ROTATED, Facts, can_hash, facts_of_part
 from tlx.audit.judging import judged
-from tlx.audit.pool import Pool, pooled
+from tlx.audit.pool import RANK, Pool, pooled
 from tlx.audit.result import KINDS, Check, Decision, Problem, Row, listed
 from tlx.data import Data, FileImages, Images
 from tlx.data.file_hashes import FileHashes
@@ -130,7 +130,8 @@ def _opened(
         return data.name, data.classes, dict(data.parts), list(data.notes), {}
     columns = {"path_column": path_column, "label_column": label_column}
     source = open_source(data, data_root_of(root), columns, "skip")
-    parts = {part: images for part, images in source.parts.items() if len(images)}
+    order = sorted(source.parts, key=lambda part: RANK.get(part, 0))  # train first, also where a folder says otherwise
+    parts = {part: source.parts[part] for part in order if len(source.parts[part])}
     if not parts:
         raise DataError(f"{source.name} holds no image")
     _check_single(source.name, parts)
