@@ -10,9 +10,24 @@ from typing import Any
 import pytest
 
 import tlx
-from support.every_source import BROKEN, CLASSES, COPY, COUNT, ORIGINAL, SOURCES, WRONG, Name, Sample, archive_of_photos, label
+from support.every_source import (
+    BROKEN,
+    CLASSES,
+    COPY,
+    COUNT,
+    ORIGINAL,
+    SOURCES,
+    WRONG,
+    Name,
+    Sample,
+    archive_of_photos,
+    label,
+)
 from support.finished_runs import FIELDS
 from support.server import serving
+from tlx.errors import DataError
+
+GONE = 5  # a photo that a list names, and that is not there
 
 LABELS: dict[str, Any] = {
     "labels": True,
@@ -94,3 +109,33 @@ def test_so_does_one_of_an_address(tmp_path: Path) -> None:
     with serving() as server:
         server.files["photos.zip"] = Path(sample.data).read_bytes()
         check_and_mend(Sample(server.url("photos.zip"), sample.names), tmp_path)
+
+
+@pytest.mark.parametrize("make", [SOURCES["table_of_text"], SOURCES["parquet_of_paths"]])
+def test_a_listed_photo_that_is_not_there_is_serious_and_may_be_dropped(make: Any, tmp_path: Path) -> None:
+    sample, table = make(tmp_path), tmp_path / "decisions.csv"
+    (tmp_path / "photos" / f"{GONE:02}.png").unlink()
+    result = tlx.check(sample.data, decisions=table, quiet=True)
+    assert found(result, "unreadable") == [sample.names[GONE]] and result.serious and result.images == COUNT
+    with pytest.raises(DataError, match="no such file"):
+        tlx.load_data(sample.data)
+    assert sample.names[GONE] not in labelled(sample, fixes=table)
+    table.write_text("\n".join(line for line in table.read_text().splitlines() if f"{GONE:02}.png" not in line))
+    with pytest.raises(DataError, match=rf"{GONE:02}\.png cannot be read: No such file"):
+        tlx.load_data(sample.data, fixes=table)
+
+
+def labelled_as(data: tlx.Data, name: str) -> str:
+    return data.classes[data.train.labels[list(data.train.names).index(name)]]
+
+
+def test_a_label_that_was_swapped_by_a_decision_is_found_in_digits(tmp_path: Path) -> None:
+    rows = [f"train,digits/{place},relabel,7" for place in (10, 11)]
+    (tmp_path / "swaps.csv").write_text("\n".join(["part,path,decision,suggested", *rows]))
+    right, swapped = (tlx.load_data("digits", val_fraction=0, fixes=f) for f in (None, tmp_path / "swaps.csv"))
+    result = tlx.check(swapped, **LABELS)
+    suggested = {(row.part, row.path): row.suggested for row in result.problem("label").rows}
+    for place in (10, 11):
+        name = f"digits/{place}"
+        assert labelled_as(swapped, name) == "7"
+        assert suggested["train", name] == labelled_as(right, name)

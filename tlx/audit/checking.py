@@ -21,6 +21,7 @@ from tlx.data.file_hashes import FileHashes
 from tlx.data.images import MAX_PIXELS, formats_up_to
 from tlx.data.load import open_source
 from tlx.data.multilabel import is_multilabel
+from tlx.data.sources.source import KEEP
 from tlx.errors import DataError, TlxError
 from tlx.runs.display import Display
 from tlx.runs.extractor import Extractor, open_extractor
@@ -129,7 +130,7 @@ def _opened(
         _check_single(data.name, data.parts)
         return data.name, data.classes, dict(data.parts), list(data.notes), {}
     columns = {"path_column": path_column, "label_column": label_column}
-    source = open_source(data, data_root_of(root), columns, "skip")
+    source = open_source(data, data_root_of(root), columns, KEEP)
     order = sorted(source.parts, key=lambda part: RANK.get(part, 0))  # train first, also where a folder says otherwise
     parts = {part: source.parts[part] for part in order if len(source.parts[part])}
     if not parts:

@@ -25,7 +25,7 @@ from tlx.data.sources.folder import FOLDER
 from tlx.data.sources.npz import NPZ
 from tlx.data.sources.parquet import PARQUET
 from tlx.data.sources.sequence import SequenceImages
-from tlx.data.sources.source import Contents, DataLike, Kind, Source
+from tlx.data.sources.source import KEEP, Contents, DataLike, Kind, Source
 from tlx.data.sources.webdataset import WEBDATASET
 from tlx.data.split import draw_per_class, hold_out, limit, pick_classes
 from tlx.errors import CONTROL, DataError, DataNotFound, as_html, closest, printable
@@ -184,7 +184,8 @@ def load_data(
         DataError: the data is damaged, has another layout, or cannot be divided as asked; or `fixes` do not fit it.
     """
     columns = {"path_column": path_column, "label_column": label_column, "label_separator": label_separator}
-    origin = open_source(source, root, columns, on_bad_image)
+    # What is dropped need not be there.
+    origin = open_source(source, root, columns, KEEP if fixes and on_bad_image == "error" else on_bad_image)
     names, parts, notes = origin.classes, dict(origin.parts), list(origin.notes)
     _check_name("data: the name", origin.name)
     for name in names:
