@@ -22,7 +22,7 @@ from support.backends import FRAMEWORKS, each_backend
 from support.finished_runs import FIELDS
 from support.hostile_photos import BOMBS, SEEDS, exif
 from tlx.audit import facts, near
-from tlx.audit.labels import suspects
+from tlx.audit.labels import STRENGTH, suspects
 from tlx.audit.near import ALIKE, RADIUS, distances, feature_pairs, groups_of, near_pairs
 from tlx.errors import TlxError
 from tlx.training.out_of_fold import out_of_fold
@@ -263,7 +263,7 @@ def test_planted_label_swaps_are_found_on_digits() -> None:
     data = tlx.load_data("digits", val_fraction=0)
     pixels = data.train.array[:, 0].reshape(len(data.train), -1).astype(np.float32)  # type: ignore[attr-defined]
     wrong, places = planted(data.train.labels, 10)
-    result = suspects(wrong, out_of_fold(pixels, wrong))
+    result = suspects(wrong, out_of_fold(pixels, wrong, strength=STRENGTH))
     hits = [suspect for suspect in result if suspect.place in places]
     assert len(hits) >= 0.8 * len(places) and len(hits) >= 0.5 * len(result)
     assert np.mean([suspect.suggested == data.train.labels[suspect.place] for suspect in hits]) > 0.9

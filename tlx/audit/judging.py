@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.audit.labels import classes_alike, suspects
+from tlx.audit.labels import STRENGTH, classes_alike, suspects
 from tlx.audit.pool import Pool
 from tlx.audit.result import Problem, Row
 from tlx.runs.display import Display
@@ -39,7 +39,7 @@ def judged(
     at = np.full(len(pool), -1, np.int64)
     at[places] = np.arange(len(places))
     labels = pool.labels[places]
-    probabilities = out_of_fold(features, labels, [at[group] for group in groups], display.counted(FITTING))
+    probabilities = out_of_fold(features, labels, [at[group] for group in groups], display.counted(FITTING), STRENGTH)
     rows = [
         pool.row("label", int(places[s.place]), suggested=pool.classes[s.suggested], sure=s.sure)
         for s in suspects(labels, probabilities)
