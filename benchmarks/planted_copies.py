@@ -21,10 +21,11 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 import tlx
+from tlx.audit.near import feature_pairs
 from tlx.data import Images
 from tlx.data.load import open_source
 
-SHARE, SEED = 0.2, 0
+SHARE, SEED, MANY = 0.2, 0, 20_000
 Alter = Callable[[Image.Image], Image.Image]
 
 
@@ -61,6 +62,10 @@ def main() -> None:
     test = open_source("cifar10", home).parts["test"]
     which = np.arange(8000, 10000)
     measure("CIFAR-10", test.select(which, test.labels[which]), weights)
+    features = np.random.default_rng(SEED).random((MANY, 512), np.float32)
+    started = time.process_time()
+    feature_pairs(features)
+    print(f"{MANY:,} images compared by 512 features each: {time.process_time() - started:.1f} s of processor time")
 
 
 def measure(name: str, images: Images, weights: str) -> None:
