@@ -1,7 +1,8 @@
 """Which strategy, by the size of the data.
 
 Cats against dogs of CIFAR-10, at 200, 1,000, 5,000 and 10,000 images: the head alone (Adam, 1e-3), the last stage and
-the head (1e-4 and 1e-3), or everything (1e-4). The table shows where each of them wins, with the spread of its seeds.
+the head (1e-4 and 1e-3), or everything (1e-4). The table shows where each of them wins, with the spread of its seeds,
+and what `tlx advise` says before any of them is trained. It looks at the same training images, and at no test image.
 The two classes are named, so their labels become 0 and 1 by themselves.
 
     python examples/data_size.py
@@ -11,8 +12,10 @@ from __future__ import annotations
 
 import statistics
 import sys
+from functools import partial
 from typing import Any
 
+import tlx
 import tutorial
 from tutorial import Tutorial, cifar10
 
@@ -48,18 +51,26 @@ def runs(t: Tutorial) -> None:
     sizes, test, pixels, epochs, seeds = SIZES[t.form]
     shared = {"optimizer": "adam", "weight_decay": 0.0, "augment": "none", "batch_size": 32, "precision": "float32"}
     for images in sizes:
+        data = {"image_size": pixels, "classes": ("cat", "dog"), "limit_train": images, "limit_test": test}
+        if t.real:  # random weights have nothing to transfer
+            t.once(f"{images}-advise", partial(advised, cifar10(t, **shared, **data, epochs=epochs)))
         for name, fields in STRATEGIES.items():
             for seed in range(seeds):
-                asked = {**shared, **fields, "image_size": pixels, "epochs": epochs, "val_fraction": 0, "seed": seed}
-                asked |= {"classes": ("cat", "dog"), "limit_train": images, "limit_test": test}
+                asked = {**shared, **fields, **data, "epochs": epochs, "val_fraction": 0, "seed": seed}
                 t.run(f"{images}-{name}.{seed}", **cifar10(t, **asked))
+
+
+def advised(fields: dict[str, Any]) -> dict[str, Any]:
+    """What `tlx advise` recommends among the three, or others, and why."""
+    advice = tlx.advise(quiet=True, **fields)
+    return {"advice": advice.strategy, "rule": advice.rule, "reasons": advice.reasons}
 
 
 def show(t: Tutorial) -> None:
     """One row for each size, and the same as a plot."""
     sizes = SIZES[t.form][0]
     means: dict[str, list[float | None]] = {name: [] for name in STRATEGIES}
-    t.say(f"{'images':>8}  " + "  ".join(f"{name:>17}" for name in STRATEGIES))
+    t.say(f"{'images':>8}  " + "  ".join(f"{name:>17}" for name in STRATEGIES) + "  tlx advise" * t.real)
     for images in sizes:
         cells = []
         for name in STRATEGIES:
@@ -68,8 +79,9 @@ def show(t: Tutorial) -> None:
             means[name].append(statistics.mean(values) if values else None)
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.4f}{spread}" if values else "to do")
-        t.say(f"{images:>8}  " + "  ".join(f"{cell:>17}" for cell in cells))
-    if t.rows:
+        advice = t.rows.get(f"{images}-advise", {}).get("advice", "to do")
+        t.say(f"{images:>8}  " + "  ".join(f"{cell:>17}" for cell in cells) + f"  {advice}" * t.real)
+    if any("accuracy" in row for row in t.rows.values()):
         tutorial.plot(t.picture("sizes.svg"), "test accuracy, by images to train on", sizes, means)
 
 

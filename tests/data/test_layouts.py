@@ -53,6 +53,18 @@ def test_parts_are_recognised_by_their_usual_names(train: str, val: str, test: s
     assert data.notes == (f"{train}/ is the training part; {val}/ is the validation part; {test}/ is the test part",)
 
 
+@pytest.mark.parametrize("name", ["unknown", "Images", "unlabelled"])
+def test_a_test_part_in_one_folder_that_is_no_class_has_no_labels(name: str, tmp_path: Path) -> None:
+    data = load_data(tree(tmp_path, "train/cat", "train/dog", f"test/{name}"), val_fraction=0)
+    assert sizes(data) == {"train": 6}
+    assert "not used: test/ with 3 photos, none in a class folder" in data.notes[0]
+
+
+def test_a_class_that_is_called_unknown_is_one(tmp_path: Path) -> None:
+    data = load_data(tree(tmp_path, "train/cat", "train/unknown", "test/unknown"), val_fraction=0)
+    assert data.classes == ("cat", "unknown") and sizes(data) == {"train": 6, "test": 3}
+
+
 def test_the_scenes_of_intel_as_they_are_unpacked(tmp_path: Path) -> None:
     parts = [f"seg_{part}/seg_{part}/{name}" for part in ("train", "test") for name in ("sea", "street")]
     data = load_data(tree(tmp_path, *parts, "seg_pred/seg_pred"), val_fraction=0)

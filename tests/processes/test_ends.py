@@ -101,6 +101,13 @@ def test_a_signal_to_any_process_saves_and_ends_all_with_its_code(
     assert said and int(said[1]) == saved_step(tmp_path / "mine"), shown
 
 
+def test_processes_whose_launcher_is_killed_save_and_end(running: subprocess.Popen[str], tmp_path: Path) -> None:
+    running.kill()
+    _, shown = running.communicate(timeout=60)  # of the first process, which has the same streams
+    (line,) = told(shown)
+    assert line.startswith("tlx: stopped after step ") and "the run is saved" in line
+
+
 def test_an_error_that_one_process_meets_is_said_once(tmp_path: Path) -> None:
     """The second half of each batch is read by the second process."""
     noise = random.Random(0)

@@ -32,6 +32,15 @@ BASE: dict[str, Any] = {
     "workers": 0,
     "augment": "hflip",
 }
+LATE = {
+    "name": "late",
+    "groups": [
+        {"name": "early", "match": "name:fc1.*"},
+        {"name": "late", "match": "name:bn1.*"},
+        {"name": "head", "match": "head"},
+    ],
+    "phases": [{"name": "train", "lr": {"late": 0.01, "head": 0.01}}],
+}
 CASES: dict[str, dict[str, Any]] = {
     "full": {"batch_size": 64},
     "full of 7": {"batch_size": 7, "micro_batch": 4, "clip_norm": 0.5, "momentum": 0.5},
@@ -57,6 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gradual": {"strategy": "gradual", "phase_epochs": 1, "batch_size": 7},
     "diff_lr": {"strategy": "diff_lr", "batch_size": 7},
     "partial": {"strategy": "partial", "batch_size": 7},
+    "features of all": {"strategy": LATE, "lr": None, "batch_size": 7, "micro_batch": 5},
     "layer_decay": {"strategy": "layer_decay", "batch_size": 7},
     "lora": {"strategy": "lora", "rank": 2, "batch_size": 7, "lr": 0.001},
     "probe": {"strategy": "probe", "batch_size": 7, "epochs": 1, "augment": "none", "lr": None},
@@ -120,15 +130,48 @@ def test_the_bits_are_those_of_one_process(on: Callable[[int], Path], case: str,
     assert history(on(size) / case) == history(on(1) / case)
 
 
+CACHED = """
+import json, sys
+import tlx
+from tlx.training.metrics import FeaturesKept
+
+def show(event):
+    if isinstance(event, FeaturesKept):
+        print(event.part, event.boundary, event.size, flush=True)
+
+if __name__ == "__main__":
+    tlx.run(**json.loads(sys.argv[1]), quiet=True, on_event=show)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("backend", each_backend("torch", "oneflow"))
+def test_processes_share_out_the_batches_of_features_where_more_than_the_head_trains(
+    backend: str, tmp_path: Path
+) -> None:
+    fields = {**BASE, "backend": backend, "model": "resnet18", "image_size": 32, "limit_train": 40, "limit_test": 15}
+    fields |= {"strategy": "partial", "batch_size": 7, "epochs": 2, "augment": "none"}
+    for size in (1, 2):
+        ended = processes(size, ["-c", CACHED, json.dumps({**fields, "out": str(tmp_path / str(size))})])
+        assert [code for code, _, _ in ended] == [0] * size, ended
+        told = [told.splitlines()[0].split() for _, told, _ in ended]
+        assert told == [["train", "layer4.0.conv1", told[0][2]]] * size and int(told[0][2]) > 0  # each has them all
+    assert_same_run(tmp_path / "2", tmp_path / "1", 1e-7)  # random weights amplify rounding
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("backend", each_backend("torch", "oneflow"))
 def test_frameworks_give_the_run_of_one_process(backend: str, tmp_path: Path) -> None:
-    """A residual network with BatchNorm that trains, features that are cached, and the change from one to the other."""
+    """Every strategy on a residual network: BatchNorm that trains, and cached features that come and go."""
     base = {**BASE, "backend": backend, "model": "resnet18", "image_size": 32, "limit_train": 40, "limit_test": 15}
     cases: dict[str, dict[str, Any]] = {
         "full": {"batch_size": 7, "epochs": 1},
         "fewer rows": {"batch_size": 2, "epochs": 1, "strategy": "feature_extract", "feature_cache": "off"},
         "head_then_full": {"batch_size": 7, "epochs": 3, "strategy": "head_then_full", "phase_epochs": 2},
+        "gradual": {"batch_size": 64, "epochs": 3, "strategy": "gradual", "phase_epochs": 1},
+        "lora": {"batch_size": 7, "epochs": 1, "strategy": "lora", "lora_targets": "*"},
+        **{name: {"batch_size": 7, "epochs": 1, "strategy": name} for name in ("diff_lr", "layer_decay", "partial")},
+        **{name: {"strategy": name, "epochs": 1, "augment": "none", "lr": None} for name in ("probe", "knn")},
     }
     for size in (1, 3):
         (tmp_path / str(size)).mkdir()

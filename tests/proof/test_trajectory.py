@@ -176,6 +176,23 @@ def test_a_step_whose_gradients_scatter_shows_nothing(pair: tuple[Path, Path], t
     assert [row.number for row in rows_of(stage, "locked") if row.silent] == [30]
 
 
+def test_a_scatter_that_is_small_by_chance_in_one_step_is_no_measure_of_it(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The reference scatters by 1e-12 in all steps but one, in which the candidate is as far away as in the others."""
+
+    def scattered(key: str) -> float:
+        return 1e-12 * (key.startswith("P6/scatter/") and not key.endswith("/0030"))
+
+    def apart(key: str) -> float:
+        return 5e-12 * key.startswith("P6/locked/")
+
+    first = shifted(pair[0], tmp_path / "A", scattered, "gradients")
+    assert compare(first, shifted(pair[1], tmp_path / "B", apart, "gradients")).verdict == Verdict.EQUAL
+    wrong = shifted(pair[1], tmp_path / "C", lambda key: 100 * apart(key), "gradients")
+    assert compare(first, wrong).verdict == Verdict.DIFFERENT
+
+
 def test_two_captures_that_know_nothing_of_each_other_are_compared(fields: dict[str, Any], tmp_path: Path) -> None:
     recipe = Recipe(**fields, backend="loopback")
     a, b = (capture(recipe, Loopback(), tmp_path / name, stages=STAGES, quick=True) for name in "AB")

@@ -238,6 +238,7 @@ def run(backend: Any, case: Case, channel: Channel) -> Told:
 
 def main() -> None:
     job, out = json.loads(sys.argv[1]), Path(sys.argv[2])
+    shared_norm.AT_ONCE = 3000  # so that small batches have several parts, of several rows
     with connected() as channel:
         backend, told = load(job["backend"]), []
         for case in (Case(**each) for each in job["cases"]):

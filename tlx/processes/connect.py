@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from tlx.errors import Interrupted, ProcessesError, TlxError, one_line
 from tlx.processes.channel import PATIENCE, Star
 from tlx.processes.here import settle
-from tlx.processes.launcher import token_of, world_of
+from tlx.processes.launcher import end_with_launcher, token_of, world_of
 from tlx.processes.meeting import WAIT, meet
 from tlx.processes.world import ALONE, Alone, Channel
 
@@ -40,6 +40,7 @@ def connected(
     if world.size == 1:
         yield Alone()
         return
+    end_with_launcher()
     channel = Star(world, meet(world, token_of(environ), wait), patience)
     settle(world)
     try:

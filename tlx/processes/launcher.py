@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import signal
+import threading
 from collections.abc import Mapping
 
 from tlx.errors import ProcessesError
 from tlx.processes.world import ALONE, World
 
 TOKEN = "TLX_RUN_TOKEN"  # what the processes of a run know, and no other
+PIPE = "TLX_LAUNCHER_PIPE"  # the number of a pipe whose other end `tlx run --processes` holds while it lives
 # What tells a run, and a start of it, from others, as far as launchers say so.
 _OF_THE_RUN = (
     *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"),
@@ -37,6 +41,18 @@ def token_of(environ: Mapping[str, str]) -> bytes:
     """Return what the processes of one start of a run share, of 32 bytes; secret where TLX_RUN_TOKEN is set."""
     facts = "\n".join(f"{name}={environ.get(name, '')}" for name in _OF_THE_RUN)
     return hashlib.sha256(facts.encode(errors="surrogateescape")).digest()
+
+
+def end_with_launcher() -> None:
+    """End this process, as SIGTERM does, once the `tlx run --processes` that started it has been killed."""
+    number = os.environ.pop(PIPE, None)  # what this process starts has no such pipe
+    if number is not None:
+        threading.Thread(target=_await_end, args=(int(number),), name="tlx-launcher", daemon=True).start()
+
+
+def _await_end(pipe: int) -> None:
+    os.read(pipe, 1)  # nothing is ever written
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _of_torchrun(environ: Mapping[str, str]) -> World:

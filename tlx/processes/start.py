@@ -18,7 +18,7 @@ from typing import Any
 
 from tlx.errors import ProcessesError
 from tlx.processes.channel import GRACE
-from tlx.processes.launcher import PORTS, TOKEN, world_of
+from tlx.processes.launcher import PIPE, PORTS, TOKEN, world_of
 from tlx.signals import handlers
 from tlx.streams import tell
 
@@ -58,13 +58,16 @@ def start_all(size: int, arguments: Sequence[str], *, inner: bool = False) -> in
     """
     logs = Path(tempfile.mkdtemp(prefix="tlx-processes-"))
     token, port, children = secrets.token_hex(16), _free_port(), list[subprocess.Popen[bytes]]()
+    pipe, held = os.pipe()
     with _passing_on(children):
         try:
             for rank in range(size):
-                children.append(_child(rank, size, port, token, arguments, logs, inner))
+                children.append(_child(rank, size, port, token, arguments, logs, inner, pipe))
             codes = _await(children)
         finally:
             _end(children, signal.SIGKILL)
+            os.close(pipe)
+            os.close(held)
     if not any(codes):
         shutil.rmtree(logs)
         return 0
@@ -72,18 +75,21 @@ def start_all(size: int, arguments: Sequence[str], *, inner: bool = False) -> in
 
 
 def _child(
-    rank: int, size: int, port: int, token: str, arguments: Sequence[str], logs: Path, inner: bool
+    rank: int, size: int, port: int, token: str, arguments: Sequence[str], logs: Path, inner: bool, pipe: int
 ) -> subprocess.Popen[bytes]:
     # `python -m tlx` finds tlx as this process did, and so does the script that pip installs.
     program = ["-m", "tlx"] if inner or Path(sys.argv[0]).name == "__main__.py" else [sys.argv[0]]
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     environ = {**os.environ, **{name: str(n) for name, n in place.items()}, "MASTER_ADDR": HOST, TOKEN: token}
+    environ[PIPE] = str(pipe)
     environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // size)))
     command = [sys.executable, *program, *arguments]
     if rank == 0:
-        return subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL if inner else None)
+        stdout = subprocess.DEVNULL if inner else None
+        return subprocess.Popen(command, env=environ, stdout=stdout, pass_fds=(pipe,))
     with (logs / f"process-{rank}.log").open("wb") as log:
-        return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+        return subprocess.Popen(command, env=environ, pass_fds=(pipe,), **streams)
 
 
 def _cores() -> int:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -113,21 +114,40 @@ def _locked(a: Capture, b: Capture) -> Iterator[_Step]:
     theirs = {record.key: record for record in b.stage("P6/locked")}
     stopped = error_of(b, "P6/locked")
     scatters = _numbers(a, "P6/scatter")
+    pairs, end = list[tuple[Record, Record, dict[Place, _Distance]]](), None
     for x in (record for record in a.stage("P6/locked") if record.key != "P6/locked/error"):
         number = int(x.key.rpartition("/")[2])
         y = theirs.get(x.key)
         if y is None and stopped:
-            yield _Step(_missing("locked", number, "candidate", stopped), {})
-            return
+            end = _Step(_missing("locked", number, "candidate", stopped), {})
+            break
         nudged = [r for m in scatters if (r := a.records.get(f"P6/scatter/{m}/{number:04d}"))]
-        if y is None or y.facts["start"] != x.facts["start"] or not nudged:
-            continue
-        found = _distances(x, y, nudged)
-        scatter = max((d.scatter for place, d in found.items() if place[0] in ("loss", "gradients")), default=0.0)
-        row = _row("locked", x, found, silent=scatter > SILENT)
+        if y is not None and y.facts["start"] == x.facts["start"] and nudged:
+            pairs.append((x, y, _distances(x, y, nudged)))
+    usual = _usual_scatter([found for _, _, found in pairs if not _silent(found)])
+    for x, y, found in pairs:
+        raised = {p: replace(d, scatter=max(d.scatter, usual.get(p, 0.0))) for p, d in found.items()}
+        row = _row("locked", x, raised, silent=_silent(found))
         if row.quantity == "values" and not row.passed:
             row = replace(row, factor=_factor(_moves(a, x), _moves(a, y), row.path))
-        yield _Step(row, {} if row.silent else _shown(_moves(a, x), x, found))
+        yield _Step(row, {} if row.silent else _shown(_moves(a, x), x, raised))
+    if end is not None:
+        yield end
+
+
+def _silent(found: Mapping[Place, _Distance]) -> bool:
+    """Whether the reference itself is so far apart in a step that nothing is shown."""
+    return max((d.scatter for place, d in found.items() if place[0] in ("loss", "gradients")), default=0.0) > SILENT
+
+
+def _usual_scatter(steps: Sequence[Mapping[Place, _Distance]]) -> dict[Place, float]:
+    """Return the median of each array's scatter over the steps: in one of them two runs are near by chance."""
+    at: dict[Place, list[float]] = {}
+    for found in steps:
+        for place, distance in found.items():
+            if place[0] in KINDS:
+                at.setdefault(place, []).append(distance.scatter)
+    return {place: median(scatters) for place, scatters in at.items()}
 
 
 def _moves(a: Capture, after: Record) -> Sketches:

@@ -253,6 +253,7 @@ def make_training(
         shadow=shadow,
         ema=recipe.ema or 0.0,
         patience=recipe.patience,
+        head=frozenset(spec.name for spec in specs if arch.stage_of(spec.module) == "head"),
         keep_features=recipe.feature_cache != "off",
         network=identity(recipe, backend) if recipe.feature_cache == "auto" else None,
         fit=None if recipe.fits is None else _fit_options(recipe, recipe.fits, data),

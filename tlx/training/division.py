@@ -80,7 +80,6 @@ class Division:
             for batch in batches.epoch(epoch, start):
                 yield len(batch), self.shared_out(batch, np.arange(len(batch)), len(batch))
             return
-        assert isinstance(batches, Loader)  # from cached features one process trains
         for step, (batch, rows) in enumerate(batches.rows(epoch, start, self.rows), start):
             count = batches.count(step)
             yield count, self.shared_out(batch, rows, count)

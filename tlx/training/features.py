@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,9 @@ import numpy as np
 
 from tlx.backend import Array, Backend, Batch, Model
 from tlx.backend.protocol import divided
-from tlx.data.loader import Epoch, Loader
+from tlx.data.loader import Epoch, Loader, Rows
 from tlx.download import cache_folder
-from tlx.processes import Alone, Channel, of_first
+from tlx.processes import Alone, Channel, all_true, of_first
 from tlx.training.boundary import Boundary, find_boundary, unpacked
 from tlx.training.feature_store import unwritable
 from tlx.training.metrics import FeaturesKept, FeaturesNotKept
@@ -37,7 +37,8 @@ class Features:
     """Serves a loader's batches from a boundary on; `epoch` and `steps` are those of the loader.
 
     Of each epoch the first `cached_steps` batches are features, and what is left goes through the whole model. Where
-    several processes take part, all of them compute features, and the first alone has the cache and the batches.
+    several processes take part, all of them compute features; the first alone has the cache and the batches, or all
+    have, where `common`.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Features:
         cache: Array,
         cached_steps: int,
         channel: Channel = Alone(),  # noqa: B008 (frozen)
+        common: bool = False,
     ) -> None:
         self.loader, self.boundary, self.cached_steps, self.channel = loader, boundary, cached_steps, channel
+        self.common = common
         self.cache = cache  # [samples x variants, ...]: a row for each variant of each sample
         self.filled = np.zeros(_rows(loader), np.bool_)
         self.steps = loader.steps
@@ -64,6 +67,20 @@ class Features:
         with closing(self.loader.pixels(drawn, [drawn.places(number) for number in rest])) as pixels:
             for number, images in zip(rest, pixels, strict=True):
                 yield self.loader.batch(drawn, number, images)
+
+    def rows(self, epoch: int, start: int, wanted: Callable[[int], Rows]) -> Generator[tuple[Batch, Rows], None, None]:
+        """Some rows of each batch of an epoch, as `Loader.rows` gives them, where all processes have the cache."""
+        drawn, rows = self._drawn(epoch)
+        with closing(self._filled(drawn, rows, start)) as filled:
+            for number in filled:
+                own = wanted(self.loader.count(number))
+                features = unpacked(self.cache[rows[drawn.places(number)[own]]])
+                yield self.loader.batch(drawn, number, features, self.boundary.module, own), own
+        yield from self.loader.rows(epoch, max(start, self.cached_steps), wanted)
+
+    def count(self, step: int) -> int:
+        """How many images the batch of a step holds."""
+        return self.loader.count(step)
 
     def accompany(self, epoch: int, start: int = 0) -> Generator[None, None, None]:
         """Compute along with the first process, which takes the batches of an epoch; yields once for each of them."""
@@ -102,7 +119,7 @@ class Features:
                 together = chunks[at : at + world.size]
                 own = self._features(next(pixels)) if world.rank < len(together) else None
                 for places, features in zip(together, self._gathered(own), strict=False):
-                    if world.rank == 0:
+                    if world.rank == 0 or self.common:
                         self.cache[rows[places]] = features
                     self.filled[rows[places]] = True
                 yield
@@ -158,6 +175,7 @@ def choose_feed(
     micro_batch: int | None,
     trains: Collection[str] = (),
     channel: Channel = Alone(),  # noqa: B008 (frozen)
+    common: bool = False,
 ) -> Generator[FeaturesKept | FeaturesNotKept, None, Feed]:
     """Cache the features of each part whose images come in a bounded number of variants, if there is a boundary.
 
@@ -171,6 +189,7 @@ def choose_feed(
         micro_batch: training images that are on the device at once.
         trains: the parameters that train in the phase.
         channel: to the other processes of the run, which call this too.
+        common: all of them train from the features of training images, and so have them all.
     """
     parts = {"train": train, "val": val}
     bounded = {part: loader for part, loader in parts.items() if loader is not None and loader.variants is not None}
@@ -186,7 +205,7 @@ def choose_feed(
     feeds: dict[str, Batches | None] = {**parts}
     for part, loader in bounded.items():
         micro = micro_batch if part == "train" else None
-        features, event = cache_features(loader, part, boundary, micro, channel)
+        features, event = cache_features(loader, part, boundary, micro, channel, common and part == "train")
         feeds[part] = features or loader
         yield event
     return Feed(feeds["train"] or train, feeds["val"], boundary)
@@ -198,11 +217,17 @@ def cache_features(
     boundary: Boundary,
     micro_batch: int | None = None,
     channel: Channel = Alone(),  # noqa: B008 (frozen)
+    common: bool = False,
 ) -> tuple[Features | None, FeaturesKept | FeaturesNotKept]:
     """Return a loader's features at a boundary, None if they are not cached, and the event that says so.
 
-    Of several processes the first decides, and has the cache.
+    Of several processes the first decides, and has the cache; where it is `common`, all have it, or none.
     """
+    if common and channel.world.size > 1:
+        features, event = _cache(loader, part, boundary, micro_batch, channel, common)
+        if all_true(channel, features is not None):
+            return features, event
+        return None, event if features is None else FeaturesNotKept("another process has no room for them")
     if channel.world.rank == 0:
         features, event = _cache(loader, part, boundary, micro_batch, channel)
         of_first(channel, b"" if features is None else features.cached_steps.to_bytes(8, "big"))
@@ -221,7 +246,7 @@ def _rows(loader: Loader) -> int:
 
 
 def _cache(
-    loader: Loader, part: str, boundary: Boundary, micro_batch: int | None, channel: Channel
+    loader: Loader, part: str, boundary: Boundary, micro_batch: int | None, channel: Channel, common: bool = False
 ) -> tuple[Features | None, FeaturesKept | FeaturesNotKept]:
     count, variants, most = len(loader.images), loader.variants, loader.batch_size
     assert variants is not None
@@ -234,26 +259,28 @@ def _cache(
     shape = (_rows(loader), *boundary.shape)
     size = math.prod(shape) * boundary.dtype.itemsize
     try:
-        cache, where = reserve(shape, boundary.dtype, size)
+        cache, where = reserve(shape, boundary.dtype, size, channel.world.local_size if common else 1)
     except OSError as error:
         gigabytes = f"{count} {part} images take {size / 1e9:.2g} GB, more than there is memory for, and"
         return None, FeaturesNotKept(f"{gigabytes} {unwritable(error)}")
     earlier = 0 if boundary.store is None else len(boundary.store)
     event = FeaturesKept(part, boundary.module, count, variants, size, where, earlier)
-    return (None if cache is None else Features(loader, boundary, cache, steps, channel)), event
+    return (None if cache is None else Features(loader, boundary, cache, steps, channel, common)), event
 
 
-def reserve(shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> tuple[Array | None, str]:
+def reserve(shape: tuple[int, ...], dtype: np.dtype[Any], size: int, of: int = 1) -> tuple[Array | None, str]:
     """Return room for features, and where it is: "memory", "disk" (a file that vanishes with the process), or "".
+
+    So many processes of this machine take as much.
 
     Raises OSError where the file cannot be written.
     """
-    if size <= MEMORY_PART * memory():
+    if size * of <= MEMORY_PART * memory():
         with suppress(MemoryError):
             return np.zeros(shape, dtype), "memory"
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    if size > DISK_PART * shutil.disk_usage(folder).free:
+    if size * of > DISK_PART * shutil.disk_usage(folder).free:
         return None, ""
     with tempfile.TemporaryFile(dir=folder, prefix=".features-", suffix=".tmp") as file:
         _allocate(file, size)

@@ -51,6 +51,7 @@ class Training:
     shadow: Model | None = None  # holds the moving average of the weights, which is then what is evaluated
     ema: float = 0.0
     patience: int | None = None
+    head: frozenset[str] = frozenset()  # its parameters
     keep_features: bool = False
     network: Mapping[str, Any] | None = None  # identifies the model, but for its values, in the feature store
     fit: FitOptions | None = None  # `tlx.training.fit` finds the head's values, in place of steps
@@ -160,16 +161,16 @@ def feed_of_phase(training: Training, state: State) -> Generator[Event, None, Fe
     network = None if training.network is None else {**training.network, "frozen": state.frozen}
     trains = training.plan.state_at(state.step).trainable
     parts = training.backend, training.model, training.loader, val, network, training.micro_batch, trains
-    feed = yield from choose_feed(*parts, training.channel)
+    feed = yield from choose_feed(*parts, training.channel, common=not trains <= training.head)
     return feed if val is not None else replace(feed, val=training.val)
 
 
 def train_epoch(training: Training, state: State, batches: Batches, drops: int) -> Generator[Event, None, None]:
     """Take the steps of an epoch that are left, and measure them; the schedule plateau has had so many drops.
 
-    From cached features one of several processes trains, which is faster than to send gradients.
+    From cached features one of several processes trains a head, which is faster than to send gradients.
     """
-    if training.channel.world.size == 1 or isinstance(batches, Loader):
+    if training.channel.world.size == 1 or isinstance(batches, Loader) or batches.common:
         yield from take_steps(training, state, batches, drops, training.division)
         return
     if training.channel.world.rank == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ PARTS = {
     "unlabelled": ("pred", "predict", "prediction", "unlabelled", "unlabeled"),  # never used
 }
 FILLERS = {"", "seg", "set", "data", "dataset", "images", "split"}  # as in seg_train or test_set
+NAMELESS = {"unknown", "none", "all", "images", "imgs", "photos", *PARTS["unlabelled"]}  # alone in a part: no class
 ROLES = {"train": "the training part", "val": "the validation part", "test": "the test part"}
 # What archives, viewers and annotators leave beside photos, in lower case. Hidden files are passed over with it.
 LITTER = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found", "annotation", "annotations"}
@@ -179,7 +180,7 @@ def _from_parts(tree: Tree, folders: list[str], parts: dict[str, str], notes: li
             fix=f"make a folder of each class; if {parts['train']!r} is a class, call it otherwise",
         )
     unused = [name for name in folders if name not in parts.values()]
-    without = [part for part in found if part != "train" and not any(found[part].values())]
+    without = [part for part in found if part != "train" and _unlabelled(found[part], found["train"])]
     used = {part: part for part in found if part not in without}
     if "val" in used and "test" not in used:
         used["val"] = "test"
@@ -194,6 +195,12 @@ def _from_parts(tree: Tree, folders: list[str], parts: dict[str, str], notes: li
             images[role] = _images(tree, found[part], classes)
     notes += tree.notes("", *(places[part] for part in used))
     return Source(tree.root.resolve().name, classes, images, notes, stand_in=used.get("val") == "test")
+
+
+def _unlabelled(found: Mapping[str, list[str]], trained: Collection[str]) -> bool:
+    """Whether a part has photos in no class folder, or in a single one that is called as what has no class."""
+    names = [name for name, photos in found.items() if photos]
+    return not names or (len(names) == 1 and names[0].lower() in NAMELESS and names[0] not in trained)
 
 
 def _unwrapped(tree: Tree, name: str) -> str:
