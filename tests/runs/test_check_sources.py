@@ -126,7 +126,7 @@ def test_a_listed_photo_that_is_not_there_is_serious_and_may_be_dropped(make: An
 
 
 def labelled_as(data: tlx.Data, name: str) -> str:
-    return data.classes[data.train.labels[list(data.train.names).index(name)]]
+    return data.classes[int(data.train.labels[list(data.train.names).index(name)])]
 
 
 def test_a_label_that_was_swapped_by_a_decision_is_found_in_digits(tmp_path: Path) -> None:

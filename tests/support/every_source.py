@@ -185,7 +185,7 @@ def _in_array(i: int) -> str:
 
 def npz(at: Path) -> Sample:
     x, y = _arrays()
-    parts = {"x_train": x[:TRAIN], "y_train": y[:TRAIN], "x_test": x[TRAIN:], "y_test": y[TRAIN:]}
+    parts: dict[str, Any] = {"x_train": x[:TRAIN], "y_train": y[:TRAIN], "x_test": x[TRAIN:], "y_test": y[TRAIN:]}
     np.savez(at / "arrays.npz", **parts, classes=np.array(CLASSES))
     return Sample(str(at / "arrays.npz"), _named(_in_array), files=False)
 

@@ -51,7 +51,7 @@ def pairs_by_features(
 def _compared(pool: Pool, exact: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
     """Which images may look like others, bool [N]."""
     facts = pool.facts
-    chosen = pool.readable & (facts["flags"] & PLAIN == 0)
+    chosen: NDArray[np.bool_] = pool.readable & (facts["flags"] & PLAIN == 0)
     chosen &= np.minimum(facts["width"], facts["height"]) >= LEAST
     for group in exact:
         chosen[group[1:]] = False

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 RADIUS = 6  # bits of 64
 ALIKE = 0.98  # correlation of two thumbnails
-SIMILAR, DEVIATIONS, CLOSER, CROWD = 0.65, 5.0, 0.6, 5  # see the module
+SIMILAR, DEVIATIONS, CLOSER, CROWD = 0.7, 5.0, 0.6, 5  # see the module
 VALUES = 2**25  # cosines that are computed at once
 BLOCK = 2048  # hashes compared with as many at once
 PIECES = RADIUS + 1
@@ -102,7 +102,8 @@ def mirror_pairs(hashes: NDArray[np.uint64], mirrored: NDArray[np.uint64], thumb
     flipped = thumbs.reshape(-1, 8, 8, 3)[:, :, ::-1].reshape(-1, 192)
     both = near_pairs(np.concatenate([hashes, mirrored]), np.concatenate([thumbs, flipped]))
     crossed = both[(both < len(hashes)).sum(axis=1) == 1] % max(1, len(hashes))
-    return np.unique(np.sort(crossed[crossed[:, 0] != crossed[:, 1]], axis=1), axis=0)
+    pairs: Indices = np.unique(np.sort(crossed[crossed[:, 0] != crossed[:, 1]], axis=1), axis=0)
+    return pairs
 
 
 def feature_pairs(features: NDArray[np.float32]) -> Indices:
@@ -131,7 +132,8 @@ def feature_pairs(features: NDArray[np.float32]) -> Indices:
         found.append(np.stack([start + near[a], b], axis=1))
     # Each must be by far the nearer to the other: such a pair was found from both sides.
     pairs, times = np.unique(np.sort(np.concatenate(found), axis=1), axis=0, return_counts=True)
-    return pairs[times == 2]
+    mutual: Indices = pairs[times == 2]
+    return mutual
 
 
 def groups_of(pairs: Indices, count: int) -> list[Indices]:
