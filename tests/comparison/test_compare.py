@@ -45,6 +45,7 @@ def test_the_paired_test_counts_the_images_of_the_tables(undisturbed: tlx.Compar
     (test,) = undisturbed.tests
     assert test.images == 60 and test.best_alone == (right[0] & ~right[1]).sum()
     assert test.difference == pytest.approx(right[0].mean() - right[1].mean())
+    assert test.mid_p is not None and test.exact is not None
     assert test.low <= test.difference <= test.high and test.holm == test.mid_p <= test.exact
 
 

@@ -62,7 +62,10 @@ IDLE: dict[str, list[tuple[dict[str, Any], str, dict[str, Any]]]] = {
     "augment_repeats": [({"augment": "none", "augment_repeats": 2}, "leaves nothing to repeat", {"augment": "flips"})],
     "mixup": [({"batch_size": 1, "mixup": 0.2}, "has no other to mix it with", {"batch_size": 16})],
     "cutmix": [({"batch_size": 1, "cutmix": 0.2}, "has no other to mix it with", {"batch_size": 16})],
-    "data_root": [({"data_root": "/data"}, "not read from a folder", {"data": "my_photos"})],
+    "data_root": [
+        ({"data_root": "/data"}, "not read from a folder", {"data": "my_photos"}),
+        ({"data": IN_PARTS, "data_root": "/data"}, "not read from a folder", {"data": "my_photos"}),
+    ],
     "weight_decay": [({"strategy": OWN, "weight_decay": 0.1}, "'mine' has its own", {"strategy": "scratch"})],
     "decay_on": [({"weight_decay": 0.0, "decay_on": "weights"}, "weight_decay is 0", {"weight_decay": 0.1})],
     "val_fraction": [

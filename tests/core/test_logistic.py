@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from tlx.training import logistic
@@ -54,6 +55,33 @@ def test_the_gradient_of_the_objective_that_is_documented_is_zero(classes: int, 
     assert np.abs(gradient).max() < 1e-5 * len(labels) and np.abs(errors.sum(axis=0)).max() < 1e-5 * len(labels)
     assert np.abs(linear.weight * scale / USUAL).max() > 1  # so that a wrong penalty would show
     assert np.abs(linear.weight.sum(axis=0)).max() < 1e-12
+
+
+def test_with_several_labels_each_class_has_the_regression_of_scikit_learn() -> None:
+    features, classes = blobs(4)
+    labels = np.stack([classes == 0, classes > 1, classes % 2 == 0, np.ones(len(classes), bool)], axis=1).astype(int)
+    x = features.astype(np.float64)
+    x = (x - x.mean(axis=0)) / scale_of(features)
+    for balanced in (False, True):
+        probe = fitted(features, labels, 4, balanced=balanced)
+        logits = probe.linear.logits(features)
+        for k in range(3):
+            alone = LogisticRegression(C=USUAL, tol=1e-8, class_weight="balanced" if balanced else None)
+            assert np.abs(logits[:, k] - alone.fit(x, labels[:, k]).decision_function(x)).max() < 1e-4
+            assert np.ptp(logits[:, k]) > 0.1
+        assert np.ptp(logits[:, 3]) == 0 and logits[0, 3] == pytest.approx(np.log(91))  # of a class of all images
+        assert probe.notes[-1] == "1 of 4 classes apply to all training images, so their logits are constant"
+
+
+def test_with_several_labels_map_chooses_the_strength() -> None:
+    (features, train), (held_out, val) = blobs(3, seed=1), blobs(3, seed=2)
+    of_train, of_val = (np.stack([labels > 0, labels == 1], axis=1).astype(int) for labels in (train, val))
+    probe = fitted(features, of_train, 2, val=(held_out, of_val))
+    scores = [trial.val.average_precision for trial in probe.tried if trial.val is not None]
+    assert len(scores) == len(STRENGTHS) and len({*scores}) > 3
+    best = max(probe.tried, key=lambda trial: (trial.val.score, -trial.val.loss))
+    assert probe.strength == best.value
+    assert average_precision_score(of_val, probe.linear.logits(held_out)) == pytest.approx(max(scores), abs=0.01)
 
 
 @pytest.mark.parametrize("classes", [2, 4])

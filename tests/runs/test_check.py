@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 import tlx
+from support.backends import FRAMEWORKS, each_backend
+from support.finished_runs import FIELDS
 from support.hostile_photos import BOMBS, SEEDS, exif
-from tlx.audit import facts
-from tlx.audit.labels import suspects
-from tlx.audit.near import ALIKE, RADIUS, distances, groups_of, near_pairs
+from tlx.audit import facts, near
+from tlx.audit.labels import STRENGTH, suspects
+from tlx.audit.near import ALIKE, RADIUS, distances, feature_pairs, groups_of, near_pairs
 from tlx.errors import TlxError
 from tlx.training.out_of_fold import out_of_fold
 
@@ -289,6 +291,21 @@ def test_near_pairs_are_those_that_comparing_all_with_all_finds() -> None:
     assert [group.tolist() for group in groups_of(np.array([[0, 2], [2, 3]]), 5)] == [[0, 2, 3]]
 
 
+def test_pairs_by_features_stand_out_from_all_else_and_from_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    rows = draw.normal(size=(300, 128))
+    rows[10:60:2] = rows[11:60:2] + 0.3 * draw.normal(size=(25, 128))  # pairs
+    rows[100:120] = rows[100] + 0.3 * draw.normal(size=(20, 128))  # a crowd, in which nothing stands out
+    rows[200:203] = rows[200] + 0.3 * draw.normal(size=(3, 128))
+    expected = [[i, i + 1] for i in range(10, 60, 2)] + [[200, 201], [200, 202], [201, 202]]
+    features = (rows * draw.uniform(0.1, 9, 128) + 5).astype(np.float32)
+    assert feature_pairs(features).tolist() == expected
+    monkeypatch.setattr(near, "VALUES", 900)
+    assert feature_pairs(features).tolist() == expected
+    assert len(feature_pairs(features[:, :3])) == 0  # where any two images have a large cosine
+    assert len(feature_pairs(features[:5])) == 0
+
+
 def planted(labels: NDArray[np.int64], classes: int, seed: int = 0) -> tuple[NDArray[np.int64], set[int]]:
     """The labels with 5 % of them swapped, and which."""
     draw = np.random.default_rng(seed)
@@ -302,26 +319,64 @@ def test_planted_label_swaps_are_found_on_digits() -> None:
     data = tlx.load_data("digits", val_fraction=0)
     pixels = data.train.array[:, 0].reshape(len(data.train), -1).astype(np.float32)  # type: ignore[attr-defined]
     wrong, places = planted(data.train.labels, 10)
-    result = suspects(wrong, out_of_fold(pixels, wrong))
+    result = suspects(wrong, out_of_fold(pixels, wrong, strength=STRENGTH))
     hits = [suspect for suspect in result if suspect.place in places]
     assert len(hits) >= 0.8 * len(places) and len(hits) >= 0.5 * len(result)
     assert np.mean([suspect.suggested == data.train.labels[suspect.place] for suspect in hits]) > 0.9
     assert [suspect.sure for suspect in result] == sorted((suspect.sure for suspect in result), reverse=True)
 
 
-@pytest.mark.needs("torch")
-def test_labels_of_photos_are_judged_by_the_features_of_a_model(photos: Path, tmp_path: Path) -> None:
+def tint_and_swap(photos: Path) -> None:
+    """Give each class a colour, and one photo of a cat the label of a dog."""
     for path in sorted(photos.glob("*/*/*.jpg")):
         number = int(path.stem)
         tint = Image.new("RGB", (SIDE, SIDE), ((220, 40, 40), (40, 40, 220))[number % 2])
         Image.blend(photo(number), tint, 0.8).save(path)
     (photos / "train/cat/04.jpg").rename(photos / "train/dog/04.jpg")
+
+
+@pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
+def test_labels_of_photos_are_judged_by_the_features_of_a_model(backend: str, photos: Path, tmp_path: Path) -> None:
+    tint_and_swap(photos)
     page = tmp_path / "page.html"
-    options = {"model": "resnet18", "weights": "none", "image_size": 32}
+    options = {"backend": backend, "model": "resnet18", "weights": "none", "image_size": 32}
     result = tlx.check(photos, labels=True, html=page, quiet=True, **options)  # type: ignore[arg-type]
     (row,) = result.problem("label").rows
     assert (row.path, row.label, row.suggested, row.decision) == ("train/dog/04.jpg", "dog", "cat", "keep")
     assert row.sure > 0.5 and "rather cat" in page.read_text()
+
+
+def test_the_features_may_be_those_of_a_finished_run(photos: Path, tmp_path: Path) -> None:
+    tint_and_swap(photos)
+    run = tlx.run(data=str(photos), out=str(tmp_path / "run"), **FIELDS).run_dir
+    result = tlx.check(photos, labels=True, run=run, quiet=True)
+    assert [(row.path, row.suggested) for row in result.problem("label").rows] == [("train/dog/04.jpg", "cat")]
+    with pytest.raises(TlxError, match="a run has weights and an image size of its own"):
+        tlx.check(photos, labels=True, run=run, image_size=8, quiet=True)
+
+
+def test_a_mirrored_copy_is_found_by_its_looks(photos: Path) -> None:
+    ImageOps.mirror(Image.open(photos / "train/dog/03.jpg")).resize((50, 50)).save(photos / "test/dog/mirrored.jpg")
+    (problem,) = tlx.check(photos, quiet=True).problems
+    assert problem.kind == "near_leak" and {row.detail for row in problem.rows} == {"look alike, mirrored"}
+    assert [row.path for row in problem.rows] == ["train/dog/03.jpg", "test/dog/mirrored.jpg"]
+
+
+@pytest.mark.needs("torch")
+def test_cropped_and_turned_copies_of_photos_are_found_by_the_features_of_a_model(
+    test_data: Path, tmp_path: Path
+) -> None:
+    files = sorted((test_data / "hymenoptera_data").glob("train/*/*.jpg"))[60:180:3]
+    items = [(Image.open(path).convert("RGB"), path.parent.name) for path in files]
+    wide, high = items[5][0].size
+    copies = [items[5][0].crop((wide // 10, high // 10, wide, high)), items[30][0].rotate(5)]
+    data = {"train": items, "test": [(copies[0], items[5][1]), (copies[1], items[30][1])]}
+    weights = str(test_data / "weights" / "resnet18-imagenet-backbone.safetensors")
+    result = tlx.check(data, labels=True, weights=weights, quiet=True)
+    groups = [[(row.part, row.index) for row in group] for group in result.problem("near_leak").groups]
+    assert groups == [[("train", 5), ("test", 0)], [("train", 30), ("test", 1)]]
+    assert {row.detail for row in result.problem("near_leak").rows} == {"nearly the same to the model"}
+    assert result.problem("near_duplicate") is None and result.problem("near_two_labels") is None
 
 
 @pytest.mark.needs("torch")

@@ -15,6 +15,7 @@ import pytest
 
 import tlx
 from support.hub import TOKEN, Hub, ask, serving_hub
+from support.multilabel import digits
 from tlx.errors import TlxError
 
 for package in ("torch", "timm", "huggingface_hub"):
@@ -59,12 +60,23 @@ names = {}
 exec(pushed.card.split("```python")[1].split("```")[0], names)
 answer["transform"] = str(names["transform"])
 answer["labels"] = model.pretrained_cfg["label_names"]
+several = tlx.push(SEVERAL, "me/several", quiet=True)
+answer["several"] = [several.timm, several.card]
+with torch.no_grad():
+    answer["several's logits"] = [
+        model(images).tolist()
+        for model in (tlx.load_model(SEVERAL), timm.create_model("hf-hub:me/several", pretrained=True).eval())
+    ]
+tlx.pull("me/several", "several", quiet=True)
 answer["pulled"] = str(tlx.pull("me/digits", "pulled", quiet=True))
 with torch.no_grad():
     answer["again"] = tlx.load_model("pulled")(images).tolist()
 photos = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3)).astype(np.uint8)
 answer["predictions"] = [[p["top"] for p in tlx.predict(run, photos, quiet=True)] for run in (RUN, "pulled")]
 answer["without data"] = said(lambda: tlx.evaluate("pulled", quiet=True)["test_accuracy"])
+both = SEVERAL, "several"
+answer["several's labels"] = [[p["labels"] for p in tlx.predict(run, photos, quiet=True)] for run in both]
+answer["several listed"] = tlx.list_runs("several")[0]["test_average_precision"]
 answer["listed"] = [entry["state"] for entry in tlx.list_runs("pulled")]
 answer["twice"] = said(lambda: tlx.pull("me/digits", "pulled", quiet=True))
 answer["resumed"] = said(lambda: tlx.run(resume="pulled", epochs=9, data="digits", quiet=True))
@@ -121,7 +133,9 @@ def run_of(model: str, home: Path) -> Path:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("hub")
-    return {name: run_of(name, home) for name in ("resnet18", "squeezenet1_1", "timm:test_resnet")}
+    made = {name: run_of(name, home) for name in ("resnet18", "squeezenet1_1", "timm:test_resnet")}
+    job = {**FIELDS, "data": digits(60), "limit_train": None, "val_fraction": 0.3, "model": "timm:test_resnet"}
+    return {**made, "several": tlx.run(**job, out=str(home / "several")).run_dir}
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +195,7 @@ def told(runs: dict[str, Path], hub: Hub, tmp_path_factory: pytest.TempPathFacto
         "RUN": str(runs["timm:test_resnet"]),
         "RESNET": str(runs["resnet18"]),
         "SQUEEZENET": str(runs["squeezenet1_1"]),
+        "SEVERAL": str(runs["several"]),
         "HOME": str(home),
     }
     values = {**names, "FIELDS": FIELDS, "NAMES": [*REFUSED]}
@@ -215,9 +230,37 @@ def test_the_card_says_what_the_run_found_and_names_no_place(told: dict[str, Any
     metadata = yaml.safe_load(card.split("---")[1])
     result = json.loads((runs["timm:test_resnet"] / "result.json").read_text())
     (found,) = metadata["model-index"][0]["results"]
-    assert found["metrics"][0]["value"] == result["test_accuracy"] and found["dataset"]["name"] == "digits"
+    assert [(metric["type"], metric["name"], metric["value"]) for metric in found["metrics"]] == [
+        ("accuracy", "test accuracy", result["test_accuracy"]),
+        ("balanced_accuracy", "balanced accuracy", result["test_balanced_accuracy"]),
+        ("f1", "macro F1", result["test_macro_f1"]),
+    ]
+    assert found["dataset"]["name"] == "digits"
     assert metadata["library_name"] == "timm" and metadata["pipeline_tag"] == "image-classification"
     assert "license" not in metadata and str(runs["resnet18"].parent) not in card
+
+
+def test_a_run_of_several_labels_is_pushed_and_pulled_with_its_thresholds(
+    told: dict[str, Any], runs: dict[str, Path]
+) -> None:
+    import yaml
+
+    timm, card = told["several"]
+    several = json.loads((runs["several"] / "result.json").read_text())["multilabel"]
+    assert timm == "test_resnet"
+    own, theirs = told["several's logits"]
+    np.testing.assert_allclose(theirs, own, rtol=1e-5, atol=1e-6)
+    one, other = told["several's labels"]
+    assert one == other and any(one)
+    (found,) = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
+    assert {metric["name"]: metric["value"] for metric in found["metrics"]} == {
+        "mAP": several["test"]["average_precision"],
+        "micro F1": several["test"]["micro_f1"],
+        "macro F1": several["test"]["macro_f1"],
+    }
+    assert told["several listed"] == several["test"]["average_precision"]
+    assert all(f"{name} {least:.4f}" in card for name, least in several["thresholds"].items())
+    assert "sigmoid of its logit" in card and "accuracy" not in card
 
 
 def test_a_second_push_keeps_a_card_that_was_edited_there(told: dict[str, Any], hub: Hub) -> None:
@@ -235,6 +278,7 @@ def test_repositories_that_are_not_of_tlx_are_left_alone(told: dict[str, Any], h
         "me/digits",
         "me/resnet18",
         "me/secret",
+        "me/several",
         "me/squeezenet",
     }
 
@@ -263,7 +307,7 @@ def test_a_strangers_model_of_timm_is_pulled(told: dict[str, Any], hub: Hub) -> 
 def test_what_cannot_be_pulled_is_one_line(told: dict[str, Any]) -> None:
     for name, said in REFUSED.items():
         assert said in told[name] and "\n" not in told[name] and len(told[name]) < 600, told[name]
-    assert told["left"] == ["net", "next", "pulled", "squeezenet"]  # and nothing of those
+    assert told["left"] == ["net", "next", "pulled", "several", "squeezenet"]  # and nothing of those
 
 
 def test_what_cannot_be_pushed_is_one_line_before_anything_is_asked(

@@ -6,8 +6,9 @@ import csv
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,14 +17,29 @@ from sklearn.metrics import average_precision_score, f1_score
 import tlx
 from support.backends import FRAMEWORKS
 from support.multilabel import CLASSES, digits
+from support.pages import CONTRAST, HOSTILE, contents, judged, opened, words_of
 from tlx.backend import LOSSES, Capabilities
 from tlx.conformance.loopback import Loopback
-from tlx.errors import BackendError, Interrupted, RecipeError, TlxError
+from tlx.errors import BackendError, Interrupted, RecipeError, RunDamaged, TlxError
+from tlx.manifest import REPORT
 from tlx.runs.multilabel import judge_multilabel
 from tlx.runs.prediction import write_csv
+from tlx.runs.report.page import WRONG, page
+from tlx.runs.report.several import Several, shown_of
+from tlx.runs.report.verdict import percent
+from tlx.runs.table import parse_multilabel
 from tlx.training.loop import stalled
 from tlx.training.metrics import EpochEnded, Event, Metrics, Stepped
-from tlx.training.multilabel import average_precisions, choose_thresholds, figures, mean_average_precision
+from tlx.training.multilabel import (
+    average_precisions,
+    choose_thresholds,
+    figures,
+    losses_of,
+    mean_average_precision,
+)
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 FIELDS: dict[str, Any] = {
     **{"backend": "loopback", "model": "tiny-mlp", "weights": "none", "image_size": 8, "precision": "float64"},
@@ -174,6 +190,120 @@ def test_both_frameworks_have_the_same_numbers(tmp_path: Path) -> None:
     assert torch.multilabel["thresholds"] == pytest.approx(flow.multilabel["thresholds"], rel=1e-9)
 
 
+# Its page.
+
+
+def test_its_page_has_the_figures_of_each_class_and_is_drawn_again_byte_for_byte(finished: tlx.Result) -> None:
+    page = finished.run_dir / REPORT
+    before, text = page.read_bytes(), words_of(page.read_text(encoding="utf-8"))
+    assert finished.multilabel is not None and finished.multilabel["test"] is not None
+    figures = finished.multilabel["test"]
+    assert f"(mAP) on 120 test images is {figures['average_precision']:.3f}" in text
+    for row in figures["classes"]:
+        said = f"{row['average_precision']:.3f} {row['f1']:.3f} {row['threshold']:.3f} {row['images']}"
+        assert f"{row['class']} {said}" in text
+    with (finished.run_dir / "predictions-test.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    worst, right = max(rows, key=lambda row: float(row["loss"])), sum(r["labels"] == r["prediction"] for r in rows)
+    assert f"all labels are right for {percent(right / len(rows))}".replace("\u00a0", " ") in text
+    assert not {"confusion", "balanced", "temperature"} & {*text.lower().split()}
+    assert f'title="{worst["path"]}"' in page.read_text().partition('id="wrong"')[2].partition("</figure>")[0]
+    assert "mean average precision on the test images" in finished._repr_html_()
+    tlx.report(finished.run_dir, data=digits(600))
+    assert page.read_bytes() == before
+    tlx.report(finished.run_dir, finished.run_dir.parent / "blind.html")  # without the data, which was a Python object
+    assert "the image cannot be had" in (finished.run_dir.parent / "blind.html").read_text()
+
+
+def test_without_a_test_part_the_page_says_that_its_figures_are_optimistic(tmp_path: Path) -> None:
+    result = train(tmp_path / "run", test_fraction=0.0, epochs=2)
+    text = words_of((result.run_dir / REPORT).read_text(encoding="utf-8"))
+    assert "validation images is" in text and "these images also chose the epoch and the thresholds" in text
+    assert "mean average precision on the validation images" in result._repr_html_()
+
+
+def test_of_many_classes_a_page_shows_those_with_the_lowest_average_precision() -> None:
+    noise, skill = np.random.default_rng(5), np.linspace(0, 6, 150)
+    labels = (noise.uniform(size=(80, 150)) < 0.2).astype(np.int64)
+    labels[:, 7] = 0
+    classes = [f"class {k}" for k in range(150)]
+    part = Several(labels, noise.normal(size=(80, 150)) + skill * labels, np.full(150, 0.5), str)
+    shown = shown_of(part, classes, 3)
+    names = [row["class"] for row in shown.rows]
+    assert len(names) == 100 and "class 7" not in names and names == sorted(names, key=classes.index)
+    kept = [row["average_precision"] or 0.0 for row in shown.rows]
+    left_out = [row["average_precision"] for row in shown.figures["classes"] if row["class"] not in {*names, "class 7"}]
+    assert max(kept) <= min(value for value in left_out if value is not None)
+    losses = [shot["loss"] for shot in shown.shots]
+    assert losses == sorted(losses, reverse=True) and losses[0] == losses_of(part.logits, labels).max()
+    assert "more" in shown.shots[0]["labels"]  # of some thirty labels
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("probability of prime", "probability of cat"),
+        lambda text: text.replace('"even"', '"a class of another run"', 1),
+        lambda text: text.rstrip().rpartition(",")[0],
+        lambda text: text.replace("0.", '"0.', 1),
+        lambda text: "",
+    ],
+)
+def test_a_table_that_is_damaged_is_one_line(change: Any, finished: tlx.Result) -> None:
+    path = finished.run_dir / "predictions-test.csv"
+    text = path.read_text()
+    assert len(parse_multilabel(text.encode(), path, CLASSES).path) == 120
+    with pytest.raises(RunDamaged, match=r"predictions-test\.csv is damaged: "):
+        parse_multilabel(change(text).encode(), path, CLASSES)
+
+
+def test_names_of_classes_do_no_harm_to_its_page(browser: Browser, tmp_path: Path) -> None:
+    noise = np.random.default_rng(6)
+    labels = noise.integers(0, 2, (30, len(HOSTILE)))
+    made = judged(30, 2)
+    part = Several(labels, noise.normal(size=labels.shape), np.full(len(HOSTILE), 0.5), made.name, made.open)
+    html = page(replace(contents(HOSTILE, parts=(), multilabel={"test": None}), several={"test": part}))
+    with opened(browser, html, tmp_path, width=380) as seen:
+        assert seen.page.evaluate("window.hacked") is None and not seen.said and not seen.asked
+        assert seen.page.locator("#wrong figure").count() == WRONG and seen.page.locator("#wrong .gone").count() == 0
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 380
+        assert seen.page.locator("#classes tbody tr").count() == len(HOSTILE) and "\u202e" not in html
+
+
+def test_one_page_compares_runs_of_several_labels_and_of_no_other_kind(
+    finished: tlx.Result, browser: Browser, tmp_path: Path
+) -> None:
+    short, single = train(tmp_path / "short", epochs=1), train(tmp_path / "single", data="digits", epochs=1)
+    page = tlx.report([short.run_dir, finished.run_dir], tmp_path / "both.html", quiet=True).read_text(encoding="utf-8")
+    assert finished.multilabel is not None and finished.multilabel["test"] is not None
+    figures: Any = finished.multilabel["test"]
+    value = figures["average_precision"]
+    assert f"run is best, with a mean average precision (mAP) of {value:.3f} on its test images" in words_of(page)
+    with opened(browser, page, tmp_path) as seen:
+        rows = [row.strip().split("\t") for row in seen.page.locator("#figures tbody tr").all_inner_texts()]
+        assert rows[0][:4] == ["run", *(f"{figures[n]:.3f}" for n in ("average_precision", "micro_f1", "macro_f1"))]
+        assert rows[1][0] == "short" and seen.page.locator("#together").count() == 0
+        titles = seen.page.locator("#curves figcaption").all_inner_texts()
+        assert titles == ["Training loss", "Validation loss", "Validation mAP"] and not seen.said
+    with pytest.raises(TlxError, match=r"may have several in others, .* Fix: compare those of one kind"):
+        tlx.report([finished.run_dir, single.run_dir], tmp_path / "mixed.html", quiet=True)
+
+
+def test_its_page_is_quiet_and_readable_in_a_browser(finished: tlx.Result, browser: Browser, tmp_path: Path) -> None:
+    html = (finished.run_dir / REPORT).read_text(encoding="utf-8")
+    for scheme, width in (("light", 1400), ("dark", 380)):
+        with opened(browser, html, tmp_path, width=width, scheme=scheme) as seen:  # type: ignore[arg-type]
+            shown = seen.page.eval_on_selector_all("section[id]", "nodes => nodes.map((node) => node.id)")
+            assert shown[:4] == ["curves", "classes", "wrong", "batch"]
+            assert {"confusion", "trust", "unsure"}.isdisjoint(shown)
+            seen.page.locator("#classes thead th:nth-child(2) button").click()
+            values = seen.page.locator("#classes tbody td:nth-child(2)").all_inner_texts()
+            assert len(values) == len(CLASSES) and values == sorted(values)
+            count, low = seen.page.evaluate(CONTRAST)
+            assert count > 100 and not low and not seen.said and not seen.asked
+            assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
 # What it refuses.
 
 
@@ -182,8 +312,7 @@ def test_both_frameworks_have_the_same_numbers(tmp_path: Path) -> None:
     [
         ({"class_weights": "balanced"}, "class_weights weighs the one label of an image"),
         ({"sampler": "balanced"}, "sampler balanced shows each class equally often"),
-        ({"strategy": "knn", "momentum": 0.0}, "strategy knn chooses one class for each image"),
-        ({"strategy": "probe", "momentum": 0.0}, "strategy probe chooses one class for each image"),
+        ({"strategy": "knn", "class_weights": "balanced"}, "class_weights"),
     ],
 )
 def test_what_needs_one_label_is_refused_before_the_run(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -217,7 +346,7 @@ def test_a_backend_without_the_loss_is_named(tmp_path: Path, monkeypatch: pytest
         (lambda run: tlx.predict(run, digits(9)["all"][0], tta="hflip"), "tta needs one label"),
         (lambda run: tlx.evaluate(run, data=digits(100), top=2), "top needs one label"),
         (lambda run: tlx.evaluate(run, data="digits", quiet=True), "have one label each, but those of .* several"),
-        (lambda run: tlx.report(run), "report needs one label"),
+        (lambda run: tlx.report(run, explain=True, data=digits(600)), "explain needs one label"),
         (lambda run: tlx.export(run, run.parent / "model.pth"), "an export as model.pth needs one label"),
         (lambda run: tlx.check(digits(60), quiet=True), "images of .* may have several"),
     ],

@@ -11,16 +11,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.audit.copies import LEAST, exact_groups, near_groups, rows_of_exact, rows_of_near
+from tlx.audit.copies import (
+    LEAST,
+    exact_groups,
+    near_groups,
+    pairs_by_features,
+    pairs_by_hash,
+    rows_of_exact,
+    rows_of_near,
+)
 from tlx.audit.facts import ALPHA, ANIMATED, CMYK, DEEP, GREY, PLAIN, ROTATED, Facts, can_hash, facts_of_part
-from tlx.audit.judging import judged
-from tlx.audit.pool import Pool, pooled
+from tlx.audit.judging import features_of_pool, judged
+from tlx.audit.pool import RANK, Pool, pooled
 from tlx.audit.result import KINDS, Check, Decision, Problem, Row, listed
 from tlx.data import Data, FileImages, Images
 from tlx.data.file_hashes import FileHashes
 from tlx.data.images import MAX_PIXELS, formats_up_to
 from tlx.data.load import open_source
 from tlx.data.multilabel import is_multilabel
+from tlx.data.sources.source import KEEP
 from tlx.errors import DataError, TlxError
 from tlx.runs.display import Display
 from tlx.runs.extractor import Extractor, open_extractor
@@ -108,14 +117,22 @@ def _check(
     files = FileHashes()
     name, classes, parts, notes, bad = _opened(data, data_root, path_column, label_column)
     pool = read_pool(parts, classes, bad, files, display)
-    rows, skipped, groups = _rows_of_images(pool)
+    exact, skipped = exact_groups(pool), _skipped(pool)
+    pairs, places, features = pairs_by_hash(pool, exact), np.flatnonzero(pool.readable), None
     alike: list[Problem] = []
-    if extractor is not None:
-        try:
-            suspected, alike = judged(pool, extractor, groups, display)
-            rows += suspected
-        except DataError as error:  # too few images, or one that is gone since; what was found else is worth having
-            skipped.append(f"labels were not judged: {error.problem}")
+    suspected: list[Row] = []
+    try:
+        if extractor is not None:
+            features = features_of_pool(pool, extractor, places, display)
+            pairs |= pairs_by_features(pool, exact, places, features)
+        near = near_groups(pool, pairs)
+        if features is not None:
+            groups = [*(group for some in near.values() for group in some), *exact]
+            suspected, alike = judged(pool, places, features, groups, display)
+    except DataError as error:  # too few images, or one that is gone since; what was found else is worth having
+        skipped.append(f"labels were not judged: {error.problem}")
+        near = near_groups(pool, pairs)
+    rows = [*_rows_of_broken(pool), *rows_of_exact(pool, exact), *rows_of_near(pool, near, len(exact)), *suspected]
     problems = [*_of_rows(rows, len(pool)), *_of_properties(pool), *_of_counts(pool), *alike]
     counts = _counts(pool)
     return Check(name, classes, counts, _sorted(problems), tuple(notes), tuple(skipped), dict(parts))
@@ -129,8 +146,9 @@ def _opened(
         _check_single(data.name, data.parts)
         return data.name, data.classes, dict(data.parts), list(data.notes), {}
     columns = {"path_column": path_column, "label_column": label_column}
-    source = open_source(data, data_root_of(root), columns, "skip")
-    parts = {part: images for part, images in source.parts.items() if len(images)}
+    source = open_source(data, data_root_of(root), columns, KEEP)
+    order = sorted(source.parts, key=lambda part: RANK.get(part, 0))  # train first, also where a folder says otherwise
+    parts = {part: source.parts[part] for part in order if len(source.parts[part])}
     if not parts:
         raise DataError(f"{source.name} holds no image")
     _check_single(source.name, parts)
@@ -170,28 +188,26 @@ def _advance(advance: Any, before: int, total: int, done: int, _: int) -> None:
         advance(before + done, total)
 
 
-def _rows_of_images(pool: Pool) -> tuple[list[Row], list[str], list[NDArray[np.int64]]]:
-    """Return a row for each problem of an image beside its properties, what was not looked for, and what is alike."""
+def _rows_of_broken(pool: Pool) -> list[Row]:
     rows = []
     for place, problem in sorted(pool.problems.items()):
         kind = "truncated" if "truncated" in problem else "unreadable"
         rows.append(pool.row(kind, place, "drop", detail=problem.removeprefix(f"{pool.name(place)} ")))
-    exact = exact_groups(pool)
-    rows += rows_of_exact(pool, exact)
-    near: list[NDArray[np.int64]] = []
+    return rows
+
+
+def _skipped(pool: Pool) -> list[str]:
+    """Say what is not looked for, and why."""
     skipped = []
     if not can_hash():
-        skipped.append(f"images that look alike were not looked for: {EXTRA}")
-    else:
-        near = near_groups(pool, exact)
-        rows += rows_of_near(pool, near, len(exact))
-        small = np.minimum(pool.facts["width"], pool.facts["height"])[pool.readable] < LEAST
-        if small.any():
-            skipped.append(f"{small.sum():,} images below {LEAST} px were not compared with those that look alike")
+        skipped.append(f"images that look alike were not looked for by their hashes: {EXTRA}")
+    small = np.minimum(pool.facts["width"], pool.facts["height"])[pool.readable] < LEAST
+    if small.any():
+        skipped.append(f"{small.sum():,} images below {LEAST} px were not compared with those that look alike")
     arrays = [part for part, images in pool.parts.items() if not isinstance(images, FileImages)]
     if arrays:
         skipped.append(f"{' and '.join(arrays)}: no files, so nothing is said of links, formats and EXIF")
-    return rows, skipped, [*near, *exact]
+    return skipped
 
 
 def _of_rows(rows: Sequence[Row], total: int) -> list[Problem]:

@@ -51,6 +51,7 @@ FACT = np.dtype(
         ("content", HASH),  # of the photo as it is stored; b"" of what is no file
         ("pixels", HASH),  # of the decoded image, upright, in RGB
         ("phash", "<u8"),  # perceptual hash; it counts where `HASHED` is set
+        ("mirrored", "<u8"),  # that of the mirrored image, likewise
         ("width", "<u4"),
         ("height", "<u4"),
         ("flags", "<u4"),
@@ -59,7 +60,7 @@ FACT = np.dtype(
 )
 # What a photo can be, as bits of `flags`.
 GREY, CMYK, ROTATED, ANIMATED, DEEP, ALPHA, PLAIN, HASHED = (1 << bit for bit in range(8))
-VERSION = "checks-1"  # of the table; another one has another meaning
+VERSION = "checks-2"  # of the table; another one has another meaning
 SAVE_SECONDS, SHARE = 10.0, 20  # between two saves of what was read, and as many times as long as the last one took
 SHARE_SIZE, POLL = 1024, 0.2  # photos that a process takes at once, and seconds between two looks at what others read
 LARGEST = 2**30  # bytes of a file that is read as a photo
@@ -306,6 +307,7 @@ def _phash() -> Callable[[Image], Any] | None:
 def _fact(image: Image) -> Fact:
     """Return what an image in RGB is."""
     from PIL.Image import Resampling
+    from PIL.ImageOps import mirror
 
     row = np.zeros((), FACT)
     row["width"], row["height"] = image.size
@@ -317,7 +319,7 @@ def _fact(image: Image) -> Fact:
     flags |= GREY if (colours == colours[..., :1]).all() else 0
     hashed = _phash()
     if hashed is not None and not flags & PLAIN:
-        row["phash"] = int(str(hashed(small)), 16)
+        row["phash"], row["mirrored"] = (int(str(hashed(one)), 16) for one in (small, mirror(small)))
         flags |= HASHED
     row["flags"] = flags
     return row

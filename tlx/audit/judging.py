@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.audit.labels import classes_alike, suspects
+from tlx.audit.labels import STRENGTH, classes_alike, suspects
 from tlx.audit.pool import Pool
 from tlx.audit.result import Problem, Row
 from tlx.runs.display import Display
@@ -21,22 +21,25 @@ SHOWN = 5  # pairs of classes in a line
 
 
 def judged(
-    pool: Pool, extractor: Extractor, groups: Sequence[NDArray[np.int64]], display: Display
+    pool: Pool,
+    places: NDArray[np.int64],
+    features: NDArray[np.float32],
+    groups: Sequence[NDArray[np.int64]],
+    display: Display,
 ) -> tuple[list[Row], list[Problem]]:
     """Return a row for each label that is likely to be wrong, the surest first, and what classes are alike.
 
     Args:
         pool: the images.
-        extractor: gives their features.
+        places: of the images that are judged, int64 [n].
+        features: theirs, float32 [n, features].
         groups: of places that are the same image or look alike: none is judged by its like.
         display: shows how far it has come.
     """
-    places = np.flatnonzero(pool.readable)
-    features = _features(pool, extractor, places, display)
     at = np.full(len(pool), -1, np.int64)
     at[places] = np.arange(len(places))
     labels = pool.labels[places]
-    probabilities = out_of_fold(features, labels, [at[group] for group in groups], display.counted(FITTING))
+    probabilities = out_of_fold(features, labels, [at[group] for group in groups], display.counted(FITTING), STRENGTH)
     rows = [
         pool.row("label", int(places[s.place]), suggested=pool.classes[s.suggested], sure=s.sure)
         for s in suspects(labels, probabilities)
@@ -44,7 +47,10 @@ def judged(
     return rows, _alike(pool.classes, labels, probabilities)
 
 
-def _features(pool: Pool, extractor: Extractor, places: NDArray[np.int64], display: Display) -> NDArray[np.float32]:
+def features_of_pool(
+    pool: Pool, extractor: Extractor, places: NDArray[np.int64], display: Display
+) -> NDArray[np.float32]:
+    """Return the features of the images at these places, float32 [n, features]; DataError where one cannot be had."""
     advance, total, before, rows = display.counted(EXTRACTING), len(places), 0, []
     names = pool.facts["pixels"]
     for number, images in enumerate(pool.parts.values()):

@@ -1,10 +1,20 @@
-"""Pairs of images that look alike, found by perceptual hashes without comparing every image with every other.
+"""Pairs of images that look alike: by perceptual hashes, and by the features of a model.
+
+Hashes find them without comparing every image with every other.
 
 The hash is `phash` of imagehash (64 bits; the signs of an image's lowest frequencies: Zauner 2010, "Implementation and
 benchmarking of perceptual image hash functions", section 3.2.1). Two images are a pair where at most `RADIUS` bits
 differ and their thumbnails of 8 x 8 pixels are alike. Hashes within that radius are found by multi-index hashing
 (Norouzi, Punjani and Fleet 2012, "Fast search in Hamming space with multi-index hashing"): cut into `RADIUS` + 1
-pieces, two of them must share a piece, so that only hashes with an equal piece are compared.
+pieces, two of them must share a piece, so that only hashes with an equal piece are compared. The hash of the mirrored
+image finds mirrored copies.
+
+Features find crops, turned and recoloured copies. Each feature is centred and scaled to its deviation, and two images
+are a pair where the cosine of theirs is `SIMILAR` or more, and where they are by far nearer to each other than to what
+else is like them: `CLOSER` as far as the `CROWD`-th nearest image. Without that, all birds in a blue sky are pairs. The
+cosines of any two images deviate by 0.13 with ResNet-18; where they deviate by more, as in few dimensions, the cosine
+must be `DEVIATIONS` as large. The numbers were chosen on the training part of the ants and bees and on images 10,000 to
+13,000 of CIFAR-10; benchmarks/planted_copies.py measures on others.
 """
 
 from __future__ import annotations
@@ -17,6 +27,8 @@ from numpy.typing import NDArray
 
 RADIUS = 6  # bits of 64
 ALIKE = 0.98  # correlation of two thumbnails
+SIMILAR, DEVIATIONS, CLOSER, CROWD = 0.7, 5.0, 0.6, 5  # see the module
+VALUES = 2**25  # cosines that are computed at once
 BLOCK = 2048  # hashes compared with as many at once
 PIECES = RADIUS + 1
 
@@ -77,6 +89,51 @@ def _alike(thumbs: NDArray[np.uint8], pairs: Indices) -> NDArray[np.bool_]:
         scale = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
         result[start : start + BLOCK] = (x * y).sum(axis=1) >= ALIKE * np.maximum(scale, 1e-9)
     return result
+
+
+def mirror_pairs(hashes: NDArray[np.uint64], mirrored: NDArray[np.uint64], thumbs: NDArray[np.uint8]) -> Indices:
+    """Return the pairs of images of which one looks like the other mirrored, int64 [P, 2].
+
+    Args:
+        hashes: uint64 [N].
+        mirrored: those of the mirrored images, uint64 [N].
+        thumbs: the images in 8 x 8 pixels, RGB, uint8 [N, 192].
+    """
+    flipped = thumbs.reshape(-1, 8, 8, 3)[:, :, ::-1].reshape(-1, 192)
+    both = near_pairs(np.concatenate([hashes, mirrored]), np.concatenate([thumbs, flipped]))
+    crossed = both[(both < len(hashes)).sum(axis=1) == 1] % max(1, len(hashes))
+    pairs: Indices = np.unique(np.sort(crossed[crossed[:, 0] != crossed[:, 1]], axis=1), axis=0)
+    return pairs
+
+
+def feature_pairs(features: NDArray[np.float32]) -> Indices:
+    """Return the pairs of images that a model takes for nearly the same, int64 [P, 2]; see the module.
+
+    Args:
+        features: float32 [N, features].
+    """
+    count = len(features)
+    if count <= CROWD:  # there is no crowd to stand out from
+        return np.zeros((0, 2), np.int64)
+    rows = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-6)
+    rows = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)).astype(np.float32)
+    squares = float(np.square(rows.T @ rows, dtype=np.float64).sum()) - count  # of the cosines of all pairs
+    deviation = (max(squares, 0.0) / (count * (count - 1))) ** 0.5
+    similar = max(SIMILAR, DEVIATIONS * deviation)
+    crowd, found, step = np.full(count, -1.0, np.float32), [np.zeros((0, 2), np.int64)], max(1, VALUES // count)
+    for start in range(0, count, step):
+        cosines = rows[start : start + step] @ rows.T
+        np.fill_diagonal(cosines[:, start:], -1.0)
+        near = np.flatnonzero((cosines >= similar).any(axis=1))
+        close = cosines[near]
+        crowd[start + near] = np.partition(close, -CROWD, axis=1)[:, -CROWD]
+        least = np.maximum(similar, 1 - CLOSER * (1 - crowd[start + near]))
+        a, b = np.nonzero(close >= least[:, None])
+        found.append(np.stack([start + near[a], b], axis=1))
+    # Each must be by far the nearer to the other: such a pair was found from both sides.
+    pairs, times = np.unique(np.sort(np.concatenate(found), axis=1), axis=0, return_counts=True)
+    mutual: Indices = pairs[times == 2]
+    return mutual
 
 
 def groups_of(pairs: Indices, count: int) -> list[Indices]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tlx.atomic import write_atomic
 from tlx.audit.result import Check, Problem, Row
 from tlx.data import Images
-from tlx.errors import DataError, printable
-from tlx.runs.report.album import data_uri
+from tlx.runs.report.album import Album
+from tlx.runs.report.page import environment
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SIDE = 160  # pixels of a thumbnail
 ROOM = 1_400_000  # bytes of all thumbnails
@@ -30,10 +34,10 @@ HINTS = {
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """An image with its thumbnail, None where it cannot be had or there is no room left."""
+    """An image with the number of its thumbnail in the album, below 0 where there is none."""
 
     row: Row
-    tile: int | None
+    tile: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,32 +51,20 @@ class Section:
     hint: str
 
 
-class _Album:
-    """Collects thumbnails while there is room. Each image has one, whatever the problems that show it."""
+def _shots(rows: Sequence[Row], album: Album, parts: Mapping[str, Images]) -> list[Shot]:
+    return [Shot(row, album.add((row.part, row.index), _taking(row, parts))) for row in rows]
 
-    def __init__(self, parts: dict[str, Images]) -> None:
-        self.parts, self.room = parts, ROOM
-        self.uris: list[str] = []
-        self._numbers: dict[tuple[str, int], int | None] = {}
 
-    def shot(self, row: Row) -> Shot:
-        key = (row.part, row.index)
-        if key not in self._numbers and self.room > 0 and row.content:  # of what cannot be read there is none
-            self._numbers[key] = self._add(*key)
-        return Shot(row, self._numbers.get(key))
+def _taking(row: Row, parts: Mapping[str, Images]) -> Callable[[], Image] | None:
+    """Return what opens the thumbnail of a row; None where the image cannot be read."""
+    return partial(_thumbnail, parts[row.part], row.index) if row.content else None
 
-    def _add(self, part: str, index: int) -> int | None:
-        chosen, images = np.array([index]), self.parts[part]
-        one = images.select(chosen, images.labels[chosen])  # alone: `FileImages` tries all others where one fails
-        try:
-            image = one.open(0)
-        except DataError:
-            return None
-        image.thumbnail((SIDE, SIDE))
-        uri = data_uri(image)
-        self.room -= len(uri)
-        self.uris.append(uri)
-        return len(self.uris) - 1
+
+def _thumbnail(images: Images, index: int) -> Image:
+    chosen = np.array([index])
+    image = images.select(chosen, images.labels[chosen]).open(0)  # alone: `FileImages` tries all others where one fails
+    image.thumbnail((SIDE, SIDE))
+    return image
 
 
 def write_page(path: str | Path, result: Check) -> None:
@@ -82,23 +74,16 @@ def write_page(path: str | Path, result: Check) -> None:
 
 def page(result: Check) -> str:
     """Return the page of a check."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import FileSystemLoader
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,  # else: it is HTML, or no text
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    album = _Album(result.parts)
-    sections = [_section(problem, album) for problem in result.problems]
+    filling = environment().overlay(loader=FileSystemLoader(Path(__file__).parent))
+    album = Album(ROOM)
+    sections = [_section(problem, album, result.parts) for problem in result.problems]
     counts = list(zip(result.classes, np.array(list(result.counts.values())).T.tolist(), strict=True))
-    values: dict[str, Any] = {"check": result, "sections": sections, "uris": album.uris}
+    values: dict[str, Any] = {"check": result, "sections": sections, "album": album}
     more = max(0, len(counts) - CLASSES)
     verdict = _verdict(result)
-    template = environment.get_template("check.html.j2")
+    template = filling.get_template("check.html.j2")
     return template.render(**values, classes=counts[:CLASSES], more_classes=more, verdict=verdict)
 
 
@@ -110,15 +95,11 @@ def _verdict(result: Check) -> str:
     return f"Nothing serious, {warnings} {'warning' if warnings == 1 else 'warnings'}" if warnings else "Nothing wrong"
 
 
-def _section(problem: Problem, album: _Album) -> Section:
+def _section(problem: Problem, album: Album, parts: Mapping[str, Images]) -> Section:
     groups = problem.groups
     if groups:
-        shown = [_shots(group[:IN_GROUP], album) for group in groups[:GROUPS]]
+        shown = [_shots(group[:IN_GROUP], album, parts) for group in groups[:GROUPS]]
         left = len(problem.rows) - sum(map(len, shown))
         return Section(problem, [], shown, left, HINTS.get(problem.kind, ""))
-    items = _shots(problem.rows[: IMAGES * 2 if problem.kind == "label" else IMAGES], album)
+    items = _shots(problem.rows[: IMAGES * 2 if problem.kind == "label" else IMAGES], album, parts)
     return Section(problem, items, [], len(problem.rows) - len(items), HINTS.get(problem.kind, ""))
-
-
-def _shots(rows: Sequence[Row], album: _Album) -> list[Shot]:
-    return [album.shot(row) for row in rows]

@@ -28,8 +28,9 @@ def compare(
         str | None, Parameter(help="Training images of each class, such as 1,5,10: draws the curve of the accuracy.")
     ] = None,
     by: Annotated[
-        Literal["accuracy", "balanced_accuracy", "macro_f1"], Parameter(help="What of the validation part chooses.")
-    ] = "accuracy",
+        Literal["accuracy", "balanced_accuracy", "macro_f1", "average_precision"] | None,
+        Parameter(help="What of the validation part chooses. Default: accuracy, or mAP with several labels."),
+    ] = None,
     jobs: Annotated[int, Parameter(help="How many cells run at the same time, each with its share of the cores.")] = 1,
     on: Annotated[
         Literal["here", "slurm", "ray"], Parameter(help="Where the cells run: on a cluster as --jobs jobs.")

@@ -40,6 +40,7 @@ class Outcome:
     fingerprint: str = ""  # of its data
     val_balanced_accuracy: float | None = None  # None too where an earlier tlx wrote it
     val_macro_f1: float | None = None
+    val_average_precision: float | None = None  # mAP, where several labels may apply to an image
 
 
 def read_outcome(plan: Plan, cell: Cell) -> Outcome:
@@ -82,6 +83,8 @@ def _finished(cell: Cell) -> Outcome:
     card = Facts(str(folder / CARD), parse_object(contents[CARD], str(folder / CARD)), FIX)
     loss = history[best - 1].real("val_loss")
     means = [result.real(f"val_{name}", 0, 1) if result.has(f"val_{name}") else None for name in MEANS]
+    name = "val_average_precision"
+    means.append(history[best - 1].real(name, 0, 1) if history[best - 1].has(name) else None)
     return Outcome("finished", "", accuracy, loss, seconds, card.inner("data").text("fingerprint"), *means)
 
 

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tlx.comparison.cells import Outcome
 from tlx.comparison.plan import Arm, Candidate, Cell
-from tlx.comparison.statistics import bootstrap, holm, mcnemar, mean_and_spread
-
-By = Literal["accuracy", "balanced_accuracy", "macro_f1"]
-
-
-class Answers(NamedTuple):
-    """What a cell said of the test images."""
-
-    names: tuple[str, ...]
-    right: NDArray[np.bool_]  # whether each was classified correctly
-    balanced_accuracy: float
-    macro_f1: float
+from tlx.comparison.resampling import Answers, By, paired_interval
+from tlx.comparison.statistics import holm, mcnemar, mean_and_spread
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry:
-    """A candidate with its figures. Accuracies lie between 0 and 1; what it does not have is None."""
+    """A candidate with its figures, which lie between 0 and 1; what it does not have is None.
+
+    Spreads are those of the accuracies, or of mAP where several labels may apply to an image.
+    """
 
     candidate: Candidate
     outcomes: tuple[Outcome, ...]  # of its cells
     val_accuracy: float | None  # the mean over the seeds that are finished
-    val_spread: float | None  # the sample standard deviation over them
+    val_spread: float | None  # the sample standard deviation over them, of `val_score`
     val_loss: float | None
     seconds: float | None  # the mean
     chosen: bool = False  # the best of its arm
@@ -43,7 +35,9 @@ class Entry:
     val_macro_f1: float | None = None
     test_balanced_accuracy: float | None = None
     test_macro_f1: float | None = None
-    test_accuracies: tuple[float, ...] = ()  # of the seeds
+    test_accuracies: tuple[float, ...] = ()  # of the seeds; or each one's mAP, as `test_score`
+    val_average_precision: float | None = None  # mAP, where several labels may apply to an image
+    test_average_precision: float | None = None
 
     @property
     def finished(self) -> int:
@@ -51,25 +45,39 @@ class Entry:
         return sum(outcome.state == "finished" for outcome in self.outcomes)
 
     @property
+    def val_score(self) -> float | None:
+        """The mean accuracy on the validation part, or mAP where several labels may apply to an image."""
+        return self.val_accuracy if self.val_average_precision is None else self.val_average_precision
+
+    @property
+    def test_score(self) -> float | None:
+        """The same on the test part."""
+        return self.test_accuracy if self.test_average_precision is None else self.test_average_precision
+
+    @property
     def per_second(self) -> float | None:
-        """The mean validation accuracy divided by the mean seconds."""
-        return self.val_accuracy / self.seconds if self.val_accuracy is not None and self.seconds else None
+        """The mean validation score divided by the mean seconds."""
+        return self.val_score / self.seconds if self.val_score is not None and self.seconds else None
 
 
 @dataclass(frozen=True, slots=True)
 class PairedTest:
-    """The best candidate against another chosen one, on the same test images."""
+    """The best candidate against another chosen one, on the same test images.
+
+    McNemar's test counts images that are right or wrong, so it is None where several labels may apply to an image.
+    """
 
     arm: Arm
-    images: int  # of the seed that McNemar's test looks at
-    best_alone: int  # images that the best alone has right
-    other_alone: int
-    exact: float
-    mid_p: float
-    holm: float  # the mid-p, corrected for all tests of the comparison
-    difference: float  # of the mean test accuracies over the seeds: the best minus the other
+    images: int  # of the first seed, which McNemar's test looks at
+    by: By  # the figure of which `difference` is
+    difference: float  # of the means over the seeds: the best minus the other
     low: float
     high: float
+    best_alone: int | None = None  # images that the best alone has right
+    other_alone: int | None = None
+    exact: float | None = None
+    mid_p: float | None = None
+    holm: float | None = None  # the mid-p, corrected for all tests of the comparison
 
 
 def entries_of(candidates: Sequence[Candidate], outcomes: Mapping[str, Outcome], by: By = "accuracy") -> list[Entry]:
@@ -113,7 +121,12 @@ def _entry(candidate: Candidate, outcomes: Sequence[Outcome]) -> Entry:
     entry = Entry(candidate, tuple(outcomes), mean, spread, float(np.mean(losses)), float(np.mean(seconds)))
     finished = [o for o in outcomes if o.state == "finished"]
     balanced, f1 = [o.val_balanced_accuracy for o in finished], [o.val_macro_f1 for o in finished]
-    return replace(entry, val_balanced_accuracy=_mean(balanced), val_macro_f1=_mean(f1))
+    entry = replace(entry, val_balanced_accuracy=_mean(balanced), val_macro_f1=_mean(f1))
+    ranked = [o.val_average_precision for o in outcomes if o.val_average_precision is not None]
+    if not ranked:
+        return entry
+    mean, spread = mean_and_spread(ranked)
+    return replace(entry, val_average_precision=mean, val_spread=spread)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -152,28 +165,21 @@ def with_test(entries: Sequence[Entry], answers: Mapping[str, Answers]) -> list[
         if len(known) < len(cells):
             tested.append(entry)
             continue
-        accuracies = tuple(float(cell.right.mean()) for cell in known)
-        accuracy, spread = mean_and_spread(accuracies)
-        tested.append(
-            replace(
-                entry,
-                test_accuracy=accuracy,
-                test_spread=spread,
-                test_balanced_accuracy=_mean([cell.balanced_accuracy for cell in known]),
-                test_macro_f1=_mean([cell.macro_f1 for cell in known]),
-                test_accuracies=accuracies,
-            )
-        )
+        figures = [cell.figures() for cell in known]
+        score: By = "accuracy" if "accuracy" in figures[0] else "average_precision"
+        scores = tuple(each[score] for each in figures)
+        means: dict[str, Any] = {f"test_{name}": _mean([each[name] for each in figures]) for name in figures[0]}
+        tested.append(replace(entry, **means, test_spread=mean_and_spread(scores)[1], test_accuracies=scores))
     return tested
 
 
-def paired_tests(entries: Sequence[Entry], answers: Mapping[str, Answers]) -> list[PairedTest]:
+def paired_tests(entries: Sequence[Entry], answers: Mapping[str, Answers], by: By = "accuracy") -> list[PairedTest]:
     """Compare the best candidate with each other chosen one that has as many shots.
 
-    McNemar's test takes the first seed, which nothing chose; the interval is of the difference of the means over all
-    seeds, with images drawn anew and the seeds as they are. Seeds that share their test images are drawn together.
+    The interval is of the difference of the means of the figure `by` over all seeds, with images drawn anew and the
+    seeds as they are. McNemar's test, of images with one label each, takes the first seed, which nothing chose.
     """
-    tested = [entry for entry in entries if entry.test_accuracy is not None]
+    tested = [entry for entry in entries if entry.test_accuracies]
     bests = {entry.candidate.arm.shots: entry for entry in tested if entry.best}
     tests = []
     for other in tested:
@@ -185,17 +191,12 @@ def paired_tests(entries: Sequence[Entry], answers: Mapping[str, Answers]) -> li
         ]
         if any(one.names != two.names for one, two in pairs):  # a grid over the data: no images in common
             continue
-        first, second = (answer.right for answer in pairs[0])
-        counts = mcnemar(first, second)
-        difference, low, high = bootstrap(_differences(pairs))
-        figures = (counts.first_alone, counts.second_alone, counts.exact, counts.mid_p, counts.mid_p)
-        tests.append(PairedTest(other.candidate.arm, len(first), *figures, difference, low, high))
-    corrected = holm([test.mid_p for test in tests])
-    return [replace(test, holm=p) for test, p in zip(tests, corrected, strict=True)]
-
-
-def _differences(pairs: Sequence[tuple[Answers, Answers]]) -> list[NDArray[np.float64]]:
-    """The best minus the other, of each image; the mean over the seeds where they share their images."""
-    each = [one.right.astype(np.float64) - two.right for one, two in pairs]
-    same = all(one.names == pairs[0][0].names for one, _ in pairs)
-    return [np.mean(each, axis=0)] if same else each
+        first, second = pairs[0]
+        test = PairedTest(other.candidate.arm, len(first.names), by, *paired_interval(pairs, by))
+        if by != "average_precision":
+            counts = mcnemar(first.right, second.right)
+            alone = counts.first_alone, counts.second_alone
+            test = replace(test, best_alone=alone[0], other_alone=alone[1], exact=counts.exact, mid_p=counts.mid_p)
+        tests.append(test)
+    corrected = iter(holm([test.mid_p for test in tests if test.mid_p is not None]))
+    return [test if test.mid_p is None else replace(test, holm=next(corrected)) for test in tests]

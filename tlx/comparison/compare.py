@@ -15,19 +15,21 @@ from rich.cells import cell_len
 from tlx.atomic import write_atomic
 from tlx.backend.threads import cores
 from tlx.comparison.cells import joined
-from tlx.comparison.choice import By, Entry, PairedTest, entries_of, paired_tests, rank, with_test
+from tlx.comparison.choice import Entry, PairedTest, entries_of, paired_tests, rank, with_test
 from tlx.comparison.commands import holds_objects, printed, run_arguments
 from tlx.comparison.drive import run_cells
 from tlx.comparison.jobs import read_parameters
 from tlx.comparison.plan import Grid, Plan, make_plan, recipe_file, vars_of
 from tlx.comparison.ray import PARAMETERS as RAY
 from tlx.comparison.ray import Ray, run_by_tasks
+from tlx.comparison.resampling import NAMES, By
 from tlx.comparison.shots import ShotsCurve, curve_rows, shots_curves
 from tlx.comparison.slurm import PARAMETERS as SLURM
 from tlx.comparison.slurm import Slurm, run_by_jobs
 from tlx.comparison.statistics import LEVEL
 from tlx.comparison.testing import read_tests, unread_choice
 from tlx.console import styled
+from tlx.data import Data
 from tlx.errors import RecipeError, as_html, closest, printable, shown
 from tlx.recipe import Recipe, RecipeFields
 from tlx.runs.display import Display
@@ -75,7 +77,7 @@ class Comparison:
         """Return the heads and the cells of the table: a row for each candidate."""
         fields = list(dict.fromkeys(name for entry in self.entries for name, _ in entry.candidate.grid))
         names = ["choice", "strategy", "model", "backend", "shots"]
-        heads = [*names, *fields, "seeds", *_parts("val"), "seconds", "val/s", *_parts("test")]
+        heads = [*names, *fields, "seeds", *self._parts("val"), "seconds", "val/s", *self._parts("test")]
         return heads, [self._row(entry, fields) for entry in self.entries]
 
     def table(self) -> str:
@@ -104,15 +106,19 @@ class Comparison:
             "-" if arm.shots is None else str(arm.shots),
             *(printable(printed(values[name])) if values.get(name) is not None else "-" for name in fields),
             f"{entry.finished}/{len(entry.outcomes)}",
-            _figure(entry.val_accuracy, entry.val_spread),
-            _figure(entry.val_balanced_accuracy, None),
-            _figure(entry.val_macro_f1, None),
+            *self._figures(entry, "val"),
             "-" if entry.seconds is None else f"{entry.seconds:.1f}",
             "-" if entry.per_second is None else f"{entry.per_second:.3g}",
-            _figure(entry.test_accuracy, entry.test_spread),
-            _figure(entry.test_balanced_accuracy, None),
-            _figure(entry.test_macro_f1, None),
+            *self._figures(entry, "test"),
         ]
+
+    def _parts(self, part: str) -> list[str]:
+        return [f"{part} mAP"] if self.by == "average_precision" else [part, f"{part} balanced", f"{part} macro F1"]
+
+    def _figures(self, entry: Entry, part: str) -> list[str]:
+        mean = _figure(getattr(entry, f"{part}_score"), getattr(entry, f"{part}_spread"))
+        means = () if self.by == "average_precision" else MEANS
+        return [mean, *(_figure(getattr(entry, f"{part}_{name}"), None) for name in means)]
 
     def sentences(self) -> list[str]:
         """Return what is to be said below the table, a line each."""
@@ -120,13 +126,19 @@ class Comparison:
         if self.best is None:
             lines.append("nothing was chosen: no candidate has all of its seeds")
         for test in self.tests:
-            arm = " ".join(vars_of(test.arm))
-            lines.append(
-                f"best against {arm}: {100 * test.difference:+.2f} points on the test part, {LEVEL:.0%} interval "
-                f"{100 * test.low:+.2f} to {100 * test.high:+.2f}; of {test.images} images {test.best_alone} are right "
-                f"by the best alone and {test.other_alone} by the other alone: McNemar p {test.exact:.3g}, mid-p "
-                f"{test.mid_p:.3g}, by Holm {test.holm:.3g}"
+            arm, of = " ".join(vars_of(test.arm)), "" if test.by == "accuracy" else f" of {NAMES[test.by]}"
+            line = (
+                f"best against {arm}: {100 * test.difference:+.2f} points{of} on the test part, {LEVEL:.0%} interval "
+                f"{100 * test.low:+.2f} to {100 * test.high:+.2f}"
             )
+            if test.exact is not None:
+                line += (
+                    f"; of {test.images} images {test.best_alone} are right by the best alone and {test.other_alone} "
+                    f"by the other alone: McNemar p {test.exact:.3g}, mid-p {test.mid_p:.3g}, by Holm {test.holm:.3g}"
+                )
+            lines.append(line)
+        if any(test.exact is None for test in self.tests):
+            lines.append("McNemar's test counts images that are right or wrong, so with several labels there is none")
         if any(point.low is None for curve in self.curves() for point in curve.points):
             lines.append("one draw of the images has no interval; several have, with seeds 5")
         lines += [f"failed: {name}: {problem}" for name, problem in self.problems.items()]
@@ -167,7 +179,7 @@ def compare(
     seeds: int = 1,
     grid: Grid | None = None,
     shots: Sequence[int] | str | None = None,
-    by: By = "accuracy",
+    by: By | None = None,
     jobs: int = 1,
     on: Place = "here",
     slurm: Mapping[str, Any] | None = None,
@@ -178,7 +190,7 @@ def compare(
     """Train every combination, choose by validation, and read the test part for what was chosen.
 
     Each cell is a run of its own, below `out`, and leaves the test part unread. For each strategy, model and backend
-    the values of the grid are chosen that have the highest mean validation accuracy over the seeds, and the best of
+    the values of the grid are chosen that have the highest mean validation figure over the seeds, and the best of
     these is the best of all. Then the test part is read, once for each cell that was chosen.
 
     The same call goes on where an earlier one was stopped, or killed: what is finished stays, what was interrupted is
@@ -194,7 +206,8 @@ def compare(
         grid: fields of the recipe, each with values to try. One that a strategy does not have is left out there.
         shots: numbers of training images of each class, each a column of its own: a seed draws the same images for
             all that is compared, those of a smaller number among those of a larger one.
-        by: the figure of the validation part that chooses: accuracy, balanced_accuracy or macro_f1.
+        by: the figure of the validation part that chooses: accuracy (the default), balanced_accuracy or macro_f1; where
+            several labels may apply to an image, average_precision, which is mAP.
         jobs: how many cells run at the same time, each with its share of the cores; on Slurm, how many jobs there are.
         on: "here", "slurm" or "ray": jobs there run the cells, and this process waits and reads the test part.
         slurm: parameters of these jobs: partition, time (minutes), memory (gigabytes), gpus, cpus and others.
@@ -215,13 +228,13 @@ def drive(
     plan: Plan,
     jobs: int = 1,
     quiet: bool = False,
-    by: By = "accuracy",
+    by: By | None = None,
     on: Place = "here",
     slurm: Mapping[str, Any] | None = None,
     ray: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """Run what a plan holds, and say what it comes to."""
-    if by not in get_args(By):
+    if by is not None and by not in get_args(By):
         raise RecipeError(f"by is {shown(by)}.{closest(str(by), get_args(By))}")
     first, display = plan.cells[0].recipe, Display(quiet)
     parameters = _parameters(on, jobs, slurm or {}, ray or {})
@@ -231,9 +244,7 @@ def drive(
         raise RecipeError("data, model or head is a Python object, which only this process has", fix="use jobs=1")
     queue = Slurm(plan, parameters) if on == "slurm" else None
     data = open_data(first)  # a mistake in it is said once, and not by every cell
-    if data.multilabel:
-        problem = f"compare judges one label for each image, but those of {data.name} may have several"
-        raise RecipeError(problem, fix="run each recipe, and compare val_average_precision of their history")
+    by = _by_of(data, by)
     if data.val is None:
         raise RecipeError("compare chooses by the validation part, but there is none", fix="raise val_fraction")
     cluster = Ray(parameters) if on == "ray" else None
@@ -256,7 +267,7 @@ def drive(
             answers, unread = read_tests(plan, entries, display.say) if has_test else ({}, {})
             tested = with_test(entries, answers)
             notes = _notes(plan, answers, has_test)
-            comparison = _finished(plan, tested, paired_tests(tested, answers), unread, notes, by)
+            comparison = _finished(plan, tested, paired_tests(tested, answers, by), unread, notes, by)
             write_page(comparison)
         return comparison
 
@@ -275,6 +286,16 @@ def _parameters(on: Any, jobs: Any, slurm: Mapping[str, Any], ray: Mapping[str, 
             raise RecipeError(f"there are parameters for {engine}, but the cells {where}", fix=f"say on {engine}")
     values, known = (ray, RAY) if on == "ray" else (slurm, SLURM)
     return read_parameters(str(on), known, values)
+
+
+def _by_of(data: Data, by: By | None) -> By:
+    """Return the figure that chooses; raises RecipeError where the data has no such figure."""
+    if not data.multilabel and by == "average_precision":
+        raise RecipeError(f"by average_precision is of several labels, but images of {data.name} have one each")
+    if data.multilabel and by not in (None, "average_precision"):
+        problem = f"by {by} is of one label for each image, but those of {data.name} may have several"
+        raise RecipeError(problem, fix="leave it out: mAP chooses")
+    return by or ("average_precision" if data.multilabel else "accuracy")
 
 
 def _leave(stop: Stop, jobs: str) -> None:
@@ -318,10 +339,6 @@ def _finished(
     return Comparison(plan.folder, tuple(ordered), tuple(tests), tuple(notes), {**failed, **unread}, by)
 
 
-def _parts(part: str) -> list[str]:
-    return [part, f"{part} balanced", f"{part} macro F1"]
-
-
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     return [
@@ -343,13 +360,14 @@ def _entry_dict(entry: Entry) -> dict[str, Any]:
             "state": outcome.state,
             "problem": outcome.problem or None,
             "val_accuracy": outcome.val_accuracy,
+            "val_average_precision": outcome.val_average_precision,
             "seconds": outcome.seconds,
         }
         for cell, outcome in zip(entry.candidate.cells, entry.outcomes, strict=True)
     ]
     grid = {name: value if isinstance(value, (int, float)) else printed(value) for name, value in entry.candidate.grid}
     names = ("val_accuracy", "val_spread", "val_loss", "seconds", "per_second", "chosen", "best")
-    means = [f"{part}_{name}" for part in ("val", "test") for name in MEANS]
+    means = [f"{part}_{name}" for part in ("val", "test") for name in (*MEANS, "average_precision")]
     figures = {name: getattr(entry, name) for name in (*names, "test_accuracy", "test_spread", *means)}
     return {**asdict(entry.candidate.arm), "grid": grid, **figures, "cells": cells}
 

@@ -151,7 +151,9 @@ def _stop(running: list[Running]) -> None:
 
 def line_of(cell: Cell, outcome: Outcome, number: int, total: int) -> str:
     """Say what a cell has come to."""
-    figures = f"val {outcome.val_accuracy:.4f}, {outcome.seconds:.1f} s" if outcome.val_accuracy is not None else ""
+    ranked, accuracy = outcome.val_average_precision, outcome.val_accuracy
+    figures = "" if accuracy is None else f"val {accuracy:.4f}" if ranked is None else f"val mAP {ranked:.4f}"
+    figures = f"{figures}, {outcome.seconds:.1f} s" if figures else ""
     return f"{number}/{total}  {cell.label}: {figures or 'failed: ' + outcome.problem}"
 
 

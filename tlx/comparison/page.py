@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from tlx.comparison.resampling import NAMES
 from tlx.comparison.shots import curve_rows
 from tlx.errors import printable
 
@@ -61,17 +62,18 @@ def page(comparison: Comparison) -> str:
     facts = {"heads": heads, "rows": rows, "points": points, "across": across, "up": up, **size}
     curves = comparison.curves()
     few = {"curves": draw_curves(curves), "curve_table": curve_rows(curves)} if curves else {"curves": None}
-    said = {"by": comparison.by.replace("_", " ").replace("f1", "F1"), "sentences": comparison.sentences()}
+    score = "mAP" if comparison.by == "average_precision" else "accuracy"
+    said = {"by": NAMES[comparison.by], "score": score, "sentences": comparison.sentences()}
     return template.render(folder=str(comparison.folder), **said, **facts, **few)
 
 
 def plot(entries: Sequence[Entry]) -> tuple[list[Point], list[Tick], list[Tick]]:
     """Return the points of the trade-off, seconds (logarithmic) to the right and accuracy upwards, and both axes."""
-    known = [(number, e) for number, e in enumerate(entries, 1) if e.val_accuracy is not None and e.seconds]
+    known = [(number, e) for number, e in enumerate(entries, 1) if e.val_score is not None and e.seconds]
     if not known:
         return [], [], []
     seconds = [math.log10(e.seconds) for _, e in known if e.seconds]
-    spans = [(e.val_accuracy or 0.0, e.val_spread or 0.0) for _, e in known]
+    spans = [(e.val_score or 0.0, e.val_spread or 0.0) for _, e in known]
     left, right = _around(min(seconds), max(seconds), 0.05)
     bottom, top = _around(min(a - s for a, s in spans), max(a + s for a, s in spans), 0.01)
 
@@ -162,4 +164,4 @@ def _mark(entry: Entry) -> str:
 def _text(entry: Entry, number: int) -> str:
     cell = entry.candidate.cells[0]
     label = cell.label.rpartition(" seed=")[0]
-    return printable(f"{number}: {label}, validation {entry.val_accuracy:.4f}, {entry.seconds:.1f} s")
+    return printable(f"{number}: {label}, validation {entry.val_score:.4f}, {entry.seconds:.1f} s")

@@ -62,9 +62,14 @@ def bootstrap(differences: Sequence[NDArray[np.float64]]) -> tuple[float, float,
         distinct, counts = np.unique(values, return_counts=True)
         draws = rng.stream(0, "paired bootstrap", number).multinomial(len(values), counts / len(values), REPEATS)
         means += draws @ distinct / (len(values) * len(differences))
+    return float(np.mean([values.mean() for values in differences])), *percentiles(means)
+
+
+def percentiles(means: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the bounds between which 95 % of a bootstrap's repeats lie."""
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return float(np.mean([values.mean() for values in differences])), float(low), float(high)
+    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

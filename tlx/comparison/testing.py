@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from tlx.comparison.cells import HIDDEN, last_line, take_lease
-from tlx.comparison.choice import Answers, Entry
+from tlx.comparison.choice import Entry
 from tlx.comparison.commands import holds_objects, objects_of
 from tlx.comparison.drive import OTHERS, POLL, Say, start_tlx
 from tlx.comparison.plan import Cell, Plan
+from tlx.comparison.resampling import Answers
 from tlx.errors import RunDamaged, TlxError
 from tlx.files import read_regular
 from tlx.leases import Lease
@@ -20,8 +21,7 @@ from tlx.manifest import CARD, read_files
 from tlx.runs.card import read_card
 from tlx.runs.evaluation import evaluate
 from tlx.runs.folder import writing
-from tlx.runs.scores import class_scores
-from tlx.runs.table import parse_table, readable
+from tlx.runs.table import parse_multilabel, parse_table, readable
 
 TESTS = "test"  # the folder of the tables
 
@@ -92,18 +92,22 @@ def _evaluate(plan: Plan, cell: Cell, lease: Lease) -> str:
 
 def _read(plan: Plan, cell: Cell) -> Answers:
     path = table_of(plan, cell)
-    classes = read_card(read_files(cell.run_dir, (CARD,))[CARD], cell.run_dir).classes
+    card = read_card(read_files(cell.run_dir, (CARD,))[CARD], cell.run_dir)
+    classes = card.classes
     try:
-        columns = parse_table(read_regular(path), path, classes)
+        content = read_regular(path)
+        if card.thresholds is not None:
+            table = parse_multilabel(content, path, classes)
+            answers = Answers(tuple(table.path), table.labels, table.probability, len(classes))
+        else:
+            columns, number = parse_table(content, path, classes), {readable(n): k for k, n in enumerate(classes)}
+            labels, said = (np.array([number[name] for name in columns[c]], np.int64) for c in ("label", "prediction"))
+            answers = Answers(tuple(columns["path"]), labels, said, len(classes))
     except (OSError, RunDamaged) as error:
         raise TlxError(f"{path} cannot be read", fix="delete it, and it is written again") from error
-    right = [label == answer for label, answer in zip(columns["label"], columns["prediction"], strict=True)]
-    if not right:
+    if not answers.names:
         raise TlxError(f"{path} has no rows", fix="delete it, and it is written again")
-    number = {readable(name): place for place, name in enumerate(classes)}
-    labels, predictions = (np.array([number[name] for name in columns[column]]) for column in ("label", "prediction"))
-    scores = class_scores(labels, predictions, len(classes))
-    return Answers(tuple(columns["path"]), np.array(right, dtype=np.bool_), scores.balanced_accuracy, scores.macro_f1)
+    return answers
 
 
 def unread_choice(plan: Plan, answers: Mapping[str, Answers]) -> int:

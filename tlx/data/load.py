@@ -25,7 +25,7 @@ from tlx.data.sources.folder import FOLDER
 from tlx.data.sources.npz import NPZ
 from tlx.data.sources.parquet import PARQUET
 from tlx.data.sources.sequence import SequenceImages
-from tlx.data.sources.source import Contents, DataLike, Kind, Source
+from tlx.data.sources.source import KEEP, Contents, DataLike, Kind, Source
 from tlx.data.sources.webdataset import WEBDATASET
 from tlx.data.split import draw_per_class, hold_out, limit, pick_classes
 from tlx.errors import CONTROL, DataError, DataNotFound, as_html, closest, printable
@@ -184,23 +184,25 @@ def load_data(
         DataError: the data is damaged, has another layout, or cannot be divided as asked; or `fixes` do not fit it.
     """
     columns = {"path_column": path_column, "label_column": label_column, "label_separator": label_separator}
-    origin = open_source(source, root, columns, on_bad_image)
+    # What is dropped need not be there.
+    origin = open_source(source, root, columns, KEEP if fixes and on_bad_image == "error" else on_bad_image)
     names, parts, notes = origin.classes, dict(origin.parts), list(origin.notes)
     _check_name("data: the name", origin.name)
     for name in names:
         _check_name(f"{origin.name}: the class name", name)
     if any(is_multilabel(images.labels) for images in parts.values()):
-        _check_multilabel(origin.name, names, fixes)
+        _check_multilabel(origin.name, names, fixes, images_per_class)
     for part, images in parts.items():
         if isinstance(images, (FileImages, SequenceImages)):
             parts[part] = replace(images, max_pixels=max_pixels)
     hashes = FileHashes()
     decisions = None if fixes is None else read_fixes(str(fixes))
     bad = {part: dict(known) for part, known in origin.bad.items()}
+    dropped = 0
     if decisions is not None:
         parts = relabelled(decisions, parts, names, hashes)
         if on_bad_image == "error":  # what is dropped need not be of use
-            _drop_bad(decisions, parts, bad)
+            dropped = _drop_bad(decisions, parts, bad)
     held = "all" if "all" in parts else "train"  # where parts come from that are drawn
     sources = {"train": held, "val": "val" if "val" in parts else held, "test": "test" if "test" in parts else held}
     drawn = {part for part in ("val", "test") if part not in parts and (part == "val" or "all" in parts)}
@@ -256,21 +258,23 @@ def load_data(
         before = sum(map(len, used.values()))
         used = {part: without_drops(decisions, sources[part], images) for part, images in used.items()}
         _check_present(origin.name, used["train"], names)
-        notes.append(note(decisions, before - sum(map(len, used.values())), names))
+        notes.append(note(decisions, dropped + before - sum(map(len, used.values())), names))
         used = {part: images for part, images in used.items() if len(images)}
     notes += repeated(used, hashes)
     train, val, test = used["train"], used.get("val"), used.get("test")
     return Data(origin.name, names, train, val, test, tuple(notes), frozenset(drawn), hashes, fixes=decisions)
 
 
-def _drop_bad(fixes: Fixes, parts: dict[str, Images], bad: dict[str, dict[int, str]]) -> None:
-    """Take the samples of no use out of the parts where they are dropped; `bad` then holds the others."""
+def _drop_bad(fixes: Fixes, parts: dict[str, Images], bad: dict[str, dict[int, str]]) -> int:
+    """Take the samples of no use out of the parts where they are dropped; `bad` then holds the others. How many?"""
+    before = sum(map(len, parts.values()))
     for part, known in bad.items():
         images, names = parts[part], parts[part].names
         gone = {i for i in known if (part, names[i]) in fixes.drops}
         which = np.array([i for i in range(len(images)) if i not in gone], dtype=np.int64)
         parts[part] = images.select(which, images.labels[which]) if gone else images
         bad[part] = {i: why for i, why in known.items() if i not in gone}
+    return before - sum(map(len, parts.values()))
 
 
 def _check_present(data: str, train: Images, classes: Sequence[str]) -> None:
@@ -303,10 +307,13 @@ def open_source(
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.") from error
 
 
-def _check_multilabel(data: str, classes: Sequence[str], fixes: object) -> None:
+def _check_multilabel(data: str, classes: Sequence[str], fixes: object, images_per_class: int | None) -> None:
     """Refuse what has no meaning, or could not be shown, where an image may have several labels."""
     if fixes is not None:
         raise DataError(f"{data}: fixes give an image one label, but here it may have several", fix="leave fixes out")
+    if images_per_class is not None:
+        problem = f"{data}: images_per_class counts the images of each label, but here an image may have several"
+        raise DataError(problem, fix="use limit_train, which keeps the classes in proportion")
     for name in classes:
         if JOIN in name:
             raise DataError(f"{data}: {JOIN!r} stands between several labels, but is part of {name!r}", fix="rename it")

@@ -23,7 +23,7 @@ from tlx.runs.card import refuse_multilabel
 from tlx.runs.classify import BadImages, Tta, check_tta, classify
 from tlx.runs.display import READING, Display, follow
 from tlx.runs.finished import Finished, restore
-from tlx.runs.inputs import of_part
+from tlx.runs.inputs import columns_for, of_part
 from tlx.runs.scores import scores_of_counts
 from tlx.runs.table import Table, table_file
 from tlx.training.build import open_data
@@ -269,7 +269,7 @@ def _images(run: Finished, data: Any, root: Any, display: Display) -> tuple[str,
 
 
 def _other_images(run: Finished, data: Any, root: Any, display: Display) -> tuple[str, Images]:
-    source = open_source(data, root)
+    source = open_source(data, root, columns_for(data, run.recipe.label_separator))
     for note in source.notes:
         display.say(f"note: {note}")
     parts, classes = source.parts, run.card.classes

@@ -13,8 +13,18 @@ from tlx.errors import TlxError
 WIDTH = 110  # columns of the list of classes
 
 
-def model_code(exporter: Exporter, plain: Plain, framing: Framing, preprocess: Preprocess, path: str) -> str:
-    """Return code of the framework alone: it makes the model, loads the file at `path` and classifies a photo."""
+def model_code(
+    exporter: Exporter,
+    plain: Plain,
+    framing: Framing,
+    preprocess: Preprocess,
+    path: str,
+    thresholds: Sequence[float] | None = None,
+) -> str:
+    """Return code of the framework alone: it makes the model, loads the file at `path` and classifies a photo.
+
+    With thresholds several classes may apply to it, each from its own on.
+    """
     imports, reading, state = exporter.load(plain, path)
     fw = exporter.alias
     inputs = f"{fw}.tensor(x)"
@@ -35,7 +45,15 @@ def model_code(exporter: Exporter, plain: Plain, framing: Framing, preprocess: P
     if not framing.enlarges:  # images of one size in memory are enlarged by the device, once they are normalised
         lines.append(f"    x = {fw}.nn.functional.interpolate({inputs}, {_enlarging(framing)})")
         inputs = "x"
-    lines += [f"    logits = {exporter.call(plain, inputs)}", "print(classes[logits.argmax(1).item()])"]
+    lines.append(f"    logits = {exporter.call(plain, inputs)}")
+    if thresholds is None:
+        lines.append("print(classes[logits.argmax(1).item()])")
+    else:
+        lines += [
+            f"thresholds = {list(thresholds)}",
+            "probabilities = logits[0].sigmoid().tolist()",
+            "print([name for name, p, least in zip(classes, probabilities, thresholds) if p >= least])",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -32,6 +32,7 @@ from tlx.training.neighbors import Bank
 NEEDED = (
     *("backend", "model", "head", "hidden", "dropout", "image_size", "batch_size"),
     *("precision", "device", "workers", "max_pixels"),
+    "label_separator",  # by which it reads other lists of photos too
 )
 
 FILES = (RECIPE, RESULT, CARD, RUN_WEIGHTS)
@@ -153,9 +154,12 @@ def read_bank(contents: Mapping[str, bytes], run_dir: Path, card: Card, width: i
     arrays = parse_safetensors(contents[BANK], path)
     features, labels = (arrays.get(name, np.empty(0)) for name in ("features", "labels"))
     fits = features.dtype in (np.float32, np.float64) and features.shape == (len(labels), width)
-    fits = fits and labels.dtype == np.int64 and labels.shape == (len(features),) and k <= len(labels)
-    if not fits or not np.isfinite(features).all() or not ((labels >= 0) & (labels < classes)).all():
-        expected = f"features [n, {width}] and labels [n] from 0 to {classes - 1} of at least {k} images"
+    several = card.thresholds is not None
+    shape, most = ((len(features), classes), 1) if several else ((len(features),), classes - 1)
+    fits = fits and labels.dtype == np.int64 and labels.shape == shape and k <= len(labels)
+    if not fits or not np.isfinite(features).all() or not ((labels >= 0) & (labels <= most)).all():
+        rows = f"labels [n, {classes}] of 0 and 1" if several else f"labels [n] from 0 to {most}"
+        expected = f"features [n, {width}] and {rows} of at least {k} images"
         raise TlxError(f"{path} is damaged: expected {expected}", fix="train again")
     return Bank(features, labels, classes, k, temperature)
 

@@ -19,6 +19,7 @@ from tlx.data.images import read_photo, seen
 from tlx.data.load import open_source
 from tlx.data.multilabel import is_multilabel
 from tlx.data.sources.arrays import from_arrays
+from tlx.data.sources.csv_file import SUFFIXES
 from tlx.data.sources.folder import is_photo
 from tlx.data.sources.pixels import as_image
 from tlx.data.sources.sequence import is_sequence
@@ -91,6 +92,12 @@ def find_inputs(images: Any, notes: Notes, max_pixels: int) -> Iterator[Input]:
     if isinstance(images, Iterable):
         return _of_items(images, notes, max_pixels)
     raise DataError(f"images must be files, folders or uint8 arrays; got {type(images).__name__}")
+
+
+def columns_for(data: Any, separator: str | None) -> dict[str, str | None]:
+    """Return how a list of photos is read for a run whose labels have this separator; {} where it is no list."""
+    listed = isinstance(data, (str, os.PathLike)) and Path(data).suffix.lower() in SUFFIXES
+    return {"label_separator": separator} if listed else {}
 
 
 def of_part(images: Images, max_pixels: int) -> Iterator[Input]:

@@ -33,7 +33,9 @@ class RunEntry(TypedDict):
     epoch: int | None  # of one that was interrupted or is running: the epoch under way, counted from 1
     epochs: int | None  # that its recipe asks for
     val_accuracy: float | None  # of the best epoch so far
+    val_average_precision: float | None  # likewise: mAP, where several labels may apply to an image
     test_accuracy: float | None
+    test_average_precision: float | None
     test_balanced_accuracy: float | None  # None too where an earlier tlx finished the run
     test_macro_f1: float | None
     seconds: float | None  # of the last process that worked on it; of an unfinished run, of training alone
@@ -41,7 +43,9 @@ class RunEntry(TypedDict):
 
 
 def list_runs(folder: str | Path) -> list[RunEntry]:
-    """Return the runs below a folder, or the one that it is: the highest validation accuracy first.
+    """Return the runs below a folder, or the one that it is: the highest validation figure first.
+
+    That is the accuracy, or mAP where several labels may apply to an image.
 
     Nothing is written, and no weights are read: of these only the size is compared with what the run wrote. Links to
     folders are not followed.
@@ -57,8 +61,14 @@ def list_runs(folder: str | Path) -> list[RunEntry]:
 
 
 def _place(entry: RunEntry) -> tuple[Any, ...]:
-    figures = (entry["val_accuracy"], entry["test_accuracy"])
+    figures = (_score(entry, "val"), _score(entry, "test"))
     return (*(1.0 if figure is None else -figure for figure in figures), entry["run_dir"])
+
+
+def _score(entry: RunEntry, part: str) -> float | None:
+    """What runs are ordered by: mAP where several labels may apply to an image, otherwise the accuracy."""
+    ranked: float | None = entry.get(f"{part}_average_precision")  # type: ignore[assignment]
+    return entry[f"{part}_accuracy"] if ranked is None else ranked  # type: ignore[literal-required]
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:
@@ -90,7 +100,9 @@ def _entry(path: Path) -> RunEntry | None:
             "epoch": None,
             "epochs": None,
             "val_accuracy": None,
+            "val_average_precision": None,
             "test_accuracy": None,
+            "test_average_precision": None,
             "test_balanced_accuracy": None,
             "test_macro_f1": None,
             "seconds": None,
@@ -131,8 +143,11 @@ def _read(path: Path, manifest: Manifest | None, entry: RunEntry) -> None:
         return
     entry["epochs"] = recipe.get("epochs", Recipe.__dataclass_fields__["epochs"].default)
     history = _history(path, manifest)
-    vals = [(epoch["val_accuracy"], -epoch["val_loss"]) for epoch in history if epoch["val_accuracy"] is not None]
-    entry["val_accuracy"] = max(vals)[0] if vals else None
+    ranked = "val_average_precision"
+    if vals := [epoch for epoch in history if epoch["val_accuracy"] is not None]:
+        score = ranked if vals[0][ranked] is not None else "val_accuracy"
+        best = max(vals, key=lambda epoch: (epoch[score], -epoch["val_loss"]))
+        entry["val_accuracy"], entry["val_average_precision"] = best["val_accuracy"], best[ranked]
     entry["seconds"] = sum(epoch["seconds"] for epoch in history) if history else None
     finished = RESULT in manifest.files if manifest else os.path.lexists(path / RESULT)
     if finished:
@@ -141,6 +156,10 @@ def _read(path: Path, manifest: Manifest | None, entry: RunEntry) -> None:
             high = 1e12 if name == "wall_seconds" else 1
             value = result.real(name, 0, high) if result.has(name) else None
             entry[name.removeprefix("wall_")] = value  # type: ignore[literal-required]
+        if result.has("multilabel") and (several := result.inner("multilabel")).has("test"):
+            test = several.inner("test")
+            known = test.has("average_precision")
+            entry["test_average_precision"] = test.real("average_precision", 0, 1) if known else None
     _check_sizes(path, manifest)
     if not finished:
         entry["epoch"] = min(len(history) + 1, max(entry["epochs"] or 1, 1))
@@ -176,7 +195,7 @@ def _history(path: Path, manifest: Manifest | None) -> list[dict[str, Any]]:
         return []
     if manifest is not None and HISTORY not in manifest.files:
         return []
-    epochs = []
+    epochs, ranked = [], "val_average_precision"
     for line in _contents(path, manifest, HISTORY).splitlines():
         values = Facts(str(path), parse_object(line, str(path)), "")
         known = values.has("val_accuracy")
@@ -184,6 +203,7 @@ def _history(path: Path, manifest: Manifest | None) -> list[dict[str, Any]]:
             {
                 "val_accuracy": values.real("val_accuracy", 0, 1) if known else None,
                 "val_loss": values.real("val_loss") if known else None,
+                ranked: values.real(ranked, 0, 1) if values.has(ranked) else None,
                 "seconds": values.real("seconds", 0, 1e12),
             }
         )
@@ -232,14 +252,21 @@ def rows(entries: Sequence[RunEntry]) -> tuple[list[str], list[list[str]]]:
         [
             printable(entry["run_dir"]),
             entry["state"] + (f" at epoch {entry['epoch']}" if entry["state"] == "interrupted" else ""),
-            *("-" if figure is None else f"{figure:.4f}" for figure in figures),
+            *(_shown(entry, part) for part in ("val", "test")),
+            *("-" if figure is None else f"{figure:.4f}" for figure in (entry[name] for name in TESTED[1:])),  # type: ignore[literal-required]
             "-" if entry["seconds"] is None else f"{entry['seconds']:.1f}",
             *(_short(entry["recipe"], name) for name in names),
         ]
         for entry in entries
-        for figures in [(entry["val_accuracy"], *(entry[name] for name in TESTED))]  # type: ignore[literal-required]
     ]
     return heads, cells
+
+
+def _shown(entry: RunEntry, part: str) -> str:
+    score = _score(entry, part)
+    if score is None:
+        return "-"
+    return f"{score:.4f}" if entry.get(f"{part}_average_precision") is None else f"mAP {score:.4f}"
 
 
 def table(entries: Sequence[RunEntry], width: int | None = None) -> str:

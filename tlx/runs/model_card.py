@@ -33,6 +33,19 @@ FIGURES = {
     "test_macro_f1": "macro F1 on the test part",
     "val_accuracy": "validation accuracy",
 }
+SEVERAL = {  # where several labels may apply to an image
+    "test_average_precision": "mAP on the test part, the mean of the average precision over the classes",
+    "test_micro_f1": "micro F1 on the test part",
+    "test_macro_f1": FIGURES["test_macro_f1"],
+    "val_average_precision": "mAP on the validation part",
+}
+METRICS = {  # of the Hub's metadata: a type, and a name
+    "test_accuracy": ("accuracy", "test accuracy"),
+    "test_balanced_accuracy": ("balanced_accuracy", "balanced accuracy"),
+    "test_average_precision": ("mean_average_precision", "mAP"),
+    "test_micro_f1": ("f1", "micro F1"),
+    "test_macro_f1": ("f1", "macro F1"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +53,7 @@ class Facts:
     """What a card says of a run, beside what code needs to load the model."""
 
     recipe: Recipe
-    figures: Mapping[str, float | None]  # by their names in FIGURES
+    figures: Mapping[str, float | None]  # by their names in FIGURES, or in SEVERAL
     data: str
     parameters: int
     versions: Mapping[str, str]
@@ -55,12 +68,19 @@ def read_facts(run_dir: Path) -> Facts:
     names = set(Recipe.__dataclass_fields__) - {"model", "head", "data", "log"}
     return Facts(
         Recipe.from_toml(run_dir / RECIPE, None, names, contents[RECIPE]),
-        {name: _number(result.get(name)) for name in FIGURES},
+        _figures(result),
         Path(str((card.get("data") or {}).get("name", "images"))).name or "images",
         int(_number(result.get("total_parameters")) or 0),
         {str(k): str(v) for k, v in (result.get("versions") or {}).items()},
         _number(result.get("wall_seconds")) or 0.0,
     )
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, float | None]:
+    if not isinstance(several := result.get("multilabel"), dict):
+        return {name: _number(result.get(name)) for name in FIGURES}
+    names = (name.split("_", 1) for name in SEVERAL)
+    return {f"{part}_{name}": _number((several.get(part) or {}).get(name)) for part, name in names}
 
 
 def _number(value: Any) -> float | None:
@@ -79,7 +99,7 @@ def card_text(name: str, source: Source, facts: Facts, timm: str, why: str) -> s
     """
     plain = source.plain
     data, title = _markdown(facts.data), _markdown(name.rpartition("/")[2])
-    accuracy, count = facts.figures["test_accuracy"], len(plain.classes) - LISTED
+    count = len(plain.classes) - LISTED
     more = f" and {count} more, which `config.json` lists" if count > 0 else ""
     lines = [
         "---",
@@ -107,6 +127,7 @@ def card_text(name: str, source: Source, facts: Facts, timm: str, why: str) -> s
         f"A photo is prepared like this: {_markdown(resizing(source.framing))}; then normalised with the mean and the "
         "standard deviation of `config.json`.",
         "",
+        *_thresholds(source),
         "## Training",
         "",
         *(f"- `{name}`: {_markdown(text)}" for name, text in _recipe(facts.recipe)),
@@ -116,7 +137,7 @@ def card_text(name: str, source: Source, facts: Facts, timm: str, why: str) -> s
         ", ".join(_markdown(cls) for cls in plain.classes[:LISTED]) + more,
         "",
     ]
-    if accuracy is None:
+    if not _metrics(facts):
         lines += ["The run had no test part, so no test accuracy is known.", ""]
     return "\n".join(lines)
 
@@ -132,8 +153,7 @@ def _metadata(name: str, source: Source, facts: Facts, timm: str) -> list[str]:
         f"tags: {json.dumps(tags)}",
         *([f"datasets: {json.dumps([dataset])}"] if dataset else []),
     ]
-    accuracy = facts.figures["test_accuracy"]
-    if accuracy is not None:
+    if metrics := _metrics(facts):
         lines += [
             "model-index:",
             f"- name: {_yaml(name.rpartition('/')[2])}",
@@ -145,11 +165,33 @@ def _metadata(name: str, source: Source, facts: Facts, timm: str) -> list[str]:
             f"      name: {_yaml(facts.data)}",
             "      split: test",
             "    metrics:",
-            "    - type: accuracy",
-            f"      value: {accuracy!r}",
-            "      name: test accuracy",
+            *(
+                line
+                for kind, name, value in metrics
+                for line in (f"    - type: {kind}", f"      value: {value!r}", f"      name: {name}")
+            ),
         ]
     return lines
+
+
+def _metrics(facts: Facts) -> list[tuple[str, str, float]]:
+    """Return the figures of the test part: type, name and value of each that is known."""
+    known = ((name, facts.figures.get(name)) for name in METRICS)
+    return [(*METRICS[name], value) for name, value in known if value is not None]
+
+
+def _thresholds(source: Source) -> list[str]:
+    if source.card.thresholds is None:
+        return []
+    of_each = ", ".join(
+        f"{_markdown(name)} {least:.4f}"
+        for name, least in [*zip(source.plain.classes, source.card.thresholds, strict=True)][:LISTED]
+    )
+    return [
+        "Several classes may apply to an image. The probability of each is the sigmoid of its logit, and it is said to "
+        f"apply from its threshold on: {of_each}. All thresholds are in `config.json`, in `tlx.card`.",
+        "",
+    ]
 
 
 def _yaml(text: str) -> str:
@@ -163,7 +205,7 @@ def _rows(source: Source, facts: Facts) -> list[tuple[str, str]]:
     weights = facts.recipe.weights or ""
     start = weights if weights in ("imagenet", "none", "own") or weights.startswith(HUB) else "a file of the author's"
     return [
-        *((text, share(facts.figures[name])) for name, text in FIGURES.items()),
+        *(({**FIGURES, **SEVERAL}[name], share(value)) for name, value in facts.figures.items()),
         ("parameters", f"{facts.parameters:,}"),
         ("input", f"{source.plain.size} x {source.plain.size} pixels, RGB"),
         ("weights it began with", _markdown(start)),
@@ -194,7 +236,7 @@ def _with_timm(name: str) -> list[str]:
 def _with_code(name: str, source: Source, why: str) -> list[str]:
     """Return the lines that load the model without timm."""
     exporter = registry.exporter("torch")
-    code = model_code(exporter, source.plain, source.framing, source.card.preprocess, WEIGHTS)
+    code = model_code(exporter, source.plain, source.framing, source.card.preprocess, WEIGHTS, source.card.thresholds)
     return [
         f"timm does not build this model: {_markdown(why)}. After `hf download {name} --local-dir .`:",
         "",

@@ -110,7 +110,13 @@ def _files(
     text = tomli_w.dumps({"recipe_version": VERSION, **{k: v for k, v in values.items() if v is not None}})
     figures = own.values.get("figures") if own is not None else None
     known = figures if isinstance(figures, dict) else {}
-    result = {name: _share(known.get(name)) for name in FIGURES}
+    result: dict[str, Any] = {name: _share(known.get(name)) for name in FIGURES}
+    if "thresholds" in card:  # several labels may apply to an image
+        parts = ("val", "test")
+        result |= dict.fromkeys(FIGURES)
+        result["multilabel"] = {
+            part: {"average_precision": _share(known.get(f"{part}_average_precision"))} for part in parts
+        }
     described = {
         **card,
         "model": full.model_name,

@@ -17,7 +17,6 @@ from tlx.backend import Batch, registry
 from tlx.errors import TlxError, printable
 from tlx.models.hub import bars
 from tlx.models.weights import safetensors_bytes
-from tlx.runs.card import refuse_multilabel
 from tlx.runs.export_source import Source, read_source
 from tlx.runs.finished import restore
 from tlx.runs.hub_client import CONFIG, README, WEIGHTS, check_name, client, explained
@@ -84,7 +83,6 @@ def push(
     if not dry and hub.get_token() is None:
         raise TlxError("there is no token for the Hugging Face Hub", fix="hf auth login, or set HF_TOKEN")
     source = read_source(Path(run_dir), "safetensors", {})
-    refuse_multilabel(source.card, source.run_dir, "push", "export it as ONNX, whose file says how it is read")
     files, timm, why = _files(name, source)
     notes = [] if timm else [f"timm does not build this model: {why}; the card has the code that loads it"]
     text = files[README].decode()
@@ -115,9 +113,6 @@ def model_card(run_dir: str | Path, repository: str = "user/name") -> str:
         TlxError: the run cannot be exported.
     """
     source = read_source(Path(run_dir), "safetensors", {})
-    refuse_multilabel(
-        source.card, source.run_dir, "a card of the Hub", "export it as ONNX, whose file says how it is read"
-    )
     return _files(check_name(repository), source)[0][README].decode()
 
 
@@ -183,6 +178,7 @@ def _config(source: Source, described: Mapping[str, Any], figures: Mapping[str, 
         "pixels": {**framing.facts(), "image_size": None},
         "images": "fixed" if source.card.photos is False else "photos",
         **({} if source.card.temperature is None else {"temperature": source.card.temperature}),
+        **({} if source.card.thresholds is None else {"thresholds": list(source.card.thresholds)}),
     }
     return {
         **described,

@@ -36,6 +36,7 @@ class TriedEntry(TypedDict):
     val_loss: float | None
     val_accuracy: float | None
     iterations: int | None
+    val_average_precision: NotRequired[float]  # mAP, where several labels may apply to an image
 
 
 class HistoryEntry(TypedDict):
@@ -134,6 +135,9 @@ def _fit_entry(fit: Fit) -> FitEntry:
         }
         for one in fit.tried
     ]
+    for entry, one in zip(tried, fit.tried, strict=True):
+        if one.val is not None and one.val.average_precision is not None:
+            entry["val_average_precision"] = one.val.average_precision
     return {"name": fit.name, "value": fit.value, "seconds": fit.seconds, "tried": tried}
 
 

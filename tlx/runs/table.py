@@ -9,17 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tlx.atomic import replacing
 from tlx.data import Data, Images
-from tlx.data.multilabel import joined
+from tlx.data.multilabel import JOIN, joined
 from tlx.errors import RunDamaged, RunNotFound, TlxError, closest, shown
 from tlx.manifest import CARD, PART_LOGITS, PART_TABLES, RECIPE, read_files, read_manifest
-from tlx.runs.card import read_card, refuse_multilabel
+from tlx.runs.card import Card, read_card, refuse_multilabel
 from tlx.runs.folder import RESULT, RunFolder
 from tlx.runs.inputs import paths_of
 from tlx.runs.logits import Sink, Spool, parse_logits
@@ -47,6 +47,14 @@ class Predictions(TypedDict):
     loss: NDArray[np.float64]  # -log of the label's probability, in nats [N]
     margin: NDArray[np.float64]  # the highest probability minus the second highest [N]
     logits: NDArray[Any]  # float32 or float64 [N, classes]
+
+
+class MultilabelTable(NamedTuple):
+    """What a table of images that may have several labels holds: of N images and K classes."""
+
+    path: list[str]
+    labels: NDArray[np.int64]  # of 0 and 1 [N, K]
+    probability: Numbers  # of each class [N, K]
 
 
 class Table:
@@ -146,7 +154,33 @@ def load_predictions(run_dir: str | Path, part: Part = "test") -> Predictions:
         RunDamaged: a file of the run is missing or is not what the run wrote.
         TlxError: `part` is unknown, or the run holds no predictions of it.
     """
-    folder, known = Path(run_dir), get_args(Part)
+    folder = Path(run_dir)
+    card, table, logits = _stored(folder, part)
+    refuse_multilabel(
+        card,
+        folder,
+        "load_predictions",
+        f"read {folder / PART_TABLES[part]}, and the logits from {folder / PART_LOGITS[part]}",
+    )
+    columns = parse_table(table, folder / PART_TABLES[part], card.classes)
+    _check_rows(folder, part, len(columns["path"]), logits, card)
+    texts = {name: [str(value) for value in columns[name]] for name in COLUMNS[:3]}
+    numbers = {name: np.array(columns[name], np.float64) for name in COLUMNS[3:]}
+    return {"part": part, "classes": card.classes, **texts, **numbers, "logits": logits}  # type: ignore[typeddict-item]
+
+
+def load_multilabel(run_dir: str | Path, part: Part = "test") -> tuple[MultilabelTable, NDArray[Any]]:
+    """Return the table and the logits [N, K] of a part of a finished run whose images may have several labels."""
+    folder = Path(run_dir)
+    card, content, logits = _stored(folder, part)
+    table = parse_multilabel(content, folder / PART_TABLES[part], card.classes)
+    _check_rows(folder, part, len(table.path), logits, card)
+    return table, logits
+
+
+def _stored(folder: Path, part: Part) -> tuple[Card, bytes, NDArray[Any]]:
+    """Return the card of a finished run, its table of a part, and the part's logits."""
+    known = get_args(Part)
     if part not in known:
         raise TlxError(f"Unknown part {shown(part)}.{closest(str(part), known)}")
     manifest = read_manifest(folder)
@@ -159,18 +193,13 @@ def load_predictions(run_dir: str | Path, part: Part = "test") -> Predictions:
     if manifest is None or table not in manifest.files:
         raise _without(folder, part)
     contents = read_files(folder, (CARD, table, outputs))
-    card = read_card(contents[CARD], folder)
-    refuse_multilabel(
-        card, folder, "load_predictions", f"read {folder / table}, and the logits from {folder / outputs}"
-    )
-    classes = card.classes
-    logits = parse_logits(contents[outputs], folder / outputs)
-    columns = parse_table(contents[table], folder / table, classes)
-    if logits.shape != (len(columns["path"]), len(classes)):
-        raise RunDamaged(f"{folder / outputs} does not fit {table}: it is {list(logits.shape)}", fix="train again")
-    texts = {name: [str(value) for value in columns[name]] for name in COLUMNS[:3]}
-    numbers = {name: np.array(columns[name], np.float64) for name in COLUMNS[3:]}
-    return {"part": part, "classes": classes, **texts, **numbers, "logits": logits}  # type: ignore[typeddict-item]
+    return read_card(contents[CARD], folder), contents[table], parse_logits(contents[outputs], folder / outputs)
+
+
+def _check_rows(folder: Path, part: Part, rows: int, logits: NDArray[Any], card: Card) -> None:
+    if logits.shape != (rows, len(card.classes)):
+        problem = f"{folder / PART_LOGITS[part]} does not fit {PART_TABLES[part]}: it is {list(logits.shape)}"
+        raise RunDamaged(problem, fix="train again")
 
 
 def _without(folder: Path, part: Part) -> TlxError:
@@ -200,6 +229,29 @@ def parse_table(content: bytes, path: Path, classes: Sequence[str]) -> dict[str,
     except (ValueError, csv.Error) as error:
         raise RunDamaged(f"{path} is damaged: {' '.join(str(error).split())}", fix="train again") from error
     return {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
+
+
+def parse_multilabel(content: bytes, path: Path, classes: Sequence[str]) -> MultilabelTable:
+    """Return what a table says of images that may have several labels; raises RunDamaged where it is none."""
+    text, names = io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""), [*map(readable, classes)]
+    place, first = {name: k for k, name in enumerate(names)}, len(MULTILABEL)
+    try:
+        header, *rows = csv.reader(text, quoting=csv.QUOTE_NONNUMERIC)
+        if header != [*MULTILABEL, *(f"probability of {name}" for name in names)]:
+            raise ValueError(f"its columns are {', '.join(header)[:60]}")
+        labels = np.zeros((len(rows), len(names)), np.int64)
+        odds = np.empty(labels.shape)
+        for number, row in enumerate(rows):
+            applying, said = ([name for name in text.split(JOIN) if name] for text in (*row[1:3], "", "")[:2])
+            if len(row) != len(header) or not {*applying, *said} <= place.keys():
+                raise ValueError(
+                    f"its row {number + 2} is no path, its labels, its answer and {len(names) + 1} numbers"
+                )
+            labels[number, [place[name] for name in applying]] = 1
+            odds[number] = row[first:]
+    except (ValueError, AttributeError, csv.Error) as error:
+        raise RunDamaged(f"{path} is damaged: {' '.join(str(error).split())}", fix="train again") from error
+    return MultilabelTable([str(row[0]) for row in rows], labels, odds)
 
 
 def _encoded(text: str) -> bytes:

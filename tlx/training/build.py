@@ -121,13 +121,11 @@ def check_fit(recipe: Recipe, data: Data, backend: Backend | None = None) -> Non
 
 def _check_multilabel(recipe: Recipe, data: Data, backend: Backend | None) -> None:
     several = f"an image of {data.name} may have several labels"
-    if recipe.class_weights != "none":
-        raise RecipeError(f"class_weights weighs the one label of an image, but {several}", fix="leave it out")
+    if recipe.class_weights != "none" and recipe.fits != "probe":
+        fix = "leave it out; strategy probe alone weighs several labels"
+        raise RecipeError(f"class_weights weighs the one label of an image, but {several}", fix=fix)
     if recipe.sampler == "balanced":
         raise RecipeError(f"sampler balanced shows each class equally often, but {several}", fix="leave it out")
-    if recipe.fits is not None:
-        fix = "use strategy feature_extract, which trains the head on the same features"
-        raise RecipeError(f"strategy {recipe.strategy_name} chooses one class for each image, but {several}", fix=fix)
     if backend is not None and LOSSES[1] not in getattr(backend.capabilities(), "losses", ()):
         problem = f"backend {backend.name!r} has no loss for several labels ({LOSSES[1]}), but {several}"
         raise BackendError(problem, fix="use another backend, or a later version of it")

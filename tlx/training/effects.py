@@ -34,6 +34,9 @@ class Idle:
     fix: str
 
 
+NO_ROOT = Idle("data_root", "the data is not read from a folder", "name a data set or a path")
+
+
 def check_effects(recipe: Recipe, data: Data | None = None, plan: Plan | None = None) -> None:
     """Raise RecipeError for the first field that is set and changes nothing, as far as what is given tells."""
     for idle in idle_fields(recipe, data, plan):
@@ -76,8 +79,8 @@ def _in_recipe(recipe: Recipe) -> Iterator[Idle]:
     if recipe.batch_size == 1:
         for name in ("mixup", "cutmix"):
             yield Idle(name, "a batch of one image has no other to mix it with", "raise batch_size")
-    if not isinstance(recipe.data, str) or recipe.data == DIGITS.name:
-        yield Idle("data_root", "the data is not read from a folder", "name a data set or a path")
+    if recipe.data == DIGITS.name:
+        yield NO_ROOT
     own = isinstance(recipe.strategy, Strategy)
     decays = [group.weight_decay for group in recipe.strategy.groups] if isinstance(recipe.strategy, Strategy) else []
     if own and None not in decays:
@@ -103,6 +106,8 @@ def _fitted(recipe: Recipe) -> Iterator[Idle]:
 
 
 def _with_data(recipe: Recipe, data: Data) -> Iterator[Idle]:
+    if not isinstance(recipe.data, str) and all(isinstance(part, ArrayImages) for part in data.parts.values()):
+        yield NO_ROOT  # the items of a sequence may name paths below it
     for part, name in (("val", "val_fraction"), ("test", "test_fraction")):
         if part not in data.drawn:
             there = part in data.parts

@@ -16,6 +16,7 @@ import numpy as np
 
 from tlx.backend import Array, Backend, Batch, Model, ParamSpec, Precision
 from tlx.data.loader import Loader
+from tlx.data.multilabel import is_multilabel
 from tlx.errors import RecipeError, TlxError
 from tlx.processes import Channel, of_first
 from tlx.training.features import Batches, Feed
@@ -84,7 +85,7 @@ def find_head(specs: Sequence[ParamSpec], strategy: str) -> Head:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """The features of a part's images [N, features], and their labels [N]."""
+    """The features of a part's images [N, features], and their labels [N], or of several [N, classes]."""
 
     features: Array
     labels: Labels
@@ -254,6 +255,12 @@ def _probe(
     linear, notes = head.rounded(probe.linear), [*probe.notes]
     backend.load_arrays(model, {**backend.dump_arrays(model), **head.arrays(linear)})
     if not _agrees(training, feed, head, linear):
+        if is_multilabel(train.labels):  # to raise all logits alike would change these probabilities
+            raise RecipeError(
+                f"strategy probe: the model's logits are not what its head {head.weight.module!r} gives on average, as "
+                "where a ReLU follows it, but several labels need logits below zero",
+                fix="use another model, or strategy knn",
+            )
         linear, added = _above_zero(training, feed, head, linear)
         backend.load_arrays(model, {**backend.dump_arrays(model), **head.arrays(linear)})
         if not added or not _agrees(training, feed, head, linear):

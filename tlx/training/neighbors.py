@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tlx.data.multilabel import is_multilabel
 from tlx.training.logistic import Labels, Numbers, metrics_of
 from tlx.training.metrics import Metrics, Stepped, Tried, better
 from tlx.training.one_thread import one_thread
@@ -31,7 +32,7 @@ class Bank:
 
     Args:
         features: of length 1, float32 or float64 [n, features].
-        labels: int64 [n], below `classes`.
+        labels: int64 [n], below `classes`; or of 0 and 1 [n, classes], where several may apply to an image.
         classes: how many there are.
         k: neighbours that vote.
         temperature: by which similarities are divided before they are exponentiated.
@@ -44,7 +45,10 @@ class Bank:
     temperature: float = TEMPERATURE
 
     def logits(self, features: NDArray[Any]) -> Numbers:
-        """Return for features [N, features] the logarithms of each class's share of the votes, [N, classes]."""
+        """Return for features [N, features] the logarithms of each class's share of the votes, [N, classes].
+
+        Where several labels may apply, a neighbour votes for each class whether it applies, and these are the log-odds.
+        """
         return self.votes(*self.nearest(features, self.k), self.k)
 
     def nearest(self, features: NDArray[Any], k: int, own: Labels | None = None) -> tuple[Numbers, Labels]:
@@ -83,6 +87,9 @@ class Bank:
     def votes(self, similar: Numbers, rows: Labels, k: int) -> Numbers:
         """Return the logits [N, classes] that the first k of the nearest give."""
         weights = np.exp((similar[:, :k] - similar[:, :1]) / self.temperature)
+        if is_multilabel(self.labels):
+            share = (weights[:, None] @ self.labels[rows[:, :k]])[:, 0] / weights.sum(axis=1, keepdims=True)
+            return np.asarray(np.log(np.maximum(share, FLOOR)) - np.log(np.maximum(1 - share, FLOOR)))
         votes = np.zeros((len(rows), self.classes))
         np.add.at(votes, (np.arange(len(rows))[:, None], self.labels[rows[:, :k]]), weights)
         return np.asarray(np.log(np.maximum(votes / votes.sum(axis=1, keepdims=True), FLOOR)))
@@ -105,8 +112,8 @@ def choose_neighbors(
 ) -> Generator[Stepped, None, Choice]:
     """Choose how many neighbours vote by the validation accuracy; an event follows each pass over images.
 
-    Of equal accuracies the lowest loss is taken, of equal losses the fewest neighbours. Without validation images, each
-    of at most `LEFT_OUT` training images is classified by the others instead.
+    With several labels it is mAP. Of equal ones the lowest loss is taken, of equal losses the fewest neighbours.
+    Without validation images, each of at most `LEFT_OUT` training images is classified by the others instead.
 
     Args:
         bank: of the training images.

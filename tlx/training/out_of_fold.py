@@ -15,7 +15,6 @@ from tlx.training.one_thread import one_thread
 FOLDS = 5
 ITERATIONS, TOLERANCE = 300, 1e-3
 STRENGTH, IMAGES = 0.001, 2400  # of the regression, C; for more images it is smaller in proportion
-# Chosen on seeds 0 to 2 of benchmarks/planted_labels.py, which measures on other ones.
 
 Labels = NDArray[np.int64]
 Numbers = NDArray[np.float64]
@@ -26,10 +25,12 @@ def out_of_fold(
     labels: Labels,
     groups: Sequence[NDArray[np.int64]] = (),
     advance: Callable[[int, int], object] | None = None,
+    strength: float = STRENGTH,
 ) -> Numbers:
     """Return the probabilities of the classes for each image by a regression that has not seen it, [N, classes].
 
-    Classes are divided over the folds in proportion. The images of a group, such as copies, are in one fold.
+    Classes are divided over the folds in proportion. The images of a group, such as copies, are in one fold. `strength`
+    is the regression's C at up to `IMAGES` images.
 
     Raises:
         DataError: fewer than two classes have images enough.
@@ -42,13 +43,13 @@ def out_of_fold(
         present, compact = np.unique(labels[outside], return_inverse=True)
         if len(present) < 2:
             raise DataError("too few images to judge labels by: expected two classes of several images each")
-        probabilities[np.ix_(inside, present)] = _fitted(features, inside, outside, compact)
+        probabilities[np.ix_(inside, present)] = _fitted(features, inside, outside, compact, strength)
         if advance is not None:
             advance(number + 1, FOLDS)
     return probabilities
 
 
-def _fitted(features: NDArray[np.float32], inside: Labels, outside: Labels, labels: Labels) -> Numbers:
+def _fitted(features: NDArray[np.float32], inside: Labels, outside: Labels, labels: Labels, strength: float) -> Numbers:
     """Learn from the images outside a fold, and return the probabilities of those inside, [n, classes].
 
     Features are centred and scaled as in `tlx.training.logistic`, so that the strength means the same for any model.
@@ -59,7 +60,7 @@ def _fitted(features: NDArray[np.float32], inside: Labels, outside: Labels, labe
     mean = known.mean(axis=0)
     scale = float(np.sqrt(np.mean((known - mean) ** 2))) or 1.0
     factor = 2.0 if labels.max() == 1 else 1.0  # scikit-learn has one row for two classes, which pays alone
-    strength = factor * STRENGTH * min(1.0, IMAGES / len(known))  # the loss is a sum over images
+    strength *= factor * min(1.0, IMAGES / len(known))  # the loss is a sum over images
     model = LogisticRegression(C=strength, max_iter=ITERATIONS, tol=TOLERANCE)
     with warnings.catch_warnings(), one_thread():
         warnings.simplefilter("ignore")  # of a fit that needs more iterations: it is near enough

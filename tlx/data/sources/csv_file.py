@@ -14,7 +14,7 @@ from tlx.data.multilabel import JOIN
 from tlx.data.sources.folder import count, listed, part_of
 from tlx.data.sources.parts import role
 from tlx.data.sources.photo_finder import PhotoFinder
-from tlx.data.sources.source import Kind, Source
+from tlx.data.sources.source import KEEP, Kind, Source
 from tlx.data.sources.table import Table, read_table
 from tlx.errors import DataError, DataNotFound, closest
 
@@ -59,7 +59,7 @@ def from_csv(
 
     Raises:
         DataError: the file cannot be read or has a mistake; the text names the line.
-        DataNotFound: photos do not exist, and `on_bad_image` is not "skip".
+        DataNotFound: photos do not exist, and `on_bad_image` is not "skip"; where it is `KEEP`, none does.
     """
     place = file.parent if root is None or not root.is_dir() else root
     finder = PhotoFinder(place)
@@ -86,13 +86,15 @@ def from_csv(
         path = finder.find(cell, where)
         if path is None:
             missing.append((line, cell))
-            continue
+            if on_bad_image != KEEP:
+                continue
+            path = cell
         path = written.setdefault(os.path.normpath(path), path)
         earlier = photos.setdefault(path, (label, split, line))
         if earlier[:2] != (label, split):
             raise DataError(f"{where}: {cell} stands in line {earlier[2]} already", fix="remove one")
         again += earlier[2] != line
-    if missing:
+    if missing and (on_bad_image != KEEP or len(missing) == len(table.rows)):
         shown = ", ".join(f"{cell} (line {line})" for line, cell in missing[:LISTED_FILES])
         more = f" and {len(missing) - LISTED_FILES} more" if len(missing) > LISTED_FILES else ""
         if on_bad_image != "skip" or not photos:

@@ -49,7 +49,11 @@ class _Rows:
 
 
 def from_parquet(
-    source: Path, root: Path | None = None, path_column: str | None = None, label_column: str | None = None
+    source: Path,
+    root: Path | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    on_bad_image: str = "error",
 ) -> Source:
     """A data set of Parquet files: one, or a folder of them whose names begin with train, validation or test.
 
@@ -78,14 +82,14 @@ def from_parquet(
         raise DataError(f"{files[0]}: no row has a label in the column {columns.label!r}.")
     images: dict[str, Images] = {}
     for part, rows in parts.items():
-        images[part] = _images(rows, number, root)
+        images[part] = _images(rows, number, root, on_bad_image == "error")
         if unlabelled := sum(len(one.labels) for one in rows.values()) - len(images[part]):
             notes.append(f"left out {unlabelled:,} rows of {part} without a label")
     name = source.resolve().name if source.is_dir() else source.stem
     return Source(name, classes, with_test(images), notes, stand_in={*images} == {"train", "val"})
 
 
-def _images(rows: dict[Path, _Rows], number: dict[int | str, int], root: Path | None) -> Images:
+def _images(rows: dict[Path, _Rows], number: dict[int | str, int], root: Path | None, strict: bool) -> Images:
     """Return the photos of a part that have labels, in the order of the files and of their rows."""
     labels, names, places, paths = [], [], [], []
     for i, (file, one) in enumerate(rows.items()):
@@ -96,7 +100,7 @@ def _images(rows: dict[Path, _Rows], number: dict[int | str, int], root: Path | 
             labels.append(number[label])
             if one.paths:
                 path = (file.parent if root is None else root) / one.paths[row]
-                if not path.is_file():
+                if strict and not path.is_file():
                     raise DataNotFound(f"{file}, row {row}: no such file: {path}", fix="pass its folder as data_root")
                 paths.append(str(path))
             else:
@@ -300,5 +304,5 @@ PARQUET = Kind(
     help="a .parquet of photos and labels or a folder of them",
     read=from_parquet,
     recognises=_is_parquet,
-    options=("path_column", "label_column"),
+    options=("path_column", "label_column", "on_bad_image"),
 )

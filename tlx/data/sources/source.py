@@ -18,6 +18,8 @@ class Dataset(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
+KEEP = "keep"  # an `on_bad_image` beside error and skip: missing photos stay, for whoever lists or drops them by name
+
 DataLike = str | Path | Mapping[str, Any] | tuple[Any, ...] | Dataset  # whatever a recipe's `data` may be
 
 

@@ -108,7 +108,7 @@ def embed(
     rule = _rule(on_bad_image, run)
     display = Display(quiet)
     before = read_header(target) if os.path.lexists(target) else None  # an error where it is something else
-    found = find_items(data, data_root, run.recipe.max_pixels)
+    found = find_items(data, data_root, run.recipe.max_pixels, run.recipe.label_separator)
     width = run.width
     rows = max(1, min(PART_ROWS, PART_BYTES // (4 * width)))
     rows = -(-rows // run.recipe.batch_size) * run.recipe.batch_size  # so that batches never depend on what was there

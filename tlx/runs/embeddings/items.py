@@ -10,14 +10,17 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tlx.data import KINDS, Data, Images
 from tlx.data.load import open_source
+from tlx.data.multilabel import joined
 from tlx.data.sources.folder import Tree
 from tlx.data.sources.sequence import is_sequence
 from tlx.data.sources.source import Source
 from tlx.data.view import View
 from tlx.errors import DataError, TlxError, shown
-from tlx.runs.inputs import Input, Notes, find_inputs, of_part
+from tlx.runs.inputs import Input, Notes, columns_for, find_inputs, of_part
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,11 +73,11 @@ def parse_shard(text: Any) -> Shard:
     return Shard(int(number), int(of))
 
 
-def find_items(data: Any, root: Any, max_pixels: int) -> Found:
+def find_items(data: Any, root: Any, max_pixels: int, separator: str | None = None) -> Found:
     """Find the images of whatever `tlx.predict` and `tlx.load_data` take, with the labels that the data give them.
 
     A folder without folders of classes holds unlabelled photos; so does one with as many loose photos as folders, or
-    one that cannot be read as a data set, and then a note says so.
+    one that cannot be read as a data set, and then a note says so. Labels in a list may have a separator.
 
     Raises:
         DataError: it is no data; or, in the iterator, one of the images is none.
@@ -88,7 +91,7 @@ def find_items(data: Any, root: Any, max_pixels: int) -> Found:
         return _unlabelled(data, notes, max_pixels)
     if _is_labelled(data):
         try:
-            source = open_source(data, root, on_bad_image="skip")
+            source = open_source(data, root, columns_for(data, separator), on_bad_image="skip")
         except DataError as error:
             if not _is_plain_folder(data):
                 raise
@@ -155,20 +158,24 @@ def _of_parts(
     notes: Notes,
     max_pixels: int,
 ) -> Found:
-    def of_one(part: str, images: Images) -> Iterable[tuple[str, Input]]:
+    def of_one(part: str, images: Images) -> Iterable[tuple[str, Input, str | None]]:
         problems = bad.get(part, {})
         for index, item in enumerate(of_part(images, max_pixels)):
-            broken = index in problems
-            yield part, replace(item, open=partial(_refuse, problems[index])) if broken else item
-
-    def name_of(item: Input) -> str | None:
-        if classes is None:
-            return str(item.label)
-        return classes[item.label] if 0 <= item.label < len(classes) else None
+            broken, name = index in problems, _name_of(images.labels[index], classes)
+            yield part, replace(item, open=partial(_refuse, problems[index])) if broken else item, name
 
     every = chain.from_iterable(of_one(part, images) for part, images in parts.items())
-    items = (Item(index, item, name_of(item), part) for index, (part, item) in enumerate(every))
+    items = (Item(index, item, name, part) for index, (part, item, name) in enumerate(every))
     return Found(items, sum(map(len, parts.values())), notes)
+
+
+def _name_of(label: Any, classes: Sequence[str] | None) -> str | None:
+    """The name of an image's label, or of several with "|" between them; None where it has none."""
+    if np.ndim(label):
+        return joined(label, classes or [str(number) for number in range(len(label))]) or None
+    if classes is None:
+        return str(label)
+    return classes[label] if 0 <= label < len(classes) else None
 
 
 def _refuse(problem: str, view: View | None) -> Image:

@@ -20,6 +20,7 @@ from tlx.runs.report.charts import Curve, curves
 from tlx.runs.report.contents import Contents
 from tlx.runs.report.judged import Judged
 from tlx.runs.report.page import environment
+from tlx.runs.report.several import Shown, shown_of
 from tlx.runs.report.summary import plain
 from tlx.runs.scores import class_scores
 
@@ -43,6 +44,20 @@ class Line:
     balanced_accuracy: float | None
     macro_f1: float | None
     ece: float | None
+    several: Shown | None = None  # the figures of several labels on the test part
+
+    @property
+    def score(self) -> float | None:
+        """What runs are ordered by: mAP of several labels, otherwise the accuracy."""
+        return self.accuracy if self.several is None else self.several.figures["average_precision"]
+
+    @property
+    def val_score(self) -> float | None:
+        """The same on the validation part."""
+        summary = self.contents.summary
+        return (
+            summary.epochs[summary.best_epoch - 1].val_average_precision if summary.multilabel else summary.val_accuracy
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +74,7 @@ def comparison_of(runs: Sequence[Contents]) -> str:
     """Return the page that compares runs: HTML that needs nothing else."""
     names = names_of([run.run_dir for run in runs])
     lines = [_line(name, place, run) for place, (name, run) in enumerate(zip(names, runs, strict=True))]
-    ranked = sorted(lines, key=lambda line: (-(line.accuracy or 0), -(line.contents.summary.val_accuracy or 0)))
+    ranked = sorted(lines, key=lambda line: (-(line.score or 0), -(line.val_score or 0)))
     fields = differing([{"recipe": _recipe(run)} for run in runs])  # type: ignore[typeddict-item]
     drawn = [chart for chart in _charts(lines) if chart[1]]
     album = Album()
@@ -69,6 +84,7 @@ def comparison_of(runs: Sequence[Contents]) -> str:
         .get_template("comparison.html.j2")
         .render(
             lines=ranked,
+            multilabel=runs[0].summary.multilabel,
             words=words,
             fields=[(name, [plain(_recipe(line.contents).get(name)) for line in ranked]) for name in fields],
             charts=drawn,
@@ -91,6 +107,11 @@ def names_of(folders: Sequence[str]) -> list[str]:
 
 def _line(name: str, place: int, run: Contents) -> Line:
     judged, colour = run.parts.get("test"), f"c{place % COLOURS}"
+    if run.summary.multilabel:
+        part = run.several.get("test")
+        shown = None if part is None else shown_of(part, run.classes, 0)
+        images = 0 if part is None else len(part)
+        return Line(name, colour, place >= COLOURS, run, None, images, None, None, None, shown)
     if judged is None:
         return Line(name, colour, place >= COLOURS, run, run.summary.test_accuracy, 0, None, None, run.summary.ece)
     accuracy, finite = float(judged.correct.mean()), np.isfinite(judged.probability)
@@ -114,7 +135,10 @@ def _charts(lines: Sequence[Line]) -> list[tuple[str, str, dict[str, Any]]]:
         ("val_loss", "Validation loss"),
         ("train_accuracy", "Training accuracy"),
         ("val_accuracy", "Validation accuracy"),
+        ("val_average_precision", "Validation mAP"),
     ):
+        if lines[0].contents.summary.multilabel == field.endswith("accuracy") and not field.endswith("loss"):
+            continue
         drawn = [
             Curve(
                 line.name, line.colour, [getattr(epoch, field) for epoch in line.contents.summary.epochs], line.dashed

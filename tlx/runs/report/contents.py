@@ -15,23 +15,24 @@ from numpy.typing import NDArray
 from tlx.data import ArrayImages, Data, Images, Loader
 from tlx.data.fingerprint import difference
 from tlx.data.geometry import from_planes
+from tlx.data.multilabel import is_multilabel
 from tlx.errors import DataError, RecipeError, RunNotFound, TlxError
 from tlx.files import read_regular
 from tlx.manifest import CARD, PART_TABLES, RECIPE, read_files, read_manifest
 from tlx.recipe import Recipe, read_toml
-from tlx.runs.card import Card, read_card, read_pixels, refuse_multilabel
+from tlx.runs.card import Card, read_card, read_pixels
 from tlx.runs.facts import Facts, parse_object
 from tlx.runs.folder import RESULT
 from tlx.runs.logits import Spool
 from tlx.runs.report.judged import TILE, Judged, judged_by, judged_in, opened, opened_at
+from tlx.runs.report.several import Several, named, several_by
 from tlx.runs.report.summary import Summary, summary_of
-from tlx.runs.table import load_predictions
+from tlx.runs.table import load_multilabel, load_predictions
 from tlx.training.build import make_loader, open_data
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tlx.runs.table import Predictions
 
 BATCH = 16  # images of the first batch that are shown
 _FIX = "train again"
@@ -64,6 +65,7 @@ class Contents:
     batch: Callable[[], Sequence[Sample]] | None  # None: the training images cannot be had
     problem: str = ""  # why images are missing
     images: Mapping[str, Images] = field(default_factory=dict)  # of the parts whose images are those of the run
+    several: Mapping[str, Several] = field(default_factory=dict)  # in place of `parts`, where images may have several
 
 
 def contents_of(
@@ -85,15 +87,16 @@ def contents_of(
         spools: the logits of the parts that were read.
     """
     summary = summary_of(Facts(RESULT, result, ""))
-    parts = {
-        part: judged_by(spool, data.parts[part], judged.framing, summary.temperature)
-        for part, spool in spools.items()
-        if part in data.parts
-    }
+    parts, several = dict[str, Judged](), dict[str, Several]()
+    for part, spool in ((part, spool) for part, spool in spools.items() if part in data.parts):
+        if data.multilabel:
+            several[part] = several_by(spool, data.parts[part], judged.framing, card["thresholds"])
+        else:
+            parts[part] = judged_by(spool, data.parts[part], judged.framing, summary.temperature)
     size = card["preprocess"]["size"]
     name = card["data"]["name"]
     batch = lambda: first_batch(loader, data.classes)  # noqa: E731
-    return Contents(result["run_dir"], name, size, data.classes, summary, parts, batch)
+    return Contents(result["run_dir"], name, size, data.classes, summary, parts, batch, several=several)
 
 
 def first_batch(loader: Loader, classes: Sequence[str], most: int = BATCH) -> list[Sample]:
@@ -107,7 +110,8 @@ def first_batch(loader: Loader, classes: Sequence[str], most: int = BATCH) -> li
     if not mixes:  # otherwise an image's partner is needed
         places = places[:most]
     (images,) = loader.pixels(epoch, [places])
-    labels = [classes[label] for label in loader.images.labels[epoch.order[places]]]
+    several, rows = is_multilabel(loader.images.labels), loader.images.labels[epoch.order[places]]
+    labels = [named(row, classes) if several else classes[row] for row in rows]
     if mixes:
         loader.batch(epoch, 0, images)  # which mixes them in place
         labels = [a if a == b else f"{a} + {b}" for a, b in zip(labels, reversed(labels), strict=True)]
@@ -135,35 +139,44 @@ def read_contents(run_dir: Path, data: Any = None) -> Contents:
     """
     files, tables = _files(run_dir)
     card = read_card(files[CARD], run_dir)
-    refuse_multilabel(card, run_dir, "report", "read result.json, or the tables of predictions")
     result = Facts(str(run_dir / RESULT), parse_object(files[RESULT], str(run_dir / RESULT), _FIX), _FIX)
     summary = summary_of(result)
     there, batch, problem = _data(run_dir, files[RECIPE], card, data)
     framing = read_pixels(card, run_dir, files[RECIPE])
-    parts, same = dict[str, Judged](), dict[str, Images]()
+    parts, several, same = dict[str, Judged](), dict[str, Several](), dict[str, Images]()
     for part in tables:
-        table = load_predictions(run_dir, part)  # type: ignore[arg-type]
         images = None if there is None else there.parts.get(part)
-        if images is not None and not _same(images, table, card.classes):
+        if card.thresholds is None:
+            table = load_predictions(run_dir, part)  # type: ignore[arg-type]
+            paths, labels = table["path"], table["label"]
+            known = [] if images is None else [card.classes[label] for label in images.labels]
+        else:
+            marked, logits = load_multilabel(run_dir, part)  # type: ignore[arg-type]
+            paths, labels = marked.path, marked.labels.tolist()
+            known = [] if images is None else images.labels.tolist()
+        if images is not None and not (known == labels and _same(images, paths)):
             images, problem = None, problem or f"the {_PARTS[part]} images are not those that the run predicted"
         if images is not None:
             same[part] = images
         opening = None if images is None else partial(opened, images, framing)
         if opening is None and card.photos:  # some may lie where they did
-            opening = partial(opened_at, table["path"], framing)
-        parts[part] = judged_in(table, card.classes, card.temperature, opening)
-    name = Facts(str(run_dir / CARD), parse_object(files[CARD], str(run_dir / CARD)), _FIX).inner("data").text("name")
-    return Contents(str(run_dir), name, card.preprocess.size, card.classes, summary, parts, batch, problem, same)
+            opening = partial(opened_at, paths, framing)
+        if card.thresholds is None:
+            parts[part] = judged_in(table, card.classes, card.temperature, opening)
+        else:
+            cuts = np.array(card.thresholds)
+            several[part] = Several(marked.labels, logits, cuts, paths.__getitem__, opening)
+    of_data = Facts(str(run_dir / CARD), parse_object(files[CARD], str(run_dir / CARD)), _FIX).inner("data")
+    head = str(run_dir), of_data.text("name"), card.preprocess.size, card.classes, summary
+    return Contents(*head, parts, batch, problem, same, several)
 
 
 _PARTS = {"val": "validation", "test": "test"}
 
 
-def _same(images: Images, table: Predictions, classes: Sequence[str]) -> bool:
+def _same(images: Images, paths: Sequence[str]) -> bool:
     """Whether these are the images of a table, wherever their folder lies now."""
-    if len(images) != len(table["path"]) or [classes[label] for label in images.labels] != table["label"]:
-        return False
-    return all(path.endswith(name) for path, name in zip(table["path"], images.names, strict=True))
+    return len(images) == len(paths) and all(map(str.endswith, paths, images.names))
 
 
 def _files(run_dir: Path) -> tuple[dict[str, bytes], list[str]]:

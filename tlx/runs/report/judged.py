@@ -72,7 +72,7 @@ def judged_by(spool: Spool, images: Images, framing: Framing, temperature: float
             softened.append(measured(logits / np.float64(temperature), labels)[1])
     first, probability, loss, margin = (np.concatenate(column) for column in zip(*columns, strict=True))
     calibrated = np.concatenate(softened) if softened else None
-    name, opening = partial(_name, images), partial(opened, images, framing)
+    name, opening = partial(path_of, images), partial(opened, images, framing)
     return Judged(images.labels, first, probability, loss, margin, calibrated, name, opening)
 
 
@@ -90,7 +90,8 @@ def judged_in(
     return Judged(labels, first, *figures, table["path"].__getitem__, opening)
 
 
-def _name(images: Images, row: int) -> str:
+def path_of(images: Images, row: int) -> str:
+    """Return the path or the name of an image."""
     return str(images.root / images.names[row]) if isinstance(images, FileImages) else images.names[row]
 
 

@@ -19,6 +19,7 @@ from tlx.runs.report.charts import Curve, Mark, curves, reliability_chart
 from tlx.runs.report.contents import Contents
 from tlx.runs.report.figures import confusion, interval, least_sure, most_wrong, reliability
 from tlx.runs.report.judged import Judged
+from tlx.runs.report.several import Several, shown_of
 from tlx.runs.report.summary import NONE, Summary, changes
 from tlx.runs.scores import class_scores
 
@@ -30,6 +31,7 @@ WRONG, UNSURE = 18, 12  # images of the most wrong and the least sure that are s
 CELL_ROWS, CELL_IMAGES = 6, 200  # images of a cell of the matrix, and of all cells
 POINTS, POINT_IMAGES = 2000, 300  # of a map, and how many of them have a thumbnail
 LONGEST = 80  # characters of a name in the page's data; tables wrap what is longer
+SECTIONS = ("batch", "wrong", "unsure", "matrix", "classes", "trust", "map", "several")  # that a template may lack
 GENERATOR = "tlx report"  # by which a page is known as one of tlx's
 
 Heat = Mapping[int, NDArray[np.float64]]
@@ -46,10 +48,13 @@ def page(contents: Contents, points: NDArray[Any] | None = None, explanations: H
     """
     pictures = Pictures(contents, explanations or {})
     part = words.main_part(contents)
-    judged = None if part is None else contents.parts[part]
+    judged = None if part is None else contents.parts.get(part)
+    several = None if part is None else contents.several.get(part)
     sections: dict[str, Any] = {"batch": pictures.batch()}
     if judged is not None:
         sections |= _of_judged(judged, contents, pictures)
+    if several is not None:
+        sections["several"] = shown_of(several, contents.classes, WRONG, pictures.tile)
     if judged is not None and points is not None:
         sections["map"] = _map(points, judged, pictures)
     changed, settled = changes(contents.summary.recipe)
@@ -70,7 +75,7 @@ def page(contents: Contents, points: NDArray[Any] | None = None, explanations: H
             gone=pictures.album.gone,
             data=pictures.data,
             explained=bool(explanations),
-            **{name: sections.get(name) for name in ("batch", "wrong", "unsure", "matrix", "classes", "trust", "map")},
+            **{name: sections.get(name) for name in SECTIONS},
         )
     )
 
@@ -151,7 +156,7 @@ class Pictures:
         smaller = any(sample.side < self.contents.size for sample in samples)
         return {"problem": "", "shots": shots, "smaller": smaller}
 
-    def tile(self, judged: Judged, row: int) -> int:
+    def tile(self, judged: Judged | Several, row: int) -> int:
         """The number of an image's thumbnail."""
         return self.album.add(row, None if judged.open is None else partial(judged.open, row))
 
@@ -279,17 +284,21 @@ def charts(summary: Summary) -> list[tuple[str, str]]:
     return [(name, curves(name, lines, marks, best, percent=name == "Accuracy")) for name, lines in _lines(summary)]
 
 
+_TITLES = {"loss": "Loss", "accuracy": "Accuracy", "average_precision": "Mean average precision"}
+
+
 def _lines(summary: Summary) -> list[tuple[str, list[Curve]]]:
     parts = (("train", "training", "c0"), ("val", "validation", "c1"))
     lines: list[tuple[str, list[Curve]]] = []
-    for name in ("loss", "accuracy"):
-        columns = [[getattr(epoch, f"{part}_{name}") for epoch in summary.epochs] for part, _, _ in parts]
+    for name in ("loss", "average_precision" if summary.multilabel else "accuracy"):
+        columns = [[getattr(epoch, f"{part}_{name}", None) for epoch in summary.epochs] for part, _, _ in parts]
         drawn = [
             Curve(label, colour, values)
             for (_, label, colour), values in zip(parts, columns, strict=True)
             if any(value is not None for value in values)
         ]
-        lines.append((name.capitalize(), drawn))
+        if drawn:
+            lines.append((_TITLES[name], drawn))
     return lines
 
 

@@ -77,11 +77,17 @@ def report(
         for number, run in enumerate(folders, 1):
             contents.append(read_contents(run))
             advance(number, len(folders))
+        if len({one.summary.multilabel for one in contents}) > 1:
+            problem = "images have one label each in some of these runs, and may have several in others"
+            raise TlxError(f"{problem}, so their figures cannot be compared", fix="compare those of one kind")
         text = comparison_of(contents)
         if target is None:
             target = _own_place(Path(REPORT))
     else:
         of_run = read_contents(folders[0], data)
+        if explain and of_run.summary.multilabel:
+            problem = f"explain needs one label for each image, but those of {of_run.run_dir} may have several"
+            raise TlxError(problem, fix="leave explain out")
         text = _explained(of_run, backend, display, model, head) if explain else page(of_run)
     content = text.encode(errors="backslashreplace")
     if target is not None:
@@ -142,8 +148,6 @@ def page_at_end(
 
     The arguments are those of `contents.contents_of`.
     """
-    if data.multilabel:
-        return b"", "report.html shows one label for each image, so it is not drawn where there may be several"
     try:
         return page(contents_of(result, card, data, loader, judged, spools)).encode(errors="backslashreplace"), ""
     except Exception as error:

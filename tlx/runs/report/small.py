@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from tlx.errors import as_html
@@ -33,7 +33,8 @@ def small(result: Result) -> str:
         f"{chosen}, {count(result.trainable_parameters, 'parameter')} trained, {clock(result.wall_seconds)}",
     )
     lines += [f'<div style="opacity:.75">{as_html(fact)}</div>' for fact in facts]
-    charts = "" if result.chosen else "".join(_sparkline(result.history, name) for name in ("loss", "accuracy"))
+    names = ("loss", "accuracy" if result.multilabel is None else "average_precision")
+    charts = "" if result.chosen else "".join(_sparkline(result.history, name) for name in names)
     pictures = "".join(
         f'<img alt="a mistake" src="{uri}" style="width:64px;height:64px;object-fit:contain;display:inline-block;'
         f'margin:0 6px 0 0;border-radius:4px;image-rendering:auto">'
@@ -50,6 +51,12 @@ def small(result: Result) -> str:
 
 
 def _verdict(result: Result) -> str:
+    if result.multilabel is not None:
+        for part, name in (("test", "test"), ("val", "validation")):
+            figures = result.multilabel[part]  # type: ignore[literal-required]
+            if figures is not None and figures["average_precision"] is not None:
+                return f"The mean average precision on the {name} images is {figures['average_precision']:.3f}"
+        return "There was no image to judge the model by"
     for part, accuracy in (("test", result.test_accuracy), ("validation", result.val_accuracy)):
         if accuracy is not None:
             return f"{percent(accuracy)} of the {part} images are classified correctly"
@@ -58,7 +65,7 @@ def _verdict(result: Result) -> str:
 
 def _sparkline(history: Sequence[HistoryEntry], name: str, width: int = 150, height: int = 44) -> str:
     """Draw the curves of one figure, with its last values."""
-    columns = [[epoch[f"{part}_{name}"] for epoch in history] for part in ("train", "val")]  # type: ignore[literal-required]
+    columns: list[list[Any]] = [[epoch.get(f"{part}_{name}") for epoch in history] for part in ("train", "val")]
     known = [value for column in columns for value in column if value is not None]
     if len(history) < 2 or not known:
         return ""
@@ -75,6 +82,7 @@ def _sparkline(history: Sequence[HistoryEntry], name: str, width: int = 150, hei
         lines += f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{points}"/>'
         last = percent(shown[-1][1]) if name == "accuracy" else f"{shown[-1][1]:.3g}"
         said.append(f'<span style="color:{colour}">{part} {last}</span>')
+    name = name.replace("_", " ")
     svg = f'<svg width="{width}" height="{height}" role="img" aria-label="{name} by epoch">{lines}</svg>'
     return f'<div><div style="opacity:.75">{name}</div>{svg}<div style="font-size:.85em">{", ".join(said)}</div></div>'
 

@@ -28,6 +28,7 @@ class Epoch:
     val_accuracy: float | None
     seconds: float
     train_images: int | None  # an earlier tlx did not say
+    val_average_precision: float | None = None  # of several labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Tried:
     value: float
     val_loss: float | None
     val_accuracy: float | None
+    val_average_precision: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class Summary:
     groups: tuple[GroupRow, ...] | None  # None: an earlier tlx did not say
     frozen: tuple[FrozenRow, ...] | None
     recipe: Mapping[str, Any]
+    multilabel: bool = False  # whether several labels may apply to an image
 
     @property
     def fitted(self) -> bool:
@@ -129,6 +132,7 @@ def summary_of(values: Facts) -> Summary:
         groups=tuple(map(_group, values.inners("groups"))) if values.has("groups") else None,
         frozen=tuple(map(_frozen, values.inners("frozen"))) if values.has("frozen") else None,
         recipe={RENAMED.get(name, name): value for name, value in recipe.items()},
+        multilabel=values.has("multilabel"),
     )
 
 
@@ -145,12 +149,14 @@ def _epoch(values: Facts) -> Epoch:
         val_accuracy=_real(values, "val_accuracy", 0, 1),
         seconds=values.real("seconds", 0, 1e12),
         train_images=values.whole("train_images") if values.has("train_images") else None,
+        val_average_precision=_real(values, "val_average_precision", 0, 1),
     )
 
 
 def _tried(values: Facts) -> Tried:
     loss = _real(values, "val_loss", _LEAST_LOSS, -_LEAST_LOSS)
-    return Tried(values.real("value"), loss, _real(values, "val_accuracy", 0, 1))
+    figures = (_real(values, name, 0, 1) for name in ("val_accuracy", "val_average_precision"))
+    return Tried(values.real("value"), loss, *figures)
 
 
 def _group(values: Facts) -> GroupRow:

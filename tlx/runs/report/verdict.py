@@ -9,6 +9,7 @@ import numpy as np
 from tlx.runs.report.contents import Contents
 from tlx.runs.report.figures import interval
 from tlx.runs.report.judged import Judged
+from tlx.runs.report.several import shown_of
 
 NBSP = "\u00a0"  # keeps a number and its unit on one line
 PARTS = {"test": "test", "val": "validation"}
@@ -25,12 +26,14 @@ class Verdict:
 
 def main_part(contents: Contents) -> str | None:
     """Return the part by which a run is judged: the test part, or without one the validation part."""
-    return next((part for part in PARTS if part in contents.parts), None)
+    return next((part for part in PARTS if part in contents.parts or part in contents.several), None)
 
 
 def verdict_of(contents: Contents) -> Verdict:
     """Say what came out."""
     summary, part = contents.summary, main_part(contents)
+    if part is not None and part in contents.several:
+        return _of_several(contents, part)
     if summary.test_accuracy is not None and part != "test":  # an earlier tlx kept no predictions
         line = f"{percent(summary.test_accuracy)} of the test images are classified correctly"
         return Verdict(line, (), trained(contents))
@@ -46,6 +49,27 @@ def verdict_of(contents: Contents) -> Verdict:
         f"{percent(accuracy)} of {count(len(judged), f'{PARTS[part]} image')} {verb(len(judged))} classified correctly"
     )
     return Verdict(line, tuple(_meaning(judged, accuracy, part, contents)), trained(contents))
+
+
+def _of_several(contents: Contents, part: str) -> Verdict:
+    shown = shown_of(contents.several[part], contents.classes, 0)
+    found, images = shown.figures, len(contents.several[part])
+    if found["average_precision"] is None:
+        line = f"No class applies to any of {count(images, f'{PARTS[part]} image')}, so nothing can be ranked"
+        return Verdict(line, (), trained(contents))
+    occurring = sum(row["images"] > 0 for row in found["classes"])
+    said = [
+        f"That is the mean over {count(occurring, 'class', 'classes')} of the average precision. Ranking the images at "
+        f"random would come to {shown.random:.3f}.",
+        f"With a threshold for each class, micro F1 is {found['micro_f1']:.3f} and macro F1 {found['macro_f1']:.3f}; "
+        f"all labels are right for {percent(shown.exact)} of the images.",
+    ]
+    if part == "val":
+        said.append(
+            "There is no test part; these images also chose the epoch and the thresholds, so figures are optimistic."
+        )
+    line = f"The mean average precision (mAP) on {count(images, f'{PARTS[part]} image')} is "
+    return Verdict(f"{line}{found['average_precision']:.3f}", tuple(said), trained(contents))
 
 
 def _meaning(judged: Judged, accuracy: float, part: str, contents: Contents) -> list[str]:
