@@ -19,7 +19,7 @@ import pytest
 import tlx
 from comparison.conftest import AXES, COMMON
 from support.run_files import saved_step
-from tlx.comparison.cells import HIDDEN, Lease, joined, read_failure, read_outcome, write_failure
+from tlx.comparison.cells import HIDDEN, joined, read_failure, read_outcome, take_lease, write_failure
 from tlx.comparison.drive import Running, _end
 from tlx.comparison.plan import make_plan
 from tlx.recipe import Recipe
@@ -69,14 +69,14 @@ def test_drivers_share_the_cells_and_take_over_what_a_killed_one_left(
 def test_a_killed_driver_keeps_the_lease_while_its_process_works_on(tmp_path: Path) -> None:
     plan = make_plan(Recipe(**COMMON, out=str(tmp_path)), seeds=2)
     with joined(plan):
-        lease = Lease.take(plan, "x")
-        assert lease is not None and Lease.take(plan, "x") is None
+        lease = take_lease(plan, "x")
+        assert lease is not None and take_lease(plan, "x") is None
         worker = subprocess.Popen(["sleep", "60"], pass_fds=[lease.file.fileno()])
         lease.release()
-        assert Lease.take(plan, "x") is None
+        assert take_lease(plan, "x") is None
         worker.kill()
         worker.wait()
-        free = Lease.take(plan, "x")
+        free = take_lease(plan, "x")
         assert free is not None
         free.release()
 
@@ -126,7 +126,7 @@ def test_ctrl_c_ends_the_cells_and_says_how_to_go_on(tmp_path: Path) -> None:
         err.splitlines()[-1].startswith("tlx: stopped; what was done is saved in ") and "Go on with: tlx compare" in err
     )
     assert read_outcome(plan, plan.cells[0]).state == "interrupted"
-    lease = Lease.take(plan, plan.cells[0].name)
+    lease = take_lease(plan, plan.cells[0].name)
     assert lease is not None
     lease.release()
 
@@ -134,7 +134,7 @@ def test_ctrl_c_ends_the_cells_and_says_how_to_go_on(tmp_path: Path) -> None:
 def test_a_process_that_the_system_kills_fails_here_and_is_not_remembered(tmp_path: Path) -> None:
     plan = make_plan(Recipe(**COMMON, out=str(tmp_path)), seeds=2)
     with joined(plan):
-        lease, process = Lease.take(plan, "x"), subprocess.Popen(["sleep", "60"])
+        lease, process = take_lease(plan, "x"), subprocess.Popen(["sleep", "60"])
         assert lease is not None
         process.kill()
         process.wait()
@@ -142,6 +142,6 @@ def test_a_process_that_the_system_kills_fails_here_and_is_not_remembered(tmp_pa
         outcome = _end(plan, Running(plan.cells[0], lease, process, log))
         assert outcome.state == "failed" and "ended by SIGKILL; the same command goes on" in outcome.problem
         assert read_outcome(plan, plan.cells[0]).state == "absent"
-        free = Lease.take(plan, "x")
+        free = take_lease(plan, "x")
         assert free is not None
         free.release()

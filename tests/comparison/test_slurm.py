@@ -22,9 +22,10 @@ from support.run_files import saved_step
 from support.slurm import missing, slurm
 from tlx.comparison.cells import HIDDEN, joined
 from tlx.comparison.compare import drive
+from tlx.comparison.jobs import RUNNING, read_parameters, split_parameters
 from tlx.comparison.plan import Plan, make_plan
-from tlx.comparison.slurm import FOLDER, RUNNING, read_parameters, refusal, run_by_jobs, split_parameters, work
-from tlx.errors import BackendUnavailable, Interrupted, RecipeError
+from tlx.comparison.slurm import FOLDER, PARAMETERS, answer_of, refusal, run_by_jobs, work
+from tlx.errors import BackendUnavailable, Interrupted, RecipeError, TlxError
 from tlx.recipe import Recipe
 from tlx.runs.interrupt import interruptible
 from tlx.signals import TIME_IS_UP
@@ -117,6 +118,36 @@ def test_a_job_that_dies_leaves_its_cells_to_the_next_command(tmp_path: Path) ->
     assert re.match(r"job \d+ has ended \(finished\).*; the same command goes on", problem)
 
 
+def test_a_cluster_that_takes_fewer_jobs_works_with_those(tmp_path: Path) -> None:
+    class Full(Local):
+        def submit(self, plan: Plan) -> str:
+            if self.jobs:
+                raise refusal("sbatch: error: Batch job submission failed: Job violates accounting/QOS policy", None)
+            return super().submit(plan)
+
+    plan, said = make_plan(Recipe(**{**COMMON, "epochs": 1, "out": str(tmp_path)}), seeds=2), list[str]()
+    queue = Full(plan)
+    with joined(plan):
+        outcomes = run_by_jobs(plan, queue, 2, said.append, lambda text: None, lambda text: None)
+    queue.wait()
+    assert {outcome.state for outcome in outcomes.values()} == {"finished"}
+    assert said[0].startswith("note: 2 jobs were asked for, and the cells are done by 1: Slurm takes no job: Batch job")
+    assert said[1] == f"1 job submitted: {next(iter(queue.jobs))}"
+
+
+def test_a_controller_that_is_silent_for_a_while_is_asked_again(tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    script = (
+        f"echo x >> {asked}; [ $(wc -l < {asked}) -gt 2 ] && echo 7 RUNNING && exit; echo error: timed out >&2; exit 1"
+    )
+    assert answer_of("sh", "-c", script, patience=60, pause=0.01) == ["7 RUNNING"]
+    assert len(asked.read_text().splitlines()) == 3
+    with pytest.raises(
+        TlxError, match=r"Slurm has not answered for 0 minutes; sh says: timed out\. Fix: the jobs go on"
+    ):
+        answer_of("sh", "-c", "echo 'error: timed out' >&2; exit 1", patience=0.05, pause=0.01)
+
+
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
@@ -131,12 +162,12 @@ def test_a_job_that_dies_leaves_its_cells_to_the_next_command(tmp_path: Path) ->
 )
 def test_a_wrong_parameter_is_named(texts: list[str], said: str) -> None:
     with pytest.raises(RecipeError, match=re.escape(said)):
-        read_parameters(split_parameters(texts))
+        read_parameters("slurm", PARAMETERS, split_parameters("slurm", texts))
 
 
 def test_parameters_are_those_of_a_job() -> None:
     texts = ["partition=gpu", "memory=16", "gpus=2", "time=90"]
-    found = read_parameters(split_parameters(texts))
+    found = read_parameters("slurm", PARAMETERS, split_parameters("slurm", texts))
     assert found == {"time": 90, "partition": "gpu", "mem": 16.0, "gpus_per_node": 2}
 
 
@@ -144,7 +175,7 @@ def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BackendUnavailable, match=r"there is no sbatch on this machine.*leave out --on slurm"):
         tlx.compare(**COMMON, **AXES, out=str(tmp_path / "c"), on="slurm")
-    with pytest.raises(RecipeError, match="parameters for Slurm, but the cells run here"):
+    with pytest.raises(RecipeError, match="parameters for slurm, but the cells run here"):
         tlx.compare(**COMMON, **AXES, out=str(tmp_path / "c"), slurm={"gpus": 1})
     with pytest.raises(RecipeError, match=r"on is 'slrum'\. Did you mean 'slurm'\?"):
         tlx.compare(**COMMON, **AXES, out=str(tmp_path / "c"), on="slrum")  # type: ignore[arg-type]
@@ -189,9 +220,9 @@ def test_drivers_here_and_on_slurm_share_a_folder_and_run_no_cell_twice(tmp_path
     assert [driver.returncode for driver in drivers] == [0, 0], said
     entries = [json.loads(out.splitlines()[-1]) for out, _ in said]
     assert entries[0] == entries[1]
-    for cell in plan.cells:  # nobody resumed one, so each has one process that ran all of it
-        log = (folder / HIDDEN / f"{cell.name}.log").read_text()
-        assert "resumed" not in log and log.count(f"epoch 1/{SLOW['epochs']}") <= 1
+    for cell in plan.cells:
+        log = (folder / HIDDEN / f"{cell.name}.log").read_text()  # of all processes that worked on it
+        assert "resumed" not in log and log.count(f"epoch 1/{SLOW['epochs']}") == 1
     logs = "".join(path.read_text() for path in (folder / HIDDEN / FOLDER).glob("*_0_log.out"))
     by_jobs = [cell for cell in plan.cells if f"{cell.label}: val" in logs]
     assert 0 < len(by_jobs) < len(plan.cells), "the driver here and the jobs both had a share"
@@ -202,22 +233,45 @@ def test_drivers_here_and_on_slurm_share_a_folder_and_run_no_cell_twice(tmp_path
 @pytest.mark.thorough
 @pytest.mark.parametrize("how", ["requeue", "time"])
 def test_a_job_that_is_put_back_into_the_queue_goes_on_from_its_save(tmp_path: Path, cluster: None, how: str) -> None:
-    folder = tmp_path / "c"
-    plan = plan_in(folder, **SLOW)
-    driver = started(folder, "--on=slurm", **SLOW)
+    folder, fields = tmp_path / "c", SLOW if how == "requeue" else {"epochs": 300}
+    plan = plan_in(folder, **fields)
+    driver = started(folder, "--on=slurm", **fields)
     first = plan.cells[0]
     until(lambda: saved_step(first.run_dir) > 5, "a save")
     (job,) = jobs_of(folder)
-    stop = ["scontrol", "requeue", job] if how == "requeue" else ["scancel", "--signal=USR2", job]
-    subprocess.run(stop, check=True)
-    _, err = driver.communicate(timeout=400)
+    # One minute is less than the 90 seconds before which Slurm warns: it does so the next time that it looks.
+    stop = ["requeue", job] if how == "requeue" else ["update", f"JobId={job}", "TimeLimit=1"]
+    subprocess.run(["scontrol", *stop], check=True)
+    log = folder / HIDDEN / FOLDER / f"{job}_0_log.err"
+    until(lambda: "DUE TO JOB REQUEUE" in log.read_text(), "a requeue")
+    if how == "time":  # or it would save and wait for two minutes again and again
+        subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=60"], check=True)
+    _, err = driver.communicate(timeout=550)
     assert driver.returncode == 0, err
     assert f"job {job} is queued" in err.partition(f"job {job} is running")[2]
     assert "resumed in epoch" in (folder / HIDDEN / f"{first.name}.log").read_text()
     assert jobs_of(folder) == [job]
-    whole = plan_in(tmp_path / "whole", **SLOW)
+    whole = plan_in(tmp_path / "whole", **fields)
     drive(whole, quiet=True)
     assert weights(plan) == weights(whole)
+
+
+@needs_slurm
+@pytest.mark.thorough
+def test_a_driver_outlasts_a_controller_that_does_not_answer(tmp_path: Path, cluster: None) -> None:
+    folder = tmp_path / "c"
+    plan = plan_in(folder, **SLOW)
+    driver = started(folder, "--on=slurm", **SLOW)
+    until(lambda: saved_step(plan.cells[0].run_dir) > 0, "a save")
+    controller = int((Path(os.environ["SLURM_CONF"]).parent / "slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGSTOP)
+    try:
+        time.sleep(25)  # squeue gives up after ten seconds
+        assert driver.poll() is None
+    finally:
+        os.kill(controller, signal.SIGCONT)
+    _, err = driver.communicate(timeout=400)
+    assert driver.returncode == 0, err
 
 
 @needs_slurm

@@ -15,7 +15,7 @@ CORE = Path(tlx.__file__).parent
 # From the bottom up. Files and folders of one line are siblings, which do not import each other.
 LAYERS = (
     ("errors", "files", "rng", "signals", "streams"),
-    ("atomic", "console"),
+    ("atomic", "console", "leases"),
     ("download", "loggers", "manifest", "processes"),
     ("backend",),
     ("data", "models", "conformance"),

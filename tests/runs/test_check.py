@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,6 +215,61 @@ def test_a_check_that_was_stopped_goes_on_where_it_was(photos: Path, monkeypatch
     last = -1
     tlx.check(photos, quiet=True)
     assert len(done) == 20 and len(reads) == 12 and done.isdisjoint(reads)
+
+
+SHARING = """
+import json, os, signal, sys, threading, time
+import tlx
+from tlx.audit import facts
+
+data, counts, killed_at = sys.argv[1:]
+facts.SHARE_SIZE, facts.SAVE_SECONDS, facts.YOUNG, read = 4, 0.0, -60.0, facts._read
+lock, seen = threading.Lock(), []
+
+def counted(images, spans, index):
+    with lock, open(f"{counts}/{os.getpid()}", "a") as file:
+        if len(seen) == int(killed_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen.append(index)
+        file.write(f"{spans[index][0]}\\n")
+        file.flush()
+        time.sleep(0.05)  # so that each process gets some
+    return read(images, spans, index)
+
+facts._read = counted
+print("ready", flush=True)
+sys.stdin.readline()
+print(json.dumps(tlx.check(data, quiet=True).to_dict()))
+"""
+
+
+def test_processes_share_the_photos_and_read_each_once_though_one_is_killed(photos: Path, tmp_path: Path) -> None:
+    counts = tmp_path / "counts"
+    counts.mkdir()
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+
+    def checks(cache: str, *killed_at: int) -> list[subprocess.Popen[str]]:
+        environment = {**os.environ, "TLX_CACHE": str(tmp_path / cache)}
+        command = [sys.executable, "-c", SHARING, str(photos), str(counts)]
+        processes = [subprocess.Popen([*command, str(at)], env=environment, **pipes) for at in killed_at]
+        assert all(process.stdout.readline() == "ready\n" for process in processes)
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            while not (counts / str(process.pid)).exists() and process.poll() is None:
+                time.sleep(0.01)  # the first has begun before the second may
+        return processes
+
+    killed, *others = checks("shared", 4, 99, 99)
+    said = [process.communicate(timeout=60)[0] for process in (killed, *others)]
+    assert [process.returncode for process in (killed, *others)] == [-9, 0, 0]
+    of_killed, *of_others = [(counts / str(process.pid)).read_text().split() for process in (killed, *others)]
+    assert len(of_killed) == 4 and all(of_others)
+    read = [path for paths in of_others for path in paths]
+    assert len(set(read)) == len(read), "none of them is read by both"
+    assert set(read) | set(of_killed) == {str(path) for path in photos.rglob("*.jpg")}
+    (alone,) = checks("alone", 99)
+    assert [alone.communicate(timeout=60)[0]] * 2 == said[1:]
 
 
 def test_near_pairs_are_those_that_comparing_all_with_all_finds() -> None:

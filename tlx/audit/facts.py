@@ -1,17 +1,23 @@
 """What is known of each image of a data set: size, kind, and hashes by which copies and near copies are found.
 
 Reading photos takes most of the time, so that what was found is kept in the cache, by path, inode, size and times of
-the file: a check that was killed goes on where it was, and one of the same photos again takes seconds.
+the file: a check that was killed goes on where it was, and one of the same photos again takes seconds. Processes that
+check the same photos at the same time share them out, by leases beside the table.
 """
 
 from __future__ import annotations
 
+import fcntl
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from io import BytesIO
+from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +39,8 @@ from tlx.data.file_hashes import (
 )
 from tlx.data.file_hashes import ROW as HASH_ROW
 from tlx.data.images import decode, formats_up_to, orientation_of
-from tlx.errors import DataError
+from tlx.errors import DataError, TlxError
+from tlx.leases import Lease
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,6 +62,7 @@ FACT = np.dtype(
 GREY, CMYK, ROTATED, ANIMATED, DEEP, ALPHA, PLAIN, HASHED = (1 << bit for bit in range(8))
 VERSION = "checks-2"  # of the table; another one has another meaning
 SAVE_SECONDS, SHARE = 10.0, 20  # between two saves of what was read, and as many times as long as the last one took
+SHARE_SIZE, POLL = 1024, 0.2  # photos that a process takes at once, and seconds between two looks at what others read
 LARGEST = 2**30  # bytes of a file that is read as a photo
 SMALL = 64  # pixels a side, to which an image is reduced before it is hashed
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -119,20 +127,38 @@ def _of_files(images: FileImages, files: FileHashes, advance: Advance | None) ->
             problems[i] = outcome
         else:
             rows["key"][i], places[i] = outcome
-    store.look_up(rows)
+    rows = store.look_up(rows)
     unknown = [i for i in np.flatnonzero(rows["pixels"] == b"").tolist() if i not in problems]
     done = len(images) - len(unknown)
+    shares = deque([*block] for _, block in groupby(unknown, lambda i: i // SHARE_SIZE))
+    others = 0  # shares in a row that other processes read
     try:
-        for i, read in zip(unknown, in_threads(partial(_read, images, spans), unknown), strict=True):
-            done += 1
-            if isinstance(read, str):
-                problems[i] = read
-            else:
-                rows[i], lasting = read
-                store.add(rows[i], lasting)
-            if advance is not None:
-                advance(done, len(images))
+        while shares:
+            share = shares.popleft()
+            if not store.take(spans[share[0] // SHARE_SIZE * SHARE_SIZE]):
+                shares.append(share)
+                if (others := others + 1) >= len(shares):
+                    store.save()  # or two processes would wait for each other
+                    time.sleep(POLL)
+                    others = 0
+                continue
+            others = 0
+            store.refresh()
+            rows[share] = store.look_up(rows[share])
+            left = [i for i in share if rows["pixels"][i] == b""]
+            done += len(share) - len(left)
+            for i, read in zip(left, in_threads(partial(_read, images, spans), left), strict=True):
+                done += 1
+                if isinstance(read, str):
+                    problems[i] = read
+                else:
+                    rows[i], lasting = read
+                    store.add(rows[i], lasting)
+                if advance is not None:
+                    advance(done, len(images))
+            store.done()
     finally:  # what was read before a stop need not be read again
+        store.done()
         store.save()
     return Facts(rows, problems, places)
 
@@ -143,15 +169,41 @@ class _Store:
     def __init__(self, images: FileImages, files: FileHashes) -> None:
         kind = VERSION if can_hash() else f"{VERSION}-plain"  # without hashes, photos are to be read again once it is
         self.root, self.files, self.file = images.root, files, table_file(images.root, kind)
+        self.stamp = _stamp(self.file)  # of the table, before it was read
         self.table, self.fresh, self.saved = read_table(self.file, FACT), list[Fact](), time.monotonic()
         self.took = 0.0  # seconds of the last save
+        self.leases = self.file.parent.with_name(f"{kind}-leases") / self.file.name
+        self.lease: tuple[Path, Lease] | None = None  # of what is read now
+        self.unsaved: list[tuple[Path, Lease]] = []  # of what was read, until it is in the table
 
-    def look_up(self, rows: Fact) -> None:
-        """Fill in the rows whose key is known."""
+    def look_up(self, rows: Fact) -> Fact:
+        """Return rows, filled in where their key is known."""
         if len(self.table):
             at = np.minimum(np.searchsorted(self.table["key"], rows["key"]), len(self.table) - 1)
             known = (self.table["key"][at] == rows["key"]) & (rows["key"] != b"")
             rows[known] = self.table[at[known]]
+        return rows
+
+    def take(self, first: Span) -> bool:
+        """Take the photos from this one on; False where another process reads them."""
+        path = self.leases / hash_of(f"{first}".encode("utf-8", "surrogateescape")).hex()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lease = Lease.take(path)
+        except OSError:  # without a cache nothing is shared
+            return True
+        self.lease = None if lease is None else (path, lease)
+        return lease is not None
+
+    def done(self) -> None:
+        """Keep the lease of what was taken until it is in the table."""
+        self.unsaved += [] if self.lease is None else [self.lease]
+        self.lease = None
+
+    def refresh(self) -> None:
+        """Read the table again if another process has written it."""
+        if (stamp := _stamp(self.file)) != self.stamp:
+            self.table, self.stamp = read_table(self.file, FACT), stamp
 
     def add(self, row: Fact, lasting: bool) -> None:
         """Remember a row, unless its file is too young to be known again."""
@@ -165,14 +217,34 @@ class _Store:
         started = time.monotonic()
         if self.fresh:
             fresh = np.array(self.fresh, dtype=FACT)
-            table = np.concatenate([fresh, read_table(self.file, FACT), self.table])
-            self.table = table[np.unique(table["key"], return_index=True)[1]]
-            write_table(self.file, self.table)
+            with suppress(OSError, TlxError), self._locked():
+                table = np.concatenate([fresh, read_table(self.file, FACT), self.table])
+                self.table = table[np.unique(table["key"], return_index=True)[1]]
+                write_table(self.file, self.table)
             hashes = np.zeros(len(fresh), HASH_ROW)
             hashes["key"], hashes["hash"] = fresh["key"], fresh["content"]
             self.files.learn(self.root, hashes)
-        self.fresh, self.saved = [], time.monotonic()
+        for path, lease in self.unsaved:
+            path.unlink(missing_ok=True)  # before it is given back; whoever waits for it finds all of it in the table
+            lease.release()
+        self.fresh, self.unsaved, self.saved = [], [], time.monotonic()
         self.took = self.saved - started
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Let no other process write the table, which would lose what this one adds."""
+        self.leases.mkdir(parents=True, exist_ok=True)
+        with (self.leases / "table").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """What tells that a table was written anew."""
+    with suppress(OSError):
+        status = file.stat()
+        return status.st_ino, status.st_size
+    return None
 
 
 def _stat(span: Span) -> tuple[bytes, Place] | str:

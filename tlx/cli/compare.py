@@ -32,10 +32,16 @@ def compare(
         Parameter(help="What of the validation part chooses. Default: accuracy, or mAP with several labels."),
     ] = None,
     jobs: Annotated[int, Parameter(help="How many cells run at the same time, each with its share of the cores.")] = 1,
-    on: Annotated[Literal["here", "slurm"], Parameter(help="Where the cells run; on Slurm as --jobs jobs.")] = "here",
+    on: Annotated[
+        Literal["here", "slurm", "ray"], Parameter(help="Where the cells run: on a cluster as --jobs jobs.")
+    ] = "here",
     slurm: Annotated[
         tuple[str, ...],
-        Parameter(help="A parameter of these jobs, such as partition=gpu; may be repeated.", negative=""),
+        Parameter(help="A parameter of the jobs on Slurm, such as partition=gpu; may be repeated.", negative=""),
+    ] = (),
+    ray: Annotated[
+        tuple[str, ...],
+        Parameter(help="What a cell gets of the Ray cluster, such as gpus=1; may be repeated.", negative=""),
     ] = (),
     dry_run: Annotated[
         bool, Parameter(help="Print the command of each cell, for any other engine to run.", negative="")
@@ -49,8 +55,8 @@ def compare(
     """
     from tlx.comparison.compare import PAGE, drive
     from tlx.comparison.compare import dry_run as commands
+    from tlx.comparison.jobs import split_parameters
     from tlx.comparison.plan import make_plan, read_grid
-    from tlx.comparison.slurm import split_parameters
     from tlx.runs.job import recipe_to_run
     from tlx.streams import tell
 
@@ -63,7 +69,8 @@ def compare(
         else:
             print("\n".join(map(printable, lines)))
         return 0
-    comparison = drive(plan, jobs, by=by, on=on, slurm=split_parameters(slurm))
+    slurm_values, ray_values = split_parameters("slurm", slurm), split_parameters("ray", ray)
+    comparison = drive(plan, jobs, by=by, on=on, slurm=slurm_values, ray=ray_values)
     if json:
         print_json(comparison.to_dict())
     else:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from tlx.atomic import write_json
 from tlx.comparison.commands import objects_of
 from tlx.comparison.plan import Cell, Plan
 from tlx.errors import TlxError, shown
 from tlx.files import read_regular
+from tlx.leases import Lease
 from tlx.manifest import CARD, HISTORY, MANIFEST, RECIPE, read_files, read_manifest
 from tlx.models.hub import HUB
 from tlx.recipe import Recipe
@@ -128,36 +129,11 @@ def clear_failures(plan: Plan) -> None:
         path.unlink(missing_ok=True)
 
 
-class Lease:
-    """The right to work on something, which the system takes back from a process that has ended.
-
-    Processes that inherit `file` share it, so a cell whose driver was killed is not given to another one while the
-    process that the driver had started still works on it.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-
-    @staticmethod
-    def take(plan: Plan, name: str) -> Lease | None:
-        """Return the lease of what has this name; None where another process has it."""
-        path = plan.folder / HIDDEN / f"{name}.lock"
-        with writing(path):
-            file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.close()
-            if isinstance(error, BlockingIOError):
-                return None
-            raise TlxError(
-                f"{path} cannot be locked: {error.strerror}", fix="choose another folder with out"
-            ) from error
-        return Lease(file)
-
-    def release(self) -> None:
-        """Give it back."""
-        self.file.close()
+def take_lease(plan: Plan, name: str) -> Lease | None:
+    """Return the right to work on what has this name; None where another process has it."""
+    path = plan.folder / HIDDEN / f"{name}.lock"
+    with writing(path, fix="choose another folder with out"):
+        return Lease.take(path)
 
 
 @contextmanager
@@ -186,10 +162,10 @@ def is_run(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in (MANIFEST, RECIPE))
 
 
-def last_line(log: Path) -> str:
-    """Return the line in which a command of tlx said what was wrong; "" where it said nothing."""
+def last_line(log: Path, begin: int = 0) -> str:
+    """Return the line in which a command of tlx said what was wrong, from a byte on; "" where it said nothing."""
     with suppress(OSError):
-        text = read_regular(log).decode(errors="replace")
+        text = read_regular(log)[begin:].decode(errors="replace")
         lines = [line for line in text.splitlines() if line.strip()]
         told = [line.removeprefix("tlx: ") for line in lines if line.startswith("tlx: ")]
         return (told or lines or [""])[-1].strip()

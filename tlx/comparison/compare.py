@@ -18,10 +18,14 @@ from tlx.comparison.cells import joined
 from tlx.comparison.choice import Entry, PairedTest, entries_of, paired_tests, rank, with_test
 from tlx.comparison.commands import holds_objects, printed, run_arguments
 from tlx.comparison.drive import run_cells
+from tlx.comparison.jobs import read_parameters
 from tlx.comparison.plan import Grid, Plan, make_plan, recipe_file, vars_of
+from tlx.comparison.ray import PARAMETERS as RAY
+from tlx.comparison.ray import Ray, run_by_tasks
 from tlx.comparison.resampling import NAMES, By
 from tlx.comparison.shots import ShotsCurve, curve_rows, shots_curves
-from tlx.comparison.slurm import Slurm, read_parameters, run_by_jobs
+from tlx.comparison.slurm import PARAMETERS as SLURM
+from tlx.comparison.slurm import Slurm, run_by_jobs
 from tlx.comparison.statistics import LEVEL
 from tlx.comparison.testing import read_tests, unread_choice
 from tlx.console import styled
@@ -39,7 +43,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 PAGE = "compare.html"
-Place = Literal["here", "slurm"]
+Place = Literal["here", "slurm", "ray"]
+MOST = 1000  # jobs on a cluster
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -178,6 +183,7 @@ def compare(
     jobs: int = 1,
     on: Place = "here",
     slurm: Mapping[str, Any] | None = None,
+    ray: Mapping[str, Any] | None = None,
     quiet: bool = False,
     **fields: Unpack[RecipeFields],
 ) -> Comparison:
@@ -203,8 +209,9 @@ def compare(
         by: the figure of the validation part that chooses: accuracy (the default), balanced_accuracy or macro_f1; where
             several labels may apply to an image, average_precision, which is mAP.
         jobs: how many cells run at the same time, each with its share of the cores; on Slurm, how many jobs there are.
-        on: "here", or "slurm": jobs there run the cells, and this process waits for them and reads the test part.
+        on: "here", "slurm" or "ray": jobs there run the cells, and this process waits and reads the test part.
         slurm: parameters of these jobs: partition, time (minutes), memory (gigabytes), gpus, cpus and others.
+        ray: what each cell gets of the Ray cluster: cpus (1), gpus (0; with device="cuda" 1), memory (gigabytes).
         quiet: show nothing on stderr.
         **fields: recipe fields, which replace those of `recipe`; `out` is the folder of the comparison.
 
@@ -214,7 +221,7 @@ def compare(
         KeyboardInterrupt: a signal stopped the comparison; the text says how to go on.
     """
     plan = make_plan(recipe_to_run(recipe, fields), strategies, backends, models, seeds, grid, shots)
-    return drive(plan, jobs, quiet, by, on, slurm)
+    return drive(plan, jobs, quiet, by, on, slurm, ray)
 
 
 def drive(
@@ -224,28 +231,23 @@ def drive(
     by: By | None = None,
     on: Place = "here",
     slurm: Mapping[str, Any] | None = None,
+    ray: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """Run what a plan holds, and say what it comes to."""
-    if type(jobs) is not int or not 1 <= jobs <= max(64, len(cores())):
-        raise RecipeError(f"jobs is {shown(jobs)}; expected a whole number from 1 on, at most one for each core")
     if by is not None and by not in get_args(By):
         raise RecipeError(f"by is {shown(by)}.{closest(str(by), get_args(By))}")
-    if on not in get_args(Place):
-        raise RecipeError(f"on is {shown(on)}.{closest(str(on), get_args(Place))}")
-    if slurm and on != "slurm":
-        raise RecipeError("there are parameters for Slurm, but the cells run here", fix="say on slurm too")
     first, display = plan.cells[0].recipe, Display(quiet)
-    if on == "slurm" and holds_objects(first):
-        problem = "data, model or head is a Python object, which no job on Slurm has"
-        raise RecipeError(problem, fix="leave out on")
-    parameters = read_parameters(slurm or {})
-    queue = Slurm(plan, parameters) if on == "slurm" else None
+    parameters = _parameters(on, jobs, slurm or {}, ray or {})
+    if on != "here" and holds_objects(first):
+        raise RecipeError(f"data, model or head is a Python object, which no job on {on} has", fix="leave out on")
     if jobs > 1 and holds_objects(first):
         raise RecipeError("data, model or head is a Python object, which only this process has", fix="use jobs=1")
+    queue = Slurm(plan, parameters) if on == "slurm" else None
     data = open_data(first)  # a mistake in it is said once, and not by every cell
     by = _by_of(data, by)
     if data.val is None:
         raise RecipeError("compare chooses by the validation part, but there is none", fix="raise val_fraction")
+    cluster = Ray(parameters) if on == "ray" else None
     with interruptible() as stop:
         saved = f"stopped; what was done is saved in {plan.folder}. Go on with: {stop.command}"
         stop.at(saved)
@@ -253,7 +255,9 @@ def drive(
         display.notes(plan.notes)
         with joined(plan):
             with _status(display) as show:
-                if queue is None:
+                if cluster is not None:
+                    outcomes = run_by_tasks(plan, cluster, jobs, display.say, show)
+                elif queue is None:
                     outcomes = run_cells(plan, jobs, display.say, show)
                 else:
                     outcomes = run_by_jobs(plan, queue, jobs, display.say, show, partial(_leave, stop))
@@ -266,6 +270,22 @@ def drive(
             comparison = _finished(plan, tested, paired_tests(tested, answers, by), unread, notes, by)
             write_page(comparison)
         return comparison
+
+
+def _parameters(on: Any, jobs: Any, slurm: Mapping[str, Any], ray: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of the jobs; raises RecipeError where they, their number or their place are wrong."""
+    if on not in get_args(Place):
+        raise RecipeError(f"on is {shown(on)}.{closest(str(on), get_args(Place))}")
+    most = max(64, len(cores())) if on == "here" else MOST
+    if type(jobs) is not int or not 1 <= jobs <= most:
+        what = "cells at the same time on this machine" if on == "here" else f"jobs on {on}"
+        raise RecipeError(f"jobs is {shown(jobs)}; expected a whole number from 1 to {most:,}: {what}")
+    for engine, values in (("slurm", slurm), ("ray", ray)):
+        if values and on != engine:
+            where = "run here" if on == "here" else f"run on {on}"
+            raise RecipeError(f"there are parameters for {engine}, but the cells {where}", fix=f"say on {engine}")
+    values, known = (ray, RAY) if on == "ray" else (slurm, SLURM)
+    return read_parameters(str(on), known, values)
 
 
 def _by_of(data: Data, by: By | None) -> By:

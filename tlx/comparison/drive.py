@@ -13,10 +13,11 @@ from typing import IO
 
 from tlx.atomic import write_atomic
 from tlx.backend.threads import cores
-from tlx.comparison.cells import HIDDEN, Lease, Outcome, is_run, last_line, read_outcome, settled, write_failure
+from tlx.comparison.cells import HIDDEN, Outcome, is_run, last_line, read_outcome, settled, take_lease, write_failure
 from tlx.comparison.commands import holds_objects, objects_of, run_arguments
 from tlx.comparison.plan import Cell, Plan, recipe_file
 from tlx.errors import TlxError
+from tlx.leases import Lease
 from tlx.runs.folder import writing
 from tlx.runs.job import run
 
@@ -33,6 +34,7 @@ class Running:
     lease: Lease
     process: subprocess.Popen[bytes]
     log: IO[bytes]
+    begin: int = 0  # of what it writes, in the log of all that worked on the cell
 
 
 def run_cells(plan: Plan, jobs: int, say: Say, show: Say, wait: bool = True) -> dict[str, Outcome]:
@@ -54,7 +56,7 @@ def run_cells(plan: Plan, jobs: int, say: Say, show: Say, wait: bool = True) -> 
                     left += pending[place:]
                     break
                 outcome = settled(plan, cell)
-                if outcome is None and (lease := Lease.take(plan, cell.name)) is not None:
+                if outcome is None and (lease := take_lease(plan, cell.name)) is not None:
                     # Another driver may have finished it between the look and the lease.
                     if (outcome := settled(plan, cell)) is not None:
                         lease.release()
@@ -96,9 +98,10 @@ def _start(plan: Plan, cell: Cell, lease: Lease, jobs: int) -> Running:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(cores()) // jobs)))
     path = plan.folder / HIDDEN / f"{cell.name}.log"
     with writing(path):
-        log = path.open("wb")
+        log = path.open("ab")
+    begin = log.tell()
     process = start_tlx(arguments, log, lease, environment)
-    return Running(cell, lease, process, log)
+    return Running(cell, lease, process, log, begin)
 
 
 def _end(plan: Plan, ended: Running) -> Outcome:
@@ -111,7 +114,8 @@ def _end(plan: Plan, ended: Running) -> Outcome:
         code = ended.process.returncode
         if code < 0:
             return Outcome("failed", f"its process was ended by {signal.Signals(-code).name}; the same command goes on")
-        problem = last_line(plan.folder / HIDDEN / f"{ended.cell.name}.log") or f"its process ended with code {code}"
+        said = last_line(plan.folder / HIDDEN / f"{ended.cell.name}.log", ended.begin)
+        problem = said or f"its process ended with code {code}"
         if code < 128:  # otherwise a signal stopped it
             write_failure(plan, ended.cell, problem)
         return Outcome("failed", problem)

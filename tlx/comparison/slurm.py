@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from tlx.comparison.cells import HIDDEN, Lease, Outcome, joined, last_line, settled
-from tlx.comparison.drive import OTHERS, Say, line_of, run_cells
-from tlx.comparison.plan import Cell, Plan
+from tlx.comparison.cells import HIDDEN, Outcome, last_line
+from tlx.comparison.drive import OTHERS, Say, line_of
+from tlx.comparison.jobs import RUNNING, WAITING, Parameters, Queue, count, gigabytes, held, take_cells, taken
+from tlx.comparison.plan import Plan
 from tlx.errors import BackendUnavailable, Interrupted, RecipeError, TlxError, closest, shown
 from tlx.runs.interrupt import interruptible
 from tlx.signals import TIME_IS_UP
 
 EXTRA = 'pip install "tlx[cluster]"'
 FOLDER = "slurm"  # below HIDDEN: what submitit writes of each job, and what the job says
-WAITING, RUNNING = "queued", "running"
 STATES = {"PENDING": WAITING, "CONFIGURING": WAITING, "REQUEUED": WAITING, "SUSPENDED": WAITING, "RUNNING": RUNNING}
+MINUTES = 60  # that a job has where `time` is not given
+PATIENCE, PAUSE = 600.0, 5.0  # seconds for which a silent controller is asked again, and between two tries
 ENDING_SOON = 90  # seconds before its time is over in which a job saves and goes back into the queue
 
 
@@ -32,18 +33,6 @@ def _minutes(text: str) -> int:
     return int(text)
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise ValueError("a whole number from 1 on")
-    return int(text)
-
-
-def _gigabytes(text: str) -> float:
-    if not re.fullmatch(r"\d+(\.\d+)?", text) or not float(text):
-        raise ValueError("a number of gigabytes, such as 16")
-    return float(text)
-
-
 def _text(text: str) -> str:
     if not text:
         raise ValueError("a text")
@@ -51,12 +40,12 @@ def _text(text: str) -> str:
 
 
 # What --slurm takes: the name that submitit has for it, and what reads its value.
-PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+PARAMETERS: Parameters = {
     "partition": ("partition", _text),
     "time": ("time", _minutes),
-    "memory": ("mem", _gigabytes),
-    "cpus": ("cpus_per_task", _count),
-    "gpus": ("gpus_per_node", _count),
+    "memory": ("mem", gigabytes),
+    "cpus": ("cpus_per_task", count),
+    "gpus": ("gpus_per_node", count),
     "account": ("account", _text),
     "qos": ("qos", _text),
     "constraint": ("constraint", _text),
@@ -64,43 +53,6 @@ PARAMETERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "nodelist": ("nodelist", _text),
     "exclude": ("exclude", _text),
 }
-
-
-def read_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a job as submitit names them; raises RecipeError where one is unknown or wrong."""
-    parameters: dict[str, Any] = {"time": 60}
-    for name, value in values.items():
-        if name not in PARAMETERS:
-            raise RecipeError(f"slurm: there is no parameter {shown(name)}.{closest(str(name), PARAMETERS)}")
-        known, read = PARAMETERS[name]
-        try:
-            parameters[known] = read(str(value).strip())
-        except ValueError as error:
-            raise RecipeError(f"slurm: {name} is {shown(value)}; expected {error}") from None
-    return parameters
-
-
-def split_parameters(texts: Sequence[str]) -> dict[str, str]:
-    """Read texts such as ``partition=gpu``."""
-    pairs = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not value:
-            raise RecipeError(f"slurm is {shown(text)}; expected a parameter and its value, such as partition=gpu")
-        if name in pairs:
-            raise RecipeError(f"slurm: {name} is given twice", fix="give it once")
-        pairs[name] = value
-    return pairs
-
-
-class Queue(Protocol):
-    """Takes jobs, and says what has become of them."""
-
-    def submit(self, plan: Plan) -> str:
-        """Start a worker on a plan, now or later; return the name of its job."""
-
-    def states(self) -> dict[str, str]:
-        """Return the jobs of this folder that are known: "queued", "running" or how it ended, by name."""
 
 
 class Slurm:
@@ -121,7 +73,7 @@ class Slurm:
         self.executor = submitit.SlurmExecutor(folder=self.folder)
         self.executor.update_parameters(
             **{"job_name": "tlx", "signal_delay_s": ENDING_SOON, "additional_parameters": {"requeue": True}},
-            **parameters,
+            **{"time": MINUTES, **parameters},
         )
 
     def submit(self, plan: Plan) -> str:
@@ -134,12 +86,29 @@ class Slurm:
     def states(self) -> dict[str, str]:
         """Ask squeue, which for some minutes knows what has ended too."""
         own = {path.name.partition("_")[0] for path in self.folder.glob("*_submission.sh")}
-        command = ["squeue", "--me", "--noheader", "--states=all", "--format=%A %T"]
-        answer = subprocess.run(command, capture_output=True, text=True)
-        if answer.returncode:
-            raise TlxError(f"squeue says: {last_said(answer.stderr)}", fix="ask again with the same command")
-        lines = [line.split() for line in answer.stdout.splitlines()]
+        lines = [line.split() for line in answer_of("squeue", "--me", "--noheader", "--states=all", "--format=%A %T")]
         return {job: STATES.get(state, state.lower()) for job, state in lines if job in own}
+
+
+def answer_of(*command: str, patience: float = PATIENCE, pause: float = PAUSE) -> list[str]:
+    """Return the lines of a command of Slurm, asked again for some seconds while the controller does not answer.
+
+    Raises:
+        TlxError: it has not answered in all that time.
+    """
+    begin = time.monotonic()
+    while True:
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=max(pause, 1) * 10)
+            if not answer.returncode:
+                return answer.stdout.splitlines()
+            said = last_said(answer.stderr)
+        except subprocess.TimeoutExpired:
+            said = "nothing"
+        if time.monotonic() - begin > patience:
+            problem = f"Slurm has not answered for {patience / 60:.0f} minutes; {command[0]} says: {said}"
+            raise TlxError(problem, fix="the jobs go on; look again with the same command")
+        time.sleep(pause)
 
 
 def last_said(text: str) -> str:
@@ -162,9 +131,9 @@ def work(plan: Plan) -> None:
     os.environ.pop("SLURM_STEP_NUM_TASKS", None)  # the runs are processes of their own, and no tasks of this step
     signal.signal(TIME_IS_UP, signal.SIG_DFL)  # submitit's handler would not wait until the run is saved
     try:
-        with interruptible() as stop, joined(plan, afresh=False):
+        with interruptible() as stop:
             stop.at("the job was stopped; what was done is saved")
-            run_cells(plan, 1, lambda text: print(text, flush=True), lambda text: None, wait=False)
+            take_cells(plan)
     except Interrupted as error:
         # Slurm sends this before the time is over. What it preempts, or requeues, it puts into the queue by itself.
         if error.signum != TIME_IS_UP or "SLURM_JOB_ID" not in os.environ:
@@ -179,11 +148,19 @@ def run_by_jobs(plan: Plan, queue: Queue, jobs: int, say: Say, show: Say, told: 
     jobs, as often as there are more of them.
     """
     pending, outcomes, total = list(plan.cells), dict[str, Outcome](), len(plan.cells)
-    _take(plan, pending, outcomes)  # what was finished before is not news
+    taken(plan, pending, outcomes)  # what was finished before is not news
     seen = active(queue.states())
     if seen:
         say(f"{_counted(len(seen))} of an earlier command still there: {', '.join(sorted(seen))}")
-    own = [queue.submit(plan) for _ in range(min(jobs, len(pending)) - len(seen))]
+    own: list[str] = []
+    for _ in range(min(jobs, len(pending)) - len(seen)):
+        try:
+            own.append(queue.submit(plan))
+        except TlxError as error:
+            if not (seen or own):
+                raise
+            say(f"note: {jobs} jobs were asked for, and the cells are done by {len(seen) + len(own)}: {error.problem}")
+            break
     if own:
         say(f"{_counted(len(own))} submitted: {', '.join(own)}")
     watched, last = [*seen, *own], {**seen, **dict.fromkeys(own, WAITING)}
@@ -196,17 +173,17 @@ def run_by_jobs(plan: Plan, queue: Queue, jobs: int, say: Say, show: Say, told: 
                 say(f"job {job} is {state}" if state in (WAITING, RUNNING) else f"job {job} has ended: {state}")
         last = now
         before = len(outcomes)  # after the states: a job that has ended has written all that it will
-        for number, cell in enumerate(_take(plan, pending, outcomes), before + 1):
+        for number, cell in enumerate(taken(plan, pending, outcomes), before + 1):
             say(line_of(cell, outcomes[cell.name], number, total))
         at_work = active(now)
-        held = [] if at_work else [cell for cell in pending if _held(plan, cell)]
-        if pending and not at_work and not held:
+        others = [] if at_work else [cell for cell in pending if held(plan, cell)]
+        if pending and not at_work and not others:
             for cell in pending:
                 outcomes[cell.name] = Outcome("failed", _unfinished(plan, now))
             break
         failed = sum(outcome.state == "failed" for outcome in outcomes.values())
         counts = [f"{list(now.values()).count(state)} {state}" for state in (WAITING, RUNNING)]
-        waiting = ", ".join(counts) if at_work else f"{len(held)} cells with other drivers"
+        waiting = ", ".join(counts) if at_work else f"{len(others)} cells with other drivers"
         show(f"{len(outcomes) - failed} of {total} cells finished, {failed} failed; jobs: {waiting}")
         time.sleep(OTHERS if pending else 0)
     return outcomes
@@ -215,24 +192,6 @@ def run_by_jobs(plan: Plan, queue: Queue, jobs: int, say: Say, show: Say, told: 
 def active(states: Mapping[str, str]) -> dict[str, str]:
     """Return the jobs that wait or run."""
     return {job: state for job, state in states.items() if state in (WAITING, RUNNING, "completing")}
-
-
-def _take(plan: Plan, pending: list[Cell], outcomes: dict[str, Outcome]) -> list[Cell]:
-    """Move the cells that have come to something from `pending` to `outcomes`, and return them."""
-    done = []
-    for cell in list(pending):
-        if (outcome := settled(plan, cell)) is not None:
-            outcomes[cell.name] = outcome
-            pending.remove(cell)
-            done.append(cell)
-    return done
-
-
-def _held(plan: Plan, cell: Cell) -> bool:
-    if (lease := Lease.take(plan, cell.name)) is None:
-        return True
-    lease.release()
-    return False
 
 
 def _unfinished(plan: Plan, ended: Mapping[str, str]) -> str:

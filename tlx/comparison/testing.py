@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlx.comparison.cells import HIDDEN, Lease, last_line
+from tlx.comparison.cells import HIDDEN, last_line, take_lease
 from tlx.comparison.choice import Entry
 from tlx.comparison.commands import holds_objects, objects_of
 from tlx.comparison.drive import OTHERS, POLL, Say, start_tlx
@@ -16,6 +16,7 @@ from tlx.comparison.plan import Cell, Plan
 from tlx.comparison.resampling import Answers
 from tlx.errors import RunDamaged, TlxError
 from tlx.files import read_regular
+from tlx.leases import Lease
 from tlx.manifest import CARD, read_files
 from tlx.runs.card import read_card
 from tlx.runs.evaluation import evaluate
@@ -40,7 +41,7 @@ def read_tests(plan: Plan, entries: Sequence[Entry], say: Say) -> tuple[dict[str
         left = []
         for cell in pending:
             if not table_of(plan, cell).is_file():
-                if (lease := Lease.take(plan, cell.name)) is None:
+                if (lease := take_lease(plan, cell.name)) is None:
                     left.append(cell)
                     continue
                 try:

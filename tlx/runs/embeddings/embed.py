@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tlx.data.images import EXTENSIONS
 from tlx.errors import DataError, DataNotFound, TlxError, closest, shown
+from tlx.leases import Lease
 from tlx.manifest import RECIPE
 from tlx.recipe import Recipe
 from tlx.runs.classify import BadImages, Outcome, classify
@@ -113,20 +114,29 @@ def embed(
     rows = -(-rows // run.recipe.batch_size) * run.recipe.batch_size  # so that batches never depend on what was there
     facts = {**run.identity(), **_facts(run, data, kind, piece), "width": width}
     job = {**facts, "part_rows": rows, "batch_size": run.recipe.batch_size}
-    if before is not None:
-        done = _finished(before, Path(out), facts, found, piece, rows, display)
-        if folder_of(target).exists():  # it was killed as it removed them
-            with suppress(TlxError), parts_of(target, width, kind, job) as parts:
-                remove(parts)
-        return done
-    with parts_of(target, width, kind, job) as parts:
-        work = _Work(run, found, piece, parts, rows, rule == "skip", display)
-        count = work.all()
-        unreadable = {"count": work.unreadable, "first": work.first}
-        facts |= {"rows": work.rows, "unreadable": unreadable, "inputs": work.digest() if work.sure else None}
-        parts.join(target, count, facts)
-        remove(parts)
-    return Embedded(Path(out), work.rows, width, work.unreadable, work.computed, facts)
+    if before is None:
+        with parts_of(target, width, kind, job) as parts:
+            if isinstance(data, Iterator):  # which cannot be gone through again for what others leave
+                parts.alone()
+            if not os.path.lexists(target):  # otherwise another process has just joined them
+                work, computed = _Work(run, found, piece, parts, rows, rule == "skip", display), 0
+                while held := work.all():
+                    display.say(f"{len(held)} parts of {rows} images are with other processes")
+                    parts.wait(held)
+                    computed += work.computed
+                    found = find_items(data, data_root, run.recipe.max_pixels)
+                    work = _Work(run, found, piece, parts, rows, rule == "skip", display)
+                unreadable = {"count": work.unreadable, "first": work.first}
+                facts |= {"rows": work.rows, "unreadable": unreadable, "inputs": work.digest() if work.sure else None}
+                parts.finish(target, work.parts_seen, facts)
+                computed += work.computed
+                return Embedded(Path(out), work.rows, width, work.unreadable, computed, facts)
+        before = read_header(target)
+    done = _finished(before, Path(out), facts, found, piece, rows, display)
+    if folder_of(target).exists():  # it was killed as it removed them
+        with suppress(TlxError), parts_of(target, width, kind, job) as parts:
+            remove(parts)
+    return done
 
 
 def check_dtype(dtype: Any) -> Dtype:
@@ -194,51 +204,73 @@ class _Work:
         self.size = size
         self.rows = self.computed = self.seen = 0
         self.sure = True
-        self._parts = 0
+        self.parts_seen = 0
         self.unreadable = 0
         self.first: list[list[Any]] = []  # of them: index, name and problem
         self.images = BadImages(display)
         self._inputs = hashlib.sha256()
-        self._waiting: deque[tuple[int, list[Item], str, bool]] = deque()  # parts that are being computed
+        self._waiting: deque[tuple[int, list[Item], str, Lease]] = deque()  # parts that are being computed
+        self.held: list[int] = []  # parts that other processes compute
         self._started = self._said = time.monotonic()
 
     def digest(self) -> str:
         """Return what tells the images from others."""
         return self._inputs.hexdigest()
 
-    def all(self) -> int:
-        """Go through all images; return how many parts there are."""
-        with self.display.live(self.run.recipe), closing(classify(self.run, self._inputs_to_compute())) as outcomes:
-            pending: list[Outcome] = []
-            for outcome in outcomes:
-                pending += outcome
-                while self._waiting and len(pending) >= len(self._waiting[0][1]):
-                    number, items, inputs, sure = self._waiting.popleft()
-                    self._write(number, items, pending[: len(items)], inputs, sure)
-                    pending = pending[len(items) :]
+    def all(self) -> list[int]:
+        """Go through all images; return the parts that other processes compute, after which there is another look."""
+        try:
+            with self.display.live(self.run.recipe), closing(classify(self.run, self._inputs_to_compute())) as outcomes:
+                pending: list[Outcome] = []
+                for outcome in outcomes:
+                    pending += outcome
+                    while self._waiting and len(pending) >= len(self._waiting[0][1]):
+                        number, items, inputs, lease = self._waiting[0]
+                        self._write(number, items, pending[: len(items)], inputs)
+                        lease.release()
+                        self._waiting.popleft()
+                        pending = pending[len(items) :]
+        finally:
+            for *_, lease in self._waiting:
+                lease.release()
+        if self.held:
+            return self.held
         for note in self.found.notes.all():
             self.display.say(f"note: {note}")
         if not self.seen:
             expected = f"expected photos ({', '.join(sorted(EXTENSIONS))}), or a data set"
             raise DataError(f"no images: {expected}")
         self._conclude()
-        return self._parts
+        return []
 
     def _inputs_to_compute(self) -> Generator[Input, None, None]:
         """Yield the images of the parts that are not there yet."""
         every = self._of_shard()
         for chunk in iter(lambda: list(islice(every, self.size)), []):
-            number, self._parts = self._parts, self._parts + 1
+            number, self.parts_seen = self.parts_seen, self.parts_seen + 1
             inputs, sure = digest_of(chunk)
             self.sure = self.sure and sure
             self._inputs.update(inputs.encode())
-            part = self.parts.read(number)
-            if part is not None and sure and part.inputs == inputs and (self.skip or not part.bad):
+            if not sure:
+                self.parts.alone()
+            if (part := self._known(number, inputs)) is not None:
                 self._take(part, chunk)
                 continue
-            self._waiting.append((number, chunk, inputs, sure))
+            if (lease := self.parts.lease(number)) is None:
+                self.held.append(number)
+                continue
+            if (part := self._known(number, inputs)) is not None:  # written between the look and the lease
+                lease.release()
+                self._take(part, chunk)
+                continue
+            self._waiting.append((number, chunk, inputs, lease))
             for item in chunk:
                 yield item.input
+
+    def _known(self, number: int, inputs: str) -> Part | None:
+        """Return a part that is there, of the same images."""
+        part = self.parts.read(number) if self.sure else None
+        return part if part is not None and part.inputs == inputs and (self.skip or not part.bad) else None
 
     def _of_shard(self) -> Iterator[Item]:
         for item in self.found.items:
@@ -252,7 +284,7 @@ class _Work:
         for bad in part.bad:
             self._add(bad, names[bad.index] if bad.index in names else chunk[0].input)
 
-    def _write(self, number: int, items: list[Item], outcomes: list[Outcome], inputs: str, sure: bool) -> None:
+    def _write(self, number: int, items: list[Item], outcomes: list[Outcome], inputs: str) -> None:
         good: list[Item] = []
         rows: list[NDArray[np.float64]] = []
         bad: list[Bad] = []
@@ -266,7 +298,7 @@ class _Work:
                 rows.append(outcome)
                 self.images.say()
         vectors = np.array(rows).reshape(len(rows), self.parts.width)
-        self.parts.write(number, good, self._narrow(vectors, good), bad, inputs, sure)
+        self.parts.write(number, good, self._narrow(vectors, good), bad, inputs, self.sure)
         self.rows += len(good)
         self.computed += len(good)
         self._progress()

@@ -1,29 +1,32 @@
 """Embeddings while they are made: parts of some hundred rows in a folder beside the file, joined at the end.
 
 Each part is written in one step, with a digest of the images that it is of. So what was killed goes on after the last
-part, and images that changed meanwhile are computed again. The file itself appears only once it is whole.
+part, and images that changed meanwhile are computed again. The file itself appears only once it is whole. Any number of
+processes share the parts: each has a lease, and who is ready when nobody works any more joins them.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from tlx.atomic import replacing, write_json
 from tlx.errors import TlxError
 from tlx.files import read_regular
+from tlx.leases import Lease
 from tlx.runs.embeddings.file import KEY, ROWS, Dtype, as_text, import_pyarrow, opened, schema_of
 from tlx.runs.embeddings.items import Item
 from tlx.runs.facts import Facts, parse_object
@@ -31,6 +34,7 @@ from tlx.runs.folder import writing
 
 JOB, LOCK = "job.json", ".lock"
 GROUP = 2**25  # bytes of vectors in a row group of the file
+PATIENCE, POLL = 5.0, 0.1  # seconds for a lock that another process has alone, and between two looks at it
 LISTED = 100  # images that could not be read, in the metadata
 
 
@@ -72,6 +76,31 @@ class Parts:
     folder: Path
     width: int
     dtype: Dtype
+    lock: FolderLock
+
+    def lease(self, number: int) -> Lease | None:
+        """Return the right to compute a part; None where another process does."""
+        return Lease.take(self.folder / f".{number:08}.lock")
+
+    def wait(self, numbers: Iterable[int]) -> None:
+        """Wait until no other process computes any of these parts: it is written, or the process was killed."""
+        for number in numbers:
+            while (lease := self.lease(number)) is None:
+                time.sleep(POLL)
+            lease.release()
+
+    def alone(self) -> None:
+        """Exclude other processes, where nothing tells that they are given the same images; TlxError if there are."""
+        if not (self.lock.alone or self.lock.take()):
+            problem = "another process writes the same file, and nothing tells whether it has the same images"
+            raise TlxError(problem, fix="wait for it")
+
+    def finish(self, out: Path, count: int, facts: dict[str, Any]) -> None:
+        """Join the first `count` parts once nobody works on them, unless another process has; and remove them."""
+        self.lock.take(wait=True)
+        if not os.path.lexists(out):
+            self.join(out, count, facts)
+        remove(self)
 
     def path(self, number: int) -> Path:
         """Return where a part lies."""
@@ -142,37 +171,98 @@ class Parts:
 
 @contextmanager
 def parts_of(out: Path, width: int, dtype: Dtype, job: dict[str, Any]) -> Iterator[Parts]:
-    """Hold the folder of the parts of a file, new or begun by the same job; without a part it is removed again.
+    """Share the folder of the parts of a file with whoever does the same job; without a part it is removed again.
 
     Raises:
-        TlxError: the folder cannot be written, is held by another process, or holds something else.
+        TlxError: the folder cannot be written, is held by a process that shares nothing, or holds something else.
     """
     folder = folder_of(out)
-    with writing(folder):
+    with writing(folder), closing(_locked(folder, out, job)) as lock:
+        if not _is_fresh(folder):
+            _check(folder, out, job)
+        elif lock.alone:
+            write_json(folder / JOB, job)
+        else:
+            raise TlxError(f"another process is writing {out}", fix="wait for it")
+        if lock.alone:
+            for left in out.parent.glob(f".{escape(out.name[:40])}.{'[0-9a-f]' * 8}.tmp"):  # of a join that was killed
+                left.unlink(missing_ok=True)
+        lock.share()
+        if not lock.stands():
+            raise TlxError(f"another process has just written {out}", fix="repeat the call")
+        parts = Parts(folder, width, dtype, lock)
+        try:
+            yield parts
+        finally:
+            if folder.exists() and not parts.begun() and lock.take():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_fresh(folder: Path) -> bool:
+    """Whether nothing is in a folder but locks, and what a kill left of a file that was to be written."""
+    return all(name.startswith(".") for name in os.listdir(folder))
+
+
+class FolderLock:
+    """A lock of the folder: processes that do the same job share it, and who joins the parts has it alone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.file, self.alone = path, path.open("ab"), False
+        self.take()
+
+    def take(self, wait: bool = False) -> bool:
+        """Take the lock alone, if no other process has it too."""
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            self.alone = True
+        except BlockingIOError:
+            self.alone = False
+        return self.alone
+
+    def share(self) -> None:
+        """Share the lock with others; TlxError where one has it alone for long."""
+        deadline, self.alone = time.monotonic() + PATIENCE, False
+        while True:
+            try:
+                return fcntl.flock(self.file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    out = self.path.parent.name.removesuffix(".parts")
+                    raise TlxError(f"another process is writing {out}", fix="wait for it") from None
+                time.sleep(POLL)
+
+    def close(self) -> None:
+        """Give it back."""
+        self.file.close()
+
+    def stands(self) -> bool:
+        """Whether the file that is locked is still there: who has joined the parts removes it."""
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.stat(self.path), os.fstat(self.file.fileno()))
+        return False
+
+
+def _locked(folder: Path, out: Path, job: dict[str, Any]) -> FolderLock:
+    """Return the lock of a folder, which is made if it is not there: alone, or shared with others."""
+    while True:
         if os.path.lexists(folder) and not folder.is_dir():
             raise TlxError(f"{folder} is no folder, and the parts of {out.name} go there", fix="rename it")
-        # What begins with a dot is the lock, or what a kill left of a file that was to be written.
-        fresh = not folder.exists() or all(name.startswith(".") for name in os.listdir(folder))
-        if not fresh:
+        if folder.is_dir() and not os.path.lexists(folder / LOCK) and not _is_fresh(folder):
             _check(folder, out, job)
         folder.mkdir(exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=0.2)
         try:
-            lock.acquire()
-        except Timeout as error:
-            raise TlxError(f"another process is writing {out}", fix="wait for it") from error
-    parts = Parts(folder, width, dtype)
-    try:
-        if fresh:
-            write_json(folder / JOB, job)
-        for left in out.parent.glob(f".{escape(out.name[:40])}.{'[0-9a-f]' * 8}.tmp"):  # of a join that was killed
-            left.unlink(missing_ok=True)
-        yield parts
-    finally:
-        keep = folder.exists() and parts.begun()
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
+            lock = FolderLock(folder / LOCK)
+        except FileNotFoundError:  # another process has removed the folder meanwhile
+            continue
+        try:
+            if not lock.alone:
+                lock.share()
+            if lock.stands():
+                return lock
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
 
 
 def folder_of(out: Path) -> Path:
