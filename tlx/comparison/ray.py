@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing, redirect_stdout
 from dataclasses import replace
+from importlib import import_module
 from itertools import islice
 from typing import Any
 
@@ -38,7 +39,7 @@ class Ray:
     def __init__(self, parameters: Mapping[str, Any]) -> None:
         """Connect; raises BackendUnavailable where Ray or its cluster is missing."""
         try:
-            import ray
+            ray: Any = import_module("ray")
         except ImportError as error:
             raise BackendUnavailable("tasks on Ray need ray, which is not installed", fix=EXTRA) from error
         self.ray, self.parameters = ray, {"num_cpus": 1, **parameters}
