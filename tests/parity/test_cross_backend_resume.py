@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file
 
 import tlx
 from support.backends import FRAMEWORKS
+from support.processes import free_port, variables
 from support.run_files import saved_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs(*FRAMEWORKS)]
@@ -45,16 +47,21 @@ LIMITS = {"sgd": 1e-9, "adamw": 1e-9}
 CHILD = "import tlx; tlx.run(**{fields!r}, save_seconds=0)"
 
 
-def killed(out: Path, steps: int, **fields: Any) -> None:
-    """Start a run in a process of its own, and kill it once it has saved that many steps."""
-    code = CHILD.format(fields={**FIELDS, **fields, "out": str(out)})
-    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+def killed(out: Path, steps: int, processes: int = 1, **fields: Any) -> None:
+    """Start a run in processes of its own, and kill the last of them once so many steps are saved."""
+    code, port = CHILD.format(fields={**FIELDS, **fields, "out": str(out)}), free_port()
+    places = [variables(rank, processes, port) if processes > 1 else {} for rank in range(processes)]
+    *others, child = (
+        subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **place}, stderr=subprocess.PIPE, text=True)
+        for place in places
+    )
     deadline = time.monotonic() + 120
     while saved_step(out) < steps:
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()[1]
         time.sleep(0.001)
     child.kill()
-    child.communicate()
+    for each in (*others, child):
+        each.communicate(timeout=30)
     assert child.returncode == -signal.SIGKILL and not (out / "result.json").exists()
 
 
@@ -82,19 +89,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path
 
 # Killed before the unfreeze, so that the other backend crosses it, and after, so that momentum of both phases moves.
 @pytest.mark.parametrize(
-    ("first", "optimizer", "steps"),  # each pair of values
+    ("first", "optimizer", "steps", "processes"),  # each pair of the first three's values
     [
-        pytest.param("torch", "sgd", STEPS - 2, marks=pytest.mark.thorough),
-        ("torch", "adamw", STEPS + 2),
-        pytest.param("oneflow", "sgd", STEPS + 2, marks=pytest.mark.thorough),
-        pytest.param("oneflow", "adamw", STEPS - 2, marks=pytest.mark.thorough),
+        pytest.param("torch", "sgd", STEPS - 2, 3, marks=pytest.mark.thorough),
+        ("torch", "adamw", STEPS + 2, 1),
+        pytest.param("oneflow", "sgd", STEPS + 2, 1, marks=pytest.mark.thorough),
+        pytest.param("oneflow", "adamw", STEPS - 2, 3, marks=pytest.mark.thorough),
     ],
 )
 def test_a_killed_run_continues_on_the_other_backend(
-    first: str, optimizer: str, steps: int, whole: Callable[[str, str], Path], tmp_path: Path
+    first: str, optimizer: str, steps: int, processes: int, whole: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
     second = next(backend for backend in FRAMEWORKS if backend != first)
-    killed(tmp_path / "run", steps, backend=first, optimizer=optimizer)
+    killed(tmp_path / "run", steps, processes, backend=first, optimizer=optimizer)
     assert saved_step(tmp_path / "run") < 2 * STEPS
     result = tlx.run(resume=tmp_path / "run", backend=second, quiet=True)
     assert result.backend == second and result.epochs_run == 2
