@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
@@ -108,7 +109,8 @@ def embed(
     rule = _rule(on_bad_image, run)
     display = Display(quiet)
     before = read_header(target) if os.path.lexists(target) else None  # an error where it is something else
-    found = find_items(data, data_root, run.recipe.max_pixels, run.recipe.label_separator)
+    look = partial(find_items, data, data_root, run.recipe.max_pixels, run.recipe.label_separator)
+    found = look()
     width = run.width
     rows = max(1, min(PART_ROWS, PART_BYTES // (4 * width)))
     rows = -(-rows // run.recipe.batch_size) * run.recipe.batch_size  # so that batches never depend on what was there
@@ -124,7 +126,7 @@ def embed(
                     display.say(f"{len(held)} parts of {rows} images are with other processes")
                     parts.wait(held)
                     computed += work.computed
-                    found = find_items(data, data_root, run.recipe.max_pixels)
+                    found = look()
                     work = _Work(run, found, piece, parts, rows, rule == "skip", display)
                 unreadable = {"count": work.unreadable, "first": work.first}
                 facts |= {"rows": work.rows, "unreadable": unreadable, "inputs": work.digest() if work.sure else None}
