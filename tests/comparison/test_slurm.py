@@ -256,13 +256,18 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on_from_its_save(tmp_path: P
     assert weights(plan) == weights(whole)
 
 
+def with_a_save(folder: Path) -> subprocess.Popen[str]:
+    """Start a driver of jobs on Slurm, of which the first cell has saved."""
+    plan, driver = plan_in(folder, **SLOW), started(folder, "--on=slurm", **SLOW)
+    until(lambda: saved_step(plan.cells[0].run_dir) > 0, "a save")
+    return driver
+
+
 @needs_slurm
 @pytest.mark.thorough
 def test_a_driver_outlasts_a_controller_that_does_not_answer(tmp_path: Path, cluster: None) -> None:
     folder = tmp_path / "c"
-    plan = plan_in(folder, **SLOW)
-    driver = started(folder, "--on=slurm", **SLOW)
-    until(lambda: saved_step(plan.cells[0].run_dir) > 0, "a save")
+    driver = with_a_save(folder)
     controller = int((Path(os.environ["SLURM_CONF"]).parent / "slurmctld.pid").read_text())
     os.kill(controller, signal.SIGSTOP)
     try:
@@ -278,9 +283,7 @@ def test_a_driver_outlasts_a_controller_that_does_not_answer(tmp_path: Path, clu
 @pytest.mark.thorough
 def test_ctrl_c_leaves_the_jobs_and_the_same_command_looks_at_them_again(tmp_path: Path, cluster: None) -> None:
     folder = tmp_path / "c"
-    plan = plan_in(folder, **SLOW)
-    driver = started(folder, "--on=slurm", **SLOW)
-    until(lambda: saved_step(plan.cells[0].run_dir) > 0, "a save")
+    driver = with_a_save(folder)
     driver.send_signal(signal.SIGINT)
     _, err = driver.communicate(timeout=60)
     (job,) = jobs_of(folder)
@@ -296,9 +299,7 @@ def test_ctrl_c_leaves_the_jobs_and_the_same_command_looks_at_them_again(tmp_pat
 @pytest.mark.thorough
 def test_a_job_that_is_cancelled_leaves_its_cells_to_the_next_command(tmp_path: Path, cluster: None) -> None:
     folder = tmp_path / "c"
-    plan = plan_in(folder, **SLOW)
-    driver = started(folder, "--on=slurm", **SLOW)
-    until(lambda: saved_step(plan.cells[0].run_dir) > 0, "a save")
+    driver = with_a_save(folder)
     (job,) = jobs_of(folder)
     subprocess.run(["scancel", job], check=True)
     _, err = driver.communicate(timeout=120)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
@@ -19,6 +20,8 @@ import tlx
 from runs.test_serve import Served, form, started
 from support.multilabel import CLASSES, digits
 from tlx.data.multilabel import joined
+from tlx.leases import Lease
+from tlx.runs.embeddings.parts import folder_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -130,6 +133,21 @@ def test_embeddings_have_the_labels_of_each_image(listed: Path, run_dir: Path, t
     tlx.embed(run_dir, str(listed), tmp_path / "listed.parquet", quiet=True)  # whose labels the run's separator divides
     names = {*pq.read_table(tmp_path / "listed.parquet").to_pydict()["label"]}
     assert names == {"|".join(sorted(filter(None, (name or "").split("|")))) or None for name in found} > {None}
+
+
+def test_a_list_is_read_alike_when_another_process_had_a_part_of_it(
+    listed: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    alone, shared = tmp_path / "alone.parquet", tmp_path / "shared.parquet"
+    tlx.embed(run_dir, str(listed), alone, quiet=True)
+    folder_of(shared).mkdir()
+    lease = Lease.take(folder_of(shared) / ".00000000.lock")
+    assert lease is not None
+    waiting = Timer(3, lease.release)
+    waiting.start()
+    tlx.embed(run_dir, str(listed), shared, quiet=True)
+    assert not waiting.is_alive(), "it waited"
+    assert shared.read_bytes() == alone.read_bytes()
 
 
 def test_another_list_is_evaluated_by_the_separator_of_the_run(listed: Path, run_dir: Path) -> None:
