@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,20 +23,13 @@ from support.killed import in_a_process
 from tlx.backend import ParamSpec
 from tlx.data.images import ArrayImages
 from tlx.errors import DataError, DataNotFound, RunNotFound, TlxError
-from tlx.runs.embeddings import embed as embed_module
-from tlx.runs.embeddings import parts as parts_module
 from tlx.runs.embeddings.embedder import one_row_each
 from tlx.runs.embeddings.file import KEY, as_path, as_text, read_header
 from tlx.runs.embeddings.items import Shard, parse_shard
 from tlx.runs.embeddings.part import part_vectors
 
 QUIET: dict[str, Any] = {"quiet": True}
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batches in a part, so that a hundred images have several."""
-    monkeypatch.setattr(embed_module, "PART_ROWS", 32)
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 
 @pytest.fixture(scope="session")
@@ -146,76 +137,6 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(of_photos: tlx.Result
         if ends[-1] == 0:
             break
     assert ends[-1] == 0 and ends.count(-9) >= 4
-
-
-SHARING = """
-import os, signal, sys, time
-from pathlib import Path
-import tlx
-from tlx.runs.embeddings import embed
-from tlx.runs.embeddings.parts import Parts
-
-source, data, out, counts, killed_at = sys.argv[1:]
-embed.PART_ROWS, write, written = 32, Parts.write, []
-
-def counted(parts, number, *rest):
-    with (Path(counts) / str(number)).open("a") as file:
-        file.write(f"{os.getpid()}\\n")
-    if len(written) == int(killed_at):
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.2)  # so that each process gets some
-    written.append(number)
-    write(parts, number, *rest)
-
-Parts.write = counted
-print("ready", flush=True)
-sys.stdin.readline()
-print(tlx.embed(source, data, out, quiet=True).computed)
-"""
-
-
-def test_processes_share_the_parts_of_a_file_and_compute_each_once_though_one_is_killed(
-    of_photos: tlx.Result, photos: Path, tmp_path: Path
-) -> None:
-    folder, counts, alone = tmp_path / "shared", tmp_path / "counts", tmp_path / "alone.parquet"
-    tlx.embed(of_photos.run_dir, photos, alone, **QUIET)
-    folder.mkdir()
-    counts.mkdir()
-    out = folder / "photos.parquet"
-    common = [sys.executable, "-c", SHARING, str(of_photos.run_dir), str(photos), str(out), str(counts)]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([*common, str(killed_at)], **pipes) for killed_at in (1, 99, 99)]
-    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-        while not [*counts.iterdir()]:
-            time.sleep(0.01)  # the one that will be killed has begun before the others may
-    computed = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [-9, 0, 0]
-    assert out.read_bytes() == alone.read_bytes() and [*folder.iterdir()] == [out]
-    by = {int(path.name): path.read_text().split() for path in counts.iterdir()}
-    assert sorted(by) == [*range(13)]  # parts of 32 of 400 photos
-    assert {process for each in by.values() for process in each} == {str(process.pid) for process in processes}
-    again = [number for number, each in by.items() if len(each) > 1]
-    assert len(again) == 1 and by[again[0]][0] == str(processes[0].pid), "what the killed one had begun to write"
-    assert sum(map(int, computed[1:])) == 400 - 32  # and it had written one part
-
-
-def test_an_iterator_is_for_one_process(of_photos: tlx.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts_module, "PATIENCE", 0.2)
-    out, refused = tmp_path / "e.parquet", list[str]()
-
-    def pictures(inner: bool) -> Iterator[np.ndarray[Any, Any]]:
-        for level in range(70):
-            if inner and level == 50:  # a part was begun
-                with pytest.raises(TlxError) as caught:
-                    tlx.embed(of_photos.run_dir, pictures(False), out, **QUIET)
-                refused.append(str(caught.value))
-            yield np.full((8, 8, 3), level, np.uint8)
-
-    assert tlx.embed(of_photos.run_dir, pictures(True), out, **QUIET).images == 70
-    assert len(refused) == 1 and "another process is writing e.parquet" in refused[0]
 
 
 def test_what_was_computed_is_not_computed_again_unless_the_image_changed(
