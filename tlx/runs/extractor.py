@@ -1,11 +1,13 @@
 """The features of images by a frozen model: what enters its head. They are kept in the cache, by what is in the images.
 
 Another name or another order of the same images makes no difference; other weights or another preprocessing do.
+Processes that want the same features at the same time share them out, by leases beside them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from tlx.data.framing import Framing
 from tlx.data.loader import ahead
 from tlx.download import cache_folder
 from tlx.errors import TlxError
+from tlx.leases import Lease
 from tlx.models.weights import digest
 from tlx.models.zoo import Architecture, own_architecture
 from tlx.recipe import Recipe
@@ -38,6 +41,7 @@ from tlx.training.build import (
 from tlx.training.fit import Head, find_head
 
 SHARD = 1024  # images that are computed, and kept, together
+POLL = 0.2  # seconds between two looks at what other processes compute
 STRATEGY = "probe"  # names the head's demands in errors, and the weights to start from
 
 Features = NDArray[np.float32]
@@ -147,20 +151,52 @@ def features_of(
         advance: is told how many images of how many are done.
     """
     framing = extractor.framing_of(images)
-    identity, folder, shards = extractor.identity(framing), cache_folder() / "check-features", []
+    identity, folder = extractor.identity(framing), cache_folder() / "check-features"
     kept = not is_own(extractor.recipe)  # the code of a module of somebody's own may change, and its values not
-    for start in range(0, len(images), SHARD):
-        which = np.arange(start, min(start + SHARD, len(images)))
-        key = hashlib.sha256(identity + "\n".join(contents[start : start + SHARD]).encode()).hexdigest()[:32]
-        shard: Features = read_table(folder / key, np.dtype("<f4")) if kept else np.empty(0, np.float32)
-        if len(shard) != len(which) * extractor.head.width:
-            shard = _compute(extractor, images.select(which, images.labels[which]), framing)
-            if kept:
-                write_table(folder / key, shard)
-        shards.append(shard.reshape(len(which), -1))
-        if advance is not None:
-            advance(start + len(which), len(images))
-    return np.concatenate(shards) if shards else np.zeros((0, extractor.head.width), np.float32)
+    shards: dict[int, Features] = {}
+    left, done = [*range(0, len(images), SHARD)], 0
+    while left:
+        for start in left:
+            which = np.arange(start, min(start + SHARD, len(images)))
+            key = hashlib.sha256(identity + "\n".join(contents[start : start + SHARD]).encode()).hexdigest()[:32]
+            part = images.select(which, images.labels[which])
+            shard = _shared(extractor, part, framing, folder / key) if kept else _compute(extractor, part, framing)
+            if shard is not None:
+                shards[start] = shard
+                done += len(which)
+                if advance is not None:
+                    advance(done, len(images))
+        before, left = left, [start for start in left if start not in shards]
+        if len(left) == len(before):
+            time.sleep(POLL)
+    return np.concatenate(
+        [shards[start] for start in sorted(shards)] or [np.zeros((0, extractor.head.width), np.float32)]
+    )
+
+
+def _shared(extractor: Extractor, images: Images, framing: Framing, file: Path) -> Features | None:
+    """Read the features of some images from the cache, or compute and keep them; None where another process does."""
+
+    def known() -> Features | None:
+        values: Features = read_table(file, np.dtype("<f4"))
+        return values.reshape(len(images), -1) if len(values) == len(images) * extractor.head.width else None
+
+    if (features := known()) is not None:
+        return features
+    path = file.parent.with_name(f"{file.parent.name}-leases") / file.name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lease = Lease.take(path)
+    except OSError:  # without a cache nothing is shared
+        return _compute(extractor, images, framing)
+    if lease is None:
+        return None
+    with closing(lease.file):
+        if (features := known()) is None:  # otherwise written between the look and the lease
+            features = _compute(extractor, images, framing)
+            write_table(file, features)
+        path.unlink(missing_ok=True)  # before it is given back: whoever waits for it finds the features
+    return features
 
 
 def _compute(extractor: Extractor, images: Images, framing: Framing) -> Features:
