@@ -171,8 +171,10 @@ def test_rows_without_a_label_are_counted_and_rows_without_a_photo_named(tmp_pat
     check(data, classes=tuple("012"))
     assert "left out 2 rows of all without a label" in data.notes
     table = pa.table({"image": [*(png(i) for i in range(29)), None], "label": labels})
+    path = write(tmp_path / "y.parquet", table)
     with pytest.raises(DataError, match="row 29: column 'image' holds no photo and no path"):
-        load(write(tmp_path / "y.parquet", table))
+        load(path)
+    assert len(load(path, on_bad_image="skip").train) == 29
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"text" * 100, b"PAR1" + bytes(200) + b"PAR1"])

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 import tlx
 from support.every_source import (
@@ -123,6 +125,26 @@ def test_a_listed_photo_that_is_not_there_is_serious_and_may_be_dropped(make: An
     table.write_text("\n".join(line for line in table.read_text().splitlines() if f"{GONE:02}.png" not in line))
     with pytest.raises(DataError, match=rf"{GONE:02}\.png cannot be read: No such file"):
         tlx.load_data(sample.data, fixes=table)
+
+
+@pytest.mark.parametrize("make", [SOURCES["parquet_of_photos"], SOURCES["parquet_of_paths"]])
+def test_a_row_without_a_photo_is_listed_and_may_be_dropped(make: Any, tmp_path: Path) -> None:
+    sample, decisions = make(tmp_path), tmp_path / "decisions.csv"
+    file = next(iter(sorted(tmp_path.rglob("*.parquet"), reverse=True)))  # the training part, where there are parts
+    table = parquet.read_table(file)
+    photos = table.column("image").to_pylist()
+    photos[GONE] = None
+    parquet.write_table(table.set_column(0, "image", pa.array(photos)), file)
+    lost = (sample.names[GONE][0], sample.names[GONE][1] if isinstance(photos[0], dict) else f"list/{GONE}")
+    result = tlx.check(sample.data, decisions=decisions, quiet=True)
+    broken = [sample.names[BROKEN]] if isinstance(photos[0], dict) else [("all", "photos/07.png")]
+    assert found(result, "unreadable", "truncated") == [lost, *broken] and result.images == COUNT
+    with pytest.raises(DataError, match=f"row {GONE}: column 'image' holds no photo and no path"):
+        tlx.load_data(sample.data)
+    assert lost not in labelled(sample, fixes=decisions)
+    fields = {**FIELDS, "epochs": 1, "on_bad_image": "skip"}
+    run = tlx.run(data=sample.data, out=str(tmp_path / "run"), **fields)
+    assert any(f"{lost[1]}" in note for note in run.notes), run.notes
 
 
 def labelled_as(data: tlx.Data, name: str) -> str:

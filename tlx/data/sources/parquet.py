@@ -82,14 +82,16 @@ def from_parquet(
         raise DataError(f"{files[0]}: no row has a label in the column {columns.label!r}.")
     images: dict[str, Images] = {}
     for part, rows in parts.items():
-        images[part] = _images(rows, number, root, on_bad_image == "error")
+        images[part] = _images(rows, number, root, on_bad_image == "error", columns.image)
         if unlabelled := sum(len(one.labels) for one in rows.values()) - len(images[part]):
             notes.append(f"left out {unlabelled:,} rows of {part} without a label")
     name = source.resolve().name if source.is_dir() else source.stem
     return Source(name, classes, with_test(images), notes, stand_in={*images} == {"train", "val"})
 
 
-def _images(rows: dict[Path, _Rows], number: dict[int | str, int], root: Path | None, strict: bool) -> Images:
+def _images(
+    rows: dict[Path, _Rows], number: dict[int | str, int], root: Path | None, strict: bool, column: str
+) -> Images:
     """Return the photos of a part that have labels, in the order of the files and of their rows."""
     labels, names, places, paths = [], [], [], []
     for i, (file, one) in enumerate(rows.items()):
@@ -98,8 +100,11 @@ def _images(rows: dict[Path, _Rows], number: dict[int | str, int], root: Path | 
             if label is None:
                 continue
             labels.append(number[label])
+            if strict and not one.sizes[row] and not (one.paths and one.paths[row]):
+                problem = f"{file}, row {row}: column {column!r} holds no photo and no path"
+                raise DataError(problem, fix="leave such rows out with on_bad_image='skip'")
             if one.paths:
-                path = (file.parent if root is None else root) / one.paths[row]
+                path = (file.parent if root is None else root) / (one.paths[row] or f"{file.stem}/{row}")
                 if strict and not path.is_file():
                     raise DataNotFound(f"{file}, row {row}: no such file: {path}", fix="pass its folder as data_root")
                 paths.append(str(path))
@@ -259,19 +264,15 @@ def _copy(file: Path, columns: _Columns, target: Path) -> tuple[list[int | str |
             for value in batch.column(columns.image):
                 photo = value.as_py()
                 content, path = (photo.get("bytes"), photo.get("path")) if isinstance(photo, dict) else (photo, photo)
-                if isinstance(content, bytes):
-                    photos.write(content)
-                    sizes.append(len(content))
-                    if photos.tell() > limit:
-                        raise DataError(f"{file} unpacks to more than {limit} bytes, suspiciously many.")
-                elif isinstance(path, str) and path and "\0" not in path:
-                    paths.append(path)
-                else:
-                    row = len(sizes) + len(paths)
-                    raise DataError(f"{file}, row {row}: column {columns.image!r} holds no photo and no path.")
-    if sizes and paths:
+                content = content if isinstance(content, bytes) else b""
+                photos.write(content)
+                sizes.append(len(content))  # 0 of a row without a photo
+                if photos.tell() > limit:
+                    raise DataError(f"{file} unpacks to more than {limit} bytes, suspiciously many.")
+                paths.append(path if not content and isinstance(path, str) and "\0" not in path else "")
+    if any(sizes) and any(paths):
         raise DataError(f"{file}: column {columns.image!r} holds photos in some rows and paths in others.")
-    return labels, sizes, paths
+    return labels, sizes, paths if any(paths) else []
 
 
 def _label(value: Any, file: Path, column: str) -> int | str | None:
