@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tlx.data import load_data
-from tlx.errors import DataError
+from tlx.errors import DataError, DataNotFound
 
 
 def test_classes_are_renumbered_in_the_order_given() -> None:
@@ -55,6 +55,18 @@ IMAGES = np.zeros((6, 8, 8, 3), np.uint8)
 def test_arrays_that_do_not_fit_are_refused(part: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_data({"train": part}, val_fraction=0)
+
+
+@pytest.mark.parametrize("written", ["my_photo", "my-photos", "sub/my_photo"])
+def test_a_path_that_does_not_exist_is_told_with_the_near_one_that_does(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_photos", "sub/my_photos", "notes"):
+        Path(name).mkdir(parents=True)
+    near = Path(written).with_name("my_photos")
+    with pytest.raises(DataNotFound, match=rf"nor an existing folder or file\. Did you mean '{near}'\?"):
+        load_data(written, val_fraction=0)
 
 
 TWO = (IMAGES, np.array([0, 1] * 3))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (CIFAR10, DIGITS, FOLDER, CSV, LISTED, NPZ, ARCHIVE, PARQUET, WEBDATASET, ADDRESS, ARRAYS)
 }
+BESIDE = 10_000  # names beside a path that does not exist, among which similar ones are looked for
 LISTED_CLASSES = 10  # where classes are shown with their counts
 LONGEST_NAME = 40  # of a class that is shown there
 
@@ -388,9 +392,17 @@ def _kind_of(source: Any, root: Path | None) -> tuple[Kind, Any]:
     suffixes = [
         kind.suffix if isinstance(kind.suffix, str) else kind.suffix[0] for kind in KINDS.values() if kind.suffix
     ]
-    nearest = closest(str(source), published)
     if path.exists():
         raise DataError(
             f"data={str(source)!r} is a file, but neither {' nor '.join(suffixes)}; it may be {describe_sources()}."
         )
+    nearest = closest(str(source), [*published, *_beside(path)])
     raise DataNotFound(f"data={str(source)!r} is neither a known data set nor an existing folder or file.{nearest}")
+
+
+def _beside(path: Path) -> list[str]:
+    """Return the paths of similar names that exist where one was looked for."""
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        names = [entry.name for entry in islice(entries, BESIDE)]
+        return [str(path.with_name(name)) for name in get_close_matches(path.name, names, cutoff=0.7)]
+    return []
