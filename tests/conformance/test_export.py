@@ -5,6 +5,7 @@ The photo is a PNG, which is decoded in one way only; it is resized by Pillow, a
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import shutil
@@ -92,6 +93,20 @@ def test_a_run_of_either_backend_is_read_by_both_frameworks(backend: str, tmp_pa
     check(run, tmp_path, codes)
     stored, written = values(Path(run) / "model.safetensors"), values(tmp_path / "model.safetensors")
     assert {*stored} == {*written}
+
+
+def test_each_file_of_a_run_with_several_labels_answers_with_those_that_the_run_predicts(tmp_path: Path) -> None:
+    files = sorted(photos(tmp_path).rglob("*.png"))
+    rows = [f"{file.relative_to(tmp_path)},{('a', 'b', 'a|b', '')[i % 4]}" for i, file in enumerate(files)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    job = {**SMALL, "backend": "torch", "model": "shufflenet_v2_x0_5", "image_size": 32, "val_fraction": 0.25}
+    run = tmp_path / "run"
+    tlx.run(**job, data=str(tmp_path / "list.csv"), label_separator="|", out=str(run))
+    predicted: Any = tlx.predict(run, tmp_path / "photo.jpg", quiet=True)[0]
+    for name, code in exported(run, tmp_path, (*FORMATS, "model.onnx")).items():
+        command = [sys.executable, "-c", f"import sys; sys.modules['tlx'] = None\n{code}"]
+        said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+        assert sorted(ast.literal_eval(said.splitlines()[-1])) == sorted(predicted["labels"]), name
 
 
 @pytest.mark.thorough

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, f1_score
 
 import tlx
@@ -22,6 +23,7 @@ from tlx.backend import LOSSES, Capabilities
 from tlx.conformance.loopback import Loopback
 from tlx.errors import BackendError, Interrupted, RecipeError, RunDamaged, TlxError
 from tlx.manifest import REPORT
+from tlx.runs.classify import averaged_of_several
 from tlx.runs.multilabel import judge_multilabel
 from tlx.runs.prediction import write_csv
 from tlx.runs.report.page import WRONG, page
@@ -304,6 +306,35 @@ def test_its_page_is_quiet_and_readable_in_a_browser(finished: tlx.Result, brows
             assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_the_mirror_image_counts_by_its_probability_with_several_labels_too(finished: tlx.Result) -> None:
+    images = digits(90)["all"][0]
+    views = (images, np.ascontiguousarray(images[:, :, ::-1]))
+
+    def odds(given: Any, **options: Any) -> NDArray[np.float64]:
+        rows: Any = tlx.predict(finished.run_dir, given, quiet=True, **options)
+        return np.array(
+            [[{e["class"]: e["probability"] for e in row["top"]}[name] for name in CLASSES] for row in rows]
+        )
+
+    one, other = map(odds, views)
+    assert np.abs(one - other).max() > 0.1  # a mean of two equal numbers would show nothing
+    for given in views:
+        np.testing.assert_allclose(odds(given, tta="hflip"), (one + other) / 2, rtol=1e-9, atol=0)
+    part = digits(90)
+    found = tlx.evaluate(finished.run_dir, data=part, tta="hflip", quiet=True)
+    expected = average_precision_score(part["all"][1], (one + other) / 2, average="macro")
+    assert found["multilabel"] is not None and found["tta"] == "hflip"
+    assert found["multilabel"]["average_precision"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_mean_of_two_probabilities_keeps_its_digits_far_from_zero() -> None:
+    ends = np.array([[-800.0, 800.0, -40.0, 0.0]])
+    assert np.array_equal(averaged_of_several(ends, ends), ends)
+    one, other = np.array([[-50.0, 50.0]]), np.array([[-52.0, 52.0]])
+    low = np.log((np.exp(-50.0) + np.exp(-52.0)) / 2)
+    np.testing.assert_allclose(averaged_of_several(one, other), [[low, -low]], rtol=1e-12)
+
+
 # What it refuses.
 
 
@@ -343,11 +374,9 @@ def test_a_backend_without_the_loss_is_named(tmp_path: Path, monkeypatch: pytest
         (lambda run: tlx.load_predictions(run), "load_predictions needs one label"),
         (lambda run: tlx.predict(run, digits(9)["all"][0], reject=0.1), "reject needs one label"),
         (lambda run: tlx.predict(run, digits(9)["all"][0], calibrated=True), "calibrated needs one label"),
-        (lambda run: tlx.predict(run, digits(9)["all"][0], tta="hflip"), "tta needs one label"),
         (lambda run: tlx.evaluate(run, data=digits(100), top=2), "top needs one label"),
         (lambda run: tlx.evaluate(run, data="digits", quiet=True), "have one label each, but those of .* several"),
         (lambda run: tlx.report(run, explain=True, data=digits(600)), "explain needs one label"),
-        (lambda run: tlx.export(run, run.parent / "model.pth"), "an export as model.pth needs one label"),
         (lambda run: tlx.check(digits(60), quiet=True), "images of .* may have several"),
     ],
 )

@@ -65,11 +65,14 @@ def check_tta(tta: Any) -> Tta:
     return next(name for name in known if name == tta)
 
 
-def classify(run: Network, inputs: Iterable[Input], tta: Tta = "none") -> Generator[list[Outcome], None, None]:
+def classify(
+    run: Network, inputs: Iterable[Input], tta: Tta = "none", *, several: bool = False
+) -> Generator[list[Outcome], None, None]:
     """Return the logits of images in their order, batch by batch, from the very pixels that evaluation sees.
 
-    With test-time augmentation "hflip" they are the logarithms of the mean of two probabilities (softmax): those of the
-    image, and those of its mirror image, left to right. Softmax of that is the mean again.
+    With test-time augmentation "hflip" they are those of the mean of two probabilities: those of the image, and those
+    of its mirror image, left to right. Softmax of them is that mean, or sigmoid where an image may have `several`
+    labels.
 
     Raises:
         TlxError: the model's outputs are not finite.
@@ -86,7 +89,7 @@ def classify(run: Network, inputs: Iterable[Input], tta: Tta = "none") -> Genera
     before: _Started | None = None
     with closing(ahead(read, chunks, run.recipe.workers)) as decoded:
         for chunk in decoded:
-            started = _Started(run, chunk, tta)
+            started = _Started(run, chunk, tta, several)
             if before is not None:  # the device computes the next batch while the caller uses this one
                 yield before.outcomes()
             before = started
@@ -97,8 +100,8 @@ def classify(run: Network, inputs: Iterable[Input], tta: Tta = "none") -> Genera
 class _Started:
     """A chunk on the device: one batch of all images that are equal in size, which they are after resizing."""
 
-    def __init__(self, run: Network, chunk: list[tuple[Input, Pixels | DataError]], tta: Tta) -> None:
-        self.run, self.chunk = run, chunk
+    def __init__(self, run: Network, chunk: list[tuple[Input, Pixels | DataError]], tta: Tta, several: bool) -> None:
+        self.run, self.chunk, self.mean = run, chunk, averaged_of_several if several else averaged
         self.places: list[list[int]] = []
         lazies: list[tuple[Lazy, ...]] = []  # of each size: the logits of the images, and of what tta makes of them
         by_size: dict[tuple[int, ...], list[int]] = {}
@@ -123,7 +126,7 @@ class _Started:
         for places, views in zip(self.places, self.lazies, strict=True):
             names = [self.chunk[place][0].name for place in places]
             logits = [finite(self.run.logits(next(fetched)), self.run, names) for _ in views]
-            rows.update(zip(places, averaged(*logits), strict=True))
+            rows.update(zip(places, logits[0] if len(logits) == 1 else self.mean(*logits), strict=True))
         return [
             (item, pixels if isinstance(pixels, DataError) else rows[place])
             for place, (item, pixels) in enumerate(self.chunk)
@@ -144,11 +147,19 @@ def finite(logits: NDArray[Any], run: Network, names: Sequence[str]) -> Logits:
     return logits.astype(np.float64)
 
 
-def averaged(first: Logits, second: Logits | None = None) -> Logits:
-    """Return logits [N, classes] as they are; of two, the logarithm of the mean of their probabilities."""
-    if second is None:
-        return first
+def averaged(first: Logits, second: Logits) -> Logits:
+    """Return the logarithm of the mean of two probabilities, from their logits [N, classes]."""
     return np.asarray(np.logaddexp(_log_softmax(first), _log_softmax(second)) - np.log(2.0))
+
+
+def averaged_of_several(first: Logits, second: Logits) -> Logits:
+    """Return the logits whose sigmoid is the mean of those of two logits, [N, classes]."""
+    applies, not_so = (np.logaddexp(-_softplus(-s * first), -_softplus(-s * second)) for s in (1, -1))
+    return np.asarray(applies - not_so)
+
+
+def _softplus(values: Logits) -> Logits:
+    return np.asarray(np.logaddexp(0.0, values))
 
 
 def _log_softmax(logits: Logits) -> Logits:

@@ -107,8 +107,8 @@ def evaluate(
     run = restore(run_dir, backend, model=model, head=head)
     display = Display(quiet)
     several = run.card.thresholds is not None
-    if several and (top is not None or kind != "none"):
-        refuse_multilabel(run.card, run.run_dir, "top" if kind == "none" else "tta", "leave it out")
+    if top is not None:
+        refuse_multilabel(run.card, run.run_dir, "top", "leave it out")
     name, images, own = _images(run, data, data_root, display)
     classes: list[str] = run.card.classes
     k = top or (TOP if len(classes) > TOP and not several else None)
@@ -222,7 +222,7 @@ def _evaluate(
     tally = Rows(counts, images.labels) if several else Tally(counts)
     steps = -(-len(images) // run.recipe.batch_size)
     started = said = time.perf_counter()
-    with closing(classify(run, of_part(images, run.recipe.max_pixels), tta)) as outcomes:
+    with closing(classify(run, of_part(images, run.recipe.max_pixels), tta, several=several)) as outcomes:
         for step, outcome in enumerate(outcomes, 1):
             for item, logits in outcome:
                 if isinstance(logits, DataError):

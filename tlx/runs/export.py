@@ -18,7 +18,6 @@ from tlx.errors import TlxError, closest
 from tlx.manifest import MANIFEST, OWN, RECIPE
 from tlx.models.weights import safetensors_bytes
 from tlx.recipe import Recipe
-from tlx.runs.card import refuse_multilabel
 from tlx.runs.export_code import model_code
 from tlx.runs.export_onnx import write_onnx
 from tlx.runs.export_source import FRAMEWORK, Source, read_source
@@ -76,14 +75,14 @@ def export(run_dir: str | Path, out: str | Path, *, model: Any = None, head: Any
     run_dir, target = Path(run_dir), Path(os.path.realpath(out))
     source = read_source(run_dir, kind, {"model": model, "head": head})
     check_target(target, kind)
-    if kind != "onnx":  # whose file states thresholds, and whose code answers with several labels
-        refuse_multilabel(source.card, run_dir, f"an export as {target.name}", "export it as .onnx")
     framework = FRAMEWORK.get(kind) or _home(source.plain, source.recipe)
     exporter = exporter_of(framework, source)
     if kind == "onnx":
         code, check = write_onnx(source, target, str(out))
         return Exported(Path(out), kind, code, check)
-    code = model_code(exporter, source.plain, source.framing, source.card.preprocess, os.fspath(out))
+    code = model_code(
+        exporter, source.plain, source.framing, source.card.preprocess, os.fspath(out), source.card.thresholds
+    )
     values = {name: _single(array) for name, array in source.values.items()}
     if kind == "oneflow":
         registry.load("oneflow")

@@ -129,8 +129,8 @@ def predictions(
         name = "calibrated" if reject is None else "reject"
         raise TlxError(f"{name} is judged by single views of the validation images; leave tta out")
     run = restore(run_dir, backend, model=model, head=head)
-    if kind != "none" or reject is not None or calibrated:
-        name = "tta" if kind != "none" else "reject" if reject is not None else "calibrated"
+    if reject is not None or calibrated:
+        name = "calibrated" if reject is None else "reject"
         refuse_multilabel(run.card, run.run_dir, name, f"leave {name} out")
     answers, display = answering(run.run_dir, run.card.temperature, reject, calibrated), Display(quiet)
     if answers.note:
@@ -144,7 +144,7 @@ def _predictions(
     run: Finished, inputs: Iterator[Input], tta: Tta, notes: Notes, top: int, display: Display, answers: Answering
 ) -> Generator[Prediction, None, None]:
     count, bad = 0, BadImages(display)
-    with closing(classify(run, inputs, tta)) as outcomes:
+    with closing(classify(run, inputs, tta, several=run.card.thresholds is not None)) as outcomes:
         for item, logits in chain.from_iterable(outcomes):
             count += 1
             if isinstance(logits, DataError):
