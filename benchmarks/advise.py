@@ -1,18 +1,22 @@
 """Judge `tlx advise`: is what it advises within a point of the best strategy, which running all of them finds?
 
-    python benchmarks/advise.py [FOLDER of the test data] [--only "cats and dogs, 50"] [--work build/advise]
+    python benchmarks/advise.py [FOLDER of the test data] [--only "cats and dogs, 50"] [--work build/advise] [--jobs 2]
     python benchmarks/advise.py --distances
 
-For each task the advice is taken first, and then every strategy is trained by `tlx.compare`, with two learning rates of
-which the validation part chooses. Strategies are judged by their accuracy on the test part, which neither saw. What was
-done already is not done again: of a task that was stopped the cells that are finished stay, and the results of finished
-tasks stand in benchmarks/advise.json. On 2 cores all tasks take some hours.
+The advice is taken for all tasks first, while nothing else runs, and each line that it gives is run as it is printed.
+Then every strategy is trained by `tlx.compare`, with two learning rates of which the validation part chooses. All are
+judged by their accuracy on the test part, which neither advice nor choice saw. What was done already is not done again:
+of a task that was stopped the cells that are finished stay, and the results of finished tasks stand in
+benchmarks/advise.json. On 2 cores all tasks take some hours.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -70,45 +74,51 @@ def print_distances(known: dict[str, dict[str, Any]]) -> None:
             print(f"{name}, {backend}: {distance_of(extractor, data.train):.3f}", flush=True)
 
 
-def judged(name: str, task: dict[str, Any], work: Path) -> dict[str, Any]:
-    """Take the advice for a task, train all strategies, and return how far the advised one is from the best."""
-    fields = {**COMMON, **task}
-    started = time.perf_counter()
+def advised(name: str, task: dict[str, Any], work: Path) -> dict[str, Any]:
+    """Return the advice for a task, and the test accuracy of the line that it gives."""
     file = work / f"{name}.json"
-    if not file.is_file():  # an advice depends on the time that trials take, so it is taken once
-        advice = tlx.advise(**fields)
-        work.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({**advice.to_dict(), "took": time.perf_counter() - started}))
-    advised = json.loads(file.read_text())
+    if file.is_file():
+        return json.loads(file.read_text())
+    started = time.perf_counter()
+    advice = tlx.advise(**COMMON, **task)
+    took = time.perf_counter() - started
+    out = work / f"{name}, the line"
+    subprocess.run([sys.executable, "-m", "tlx", *shlex.split(advice.command)[1:], "--out", out], check=True)
+    accuracy = json.loads((out / "result.json").read_text())["test_accuracy"]
+    answer = {**advice.to_dict(), "took": took, "test_accuracy": accuracy}
+    file.write_text(json.dumps(answer))
+    return answer
+
+
+def judged(name: str, task: dict[str, Any], advice: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Train all strategies for a task, and return how far the advised line is from the best."""
+    fields = {**COMMON, **task}
     del fields["backbone_lr"]  # not every strategy has it, so it is in the grid
-    comparison = tlx.compare(**fields, strategies=ALL, grid=GRID, out=str(work / name))
+    comparison = tlx.compare(**fields, strategies=ALL, grid=GRID, jobs=options.jobs, out=str(options.work / name))
     if comparison.problems:
         raise SystemExit(f"{name}: {comparison.problems}")
     tested = ((e.candidate.arm.strategy, e.test_accuracy) for e in comparison.entries if e.chosen)
-    accuracy = {strategy: value for strategy, value in tested if value is not None}
+    accuracy = {strategy: round(value, 4) for strategy, value in tested if value is not None}
     best = max(accuracy, key=accuracy.__getitem__)
     return {
-        "rule": advised["rule"],
-        "advised": advised["strategy"],
-        "close": advised["close"],
-        "distance": advised["distance"],
-        "advice_seconds": round(advised["took"], 1),
+        **{key: advice[key] for key in ("rule", "strategy", "close", "distance")},
+        "seconds": round(advice["took"], 1),
+        "accuracy": round(advice["test_accuracy"], 4),
         "best": best,
-        "behind": round(accuracy[best] - accuracy[advised["strategy"]], 4),
-        "test_accuracy": {strategy: round(value, 4) for strategy, value in accuracy.items()},
+        "behind": round(accuracy[best] - advice["test_accuracy"], 4),
+        "all": accuracy,
     }
 
 
 def table(results: dict[str, dict[str, Any]], names: list[str]) -> str:
     """Return the rows of docs/advise.md."""
-    lines = ["| task | rule | advised | accuracy | best of all | accuracy | behind |", "|---|---|---|---|---|---|---|"]
+    lines = ["| task | rule | advised | its line | best of all | accuracy | behind |", "|---|---|---|---|---|---|---|"]
     for name in names:
         if (row := results.get(name)) is None:
             lines.append(f"| {name} | not run yet | | | | | |")
             continue
-        own, best = (f"{row['test_accuracy'][row[which]]:.1%}" for which in ("advised", "best"))
-        points = f"{100 * row['behind']:.1f} points"
-        lines.append(f"| {name} | {row['rule']} | {row['advised']} | {own} | {row['best']} | {best} | {points} |")
+        cells = (row["rule"], row["strategy"], f"{row['accuracy']:.1%}", row["best"], f"{row['all'][row['best']]:.1%}")
+        lines.append(f"| {name} | {' | '.join(cells)} | {100 * row['behind']:.1f} points |")
     within = sum(row["behind"] <= POINT for row in results.values())
     return "\n".join([*lines, "", f"{within} of {len(results)} within a point of the best."])
 
@@ -118,6 +128,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", default="~/.cache/tlx/test-data")
     parser.add_argument("--only", action="append", help="a task; may be repeated")
     parser.add_argument("--work", default="build/advise", type=Path, help="where the runs are")
+    parser.add_argument("--jobs", default=2, type=int, help="how many runs train at the same time")
     parser.add_argument("--distances", action="store_true", help="print the distances of the tasks, and train nothing")
     options = parser.parse_args()
     known = tasks(Path(options.folder).expanduser())
@@ -127,9 +138,12 @@ def main() -> None:
         print_distances(known)
         return
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    names = [name for name in options.only or known if name not in results]
+    options.work.mkdir(parents=True, exist_ok=True)
+    advice = {name: advised(name, known[name], options.work) for name in names}
     for name in options.only or known:
         if name not in results:
-            results[name] = judged(name, known[name], options.work)
+            results[name] = judged(name, known[name], advice[name], options)
             RESULTS.write_text(json.dumps({name: results[name] for name in known if name in results}, indent=1) + "\n")
         print(f"{name}: {results[name]}", flush=True)
     print(table(results, list(known)))
