@@ -39,7 +39,7 @@ PICTURES = {
     "answers": "What the run takes twelve test images for; the frame of a mistake has another colour.",
     "batch": "Photos of the training part, with their labels.",
     "six": "Six photos that were read once, and what the fixed extractor takes them for.",
-    "own": "One photo by itself.",
+    "own": "A photo that is of neither class, and gets one of the two all the same; `--photo` takes your own.",
     "photos": "32 photos of the training part.",
     "curves": "The validation accuracy of both networks by epoch.",
     "sizes": "The test accuracy of each strategy by the number of images.",

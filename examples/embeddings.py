@@ -9,7 +9,6 @@ classifier that needs no network any more.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,4 +107,4 @@ def show(t: Tutorial) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if tutorial.main("embeddings", runs, show) else 1)
+    tutorial.main("embeddings", runs, show)

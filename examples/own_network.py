@@ -9,7 +9,6 @@ and then everything learns at a smaller rate. The photos are an archive with the
 
 from __future__ import annotations
 
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -131,4 +130,4 @@ def show(t: Tutorial) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if tutorial.main("own_network", runs, show) else 1)
+    tutorial.main("own_network", runs, show)

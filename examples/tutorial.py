@@ -49,6 +49,8 @@ class Tutorial:
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     pictures: list[str] = field(default_factory=list)
+    photo: Path | None = None
+    failed: list[str] = field(default_factory=list)
 
     @property
     def real(self) -> bool:
@@ -60,6 +62,28 @@ class Tutorial:
         text = text.replace(str(DATA), "$DATA").replace(str(self.out), "runs")
         self.lines += text.splitlines() or [""]
         print(text, flush=True)
+
+    def accuracies(self, label: str) -> list[float]:
+        """The accuracies of a run's seeds that are finished."""
+        return [row["accuracy"] for key, row in self.rows.items() if key.partition(".")[0] == label]
+
+    def near(self, one: str, other: str, most: float) -> None:
+        """Say whether two runs differ by at most so much."""
+        if (first := self.accuracies(one)) and (second := self.accuracies(other)):
+            difference = first[0] - second[0]
+            self._shown(f"{one} and {other} differ by {difference:+.4f}, at most {most}", abs(difference) <= most)
+
+    def overlap(self, one: str, other: str) -> None:
+        """Say whether the seeds of two runs overlap, as they do where both are the same but for chance."""
+        if (first := self.accuracies(one)) and (second := self.accuracies(other)):
+            ranges = [f"{min(values):.4f} to {max(values):.4f}" for values in (first, second)]
+            shown = max(min(first), min(second)) <= min(max(first), max(second))
+            self._shown(f"{one} ({ranges[0]}) and {other} ({ranges[1]}) overlap", shown)
+
+    def _shown(self, text: str, holds: bool) -> None:
+        if self.form == "whole":  # smaller forms show that the script works and no more
+            self.say(f"{'shown' if holds else 'NOT SHOWN'}: {text}")
+            self.failed += [] if holds else [text]
 
     def run(self, label: str, **fields: Any) -> dict[str, Any]:
         """Do a run of tlx, or go on with it, or read what it has shown; empty where `--only` leaves it out."""
@@ -158,12 +182,12 @@ def main(
     parser.add_argument("--whole", dest="form", action="store_const", const="whole", help="the same as --form whole")
     parser.add_argument("--out", type=Path, help="folder of the runs; default: runs/tutorials/NAME-FORM")
     parser.add_argument("--only", nargs="+", default=(), metavar="PATTERN", help="do these runs only, such as 'full*'")
+    parser.add_argument("--photo", type=Path, help="a photo of your own, which ants_and_bees.py classifies")
     parser.add_argument("--list", action="store_true", help="list the runs with their commands, and do none")
     parser.add_argument("--publish", action="store_true", help="put results and pictures into docs/tutorials/")
     given = parser.parse_args(arguments)
-    asked = Tutorial(
-        name, given.form, given.out or Path("runs", "tutorials", f"{name}-{given.form}"), given.only, given.list
-    )
+    folder = given.out or Path("runs", "tutorials", f"{name}-{given.form}")
+    asked = Tutorial(name, given.form, folder, given.only, given.list, photo=given.photo)
     if given.form != "check" and not asked.real:
         print(WITHOUT_DATA)
         if given.form == "whole":
@@ -178,6 +202,8 @@ def main(
         parser.exit(130, "\nstopped; the same command goes on\n")
     if given.publish and not given.list:
         asked.publish()
+    if asked.failed:
+        parser.exit(1, f"{len(asked.failed)} not shown\n")
     return asked
 
 
