@@ -29,6 +29,7 @@ from tlx.proof.checked import MANIFEST, check_manifest, check_record
 from tlx.recipe import RENAMED, Recipe, fields_affecting
 
 FORMAT = 1
+TRACE, END = "trace.jsonl", "manifest.json"  # the latter is written last
 MODULE = "a module"  # the manifest's model where it is a user's own
 MAX_ARRAY, MAX_TEXT = 4 << 30, 256 << 20  # bytes
 # The recipe's fields that have to be equal: all that affect the result, but for two that are compared by what they
@@ -110,7 +111,7 @@ class Writer:
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise TlxError(f"{folder} is not empty, and tlx overwrites nothing; choose another folder")
-            self._trace = (folder / "trace.jsonl").open("wb", 0)  # what stays in a buffer fails once more at the end
+            self._trace = (folder / TRACE).open("wb", 0)  # what stays in a buffer fails once more at the end
         except OSError as error:
             raise TlxError(f"Cannot write to {folder}: {error.strerror}. Choose another folder.") from error
         self.folder, self.count, self.created = folder, 0, created
@@ -144,7 +145,7 @@ class Writer:
     def close(self, manifest: Mapping[str, Any]) -> None:
         """Finish the capture; raises TlxError where the disk is full."""
         self._trace.close()
-        write_atomic(self.folder / "manifest.json", json.dumps({"format": FORMAT, **manifest}, indent=1).encode())
+        write_atomic(self.folder / END, json.dumps({"format": FORMAT, **manifest}, indent=1).encode())
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -158,7 +159,7 @@ class Writer:
         """Delete what was written: no one can use a capture that ended early."""
         self._trace.close()
         with suppress(OSError):
-            (self.folder / "trace.jsonl").unlink()
+            (self.folder / TRACE).unlink()
             for number in range(self.count):
                 (self.folder / f"{number:06d}.npy").unlink(missing_ok=True)
             if self.created:
@@ -171,32 +172,38 @@ class Capture:
     def __init__(self, folder: str | Path) -> None:
         """Read a capture; its arrays are read when they are asked for. Raises TlxError where it is damaged."""
         self.folder = Path(folder)
-        if not os.path.isfile(self.folder / "manifest.json"):  # False too of a name that is too long
-            raise TlxError(
-                f"{self.folder} holds no finished capture: manifest.json is missing. See `tlx parity capture`."
-            )
-        self.manifest: dict[str, Any] = self._object(self._text("manifest.json"))
-        if self.manifest.get("format") != FORMAT:
-            raise TlxError(f"{self.folder}: a capture of format {self.manifest.get('format')}; this tlx reads {FORMAT}")
-        missing = [name for name in MANIFEST if name not in self.manifest and not name.endswith("?")]
-        if missing:
-            raise TlxError(f"{self.folder}: the manifest lacks {', '.join(missing)}; capture anew")
-        check_manifest(f"{self.folder}/manifest.json", self.manifest)
-        if not self.engine:
-            self.manifest["must"] = _current(self.manifest["must"])
+        self.manifest = self._manifest()
         self.records = Records()
         self.records.folder = self.folder
-        for line in self._text("trace.jsonl").splitlines():
-            values = self._object(line)
-            try:
-                key, facts, files = str(values["key"]), dict(values["facts"]), dict(values["files"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise TlxError(f"{self.folder}/trace.jsonl: a line lacks key, facts or files") from error
-            for file in files.values():
-                if not isinstance(file, str) or not _FILE.fullmatch(file):
-                    raise TlxError(f"{self.folder}/trace.jsonl: {file!r} is no array file; expected such as 000012.npy")
-            check_record(f"{self.folder}/trace.jsonl", key, facts, self.engine)
-            self.records[key] = Record(self.folder, key, facts, files)
+        for line in self._text(TRACE).splitlines():
+            record = self._record(line, self.engine)
+            self.records[record.key] = record
+
+    def _manifest(self) -> dict[str, Any]:
+        if not os.path.isfile(self.folder / END):  # False too of a name that is too long
+            raise TlxError(f"{self.folder} holds no finished capture: {END} is missing. See `tlx parity capture`.")
+        manifest = self._object(self._text(END))
+        if manifest.get("format") != FORMAT:
+            raise TlxError(f"{self.folder}: a capture of format {manifest.get('format')}; this tlx reads {FORMAT}")
+        missing = [name for name in MANIFEST if name not in manifest and not name.endswith("?")]
+        if missing:
+            raise TlxError(f"{self.folder}: the manifest lacks {', '.join(missing)}; capture anew")
+        check_manifest(f"{self.folder}/{END}", manifest)
+        if "engine" not in manifest:
+            manifest["must"] = _current(manifest["must"])
+        return manifest
+
+    def _record(self, line: str, engine: bool) -> Record:
+        values, where = self._object(line), f"{self.folder}/{TRACE}"
+        try:
+            key, facts, files = str(values["key"]), dict(values["facts"]), dict(values["files"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise TlxError(f"{where}: a line lacks key, facts or files") from error
+        for file in files.values():
+            if not isinstance(file, str) or not _FILE.fullmatch(file):
+                raise TlxError(f"{where}: {file!r} is no array file; expected such as 000012.npy")
+        check_record(where, key, facts, engine)
+        return Record(self.folder, key, facts, files)
 
     @property
     def engine(self) -> bool:

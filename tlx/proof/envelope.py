@@ -37,21 +37,23 @@ def compare_float32(a: Capture, b: Capture) -> Stage:
 
 def measure(a: Capture, b: Capture, what: str) -> Distances:
     """Return the four distances of all "gradients" or "buffers"."""
-    d32 = _distances(a, "float32", b, "float32", what)
+    ours, theirs = ([r.key.rpartition("/")[2] for r in c.stage("P8/float64")] for c in (a, b))
+    # A quick capture has fewer batches than another, or than one of an earlier tlx.
+    numbers = [number for number in ours if number in theirs] or ours
+
+    def distances(left: Capture, of_left: str, right: Capture, of_right: str) -> list[float]:
+        """Return the distance between two kinds of step for each batch."""
+        keys = [(f"P8/{of_left}/{number}", f"P8/{of_right}/{number}") for number in numbers]
+        return [_distance(left.records.get(x), right.records.get(y), what) for x, y in keys]
+
+    d32 = distances(a, "float32", b, "float32")
     # What cannot be compared, such as a NaN on one side, is no ReLU's doing.
     middle = statistics.median_high(d32) if math.inf not in d32 else math.inf
-    nudged = max(_distances(a, "float32", a, "float32-nudged", what))
-    rounded = max(_distances(a, "float64", a, "float32", what))
+    nudged = max(distances(a, "float32", a, "float32-nudged"))
+    rounded = max(distances(a, "float64", a, "float32"))
     outside = sum(error > ENVELOPE * max(nudged, rounded) for error in d32)
-    d64 = max(_distances(a, "float64", b, "float64", what))
+    d64 = max(distances(a, "float64", b, "float64"))
     return Distances(middle, d64, nudged, rounded, outside, len(d32), ENVELOPE)
-
-
-def _distances(left: Capture, of_left: str, right: Capture, of_right: str, what: str) -> list[float]:
-    """Return the distance between two kinds of step for each batch of the reference."""
-    numbers = [record.key.rpartition("/")[2] for record in left.stage("P8/float64")]
-    pairs = ((left.records.get(f"P8/{of_left}/{n}"), right.records.get(f"P8/{of_right}/{n}")) for n in numbers)
-    return [_distance(x, y, what) for x, y in pairs]
 
 
 def _distance(x: Record | None, y: Record | None, what: str) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from tlx import rng
 from tlx.backend import Array, Backend
 from tlx.backend.protocol import FLOAT32_MAX
 from tlx.errors import FrozenMovedError, TlxError
-from tlx.proof.artifact import Record, Writer
+from tlx.proof.artifact import Capture, Record, Writer
 from tlx.proof.measure import bundle, sha256
 from tlx.proof.recorder import Recorder
 from tlx.proof.session import Session
@@ -39,12 +40,14 @@ def trajectory(s: Session) -> None:
     The model is left with what the reference's loop ended with, for P7: see `_ended`.
     """
     alone = s.reference is None  # which makes this capture one that others start from
-    starts = Starts(s.writer, {} if s.reference is None else _numbered(s.reference.stage("P6/start")))
-    if alone:
-        for nudge in range(1, ENVELOPES + 1):
-            _free(s, f"P6/envelope/{nudge}", nudge)
+    starts = Starts(s.writer)
     recorder, training = _free(s, "P6", starts=starts if alone else None)
     validated, ended = _validated(s, recorder), _ended(s, training)
+    if s.reference is not None:
+        starts.records = _numbered(s.reference.stage("P6/start"))
+    else:
+        for nudge in range(1, ENVELOPES + 1):
+            _free(s, f"P6/envelope/{nudge}", nudge)
     _locked(s, "P6/locked", starts, validated)
     if alone:
         for nudge in range(1, (1 if s.quick else SCATTERS) + 1):
@@ -96,14 +99,24 @@ def _free(s: Session, stage: str, nudge: int = 0, starts: Starts | None = None) 
     training = s.training(s.model, cast(Backend, recorder))
     selected = select(training, QUICK_STEPS if s.quick else None)
     if s.reference is not None:
-        steps = (record for record in s.reference.stage("P6") if record.key[3:].isdecimal())
-        recorder.values = {int(record.key[3:]) for record in steps if "values" in record.facts}
+        recorder.values = _Sketched(s.reference)
     elif s.quick and not s.serves:  # sketches take longer than the steps
         recorder.values = selected
     if starts is not None:
         recorder.before = lambda step: starts.write(training, step) if step in selected else {}
     _go(recorder, training, s.writer, "P6/error" if stage == "P6" else None)
     return recorder, training
+
+
+@dataclass(frozen=True, slots=True)
+class _Sketched:
+    """The steps of which a capture has sketches, as far as it has come."""
+
+    capture: Capture
+
+    def __contains__(self, step: object) -> bool:
+        record = self.capture.records.get(f"P6/{step:04d}")
+        return record is not None and "values" in record.facts
 
 
 def _locked(s: Session, stage: str, starts: Starts, validated: Sequence[tuple[Array, Array]], nudge: int = 0) -> None:
@@ -168,9 +181,9 @@ def _evenly(count: int) -> list[int]:
 class Starts:
     """The reference's states before selected steps: written down rounded to float32, and taken up again."""
 
-    def __init__(self, writer: Writer, records: Mapping[int, Record]) -> None:
-        """Begin with the states that another capture holds, or with none."""
-        self.writer, self.records = writer, dict(records)
+    def __init__(self, writer: Writer) -> None:
+        """Begin with none."""
+        self.writer, self.records = writer, dict[int, Record]()
         self.files: dict[str, str] = {}  # of each array that was written, by its hash
 
     def write(self, training: Training, step: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tlx.backend import Backend, registry
 from tlx.errors import Interrupted, RecipeError, TlxError
 from tlx.processes import Alone, Channel
+from tlx.proof.beside import capture_both
 from tlx.proof.capture import capture
 from tlx.proof.compare import compare
 from tlx.proof.pair import DATA, IMAGE_SIZE, backend_of, image_fields, pair_of
@@ -97,14 +98,13 @@ def parity(
         candidate = _spread(reference, processes, seeds)
     modules = [side for side in (reference, candidate) if not isinstance(side, (str, Backend))]
     stages = None
-    sides: list[tuple[Backend, Recipe]]
+    sides: Sequence[tuple[Backend | str, Recipe]]
     if not modules:
         for name, given in (("rename", rename), ("batch", batch), ("loss", loss)):
             if given is not None:
                 raise RecipeError(f"{name} is for two modules; reference and candidate are backends")
         shared = as_recipe(recipe, fields if recipe is not None else defaults(fields))
-        backends = [registry.load(side) if isinstance(side, str) else side for side in (reference, candidate)]
-        sides = [(backend, shared) for backend in backends]
+        sides = [(side if _is_installed(side) else _loaded(side), shared) for side in (reference, candidate)]
     elif len(modules) == 1:
         raise RecipeError("parity compares two backends, or two modules; one side is a backend and one a module")
     else:
@@ -114,19 +114,31 @@ def parity(
         sides, stages = pair.sides({} if rename is None else rename), pair.stages
     with TemporaryDirectory(prefix="tlx-parity-") as scratch:
         home = Path(scratch if keep is None else keep)
-        (backend, own), (other_backend, other) = sides
+        (side, own), (other_side, other) = sides
         serves = keep is not None or processes is not None
-        first = capture(own, backend, home / "reference", quick=quick, stages=stages, serves=serves)
-        if processes is not None:
-            second = capture_spread(backend.name, home / "candidate", first, processes, quick)
+        if quick and stages is None and processes is None:
+            first, second = capture_both(own, side, other_side, home, copy_weights=copy_weights, serves=serves)
         else:
-            second = capture(
-                other, other_backend, home / "candidate", first, quick=quick, copy_weights=copy_weights, stages=stages
-            )
+            first = capture(own, side, home / "reference", quick=quick, stages=stages, serves=serves)
+            if processes is not None:
+                second = capture_spread(reference, home / "candidate", first, processes, quick)
+            else:
+                second = capture(
+                    other, other_side, home / "candidate", first, quick=quick, copy_weights=copy_weights, stages=stages
+                )
         report = compare(first, second)
     if seeds and report.verdict != Verdict.NOT_COMPARABLE:
-        report = _with_seeds(report, [(backend.name, r) for backend, r in sides], seeds, margin)
+        names = [(side if isinstance(side, str) else side.name, recipe) for side, recipe in sides]
+        report = _with_seeds(report, names, seeds, margin)
     return replace(report, seconds=time.perf_counter() - started)
+
+
+def _is_installed(side: Any) -> bool:
+    return any(entry.name == side and entry.state == "installed" for entry in registry.available())
+
+
+def _loaded(side: Any) -> Backend:
+    return registry.load(side) if isinstance(side, str) else side
 
 
 def _spread(reference: Any, processes: int, seeds: int) -> str:

@@ -18,6 +18,7 @@ from tlx.strategy.schedule import float32_exact
 from tlx.training.loop import State, train
 
 CURVE = 20  # steps of the float32 loss curve
+QUICK_BATCHES = 3  # of P8 with --quick: the median of three is no single batch's
 
 
 def weights(s: Session) -> None:
@@ -141,7 +142,7 @@ def float32_steps(s: Session) -> None:
     for precision, nudged in runs:
         model = s.model if precision == "float64" else s.build(precision)[0]
         probe = s.probe_of(model)
-        for number, batch in enumerate(s.batches):
+        for number, batch in enumerate(s.batches[: QUICK_BATCHES if s.quick else None]):
             s.start(model, nudged=nudged)
             s.train_everything(model)
             loss, _ = s.backend.fetch([*s.backend.backward(model, s.backend.put(model, batch))])

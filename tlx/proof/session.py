@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, cast
@@ -48,6 +48,7 @@ class Session:
     feed: Callable[[Any], Any]  # replaces the training loader; for planting faults
     quick: bool = False
     serves: bool = False  # what is written is also for engines outside tlx, which are compared at every step
+    fitting: set[str] = field(default_factory=set)  # names of initial values that were looked at
     ended: str = ""  # the hash of the values that P7 judges, where they are those of the reference's trajectory
 
     @property
@@ -93,8 +94,9 @@ class Session:
                 found = "nothing" if value is None else list(value.shape)
                 problem = f"the weights of the reference do not fit: {spec.name} is {list(spec.shape)}, there {found}"
                 raise TlxError(problem, fix="capture both by one recipe")
-            if not (np.abs(value) <= np.finfo(np.float32).max).all():
+            if spec.name not in self.fitting and not (np.abs(value) <= np.finfo(np.float32).max).all():
                 raise TlxError(f"the weights to start from hold numbers in {spec.name} that float32 does not")
+            self.fitting.add(spec.name)
             if nudged and spec.role != "statistic":
                 up = rng.uniform(0, f"parity/nudge/{spec.name}", spec.shape) < 0.5
                 single = value.astype(np.float32)
@@ -162,7 +164,7 @@ class Session:
         recipe = self.recipe.to_dict()
         capabilities = self.backend.capabilities()
         return {
-            "must": {**self._must_agree(recipe), "stages": list(stages)},
+            "must": {**self._must_agree(recipe), "stages": sorted(stages)},
             "first_data": self._first_data(),
             "recipe": self._told(recipe),
             "backend": self.backend.name,

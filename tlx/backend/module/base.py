@@ -203,7 +203,7 @@ class ModuleBackend:
         check_arrays(model.specs, arrays)
         with self.fw.no_grad():
             for name, tensor in self._tensors(model).items():
-                tensor.copy_(self.tensor(np.array(arrays[name], order="C", copy=True), model.device))
+                tensor.copy_(self.tensor(np.asarray(arrays[name], order="C"), model.device))
 
     def dump_arrays(self, model: Net) -> dict[str, Array]:
         return {name: self.array(tensor) for name, tensor in self._tensors(model).items()}
