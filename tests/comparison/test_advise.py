@@ -15,7 +15,7 @@ import tlx
 from support.backends import FRAMEWORKS
 from support.norm_net import net_of
 from tlx import cli
-from tlx.comparison.decide import CANDIDATES, FROZEN, decide, paired, rule_of
+from tlx.comparison.decide import CANDIDATES, FROZEN, NEAREST, decide, frozen_of, paired, rule_of
 from tlx.comparison.domain import divergence
 from tlx.errors import RecipeError
 
@@ -24,7 +24,7 @@ FIELDS: dict[str, Any] = {
     **{"batch_size": 16, "epochs": 2, "lr": 0.05},
 }
 AMPLE = "100h"  # with which every trial has its five folds, however slow the machine is
-SECONDS = {name: 10.0 * (1 + at) for at, name in enumerate(CANDIDATES)}
+SECONDS = {name: 10.0 * (1 + at) for at, name in enumerate(name for name in CANDIDATES if name != NEAREST)}
 SEVERAL = np.zeros((4, 8, 8, 3), np.uint8), 1 - np.eye(4, dtype=np.int64)  # three labels for each image
 LABELLED = np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2
 OWN_VAL = {"train": LABELLED, "val": LABELLED, "test": LABELLED}
@@ -96,6 +96,30 @@ def test_what_does_not_fit_into_the_time_is_not_advised() -> None:
     assert none.strategy == FROZEN and "no strategy fits" in none.reasons[0]
 
 
+def test_neighbours_stand_for_frozen_features_where_they_prove_better() -> None:
+    assert frozen_of(answers(0.90), answers(0.90)) == (FROZEN, "") == frozen_of(answers(0.93), answers(0.90))
+    name, said = frozen_of(answers(0.90), answers(0.93))
+    assert name == NEAREST and "knn was better than probe by 3.0 ± 0.5 points; its runs are not exported" in said
+    seconds = {NEAREST if name == FROZEN else name: of for name, of in SECONDS.items()}
+    right = {NEAREST: answers(0.9), "full": answers(0.3)}
+    assert decide("feature_extract", right, seconds, frozen=NEAREST).strategy == NEAREST
+    assert decide("full", right, seconds, 15, NEAREST).strategy == NEAREST
+
+
+def test_neighbours_are_advised_where_no_plane_divides_the_features(pretrained: str, tmp_path: Path) -> None:
+    """Thirty patterns, with ten images of each, and classes that are drawn by lot."""
+    draw = np.random.default_rng(0)
+    pattern, classes = np.repeat(np.arange(30), 10), draw.permutation(30) % 2
+    images = draw.integers(0, 200, (30, 8, 8, 3))[pattern] + draw.integers(0, 10, (300, 8, 8, 3))
+    np.savez(tmp_path / "patterns.npz", images=images.astype(np.uint8), labels=classes[pattern])
+    fields = {**FIELDS, "limit_train": None, "limit_test": None, "weights": pretrained}
+    advice = tlx.advise(str(tmp_path / "patterns.npz"), **fields, budget=AMPLE, quiet=True)
+    accuracy = {option.strategy: option.accuracy or 0.0 for option in advice.options}
+    assert accuracy[NEAREST] > accuracy[FROZEN] + 0.05 and advice.knn == accuracy[NEAREST]
+    assert advice.strategy == NEAREST and any("its runs are not exported" in reason for reason in advice.reasons)
+    assert "--strategy knn" in (advice.command or "")
+
+
 def test_a_batch_is_recovered_from_what_it_does_to_the_running_statistics() -> None:
     drawn = np.random.default_rng(0)
     there, spread_there, here, spread_here = (drawn.uniform(0.5, 2.0, 16) for _ in range(4))
@@ -154,7 +178,7 @@ def run(words: list[str]) -> None:
 def test_little_time_leaves_the_trials_out(pretrained: str) -> None:
     advice = tlx.advise("digits", **FIELDS, weights=pretrained, budget=0.001, quiet=True)
     assert advice.strategy == min(advice.options, key=lambda option: option.seconds).strategy
-    assert [option.strategy for option in advice.options if option.accuracy is not None] == [FROZEN]
+    assert [option.strategy for option in advice.options if option.accuracy is not None] == [FROZEN, NEAREST]
     assert any("no strategy fits" in reason for reason in advice.reasons)
 
 

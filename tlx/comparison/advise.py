@@ -13,7 +13,18 @@ import numpy as np
 
 from tlx.backend import registry
 from tlx.comparison.commands import options
-from tlx.comparison.decide import CANDIDATES, CEILING, FROZEN, TRAINED, Right, decide, rule_of, standard_error
+from tlx.comparison.decide import (
+    CANDIDATES,
+    CEILING,
+    FROZEN,
+    NEAREST,
+    TRAINED,
+    Right,
+    decide,
+    frozen_of,
+    rule_of,
+    standard_error,
+)
 from tlx.comparison.evidence import Evidence, evidence_of, trial
 from tlx.comparison.plan import recipe_with, strategy_options
 from tlx.comparison.seconds import seconds_of
@@ -61,7 +72,7 @@ class Advice:
         close: whether the evidence leaves another strategy in the running.
         options: every strategy that was looked at.
         images: that are trained on.
-        knn: the accuracy of the nearest training images, each image left out once.
+        knn: the accuracy of the nearest training images, cross-validated.
         distance: from the pretraining: see `tlx.comparison.domain`; None: the model has no BatchNorm.
         recipe: with the recommendation.
     """
@@ -171,22 +182,24 @@ def look(fields: Mapping[str, Any], budget: str | float | None = None, quiet: bo
         check_fit(base, data)
         check_effects(recipes["full"], data)
         display.data(data)
-        evidence = evidence_of(recipes[FROZEN], data, display)
+        evidence = evidence_of(recipes[FROZEN], data, display, recipes[NEAREST].neighbors)
+        frozen, better = frozen_of(evidence.probe, evidence.knn)
         ready = {name: _ready(recipe, data, display) for name, recipe in recipes.items()}
         seconds = {}
         for name in CANDIDATES:
-            seconds[name] = seconds_of(ready[name], data, evidence.fit_seconds)
+            seconds[name] = seconds_of(ready[name], data, 0.0 if name == NEAREST else evidence.fit_seconds)
             display.say(f"{name}: a run takes about {seconds[name]:.0f} s here")
         rule, words = rule_of(len(data.train), evidence.distance)
         left = None if allowed is None else allowed - (time.perf_counter() - started)
-        tried, note = _tried(ready, data, evidence, seconds, rule, left, display)
+        tried, note = _tried(ready, data, evidence, frozen, seconds, rule, left, display)
         left = None if allowed is None else allowed - (time.perf_counter() - started)
-    decision = decide(rule, tried, seconds, left)
-    judged = {**tried, FROZEN: evidence.probe}
+    in_question = {name: of for name, of in seconds.items() if name == frozen or name not in (FROZEN, NEAREST)}
+    decision = decide(rule, tried, in_question, left, frozen)
+    judged = {**tried, FROZEN: evidence.probe, NEAREST: evidence.knn}
     table = tuple(_option(name, seconds[name], judged.get(name)) for name in CANDIDATES)
-    reasons = (f"the textbooks' rule is {rule}: {words}", *_evidence(data, evidence), *note, *decision.reasons)
+    reasons = (f"the textbooks' rule is {rule}: {words}", *_evidence(data, evidence, better), *note, *decision.reasons)
     recipe = replace(recipes[decision.strategy], out=base.out)
-    figures = (len(data.train), evidence.knn, evidence.distance)
+    figures = (len(data.train), float(evidence.knn.mean()), evidence.distance)
     return Advice(decision.strategy, rule, reasons, decision.close, table, *figures, recipe)
 
 
@@ -218,6 +231,7 @@ def _tried(
     recipes: Mapping[str, Recipe],
     data: Data,
     evidence: Evidence,
+    frozen: str,
     seconds: Mapping[str, float],
     rule: str,
     left: float | None,
@@ -227,9 +241,9 @@ def _tried(
 
     What the frozen features are right about on these folds comes first.
     """
-    frozen, folds = {FROZEN: evidence.probe}, _folds(evidence, len(data.classes))
-    if evidence.probe.mean() >= CEILING:
-        return frozen, []
+    judged, folds = {FROZEN: evidence.probe, NEAREST: evidence.knn}[frozen], _folds(evidence, len(data.classes))
+    if judged.mean() >= CEILING:
+        return {frozen: judged}, []
     share = TRAINED_ON * len(evidence.images) / len(data.train)
     costs: dict[str, float] = {}
     room = 0.0
@@ -241,11 +255,11 @@ def _tried(
     if not costs or not folds:
         least = share * min(seconds[name] for name in TRAINED)
         why = f"one takes about {least:.0f} s" if folds else "there are too few images"
-        return frozen, [f"nothing that trains more was tried, because {why}"]
-    right: dict[str, list[Right]] = {name: [] for name in (FROZEN, *costs)}
+        return {frozen: judged}, [f"nothing that trains more was tried, because {why}"]
+    right: dict[str, list[Right]] = {name: [] for name in (frozen, *costs)}
     started, done = time.perf_counter(), 0
     for done, fold in enumerate(folds, 1):
-        right[FROZEN].append(evidence.probe[evidence.fold == fold])
+        right[frozen].append(judged[evidence.fold == fold])
         for name in costs:
             display.say(f"trial {done} of {name}")
             right[name].append(trial(recipes[name], data, evidence, fold))
@@ -253,7 +267,7 @@ def _tried(
             break
     joined = {name: np.concatenate(parts) for name, parts in right.items()}
     figures = ", ".join(f"{name} {values.mean():.1%}" for name, values in joined.items())
-    count = len(joined[FROZEN])
+    count = len(joined[frozen])
     return joined, [f"trials on {done} of {FOLDS} folds: of {count:,} images not seen, {figures} are right"]
 
 
@@ -265,17 +279,17 @@ def _folds(evidence: Evidence, classes: int) -> list[int]:
     return [number for number in range(FOLDS) if able[number]]
 
 
-def _evidence(data: Data, evidence: Evidence) -> list[str]:
+def _evidence(data: Data, evidence: Evidence, better: str) -> list[str]:
     """Say what the features say."""
     count, accuracy = len(evidence.images), float(evidence.probe.mean())
     some = f"{count:,} of them" if count < len(data.train) else f"{count:,} images"
     error = standard_error(accuracy, count)
     text = (
         f"frozen features, cross-validated on {some}: a regression is right about {accuracy:.1%} ± {error:.1%}, the "
-        f"{evidence.neighbors} nearest images about {evidence.knn:.1%}"
+        f"{evidence.neighbors} nearest images about {evidence.knn.mean():.1%}"
     )
     none = ["the model has no BatchNorm, so its distance from the pretraining is not known"]
-    return [text, *(none if evidence.distance is None else [])]
+    return [text, *([better] if better else []), *(none if evidence.distance is None else [])]
 
 
 def _option(name: str, seconds: float, right: Right | None) -> Option:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# From the cheapest to what trains most. The first stands for frozen features: it fits the head that feature_extract
-# trains by steps.
-FROZEN = "probe"
-CANDIDATES = (FROZEN, "feature_extract", "partial", "diff_lr", "full")
+# From the cheapest to what trains most. Of the first two one stands for frozen features: `probe`, which fits the head
+# that feature_extract trains by steps, unless `knn` proves better.
+FROZEN, NEAREST = "probe", "knn"
+CANDIDATES = (FROZEN, NEAREST, "feature_extract", "partial", "diff_lr", "full")
 TRAINED = ("partial", "diff_lr", "full")  # of which trials are worth while
 FEW, MANY = 1_000, 10_000  # training images: the bounds of the rule
 DISTANT = 2 / 3  # of the way to noise: docs/advise.md has the distances of data sets
@@ -47,7 +47,22 @@ def rule_of(images: int, distance: float | None) -> tuple[str, str]:
     return "full", f"more than {MANY:,} training images"
 
 
-def decide(rule: str, right: Mapping[str, Right], seconds: Mapping[str, float], left: float | None = None) -> Decision:
+def frozen_of(probe: Right, knn: Right) -> tuple[str, str]:
+    """Return what stands for frozen features, and a sentence where that is `knn`: by the same rule as below."""
+    gain, error = paired(knn, probe)
+    if gain <= error:
+        return FROZEN, ""
+    points = f"{100 * gain:.1f} ± {100 * error:.1f} points"
+    return NEAREST, f"of frozen features, {NEAREST} was better than {FROZEN} by {points}; its runs are not exported"
+
+
+def decide(
+    rule: str,
+    right: Mapping[str, Right],
+    seconds: Mapping[str, float],
+    left: float | None = None,
+    frozen: str = FROZEN,
+) -> Decision:
     """Keep the rule's strategy unless another was better by more than the standard error of the difference.
 
     Both are judged on the same images, so the error is that of the mean of their paired differences. Where the frozen
@@ -58,21 +73,22 @@ def decide(rule: str, right: Mapping[str, Right], seconds: Mapping[str, float], 
         right: by strategy, whether it was right about each image, [N], those of the frozen features among them.
         seconds: that a run takes, by strategy, in the order of `CANDIDATES`.
         left: seconds that a run may take; None: any.
+        frozen: what stands for frozen features; nothing else does in `right` and `seconds`.
     """
     able = [name for name in seconds if left is None or seconds[name] <= left]
     reasons = []
-    start = FROZEN if rule == "feature_extract" else rule
+    start = frozen if rule == "feature_extract" else rule
     if not able:
         quickest = min(seconds, key=seconds.__getitem__)
         return Decision(quickest, ("no strategy fits into the time; this one takes the least",), False)
     if start not in able:
         cheaper = [name for name in able if CANDIDATES.index(name) < CANDIDATES.index(start)] or able
         reasons.append(f"{start} does not fit into the time")
-        start = FROZEN if FROZEN in cheaper and cheaper[-1] == "feature_extract" else cheaper[-1]
-    frozen = float(right[FROZEN].mean())
-    if frozen >= CEILING and FROZEN in able:
-        text = f"the frozen features are right about {frozen:.1%} of the images, so less than a point is left to gain"
-        return Decision(FROZEN, (*reasons, text), False)
+        start = frozen if frozen in cheaper and cheaper[-1] == "feature_extract" else cheaper[-1]
+    known = float(right[frozen].mean())
+    if known >= CEILING and frozen in able:
+        text = f"the frozen features are right about {known:.1%} of the images, so less than a point is left to gain"
+        return Decision(frozen, (*reasons, text), False)
     rivals = {name: paired(right[name], right[start]) for name in right if name in able and name != start}
     if start not in right or not rivals:
         return Decision(start, (*reasons, f"{start} was compared with no other, so the rule stands"), True)
@@ -93,7 +109,7 @@ def decide(rule: str, right: Mapping[str, Right], seconds: Mapping[str, float], 
             f"it is close: within {CLOSE:g} standard errors of it {'is' if len(near) == 1 else 'are'} "
             f"{' and '.join(near)}"
         )
-    gains = {name: paired(values, right[FROZEN]) for name, values in right.items() if name != FROZEN}
+    gains = {name: paired(values, right[frozen]) for name, values in right.items() if name != frozen}
     if all(gain < -CLOSE * error for gain, error in gains.values()):
         # What trains more could have stayed where the frozen features are.
         reasons.append(

@@ -38,8 +38,8 @@ class Evidence:
         images: those that were judged.
         fold: of each, [N].
         probe: whether a regression that has not seen it was right about each, [N].
-        knn: the accuracy of the nearest of the other images, each left out once.
-        neighbors: how many of them vote.
+        knn: whether the nearest of the images outside its fold were right about each, [N].
+        neighbors: how many vote where all images but one may.
         distance: from the pretraining, as `domain_distance` has it; None: there is no BatchNorm.
         fit_seconds: that the regressions took.
     """
@@ -47,14 +47,17 @@ class Evidence:
     images: Images
     fold: NDArray[np.int64]
     probe: Right
-    knn: float
+    knn: Right
     neighbors: int
     distance: float | None
     fit_seconds: float
 
 
-def evidence_of(recipe: Recipe, data: Data, display: Display) -> Evidence:
-    """Compute the features of the training images once, and judge each image by the others."""
+def evidence_of(recipe: Recipe, data: Data, display: Display, neighbors: int | None = None) -> Evidence:
+    """Compute the features of the training images once, and judge each image by the others.
+
+    `neighbors` is how many vote; None: as many as the training images choose.
+    """
     extractor = extractor_of(recipe, display.shown)
     images = limit(data.train, data.classes, max(MOST, len(data.classes)), "images")
     contents = [bytes(name).hex() for name in hashes_of(images, FileHashes()).tolist()]
@@ -63,11 +66,23 @@ def evidence_of(recipe: Recipe, data: Data, display: Display) -> Evidence:
     started = time.perf_counter()
     probabilities = out_of_fold(features, images.labels, (), display.counted("probes"))
     seconds = time.perf_counter() - started
-    bank = Bank(unit(features), images.labels, len(data.classes), 1)
-    choice = follow(choose_neighbors(bank, None, None), ())
-    right = probabilities.argmax(axis=1) == images.labels
+    fold, whole = folds_of(images.labels), Bank(unit(features), images.labels, len(data.classes), 1)
+    knn = np.zeros(len(images), np.bool_)
+    for number in np.unique(fold):
+        inside, outside = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        bank = _with_neighbors(
+            replace(whole, features=whole.features[outside], labels=whole.labels[outside]), neighbors
+        )
+        knn[inside] = bank.logits(features[inside]).argmax(axis=1) == images.labels[inside]
+    probe = probabilities.argmax(axis=1) == images.labels
     distance = distance_of(extractor, images)
-    return Evidence(images, folds_of(images.labels), right, choice.train.accuracy, choice.k, distance, seconds)
+    return Evidence(images, fold, probe, knn, _with_neighbors(whole, neighbors).k, distance, seconds)
+
+
+def _with_neighbors(bank: Bank, neighbors: int | None) -> Bank:
+    """Choose how many vote where that is not given, as a run without a validation part does."""
+    able = None if neighbors is None else min(neighbors, len(bank.labels) - 1)
+    return replace(bank, k=follow(choose_neighbors(bank, None, able), ()).k)
 
 
 def distance_of(extractor: Extractor, images: Images) -> float | None:

@@ -25,8 +25,8 @@ from tlx.training import build
 
 STEPS = 40  # of the float64 trajectory, at least
 STAGES = tuple(RECORD)
-# Without P9, which is no gate; and first what a side computes by itself, so that the candidate, which is captured at the
-# same time, seldom waits for the reference.
+# Without P9, which is no gate. First comes what a side computes by itself, so that the candidate, which is captured at
+# the same time, seldom waits for the reference.
 QUICK = ("P1", "P2", "P5", "P8", "P3", "P4", "P6", "P7")
 
 

@@ -116,7 +116,7 @@ def parity(
         home = Path(scratch if keep is None else keep)
         (side, own), (other_side, other) = sides
         serves = keep is not None or processes is not None
-        if quick and stages is None and processes is None:
+        if quick and not modules and processes is None:
             first, second = capture_both(own, side, other_side, home, copy_weights=copy_weights, serves=serves)
         else:
             first = capture(own, side, home / "reference", quick=quick, stages=stages, serves=serves)
