@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from tlx.data import Data, load_data
 from tlx.data.images import FileImages
+from tlx.data.sources.kept import RECORD, SEAL, _digest
 from tlx.data.sources.packed import PackedImages
 from tlx.download import cache_folder
 from tlx.errors import DataError, DataNotFound
@@ -160,6 +161,12 @@ def test_paths_are_read_from_their_folder(tmp_path: Path) -> None:
     data = load(path, root=tmp_path)
     check(data, classes=tuple("012"))
     assert isinstance(data.train, FileImages) and data.train.names[0] == "0.png"
+    (record,) = cache_folder().rglob(RECORD)
+    kept = {name: value for name, value in json.loads(record.read_text()).items() if name != SEAL} | {"sizes": []}
+    earlier = json.dumps({**kept, SEAL: _digest(kept)})  # as an earlier tlx kept it
+    record.write_text(earlier)
+    check(load(path, root=tmp_path), classes=tuple("012"))
+    assert record.read_text() == earlier
     with pytest.raises(DataNotFound, match=r"x\.parquet, row 0: no such file: .*Fix: pass its folder as data_root"):
         load(path)
 

@@ -240,7 +240,8 @@ def _rows(file: Path, columns: _Columns) -> _Rows:
         return {"version": version, "content": content, "labels": labels, "sizes": sizes, "paths": paths}
 
     record = filled(home, lambda record: record.get("version") == version, fill)
-    return _Rows(record["labels"], home / record["content"], record["sizes"], record["paths"])
+    sizes = record["sizes"] or [0] * len(record["labels"])  # an earlier tlx kept none of rows that hold paths
+    return _Rows(record["labels"], home / record["content"], sizes, record["paths"])
 
 
 def _copy(file: Path, columns: _Columns, target: Path) -> tuple[list[int | str | None], list[int], list[str]]:
