@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -135,6 +136,20 @@ def test_one_float32_step_is_judged_by_most_batches(
     assert stage.passed is passed and distances is not None and distances.inside is passed
     assert (distances.outside, distances.batches) == (apart, 5)
     assert report.first.startswith("One float32 step differs by more than rounding") is not passed
+
+
+@pytest.mark.parametrize(("kept", "quick", "passed"), [(3, True, True), (2, True, False), (3, False, False)])
+def test_batches_may_lack_in_a_quick_capture_alone(
+    kept: int, quick: bool, passed: bool, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(pair[1], tmp_path / "C")
+    lines = (pair[1] / "trace.jsonl").read_text().splitlines(keepends=True)
+    keys = [json.loads(line)["key"] for line in lines]
+    stay = [not (key.startswith("P8/") and int(key.rpartition("/")[2]) >= kept) for key in keys]
+    (tmp_path / "C" / "trace.jsonl").write_text("".join(itertools.compress(lines, stay)))
+    manifest = json.loads((pair[1] / "manifest.json").read_text())
+    (tmp_path / "C" / "manifest.json").write_text(json.dumps({**manifest, "quick": quick}))
+    assert stage_of(compare(pair[0], tmp_path / "C"), "P8").passed is passed
 
 
 def test_every_kind_of_row_that_a_comparison_makes_has_a_name(pair: tuple[Path, Path]) -> None:

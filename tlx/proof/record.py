@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from tlx.backend import Backend, Batch, Hyper, OptimizerSpec, Precision
 from tlx.errors import TlxError
+from tlx.proof.envelope import QUICK_BATCHES
 from tlx.proof.locked import trajectory
 from tlx.proof.randomness import search
 from tlx.proof.recorder import RecordedLoader, Recorder
@@ -18,7 +19,6 @@ from tlx.strategy.schedule import float32_exact
 from tlx.training.loop import State, train
 
 CURVE = 20  # steps of the float32 loss curve
-QUICK_BATCHES = 3  # of P8 with --quick: the median of three is no single batch's
 
 
 def weights(s: Session) -> None:
