@@ -15,6 +15,7 @@ import tlx
 from support.backends import FRAMEWORKS
 from support.norm_net import net_of
 from tlx import cli
+from tlx.comparison import advise as module
 from tlx.comparison.decide import CANDIDATES, FROZEN, NEAREST, decide, frozen_of, paired, rule_of
 from tlx.comparison.domain import divergence
 from tlx.errors import RecipeError
@@ -180,6 +181,19 @@ def test_little_time_leaves_the_trials_out(pretrained: str) -> None:
     assert advice.strategy == min(advice.options, key=lambda option: option.seconds).strategy
     assert [option.strategy for option in advice.options if option.accuracy is not None] == [FROZEN, NEAREST]
     assert any("no strategy fits" in reason for reason in advice.reasons)
+
+
+def test_without_a_budget_one_fold_may_take_ten_minutes(pretrained: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run times that are set stand for a slow machine."""
+    for slow, tried, folds in ((400.0, {"partial", "full"}, "1"), (1e6, {"partial"}, "5")):
+        seconds = {**dict.fromkeys(CANDIDATES, 1.0), "full": slow, "diff_lr": 1e6}
+        monkeypatch.setattr(module, "seconds_of", lambda recipe, *_, of=seconds: of[recipe.strategy])
+        monkeypatch.setattr(module, "AGAIN", 0.0 if folds == "1" else 120.0)
+        advice = tlx.advise("digits", **FIELDS, weights=pretrained, quiet=True)
+        assert {o.strategy for o in advice.options if o.accuracy is not None} == {FROZEN, NEAREST, *tried}
+        assert any(f"trials on {folds} of 5 folds" in reason for reason in advice.reasons)
+        missing = " and ".join(name for name in ("diff_lr", "full") if name not in tried)
+        assert f"there was no time to try {missing}; a larger --budget gives it" in advice.reasons
 
 
 @pytest.mark.parametrize(

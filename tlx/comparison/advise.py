@@ -42,7 +42,7 @@ from tlx.training.out_of_fold import FOLDS
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-TRIALS = 120.0  # seconds that trials may take without a budget
+ONCE, AGAIN = 600.0, 120.0  # seconds that trials on the first fold, and on any more, may take without a budget
 TRAINED_ON = (FOLDS - 1) / FOLDS  # of the images, in a trial
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -144,7 +144,7 @@ def advise(
     Args:
         data: whatever `tlx.load_data` takes.
         budget: time for the advice and the run together, such as "10m", "90s", "1.5h", or a number of seconds.
-            Default: any, with two minutes for trials.
+            Default: any, with ten minutes for trials.
         quiet: show nothing on stderr.
         **fields: recipe fields, which the recommended recipe has too; those that a strategy lacks are left out there.
 
@@ -249,9 +249,9 @@ def _tried(
     room = 0.0
     for name in sorted(TRAINED, key=lambda name: (name != rule, seconds[name])):
         longest = max(seconds[other] for other in (*costs, name))
-        possible = TRIALS if left is None else left - longest
+        possible = ONCE if left is None else left - longest
         if sum(costs.values()) + share * seconds[name] <= possible:
-            costs[name], room = share * seconds[name], possible
+            costs[name], room = share * seconds[name], AGAIN if left is None else possible
     if not costs or not folds:
         least = share * min(seconds[name] for name in TRAINED)
         why = f"one takes about {least:.0f} s" if folds else "there are too few images"
@@ -268,7 +268,10 @@ def _tried(
     joined = {name: np.concatenate(parts) for name, parts in right.items()}
     figures = ", ".join(f"{name} {values.mean():.1%}" for name, values in joined.items())
     count = len(joined[frozen])
-    return joined, [f"trials on {done} of {FOLDS} folds: of {count:,} images not seen, {figures} are right"]
+    words = [f"trials on {done} of {FOLDS} folds: of {count:,} images not seen, {figures} are right"]
+    if untried := [name for name in TRAINED if name not in costs]:
+        words.append(f"there was no time to try {' and '.join(untried)}; a larger --budget gives it")
+    return joined, words
 
 
 def _folds(evidence: Evidence, classes: int) -> list[int]:
