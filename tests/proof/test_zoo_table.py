@@ -58,7 +58,7 @@ def test_a_model_that_does_not_fit_has_a_row_that_says_so(monkeypatch: pytest.Mo
 
 def test_a_cell_is_made_of_two_processes_and_one_that_fails_is_a_row() -> None:
     cell = zoo_table.measured("tiny-mlp", "sgd", 17, "loopback", "loopback")
-    assert cell.equal and cell.locked == 40 and cell.unseen is not None and cell.silent is None, str(cell)
+    assert cell.equal and cell.locked == 8 and cell.unseen is not None and cell.silent is None, str(cell)
     assert cell.figures.keys() == {"P0", *zoo_table.STAGES}
     assert "backend 'loopback' has no model" in zoo_table.measured("resnet18", "sgd", 64, "loopback", "loopback").why
 

@@ -27,15 +27,18 @@ STEPS = 40  # of the float64 trajectory, at least
 STAGES = tuple(RECORD)
 # Without P9, which is no gate. First comes what a side computes by itself, so that the candidate, which is captured at
 # the same time, seldom waits for the reference.
+QUICK_PIXELS = 32  # a side, with --quick
 QUICK = ("P1", "P2", "P5", "P8", "P3", "P4", "P6", "P7")
 
 
-def reduced(recipe: Recipe, quick: bool = False) -> Recipe:
-    """Shorten a recipe to what a proof needs: at least 40 steps with each of its boundaries, on few small images."""
+def reduced(recipe: Recipe, largest: int | None = None) -> Recipe:
+    """Shorten a recipe to what a proof needs: at least 40 steps with each of its boundaries, on few small images.
+
+    They have at most `largest` pixels a side, or the fewest that the model takes.
+    """
     arch = architecture(recipe.model) if isinstance(recipe.model, str) else None
     smallest = arch.min_size if arch else recipe.pixels.size
-    largest = 32 if quick else max(64, smallest + 5)  # with room for an odd and an even size
-    size = min(recipe.pixels.size, largest)
+    size = min(recipe.pixels.size, largest or max(64, smallest + 5))  # with room for an odd and an even size
     batch = min(recipe.batch_size, 8)  # BatchNorm over fewer values is so unsteady that float64 does not settle it
     epochs = min(recipe.epochs, STEPS)
     shrink = epochs / recipe.epochs
@@ -86,6 +89,7 @@ def capture(
     reference: str | Path | Capture | None = None,
     *,
     quick: bool = False,
+    largest: int | None = None,
     copy_weights: bool = False,
     stages: tuple[str, ...] | None = None,
     feed: Callable[[Any], Any] = lambda loader: loader,
@@ -100,7 +104,8 @@ def capture(
         backend: a name, or the backend itself.
         out: a new or empty folder.
         reference: the capture of another backend, whose modules are replayed here one by one.
-        quick: smaller images, and without P9, which is no gate.
+        quick: smaller images, fewer steps from the reference's states, and without P9, which is no gate.
+        largest: pixels a side that images have at most. Default: 32 with `quick`, and about 64 without.
         copy_weights: start from the reference's values.
         stages: only these.
         feed: replaces the training loader; for planting faults.
@@ -137,7 +142,8 @@ def capture(
         data, unplayed = None, other.manifest.get("not_run", [])
         check_served(other, short)
     else:
-        short = build.resolve_placement(replace(reduced(recipe.resolved(), quick), backend=loaded.name), loaded)
+        short = reduced(recipe.resolved(), largest or (QUICK_PIXELS if quick else None))
+        short = build.resolve_placement(replace(short, backend=loaded.name), loaded)
         data, unplayed = build.open_data(short), left_out(recipe)
         build.check_fit(short, data)
         classes = data.classes

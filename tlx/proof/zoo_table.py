@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -104,12 +105,13 @@ def measured(model: str, optimizer: str, size: int, reference: str = "torch", ca
     if why := obstacle(parameters):
         return Cell(model, optimizer, size, parameters, why=why)
     recipe = Recipe(**{**DEFAULTS, "model": model, "optimizer": optimizer, "image_size": size})
+    side = partial(capture, recipe, quick=True, largest=size, stages=STAGES, serves=False)
     with TemporaryDirectory(prefix="tlx-zoo-") as scratch:
         a, b = Path(scratch) / "A", Path(scratch) / "B"
         try:
             for backend, out, other in ((reference, a, None), (candidate, b, a)):
                 with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                    pool.submit(capture, recipe, backend, out, other, stages=STAGES).result()
+                    pool.submit(side, backend, out, other).result()
             report = compare(a, b)
             specs = Capture(a).records["P1"].facts["specs"]
         except BrokenProcessPool:
