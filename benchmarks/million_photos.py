@@ -60,7 +60,7 @@ def start(folder: Path, size: int, decode: bool) -> None:
     """Do, part by part, what the start of a run does."""
     from tlx.backend import Preprocess
     from tlx.data import Augment, Loader, load_data
-    from tlx.data.load import open_source
+    from tlx.data.sources.registry import open_source
 
     measured("listing the photos", lambda: open_source(folder))
     data = measured("listing, splitting, looking for copies", lambda: load_data(folder))

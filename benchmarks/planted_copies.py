@@ -23,7 +23,7 @@ from PIL import Image, ImageEnhance, ImageOps
 import tlx
 from tlx.audit.near import feature_pairs
 from tlx.data import Images
-from tlx.data.load import open_source
+from tlx.data.sources.registry import open_source
 
 SHARE, SEED, MANY = 0.2, 0, 20_000
 Alter = Callable[[Image.Image], Image.Image]

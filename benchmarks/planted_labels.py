@@ -20,7 +20,7 @@ from tlx.audit.labels import STRENGTH, suspects
 from tlx.data import Images
 from tlx.data.file_hashes import FileHashes
 from tlx.data.fingerprint import hashes_of
-from tlx.data.load import open_source
+from tlx.data.sources.registry import open_source
 from tlx.runs.extractor import features_of, open_extractor
 from tlx.training.out_of_fold import out_of_fold
 

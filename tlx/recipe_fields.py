@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from tlx.backend.protocol import FLOAT32_MAX
-from tlx.data.load import describe_sources
+from tlx.data.sources.registry import describe_sources
 from tlx.errors import RecipeError, closest, shown
 from tlx.loggers.registry import check_names
 from tlx.strategy.built_in import named

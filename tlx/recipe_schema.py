@@ -10,7 +10,7 @@ from tlx.backend.preprocess import Aspect, Interpolation
 from tlx.data import DataLike
 from tlx.data.augment import describe_ops
 from tlx.data.images import MAX_PIXELS
-from tlx.data.load import describe_sources
+from tlx.data.sources.registry import describe_sources
 from tlx.recipe_fields import (
     ClassWeights,
     Exact,

@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 
 import tlx
 from support.run_files import change
-from tlx.data import KINDS, OPS, ArrayImages, Augment, FileImages, Kind, Op, Source, augment, load
+from tlx.data import KINDS, OPS, ArrayImages, Augment, FileImages, Kind, Op, Source, augment
 from tlx.data.geometry import crop
+from tlx.data.sources import registry
 from tlx.errors import DataError, RecipeError
 
 FIELDS: dict[str, Any] = {
@@ -142,8 +143,8 @@ def read_stripes(source: Any, root: Path | None) -> Source:
 
 
 def test_a_published_data_set_from_outside_is_trained_on_and_predicted(tmp_path: Path) -> None:
-    load.register(Kind(name="stripes", help="stripes", read=read_stripes))
-    assert "stripes" in load.describe_sources()
+    registry.register(Kind(name="stripes", help="stripes", read=read_stripes))
+    assert "stripes" in registry.describe_sources()
     result = tlx.run(**FIELDS, data="stripes", augment="none", out=str(tmp_path / "run"))
     assert result.test_accuracy == 1
     pixels = striped(6).array.transpose(0, 2, 3, 1)
@@ -158,7 +159,7 @@ def test_a_published_data_set_from_outside_is_trained_on_and_predicted(tmp_path:
     with pytest.raises(DataError, match="Did you mean 'stripes'"):
         tlx.load_data("stripe")
     with pytest.raises(DataError, match="'stripes' is registered already"):
-        load.register(Kind(name="stripes", help="", read=read_stripes))
+        registry.register(Kind(name="stripes", help="", read=read_stripes))
 
 
 def read_list(file: Path, root: Path | None) -> Source:
@@ -181,7 +182,7 @@ def test_a_file_of_a_kind_from_outside_is_read_and_its_photos_are_cropped_as_in_
     (tmp_path / "photos.list").write_text("\n".join(path.name for path in sorted(tmp_path.glob("*.png"))))
     with pytest.raises(DataError, match=r"is a file, but neither \.csv nor \.npz"):
         tlx.load_data(tmp_path / "photos.list")
-    load.register(Kind(name="list", help="a .list of photos", read=read_list, suffix=".list"))
+    registry.register(Kind(name="list", help="a .list of photos", read=read_list, suffix=".list"))
     data = tlx.load_data(tmp_path / "photos.list", val_fraction=0)
     assert data.name == "photos" and data.of_photos and data.test is not None
     result = tlx.run(**FIELDS, data=str(tmp_path / "photos.list"), test_fraction=0.4, out=str(tmp_path / "run"))
@@ -199,7 +200,7 @@ def test_a_kind_from_outside_may_take_some_folders(tmp_path: Path) -> None:
     def special(candidate: Any) -> bool:
         return isinstance(candidate, Path) and (candidate / "stripes.txt").is_file()
 
-    load.register(Kind(name="special", help="a folder with stripes.txt", read=read_stripes, recognises=special))
+    registry.register(Kind(name="special", help="a folder with stripes.txt", read=read_stripes, recognises=special))
     assert tlx.load_data(tmp_path / "special").name == "stripes"
     assert tlx.load_data("special", root=tmp_path).name == "stripes"
     (tmp_path / "plain").mkdir()

@@ -24,10 +24,10 @@ import tlx
 from support.finished_runs import CLASSES, FIELDS, accuracy
 from support.run_files import change, reseal
 from tlx.backend import Preprocess
-from tlx.data import load
 from tlx.data.augment import OPS
 from tlx.data.images import ArrayImages
 from tlx.data.loader import Loader
+from tlx.data.sources import registry
 from tlx.errors import TlxError
 from tlx.recipe import Recipe
 from tlx.runs.prediction import Prediction, predictions, write_csv
@@ -123,7 +123,7 @@ def test_what_only_training_needs_may_be_gone(of_arrays: tlx.Result, tmp_path: P
     """A strategy, an augmentation and a data set from a package that is not there any more."""
     shutil.copytree(of_arrays.run_dir, tmp_path / "run")
     text = (tmp_path / "run" / "recipe.toml").read_text()
-    assert 'strategy = "full"' in text and 'augment = "flips"' in text and "gone" not in load.KINDS | OPS
+    assert 'strategy = "full"' in text and 'augment = "flips"' in text and "gone" not in registry.KINDS | OPS
     for name, value in (("strategy", "full"), ("augment", "flips"), ("data", "digits")):
         text = text.replace(f'{name} = "{value}"', f'{name} = "gone"')
     change(tmp_path / "run", "recipe.toml", lambda _: text)

@@ -27,8 +27,8 @@ from tlx.audit.result import KINDS, Check, Decision, Problem, Row, listed
 from tlx.data import Data, FileImages, Images
 from tlx.data.file_hashes import FileHashes
 from tlx.data.images import MAX_PIXELS, formats_up_to
-from tlx.data.load import open_source
 from tlx.data.multilabel import is_multilabel
+from tlx.data.sources.registry import open_source
 from tlx.data.sources.source import KEEP
 from tlx.errors import DataError, TlxError
 from tlx.runs.display import Display

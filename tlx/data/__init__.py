@@ -2,9 +2,10 @@
 
 from tlx.data.augment import OPS, Augment, Draws
 from tlx.data.images import ArrayImages, FileImages, Images
-from tlx.data.load import KINDS, Data, load_data
+from tlx.data.load import Data, load_data
 from tlx.data.loader import Loader
 from tlx.data.op import Op
+from tlx.data.sources.registry import KINDS
 from tlx.data.sources.source import DataLike, Kind, Source
 
 __all__ = [

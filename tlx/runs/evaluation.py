@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from tlx.data import Data, Images
 from tlx.data.fingerprint import difference
-from tlx.data.load import open_source
 from tlx.data.multilabel import is_multilabel
+from tlx.data.sources.registry import open_source
 from tlx.errors import DataError, RecipeError, TlxError
 from tlx.manifest import RECIPE
 from tlx.recipe import Recipe

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from tlx.data import KINDS, ArrayImages, Data, FileImages, Images
 from tlx.data.images import read_photo, seen
-from tlx.data.load import open_source
 from tlx.data.multilabel import is_multilabel
 from tlx.data.sources.arrays import from_arrays
 from tlx.data.sources.csv_file import SUFFIXES
 from tlx.data.sources.folder import is_photo
 from tlx.data.sources.pixels import as_image
+from tlx.data.sources.registry import open_source
 from tlx.data.sources.sequence import is_sequence
 from tlx.data.view import View
 from tlx.errors import DataError, DataNotFound

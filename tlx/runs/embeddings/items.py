@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tlx.data import KINDS, Data, Images
-from tlx.data.load import open_source
 from tlx.data.multilabel import joined
 from tlx.data.sources.folder import Tree
+from tlx.data.sources.registry import open_source
 from tlx.data.sources.sequence import is_sequence
 from tlx.data.sources.source import Source
 from tlx.data.view import View
