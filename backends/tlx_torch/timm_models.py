@@ -21,6 +21,7 @@ from tlx.backend import ParamSpec
 from tlx.backend.module.build import describe
 from tlx.backend.preprocess import Aspect
 from tlx.errors import BackendError, BackendUnavailable, RecipeError, closest, one_line
+from tlx.models.architecture import stage_name
 from tlx.models.hub import HUB
 from tlx.models.libraries import Listed
 from tlx.models.pixels import Pixels
@@ -223,7 +224,7 @@ def _stages(module: nn.Module, heads: Sequence[str]) -> Stages:
     for path, group in _covering(groups):
         stages.setdefault(group, []).append(path)
     ordered = [tuple(paths) for _, paths in sorted(stages.items())]
-    return tuple(("stem" if number == 0 else paths[0] or "root", paths) for number, paths in enumerate(ordered))
+    return tuple(("stem" if number == 0 else stage_name(paths[0]), paths) for number, paths in enumerate(ordered))
 
 
 def _grouped(module: nn.Module, names: Sequence[str], head: str) -> dict[str, int]:

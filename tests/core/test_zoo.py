@@ -22,6 +22,7 @@ def specs(*modules: str) -> list[ParamSpec]:
         (("stem", "trunk.a.conv", "trunk.b", "classifier.1"), "classifier.1", ("stem", "trunk")),
         (("classifier.0", "classifier.2"), "classifier.2", ("classifier.0",)),
         (("body", "fc"), "fc", ("body",)),
+        (("body", "head.0", "head.2"), "head.2", ("body", "before_head")),
     ],
 )
 def test_stages_of_an_own_module_are_its_children(modules: tuple[str, ...], head: str, stages: tuple[str, ...]) -> None:

@@ -96,7 +96,12 @@ def own_architecture(name: str, head: str, specs: Sequence[ParamSpec]) -> Archit
     while len({_first(module, depth) for module in modules}) == 1 and any(m.count(".") >= depth for m in modules):
         depth += 1
     stages = dict.fromkeys(_first(module, depth) for module in modules)
-    return Architecture(name, head, tuple((stage or "root", (stage,)) for stage in stages), "")
+    return Architecture(name, head, tuple((stage_name(stage), (stage,)) for stage in stages), "")
+
+
+def stage_name(path: str) -> str:
+    """Name a stage by the first path that it covers; "head" is what is replaced, and not what comes before it."""
+    return "before_head" if path == "head" else path or "root"
 
 
 def _first(module: str, depth: int) -> str:
