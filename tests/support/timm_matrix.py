@@ -111,8 +111,9 @@ def size_of(name: str) -> int:
     """Return the smallest size of images that a model takes."""
     from tlx_torch import timm_models
 
-    default = timm_models.layout(name).arch.pixels.size
-    return next((size for size in SIZES if size <= default and not timm_models._refusal(name, size)), default)
+    arch = timm_models.layout(name).arch
+    tried = (size for size in SIZES if arch.min_size <= size <= arch.pixels.size)
+    return next((size for size in tried if not timm_models._refusal(name, size)), arch.pixels.size)
 
 
 def examine(family: str, model: str, strategy: str, size: int = 0) -> Cell:
