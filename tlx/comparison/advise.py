@@ -261,7 +261,7 @@ def _tried(
     for done, fold in enumerate(folds, 1):
         right[frozen].append(judged[evidence.fold == fold])
         for name in costs:
-            display.say(f"trial {done} of {name}")
+            display.say(f"trial {done} of {name}, about {costs[name]:.0f} s")
             right[name].append(trial(recipes[name], data, evidence, fold))
         if (spent := time.perf_counter() - started) + spent / done > room:
             break
