@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,59 @@ def broken(backend: str, fault: str) -> Any:
 def test_a_module_that_cannot_be_trained_is_refused(backend: str, fault: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(TlxError, match=said):
         tlx.run(backend=backend, model=broken(backend, fault), head="head", out=str(tmp_path / "a"), **FIELDS)
+
+
+def causal(backend: str, bound: float = -math.inf) -> Any:
+    """Attention of each patch to those before it, by a mask that is a buffer."""
+    if backend == "oneflow":
+        importlib.import_module("tlx_oneflow.bootstrap")
+    fw = importlib.import_module(backend)
+    nn = importlib.import_module(f"{backend}.nn")
+
+    class Causal(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.query, self.key = nn.Conv2d(3, 8, 8, stride=8), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.register_buffer("mask", fw.tensor(np.triu(np.full((4, 4), bound, np.float32), 1)))
+            self.head = nn.Linear(8, 10)
+
+        def forward(self, x: Any) -> Any:
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            weights = fw.softmax(fw.matmul(self.query(x), self.key(x).transpose(1, 2)) + self.mask, dim=-1)
+            return self.head(fw.matmul(weights, x).mean(dim=1))
+
+    return Causal()
+
+
+@pytest.mark.parametrize("backend", each_backend(*FRAMEWORKS))
+def test_a_mask_may_hold_infinities(backend: str, tmp_path: Path) -> None:
+    """Also in the moving average, in what is saved and resumed, and in a checkpoint."""
+    fields: dict[str, Any] = {**FIELDS, "strategy": "full", "limit_train": 100, "val_fraction": 0.0, "ema": 0.9}
+    nets = {name: causal(backend, bound) for name, bound in (("infinite", -math.inf), ("finite", -1e30))}
+    for name, value in nets["infinite"].state_dict().items():
+        if name != "mask":
+            nets["finite"].state_dict()[name].data.copy_(value)
+    losses = {}
+    for name, net in nets.items():
+        out = tmp_path / name
+        tlx.run(backend=backend, model=net, head="head", epochs=1, out=str(out), **fields)
+        result = tlx.run(resume=str(out), model=net, epochs=2, quiet=True)
+        losses[name] = [epoch["train_loss"] for epoch in result.history]
+        saved = load_file(out / "model.safetensors")
+        assert np.array_equal(saved["mask"], net.mask.numpy()) and np.isfinite(saved["query.weight"]).all()
+        weights = str(out / "model.safetensors")
+        tlx.run(backend=backend, model=net, head="head", epochs=1, weights=weights, out=f"{out}-again", **fields)
+    assert losses["infinite"] == losses["finite"]
+
+
+@pytest.mark.needs("torch", "oneflow")
+def test_masks_with_infinities_are_compared() -> None:
+    fields: dict[str, Any] = {"head": "head", "image_size": 16, "quick": True}
+    reference, equal, other = causal("torch"), causal("oneflow"), causal("torch", -1.0)
+    other.load_state_dict({**reference.state_dict(), "mask": other.mask})
+    assert tlx.parity(reference=reference, candidate=equal, copy_weights=True, **fields).verdict.name == "EQUAL"
+    report = tlx.parity(reference=reference, candidate=other, **fields)
+    assert report.verdict.name == "DIFFERENT" and "mask" in report.first
 
 
 @pytest.mark.parametrize("backend", each_backend("torch"))

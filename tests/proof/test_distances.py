@@ -32,6 +32,16 @@ def test_what_cannot_be_compared_is_infinitely_far_apart() -> None:
     assert relative(None, a) == relative(a, a[:2]) == np.inf
 
 
+def test_infinities_of_a_mask_hide_nothing() -> None:
+    mask, weight = np.triu(np.full((300, 300), -np.inf), 1), np.ones((2, 3))
+    assert relative(mask, mask) == relative(sketch(mask), sketch(mask)) == 0 == relative(mask[0, 1:], mask[0, 1:])
+    assert relative(mask, -mask) == relative(mask, mask.T) == np.inf
+    both = np.where(np.eye(300), np.inf, mask)
+    assert not np.isnan(sketch(both)).any() and np.isnan(sketch(np.where(np.eye(300), np.nan, mask))).any()
+    pair = [dict([("mask", (mask.shape, sketch(mask))), ("weight", (weight.shape, w))]) for w in (weight, weight + 1)]
+    assert distances(*pair) == {"mask": 0, "weight": 1}
+
+
 def test_arrays_whose_numbers_were_not_kept_are_infinitely_far_apart() -> None:
     layout, numbers = bundle({"weight": np.ones((2, 3)), "bias": np.ones(2)})
     whole, empty = unbundle(layout, numbers), unbundle(layout, None)

@@ -13,6 +13,7 @@ from tlx.errors import WeightsError
 from tlx.models.formats import some
 from tlx.models.positions import fit_positions
 from tlx.models.pth import NESTED
+from tlx.models.weights import first_not_finite
 from tlx.models.zoo import Architecture
 
 _COUNTER = ".num_batches_tracked"  # BatchNorm's, which checkpoints from before 2018 lack
@@ -55,7 +56,7 @@ def match(
         name: _cast(offered[name], spec) if name in offered else np.zeros(spec.shape, spec.dtype)
         for name, spec in wanted.items()
     }
-    if broken := [name for name, array in taken.items() if not np.isfinite(array).all()]:
+    if broken := [name for name in taken if first_not_finite({name: taken[name]}, (wanted[name],))]:
         raise WeightsError(
             f"Weights for {model_name} are not finite (NaN or infinite) in {len(broken)} entries: {some(broken)}",
             fix="the training that wrote them had diverged; take an earlier checkpoint",

@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from tlx.atomic import write_atomic
-from tlx.backend import Array, Arrays
+from tlx.backend import Array, Arrays, ParamSpec
 from tlx.errors import WeightsError, WeightsNotFound
 from tlx.files import read_regular
 from tlx.manifest import Manifest, owner_of, read_files, read_manifest
@@ -175,9 +175,16 @@ def safetensors_bytes(arrays: Arrays, metadata: Mapping[str, str] | None = None)
     return save(ordered, dict(metadata) if metadata else None)
 
 
-def first_not_finite(arrays: Arrays) -> str | None:
-    """Return the name of the first array that holds a NaN or an infinity, or None."""
-    return next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
+def first_not_finite(arrays: Arrays, specs: Iterable[ParamSpec]) -> str | None:
+    """Return the name of the first array that holds a NaN or an infinity, or None.
+
+    A buffer of `specs` that is no running statistic may hold infinities, as masks of attention do.
+    """
+    bounds = {s.name for s in specs if s.role == "statistic" and not s.name.rpartition(".")[2].startswith("running_")}
+    for name, array in arrays.items():
+        if np.isnan(array).any() or not (name in bounds or np.isfinite(array).all()):
+            return name
+    return None
 
 
 def digests(arrays: Arrays) -> dict[str, str]:

@@ -32,21 +32,25 @@ def relative(reference: Array | None, candidate: Array | None, floor: float = 0.
         floor: divides instead where the reference's norm is smaller. Where both are 0, the distance is absolute.
 
     Returns:
-        The distance; infinity where one is missing or empty, shapes differ, or different elements are not finite.
+        The distance; infinity where one is missing or empty, shapes differ, different elements are not finite, or all
+        are and some no numbers.
     """
     if reference is None or candidate is None or reference.shape != candidate.shape or not reference.size:
         return math.inf
     a, b = (np.asarray(x, dtype=np.float64).ravel() for x in (reference, candidate))
     finite = np.isfinite(a)
-    if not np.array_equal(finite, np.isfinite(b)) or not finite.any():
+    if not np.array_equal(np.where(finite, 0, a), np.where(np.isfinite(b), 0, b), equal_nan=True):
         return math.inf
+    if not finite.any():
+        return math.inf if np.isnan(a).any() else 0.0
     a, b = a[finite], b[finite]
     return float(np.linalg.norm(a - b) / (max(float(np.linalg.norm(a)), floor) or 1.0))
 
 
 def floor_of(arrays: Sequence[Array]) -> float:
     """Return the floor for arrays of one kind, such as all gradients of a step: a thousandth of the largest norm."""
-    norms = [float(np.linalg.norm(np.nan_to_num(np.asarray(a, dtype=np.float64)))) for a in arrays]
+    flat = [np.asarray(a, dtype=np.float64).ravel() for a in arrays]
+    norms = [float(np.linalg.norm(a[np.isfinite(a)])) for a in flat]
     return FLOOR * max(norms, default=0.0)
 
 
@@ -69,6 +73,9 @@ def sketch(array: Array) -> Array:
     # One pass over memory, without temporary arrays: this runs at every step on all parameters.
     buckets = np.einsum("ij,ij->j", flat[:whole].reshape(-1, BUCKETS), signs[:whole].reshape(-1, BUCKETS))
     buckets[: flat.size - whole] += flat[whole:] * signs[whole:]
+    if np.isnan(buckets).any() and not np.isnan(flat).any():  # infinities of both signs, as in a mask
+        where = np.flatnonzero(np.isinf(flat))
+        buckets[where % BUCKETS] = np.inf
     return np.asarray(buckets)
 
 

@@ -94,7 +94,8 @@ class Session:
                 found = "nothing" if value is None else list(value.shape)
                 problem = f"the weights of the reference do not fit: {spec.name} is {list(spec.shape)}, there {found}"
                 raise TlxError(problem, fix="capture both by one recipe")
-            if spec.name not in self.fitting and not (np.abs(value) <= np.finfo(np.float32).max).all():
+            fits = np.abs(value) <= np.finfo(np.float32).max
+            if spec.name not in self.fitting and not (fits | (spec.role == "statistic") & np.isinf(value)).all():
                 raise TlxError(f"the weights to start from hold numbers in {spec.name} that float32 does not")
             self.fitting.add(spec.name)
             if nudged and spec.role != "statistic":

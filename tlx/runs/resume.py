@@ -21,7 +21,7 @@ from typing import Any
 import tomli_w
 
 from tlx.atomic import json_bytes
-from tlx.backend import Array, Arrays
+from tlx.backend import Array, Arrays, ParamSpec
 from tlx.backend.checks import check_arrays
 from tlx.data import Data
 from tlx.data.fingerprint import difference
@@ -56,7 +56,7 @@ def save(training: Training, state: State, folder: RunFolder, fingerprint: str, 
     }
     if training.shadow is not None:
         arrays |= _prefixed("ema", training.backend.dump_arrays(training.shadow))
-    check_finite(arrays, f"by step {state.step}")
+    check_finite(arrays, _specs(training), f"by step {state.step}")
     facts = {
         "version": VERSION,
         "step": state.step,
@@ -104,7 +104,7 @@ def load(training: Training, folder: RunFolder, data: Data) -> State:
             fix="restore the data, or give a copy of them as `data`; a run resumes on the same data only",
         )
     saved.check(training)
-    check_finite(arrays, f"in {path}")
+    check_finite(arrays, _specs(training), f"in {path}")
     training.backend.load_arrays(training.model, _part("model", arrays))
     training.backend.load_optimizer(training.optimizer, _part("optimizer", arrays))
     if training.shadow is not None:
@@ -283,6 +283,11 @@ def _best(folder: RunFolder, epoch: int) -> dict[str, Array]:
 
 def _best_file(epoch: int) -> str:
     return f"{LAST}/best-{epoch + 1}.safetensors"
+
+
+def _specs(training: Training) -> list[ParamSpec]:
+    """Describe the arrays of the model and of its average by their names in a saved state."""
+    return [replace(spec, name=f"{kind}/{spec.name}") for kind in ("model", "ema") for spec in training.plan.specs]
 
 
 def _prefixed(kind: str, arrays: Arrays) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def load_initial(
 ) -> list[str]:
     """Give a model the values that the recipe starts from; return notes on how they were read."""
     arrays, notes = start_of(recipe, backend, model, arch, classes, progress)
-    if (name := first_not_finite(arrays)) is not None:
+    if (name := first_not_finite(arrays, backend.param_specs(model))) is not None:
         problem = f"{name!r} of the {recipe.model_name} holds numbers that are not finite"
         raise WeightsError(problem, fix="start from other weights")
     backend.load_arrays(model, arrays)

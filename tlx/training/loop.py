@@ -282,7 +282,7 @@ def end_epoch(training: Training, state: State, validation: Metrics | None, drop
     """
     assert state.meter is not None
     values = training.backend.dump_arrays(training.model)
-    check_finite(values, f"in epoch {len(state.history) + 1}")
+    check_finite(values, training.plan.specs, f"in epoch {len(state.history) + 1}")
     check_alike(values, training.channel, f"in epoch {len(state.history) + 1}")
     before = state.history[state.best_epoch].val if state.best_epoch >= 0 else None
     best = validation is None or before is None or better(validation, before)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tlx.backend import Array, Arrays, Backend, Lazy, Model
+from tlx.backend import Array, Arrays, Backend, Lazy, Model, ParamSpec
 from tlx.errors import TlxError
 from tlx.models.weights import first_not_finite
 from tlx.processes import Alone, Channel, highest
@@ -241,7 +241,8 @@ class Meter:
         for loss in losses:
             if not math.isfinite(loss):
                 where = f"in epoch {self.epoch + 1}, step {step} of {self.steps}"
-                raise not_finite(f"The {self.part} loss is {loss} {where}", self.backend.dump_arrays(self.model))
+                arrays, specs = self.backend.dump_arrays(self.model), self.backend.param_specs(self.model)
+                raise not_finite(f"The {self.part} loss is {loss} {where}", arrays, specs)
             self.loss += 0.0 if self.divided else loss
         self.loss += math.fsum(losses) if self.divided else 0.0  # which is the same in any order
         self.correct += correct
@@ -276,15 +277,15 @@ def _by_step(channel: Channel, rows: list[tuple[int, float, int]]) -> dict[int, 
     return steps
 
 
-def check_finite(arrays: Arrays, when: str) -> None:
-    """Raise TlxError, naming the first of some arrays that holds a NaN or an infinity."""
-    if first_not_finite(arrays) is not None:
-        raise not_finite(f"Training has gone wrong {when}", arrays)
+def check_finite(arrays: Arrays, specs: Sequence[ParamSpec], when: str) -> None:
+    """Raise TlxError, naming the first of some arrays that holds a NaN or an infinity; see `first_not_finite`."""
+    if first_not_finite(arrays, specs) is not None:
+        raise not_finite(f"Training has gone wrong {when}", arrays, specs)
 
 
-def not_finite(problem: str, arrays: Arrays) -> TlxError:
+def not_finite(problem: str, arrays: Arrays, specs: Sequence[ParamSpec]) -> TlxError:
     """Return the error for numbers that are not finite; it names the first of the model's arrays that holds such."""
-    if (name := first_not_finite(arrays)) is not None:
+    if (name := first_not_finite(arrays, specs)) is not None:
         cause = f"{name!r} holds numbers that are not finite"
     else:
         largest = {name: float(np.abs(array).max()) for name, array in arrays.items() if array.size}

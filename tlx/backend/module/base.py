@@ -323,13 +323,17 @@ class ModuleBackend:
 
     def average(self, shadow: Net, model: Net, weight: float) -> None:
         check_alike(shadow.specs, model.specs)
-        now = self._tensors(model)
+        new = self._tensors(model)
+        buffers = {spec.name for spec in model.specs if spec.role == "statistic"}
         with self.fw.no_grad():
             for name, old in self._tensors(shadow).items():
-                if old.is_floating_point():
-                    old.add_((now[name] - old) * weight)
+                now = new[name]
+                if not old.is_floating_point():
+                    old.copy_(now)
+                elif name in buffers:  # a mask's infinities less themselves would be no number
+                    old.copy_(self.fw.where(now == old, old, old + (now - old) * weight))
                 else:
-                    old.copy_(now[name])
+                    old.add_((now - old) * weight)
 
     # Evaluation.
 
