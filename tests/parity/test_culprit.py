@@ -181,3 +181,30 @@ def test_another_branch_that_ran_in_between_bounds_no_stretch(tmp_path: Path) ->
     between = blamed(judged(two_branches(by_hand=False), two_branches(by_hand=True), tmp_path))
     assert isinstance(between, Between)
     assert (between.previous, between.path, between.reference) == ("", "scale", (("measure", "Linear"),))
+
+
+def rounds(by_hand: bool) -> Any:
+    """Takes one layer three times, with functions in between; one of them turns around what leaves the second round."""
+    import torch
+
+    class Rounds(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.start, self.mix, self.fc = torch.nn.Linear(3, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 5)
+            if not by_hand:
+                self.act = torch.nn.Tanh()
+
+        def forward(self, x: Any) -> Any:
+            x = self.start(x.mean((2, 3)))
+            for number in range(3):
+                y = torch.tanh(self.mix(x)) if by_hand else self.act(self.mix(x))
+                x = x + (y.flip(1) if by_hand and number == 1 else y)
+            return self.fc(x)
+
+    return Rounds()
+
+
+@torch_alone
+def test_a_way_that_is_lost_among_functions_begins_at_the_call_before(tmp_path: Path) -> None:
+    between = blamed(judged(rounds(by_hand=False), rounds(by_hand=True), tmp_path))
+    assert isinstance(between, Between) and (between.previous, between.path) == ("mix#2", "mix#3")

@@ -83,17 +83,19 @@ class Search:
     def _feeding(self, number: int, previous: int) -> int | None:
         """Return after which call the way to one begins that leads through calls of the reference alone.
 
-        That is not the call before, where another branch ran in between. Where there is no such way: `previous`.
+        That is not the call before, where another branch ran in between. Where there is no such way, or it is lost
+        among functions that came after that call: `previous`.
         """
-        pairs, way = self.calls.pairs, False
+        pairs, first = self.calls.pairs, number
         wanted = pairs[number].a.files("input")
         for other in reversed(range(number)):
-            if not wanted & pairs[other].a.files("output"):
-                continue
-            if pairs[other].b is not None:
-                return other if way and pairs[other].gave_equal else previous
-            way, wanted = True, pairs[other].a.files("input")
-        return None if way else previous
+            alone = pairs[other].b is None
+            if not wanted & pairs[other].a.files("output") or (alone and self.calls.children(other)):
+                continue  # what a container gives is what the last call in it gave
+            if not alone:
+                return other if first < number and pairs[other].gave_equal else previous
+            first, wanted = other, pairs[other].a.files("input")
+        return previous if first > previous else None
 
     def _tells(self, number: int) -> bool:
         """Whether a call that differs is to blame, though what entered it cannot be compared."""
