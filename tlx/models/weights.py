@@ -182,7 +182,7 @@ def first_not_finite(arrays: Arrays, specs: Iterable[ParamSpec]) -> str | None:
     """
     bounds = {s.name for s in specs if s.role == "statistic" and not s.name.rpartition(".")[2].startswith("running_")}
     for name, array in arrays.items():
-        if np.isnan(array).any() or not (name in bounds or np.isfinite(array).all()):
+        if np.isnan(array).any() if name in bounds else not np.isfinite(array).all():
             return name
     return None
 
