@@ -25,8 +25,9 @@ from tlx.backend import Array, ParamSpec
 from tlx.errors import RunDamaged, TlxError, WeightsError
 from tlx.models.initial_values import initial_values
 from tlx.models.matching import match_backbone
-from tlx.models.weights import read_checkpoint, read_weights, write_safetensors
+from tlx.models.weights import first_not_finite, read_checkpoint, read_weights, write_safetensors
 from tlx.models.zoo import ARCHITECTURES, Architecture
+from tlx.training.metrics import not_finite
 
 ARCH = ARCHITECTURES["resnet18"]
 
@@ -340,3 +341,15 @@ def test_a_card_that_is_damaged_is_one_line(train: Train) -> None:
     (first.run_dir / "card.json").write_text("{")
     with pytest.raises(RunDamaged, match=r"card\.json is damaged"):
         train("second", weights=str(first.run_dir), classes=("3", "5"))
+
+
+def test_an_infinity_is_a_bound_in_a_mask_and_an_error_elsewhere() -> None:
+    mask, weight = ParamSpec("mask", (2,), "float32", "statistic", ""), ParamSpec("w", (2,), "float32", "weight", "")
+    running = ParamSpec("bn.running_var", (2,), "float32", "statistic", "bn")
+    bound, number = np.array([0, -np.inf], np.float32), np.array([1, -2], np.float32)
+    assert first_not_finite({"mask": bound, "w": number}, (mask, weight)) is None
+    for spec in (weight, running):
+        assert first_not_finite({"mask": bound, spec.name: bound}, (mask, spec)) == spec.name
+    assert first_not_finite({"mask": bound + np.nan}, (mask,)) == "mask"
+    said = str(not_finite("gone", {"mask": bound, "w": number}, (mask, weight)))
+    assert "all weights are finite, the largest is 2 in 'w'" in said

@@ -25,9 +25,9 @@ from tlx.training import build
 
 STEPS = 40  # of the float64 trajectory, at least
 STAGES = tuple(RECORD)
+QUICK_PIXELS = 32  # a side, with --quick
 # Without P9, which is no gate. First comes what a side computes by itself, so that the candidate, which is captured at
 # the same time, seldom waits for the reference.
-QUICK_PIXELS = 32  # a side, with --quick
 QUICK = ("P1", "P2", "P5", "P8", "P3", "P4", "P6", "P7")
 
 

@@ -72,8 +72,9 @@ def sketch(array: Array) -> Array:
     whole = flat.size - flat.size % BUCKETS
     # One pass over memory, without temporary arrays: this runs at every step on all parameters.
     buckets = np.einsum("ij,ij->j", flat[:whole].reshape(-1, BUCKETS), signs[:whole].reshape(-1, BUCKETS))
-    buckets[: flat.size - whole] += flat[whole:] * signs[whole:]
-    if np.isnan(buckets).any() and not np.isnan(flat).any():  # infinities of both signs, as in a mask
+    with np.errstate(invalid="ignore"):
+        buckets[: flat.size - whole] += flat[whole:] * signs[whole:]
+    if np.isnan(buckets).any() and not np.isnan(flat).any():  # infinities met, as those of a mask
         where = np.flatnonzero(np.isinf(flat))
         buckets[where % BUCKETS] = np.inf
     return np.asarray(buckets)

@@ -13,6 +13,7 @@ import numpy as np
 
 from tlx import rng
 from tlx.backend import Array, Backend, Batch, Model, Precision, Probe
+from tlx.backend.protocol import FLOAT32_MAX
 from tlx.data.images import ArrayImages
 from tlx.data.load import Data
 from tlx.errors import TlxError
@@ -94,10 +95,11 @@ class Session:
                 found = "nothing" if value is None else list(value.shape)
                 problem = f"the weights of the reference do not fit: {spec.name} is {list(spec.shape)}, there {found}"
                 raise TlxError(problem, fix="capture both by one recipe")
-            fits = np.abs(value) <= np.finfo(np.float32).max
-            if spec.name not in self.fitting and not (fits | (spec.role == "statistic") & np.isinf(value)).all():
-                raise TlxError(f"the weights to start from hold numbers in {spec.name} that float32 does not")
-            self.fitting.add(spec.name)
+            if spec.name not in self.fitting:
+                fits = np.abs(value) <= FLOAT32_MAX
+                if not (fits | np.isinf(value) if spec.role == "statistic" else fits).all():
+                    raise TlxError(f"the weights to start from hold numbers in {spec.name} that float32 does not")
+                self.fitting.add(spec.name)
             if nudged and spec.role != "statistic":
                 up = rng.uniform(0, f"parity/nudge/{spec.name}", spec.shape) < 0.5
                 single = value.astype(np.float32)

@@ -288,7 +288,8 @@ def not_finite(problem: str, arrays: Arrays, specs: Sequence[ParamSpec]) -> TlxE
     if (name := first_not_finite(arrays, specs)) is not None:
         cause = f"{name!r} holds numbers that are not finite"
     else:
-        largest = {name: float(np.abs(array).max()) for name, array in arrays.items() if array.size}
+        finite = {name: array[np.isfinite(array)] for name, array in arrays.items()}  # without the bounds of a mask
+        largest = {name: float(np.abs(array).max()) for name, array in finite.items() if array.size}
         name = max(largest, key=lambda name: largest[name])
         cause = f"all weights are finite, the largest is {largest[name]:.3g} in {name!r}"
     return TlxError(
