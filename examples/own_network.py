@@ -2,7 +2,9 @@
 
 Three convolutions and two linear layers, as tutorials write them with `view`, learn cats and dogs from nothing. Beside
 them stands a network that has seen ImageNet: a new head of two layers learns with Adam while all the rest is frozen,
-and then everything learns at a smaller rate. The photos are an archive with the folders train/ and valid/.
+and then everything learns at a smaller rate. The photos are an archive with the folders train/ and valid/. The giants
+are a ResNet-18 and a MobileNetV2; a ResNet-101 joins them where its ImageNet weights lie beside theirs, as torchvision
+publishes them (resnet101-63fe2227.pth).
 
     python examples/own_network.py
 """
@@ -81,7 +83,7 @@ def by_hand(model: Any, head: Any, epochs: int, head_epochs: int, batches: Any) 
 
 
 def runs(t: Tutorial) -> None:
-    """Both networks on the same photos; the giant in two sizes."""
+    """Both networks on the same photos; each giant of which there are weights."""
     import torch
 
     _, _, size, epochs, head_epochs, seeds = SIZES[t.form]
@@ -90,10 +92,18 @@ def runs(t: Tutorial) -> None:
         torch.manual_seed(seed)
         own = {"model": network(torch, size), "head": "fc2", "strategy": "scratch", "lr": 0.01, "epochs": epochs}
         t.run(f"own.{seed}", **shared, **own, seed=seed, val_fraction=0.2)
-        for model in ("resnet18",) if t.form == "check" else ("resnet18", "mobilenet_v2"):
-            weights = str(DATA / "weights" / f"{model}-imagenet-backbone.safetensors") if t.real else "none"
+        for model, weights in giants(t).items():
             fields = giant(model, weights, epochs, head_epochs)
             t.run(f"{model}.{seed}", **shared, **fields, seed=seed, val_fraction=0.2)
+
+
+def giants(t: Tutorial) -> dict[str, str]:
+    """The pretrained networks, each with its weights: those of which there is a file."""
+    if not t.real:
+        return {"resnet18": "none"} if t.form == "check" else {"resnet18": "none", "mobilenet_v2": "none"}
+    files = {name: f"{name}-imagenet-backbone.safetensors" for name in ("resnet18", "mobilenet_v2")}
+    found = {name: list((DATA / "weights").glob(file)) for name, file in {**files, "resnet101": "resnet101-*"}.items()}
+    return {name: str(paths[0]) for name, paths in found.items() if paths}
 
 
 def archive(t: Tutorial) -> Path:

@@ -92,6 +92,27 @@ def test_a_run_that_was_stopped_goes_on_when_the_command_is_repeated(examples: P
     assert row["command"].startswith("tlx run --backend loopback") and row["command"].endswith("--out runs/one")
 
 
+def test_a_giant_takes_part_where_its_weights_are(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = module(examples / "own_network.py")
+    files = (
+        "resnet18-imagenet-backbone.safetensors",
+        "resnet18-imagenet200-32px.safetensors",
+        "resnet101-63fe2227.pth",
+    )
+    (tmp_path / "weights").mkdir()
+    for name in files:
+        (tmp_path / "weights" / name).touch()
+    monkeypatch.setattr(script, "DATA", tmp_path)
+    monkeypatch.setattr(sys.modules["tutorial"], "DATA", tmp_path)
+    found = script.giants(sys.modules["tutorial"].Tutorial("own_network", "whole", tmp_path))
+    assert found == {
+        "resnet18": str(tmp_path / "weights" / files[0]),
+        "resnet101": str(tmp_path / "weights" / files[2]),
+    }
+
+
 def test_pages_and_results_are_those_of_the_scripts_and_of_what_they_published() -> None:
     maker = module(ROOT / "docs" / "make_tutorials.py")
     for file, text in maker.pages().items():
