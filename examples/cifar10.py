@@ -92,9 +92,9 @@ def runs(t: Tutorial) -> None:
     if t.form == "check":
         return
     for strategy in METHODS:
-        fields = method(strategy, model="mobilenet_v2", **sizes, limit_train=mobile, limit_test=test)
+        fields = method(strategy, model="mobilenet_v2", **sizes, precision="auto", limit_train=mobile, limit_test=test)
         t.run(f"mobilenet-{strategy}", **start(t, fields))
-    if t.form == "whole":  # all 50,000 images, in bfloat16 where PyTorch trains faster so
+    if t.form == "whole":  # all 50,000 images
         for strategy in METHODS:
             t.run(f"all-{strategy}-torch", **start(t, method(strategy, **sizes, precision="auto")))
 

@@ -48,7 +48,7 @@ def by_hand(model: Any, strategy: str) -> Any:
 def runs(t: Tutorial) -> None:
     """Each strategy at each size, with each seed."""
     sizes, test, pixels, epochs, seeds = SIZES[t.form]
-    shared = {"optimizer": "adam", "weight_decay": 0.0, "augment": "none", "batch_size": 32, "precision": "float32"}
+    shared = {"optimizer": "adam", "weight_decay": 0.0, "augment": "none", "batch_size": 32}
     for images in sizes:
         data = {"image_size": pixels, "classes": ("cat", "dog"), "limit_train": images, "limit_test": test}
         if t.real:  # random weights have nothing to transfer

@@ -87,7 +87,7 @@ def runs(t: Tutorial) -> None:
     import torch
 
     _, _, size, epochs, head_epochs, seeds = SIZES[t.form]
-    shared = {"data": str(archive(t)), "image_size": size, "batch_size": 20, "augment": "hflip", "precision": "float32"}
+    shared = {"data": str(archive(t)), "image_size": size, "batch_size": 20, "augment": "hflip"}
     for seed in range(seeds):
         torch.manual_seed(seed)
         own = {"model": network(torch, size), "head": "fc2", "strategy": "scratch", "lr": 0.01, "epochs": epochs}
