@@ -31,8 +31,8 @@ QUICK_PIXELS = 32  # a side, with --quick
 QUICK = ("P1", "P2", "P5", "P8", "P3", "P4", "P6", "P7")
 
 
-def reduced(recipe: Recipe, largest: int | None = None, least: int = STEPS) -> Recipe:
-    """Shorten a recipe to what a proof needs: at least `least` steps with each of its boundaries, on few small images.
+def reduced(recipe: Recipe, largest: int | None = None) -> Recipe:
+    """Shorten a recipe to what a proof needs: at least 40 steps with each of its boundaries, on few small images.
 
     They have at most `largest` pixels a side, or the fewest that the model takes.
     """
@@ -40,9 +40,9 @@ def reduced(recipe: Recipe, largest: int | None = None, least: int = STEPS) -> R
     smallest = arch.min_size if arch else recipe.pixels.size
     size = min(recipe.pixels.size, largest or max(64, smallest + 5))  # with room for an odd and an even size
     batch = min(recipe.batch_size, 8)  # BatchNorm over fewer values is so unsteady that float64 does not settle it
-    epochs = min(recipe.epochs, least)
+    epochs = min(recipe.epochs, STEPS)
     shrink = epochs / recipe.epochs
-    steps = -(-least // epochs)
+    steps = -(-STEPS // epochs)
     images = steps * batch - 1  # the last batch is partial
     validates = recipe.schedule == "plateau"  # the only schedule that reads a validation loss
     share = (recipe.val_fraction or 0.1) if validates else 0.0
@@ -90,7 +90,6 @@ def capture(
     *,
     quick: bool = False,
     largest: int | None = None,
-    steps: int = STEPS,
     copy_weights: bool = False,
     stages: tuple[str, ...] | None = None,
     feed: Callable[[Any], Any] = lambda loader: loader,
@@ -107,7 +106,6 @@ def capture(
         reference: the capture of another backend, whose modules are replayed here one by one.
         quick: smaller images, fewer steps from the reference's states, and without P9, which is no gate.
         largest: pixels a side that images have at most. Default: 32 with `quick`, and about 64 without.
-        steps: of the trajectory, at least.
         copy_weights: start from the reference's values.
         stages: only these.
         feed: replaces the training loader; for planting faults.
@@ -144,7 +142,7 @@ def capture(
         data, unplayed = None, other.manifest.get("not_run", [])
         check_served(other, short)
     else:
-        short = reduced(recipe.resolved(), largest or (QUICK_PIXELS if quick else None), steps)
+        short = reduced(recipe.resolved(), largest or (QUICK_PIXELS if quick else None))
         short = build.resolve_placement(replace(short, backend=loaded.name), loaded)
         data, unplayed = build.open_data(short), left_out(recipe)
         build.check_fit(short, data)

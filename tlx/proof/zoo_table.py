@@ -25,7 +25,7 @@ from typing import Any
 from tlx.errors import TlxError, one_line
 from tlx.models.zoo import ARCHITECTURES, architecture
 from tlx.proof.artifact import Capture
-from tlx.proof.capture import STEPS, capture
+from tlx.proof.capture import capture
 from tlx.proof.compare import compare
 from tlx.proof.locked import BUDGET
 from tlx.proof.matrix import free_memory, text
@@ -38,17 +38,14 @@ from tlx.recipe import Recipe
 STAGES = ("P1", "P2", "P3", "P4", "P5", "P6")
 OPTIMIZERS = ("sgd", "adamw")
 EVEN, ODD = 64, 49  # pixels: bilinear and adaptive pooling can be equal at one size and not at another
-LARGE, FEW_STEPS = 40_000_000, 16  # more parameters than that: the trajectory takes this many steps
 MEMORY, DISK = 110, 60  # bytes for a parameter, in float64: gradients, the optimizer's slots and copies of all of them
 HEAD = f"""# Every shared model on two backends
 
-Each model of `tlx models` in float64, with random weights, trained in batches of 8 by SGD and by AdamW, at {EVEN} and
-at {ODD} pixels or the nearest that it takes: the head alone first, then everything, and the rate drops with each of
-four epochs. That makes {STEPS} steps, and at least {FEW_STEPS} of a model of more than {LARGE // 10**6} M parameters.
-
-Shown are how many of its arrays differ in any bit after loading (P1), and of its batches (P2); the largest relative L2
-distance of a module's output in eval mode (P3), of outputs, loss, buffers and gradients of one training step (P4, as P3
-at most 1e-10), and of updates from NumPy's (P5, at most 1e-12).
+Each model of `tlx models` in float64, with random weights, trained for 40 steps in batches of 8 by SGD and by AdamW, at
+{EVEN} and at {ODD} pixels or the nearest that it takes: the head alone first, then everything, and the rate drops with
+each epoch. Shown are how many of its arrays differ in any bit after loading (P1), and of its batches (P2); the largest
+relative L2 distance of a module's output in eval mode (P3), of outputs, loss, buffers and gradients of one training
+step (P4, as P3 at most 1e-10), and of updates from NumPy's (P5, at most 1e-12).
 
 Of the trajectory (P6) the figure is the largest distance as a multiple of the reference's own scatter, at most 100.
 Then come the number of steps that were taken from the reference's own state; the largest part of any array's update
@@ -108,8 +105,7 @@ def measured(model: str, optimizer: str, size: int, reference: str = "torch", ca
     if why := obstacle(parameters):
         return Cell(model, optimizer, size, parameters, why=why)
     recipe = Recipe(**{**DEFAULTS, "model": model, "optimizer": optimizer, "image_size": size})
-    steps = FEW_STEPS if parameters > LARGE else STEPS
-    side = partial(capture, recipe, quick=True, largest=size, steps=steps, stages=STAGES, serves=False)
+    side = partial(capture, recipe, quick=True, largest=size, stages=STAGES, serves=False)
     with TemporaryDirectory(prefix="tlx-zoo-") as scratch:
         a, b = Path(scratch) / "A", Path(scratch) / "B"
         try:
