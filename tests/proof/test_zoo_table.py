@@ -9,6 +9,8 @@ import pytest
 
 from tlx.models.zoo import ARCHITECTURES
 from tlx.proof import zoo_table
+from tlx.proof.report import Report
+from tlx.proof.result import Stage, Verdict
 from tlx.proof.zoo_table import Cell, complete, main, obstacle, read, sizes, table
 
 pytestmark = pytest.mark.needs("loopback")
@@ -61,6 +63,12 @@ def test_a_cell_is_made_of_two_processes_and_one_that_fails_is_a_row() -> None:
     assert cell.equal and cell.locked == 8 and cell.unseen is not None and cell.silent is None, str(cell)
     assert cell.figures.keys() == {"P0", *zoo_table.STAGES}
     assert "backend 'loopback' has no model" in zoo_table.measured("resnet18", "sgd", 64, "loopback", "loopback").why
+
+
+def test_a_cell_that_shows_too_little_says_so() -> None:
+    report = Report("torch", "oneflow", "swin_s", Verdict.UNDERPOWERED, (Stage("P6", 16.0, 40.0, None, enough=False),))
+    cell = zoo_table._cell(report, "swin_s", "sgd", 64, 1, 1.0)
+    assert not cell.equal and str(cell).endswith("| too little was run to show equality or a difference |")
 
 
 def test_the_table_has_every_model(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from tlx.proof.matrix import free_memory, text
 from tlx.proof.prove import DEFAULTS
 from tlx.proof.report import Report
 from tlx.proof.result import Stage, Verdict
-from tlx.proof.words import figure
+from tlx.proof.words import VERDICTS, figure
 from tlx.recipe import Recipe
 
 STAGES = ("P1", "P2", "P3", "P4", "P5", "P6")
@@ -135,7 +135,7 @@ def _cell(report: Report, model: str, optimizer: str, size: int, parameters: int
         locked=facts.get("locked", 0),
         unseen=facts.get("shown"),
         silent=facts.get("silent"),
-        why=report.first,
+        why=report.first or ("" if report.verdict is Verdict.EQUAL else VERDICTS[report.verdict]),
         seconds=round(seconds, 1),
     )
 
