@@ -32,7 +32,7 @@ TUTORIALS = {
 }
 # Estimates, none of them measured: from 31 images a second that PyTorch trains at 224 px on 2 idle cores (50,000
 # images, 3 epochs, 80 minutes), 5 that OneFlow does, and 100 and 15 whose features they compute.
-HOURS = {"cifar10": "8 hours", "ants_and_bees": "6 hours", "own_network": "an hour", "data_size": "2 hours"}
+HOURS = {"cifar10": "8 hours", "ants_and_bees": "4 hours", "own_network": "an hour", "data_size": "2 hours"}
 PORTING = "porting/5_your_own_loop"
 WHOLE_WORDS: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
 PICTURES = {
