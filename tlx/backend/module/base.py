@@ -143,6 +143,10 @@ class ModuleBackend:
         """Copy a tensor to the host, in C order."""
         return np.array(tensor.detach().cpu().numpy(), order="C", copy=True)
 
+    def arrays(self, tensors: Mapping[str, Any]) -> dict[str, Array]:
+        """Copy tensors to the host, each as `array` does."""
+        return {name: self.array(tensor) for name, tensor in tensors.items()}
+
     def sum_over(self, tensor: Any, channel: Channel) -> Any:
         """Return the sum of a contiguous tensor over all processes, the same bits in each; it may be added up in place.
 
@@ -206,7 +210,7 @@ class ModuleBackend:
                 tensor.copy_(self.tensor(np.asarray(arrays[name], order="C"), model.device))
 
     def dump_arrays(self, model: Net) -> dict[str, Array]:
-        return {name: self.array(tensor) for name, tensor in self._tensors(model).items()}
+        return self.arrays(self._tensors(model))
 
     # Training.
 
@@ -414,11 +418,13 @@ class ModuleBackend:
     # State.
 
     def dump_optimizer(self, optimizer: Optimizer) -> dict[str, Array]:
-        state = {}
-        for name, param in optimizer.params.items():
-            for slot, value in (self.optimizer_slots(optimizer, param) or {}).items():
-                state[f"{name}/{slot}"] = self.array(value) if hasattr(value, "detach") else np.asarray(value)
-        return state
+        slots = {
+            f"{name}/{slot}": value
+            for name, param in optimizer.params.items()
+            for slot, value in (self.optimizer_slots(optimizer, param) or {}).items()
+        }
+        copied = self.arrays({key: value for key, value in slots.items() if hasattr(value, "detach")})
+        return {key: copied[key] if key in copied else np.asarray(value) for key, value in slots.items()}
 
     def load_optimizer(self, optimizer: Optimizer, state: Arrays) -> None:
         shapes = {name: tuple(param.shape) for name, param in optimizer.params.items()}

@@ -43,7 +43,7 @@ class ModuleProbe:
 
     def gradients(self) -> dict[str, Array]:
         named = self.net.module.named_parameters()
-        return {name: self.backend.array(p.grad) for name, p in named if p.grad is not None}
+        return self.backend.arrays({name: p.grad for name, p in named if p.grad is not None})
 
     def set_gradients(self, gradients: Arrays) -> None:
         with self.backend.fw.no_grad():
@@ -87,8 +87,8 @@ class ModuleProbe:
             return Replay(
                 copied,
                 tuple(None if t.grad is None else self.backend.array(t.grad) for t in fed),
-                {prefix + n: self.backend.array(p.grad) for n, p in module.named_parameters() if p.grad is not None},
-                {prefix + n: self.backend.array(b) for n, b in module.named_buffers()},
+                self.backend.arrays({prefix + n: p.grad for n, p in module.named_parameters() if p.grad is not None}),
+                self.backend.arrays({prefix + n: b for n, b in module.named_buffers()}),
             )
 
     def _backward(self, outputs: Sequence[Any], grads: Sequence[Array | None]) -> None:
