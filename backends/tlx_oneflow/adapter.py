@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tlx.backend import LOSSES, Array, Capabilities, OptimizerSpec, float32_exact
-from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
+from tlx.backend.module.base import ModuleBackend
 from tlx.backend.module.dropout import FUNCTIONS, Drop, function
+from tlx.backend.module.framework import Groups, MakeOptimizer
 from tlx.backend.module.net import Net, Optimizer
 from tlx.backend.module.shared_norm import Normalise
 from tlx.errors import BackendError

@@ -12,8 +12,9 @@ import torch
 import torchvision
 
 from tlx.backend import LOSSES, Array, Capabilities, ModelSpec, OptimizerSpec, Precision, float32_exact
-from tlx.backend.module.base import Groups, MakeOptimizer, ModuleBackend
+from tlx.backend.module.base import ModuleBackend
 from tlx.backend.module.dropout import UNITS, Drop, function
+from tlx.backend.module.framework import Groups, MakeOptimizer
 from tlx.backend.module.net import Net, Optimizer
 from tlx.backend.module.shared_norm import Normalise
 from tlx.errors import BackendError
