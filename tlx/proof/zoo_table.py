@@ -47,10 +47,10 @@ each epoch. Shown are how many of its arrays differ in any bit after loading (P1
 relative L2 distance of a module's output in eval mode (P3), of outputs, loss, buffers and gradients of one training
 step (P4, as P3 at most 1e-10), and of updates from NumPy's (P5, at most 1e-12).
 
-Of the trajectory (P6) the figure is the largest distance as a multiple of the reference's own scatter, at most 100.
-Then come the number of steps that were taken from the reference's own state; the largest part of any array's update
-that could have changed there unseen; and the step from which on the free run shows nothing, as the reference's own runs
-part.
+Of the trajectory (P6) the figure is the largest distance as a multiple of the reference's own scatter, or of ten times
+that in the free run, at most 100. Then come the number of steps that were taken from the reference's own state; the
+largest part of any array's update that could have changed there unseen; and the step from which on the free run shows
+nothing, as the reference's own runs part.
 
 Made by `make parity-zoo`, which leaves out what is done already.
 
