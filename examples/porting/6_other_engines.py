@@ -10,6 +10,7 @@ reads the reference's capture and writes its own, as it should and with three pl
 from __future__ import annotations
 
 import argparse
+import os
 import runpy
 import shutil
 import subprocess
@@ -73,6 +74,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", help="the interpreter that has JAX and ONNX Runtime")
     python = parser.parse_args().python
+    if python is not None:
+        found = shutil.which(python)
+        if found is None:
+            parser.error(f"--python {python}: there is no such program")
+        python = os.path.abspath(found)  # engines run elsewhere; the link itself, by which it finds its packages
     torch.manual_seed(0)
     right = []
     with tempfile.TemporaryDirectory() as scratch:

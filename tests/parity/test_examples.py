@@ -69,3 +69,11 @@ def test_a_tutorial_ends_with_its_proof(name: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     missing = [text for text in PRINTED[name] if text not in done.stdout]
     assert not missing, f"{missing} not in:\n{done.stdout}"
+
+
+@pytest.mark.needs("torch")
+def test_an_interpreter_that_is_not_there_is_refused() -> None:
+    command = [sys.executable, str(PORTING / "6_other_engines.py"), "--python", "nowhere/python"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("--python nowhere/python: there is no such program\n")
