@@ -82,13 +82,16 @@ def page(name: str) -> str:
     whole = published(name, "whole")
     parts.append("## The whole job\n")
     if whole is None:
-        parts.append(f"`python examples/{name}.py --whole` does it; its results are not published yet.\n")
+        parts.append(
+            f"`python examples/{name}.py --whole` does it; its results are not published yet. On 2 idle cores it\n"
+            f"takes about {HOURS.get(name, '2 minutes')}: an estimate from the rates at which ResNet-18 trains at 224\n"
+            "pixels (31 images a second on PyTorch, 5 on OneFlow), not measured yet.\n"
+        )
     else:
+        took = sum(row.get("seconds", 0) for row in whole["rows"])
+        parts.append(f"`python examples/{name}.py --whole`:\n")
         parts.append("```text\n" + "\n".join(whole["printed"]).strip("\n") + "\n```\n")
-    parts.append(
-        f"On 2 idle cores it takes about {HOURS.get(name, '2 minutes')}: an estimate from the rates at which\n"
-        "ResNet-18 trains at 224 pixels (31 images a second on PyTorch, 5 on OneFlow), not measured yet.\n"
-    )
+        parts.append(f"What is shown took {took / 3600:.1f} hours on 2 cores.\n")
     parts.append(
         "The command may be stopped and repeated; `--only PATTERN` does a part, `--list` says what is done, and\n"
         "`--publish` brings the results here. Every figure with its command: [results](../results.md).\n"

@@ -194,6 +194,20 @@ def test_a_scatter_that_is_small_by_chance_in_one_step_is_no_measure_of_it(
     assert compare(first, wrong).verdict == Verdict.DIFFERENT
 
 
+def test_a_slot_scatters_at_least_as_the_gradient_that_enters_it(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Squares weigh elements otherwise, so a moment may scatter less than its gradient by chance."""
+
+    def apart(key: str, by: float) -> float:
+        return by * key.startswith("P6/locked/")
+
+    slots = shifted(pair[1], tmp_path / "B", lambda key: apart(key, 5e-11), "slots")
+    assert compare(pair[0], slots).verdict == Verdict.DIFFERENT
+    scattered = shifted(pair[0], tmp_path / "A", lambda key: 1e-12 * key.startswith("P6/scatter/"), "gradients")
+    assert compare(scattered, slots).verdict == Verdict.EQUAL
+    wrong = shifted(pair[1], tmp_path / "C", lambda key: apart(key, 5e-10), "slots")
+    assert compare(scattered, wrong).verdict == Verdict.DIFFERENT
+
+
 def test_two_captures_that_know_nothing_of_each_other_are_compared(fields: dict[str, Any], tmp_path: Path) -> None:
     recipe = Recipe(**fields, backend="loopback")
     a, b = (capture(recipe, Loopback(), tmp_path / name, stages=STAGES, quick=True) for name in "AB")

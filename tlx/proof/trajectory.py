@@ -137,7 +137,7 @@ def _locked(a: Capture, b: Capture) -> Iterator[_Step]:
             pairs.append((x, y, _distances(x, y, nudged)))
     usual = _usual_scatter([found for _, _, found in pairs if not _silent(found)])
     for x, y, found in pairs:
-        raised = {p: replace(d, scatter=max(d.scatter, usual.get(p, 0.0))) for p, d in found.items()}
+        raised = _raised(found, usual)
         row = _row("locked", x, raised, silent=_silent(found))
         if row.quantity == "values" and not row.passed:
             row = replace(row, factor=_factor(_moves(a, x), _moves(a, y), row.path))
@@ -159,6 +159,16 @@ def _usual_scatter(steps: Sequence[Mapping[Place, _Distance]]) -> dict[Place, fl
             if place[0] in KINDS:
                 at.setdefault(place, []).append(distance.scatter)
     return {place: median(scatters) for place, scatters in at.items()}
+
+
+def _raised(found: Mapping[Place, _Distance], usual: Mapping[Place, float]) -> dict[Place, _Distance]:
+    """Raise each array's scatter to the usual one, and a slot's to its gradient's, which enters it in this step."""
+    raised = {place: replace(d, scatter=max(d.scatter, usual.get(place, 0.0))) for place, d in found.items()}
+    for (quantity, key), distance in raised.items():
+        gradient = raised.get(("gradients", split_slot(key)[0])) if quantity == "slots" else None
+        if gradient is not None and gradient.scatter > distance.scatter:
+            raised[quantity, key] = replace(distance, scatter=gradient.scatter)
+    return raised
 
 
 def _moves(a: Capture, after: Record) -> Sketches:
