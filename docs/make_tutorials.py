@@ -76,9 +76,7 @@ def page(name: str) -> str:
         real = "" if small["real"] else ", without the real data"
         parts.append(f"## What it shows\n\n`python examples/{name}.py`, the small form{real}:\n")
         parts.append("```text\n" + "\n".join(small["printed"]).strip("\n") + "\n```\n")
-        for picture in sorted((PAGES / "pictures").glob(f"{name}-*")):
-            said = PICTURES[picture.stem.partition("-")[2]]
-            parts.append(f"![{said}](pictures/{picture.name})\n\n{said}\n")
+        parts += pictures(name, "small")
     whole = published(name, "whole")
     parts.append("## The whole job\n")
     if whole is None:
@@ -92,11 +90,19 @@ def page(name: str) -> str:
         parts.append(f"`python examples/{name}.py --whole`:\n")
         parts.append("```text\n" + "\n".join(whole["printed"]).strip("\n") + "\n```\n")
         parts.append(f"What is shown took {took / 3600:.1f} hours on 2 cores.\n")
+        parts += pictures(name, "whole")
     parts.append(
         "The command may be stopped and repeated; `--only PATTERN` does a part, `--list` says what is done, and\n"
         "`--publish` brings the results here. Every figure with its command: [results](../results.md).\n"
     )
     return "\n".join(parts)
+
+
+def pictures(name: str, form: str) -> list[str]:
+    """Return the pictures that a form of a tutorial has published, each with what it shows."""
+    found = sorted((PAGES / "pictures").glob(f"{name}-{form}-*"))
+    said = [PICTURES[picture.stem.rpartition("-")[2]] for picture in found]
+    return [f"![{text}](pictures/{picture.name})\n\n{text}\n" for picture, text in zip(found, said, strict=True)]
 
 
 def tabs(name: str, ours: tuple[str, ...], theirs: str) -> str:

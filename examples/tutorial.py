@@ -3,7 +3,8 @@
 Each tutorial has three forms: `check` takes seconds, on scanned digits; `small`, the default, takes minutes and shows
 what there is to see; `whole` is the job of the tutorial that it repeats and takes hours. Every run has a folder of its
 own below `--out`. What is finished there is not run again, and what was stopped goes on, so the same command may be
-repeated until all is done, or be given in parts with `--only`.
+repeated until all is done, or be given in parts with `--only`. With `--publish`, what docs/tutorials/ has of the whole
+form is not run again either, so its parts may come from several machines.
 """
 
 from __future__ import annotations
@@ -115,11 +116,14 @@ class Tutorial:
     def once(self, label: str, go: Callable[[], dict[str, Any]], command: str = "") -> dict[str, Any]:
         """Do what has no run folder, such as a loop by hand, and keep what it returns."""
         kept = self.out / "results" / f"{label}.json"
+        published = self.rows.pop(label, None)
         if self.listing:
             state = "done" if kept.exists() else "to do"
             print(f"{label:36} {state:6} {command or f'python examples/{self.name}.py'}")
         elif kept.exists():
             self.rows[label] = json.loads(kept.read_text(encoding="utf-8"))
+        elif published:
+            self.rows[label] = published  # the rows keep the script's order, whatever order they were published in
         elif not self.only or any(fnmatch(label, pattern) for pattern in self.only):
             print(f"... {label}", flush=True)
             begun = time.perf_counter()
@@ -132,8 +136,8 @@ class Tutorial:
         return self.rows.get(label, {})
 
     def folder(self, label: str) -> Path | None:
-        """The folder of a finished run."""
-        return self.out / label if label in self.rows else None
+        """The folder of a run that is finished, where it is on this machine."""
+        return self.out / label if label in self.rows and (self.out / label).is_dir() else None
 
     def picture(self, name: str) -> Path:
         """Where a picture of the page is drawn."""
@@ -160,12 +164,12 @@ class Tutorial:
 
     def publish(self) -> None:
         """Put what the page shows beside it: results without weights, what was printed, small pictures."""
-        kept = PAGES / "results" / f"{self.name}-{self.form}.json"
+        kept = results_of(self.name, self.form)
         kept.parent.mkdir(parents=True, exist_ok=True)
         write(kept, {"form": self.form, "real": self.real, "printed": self.lines, "rows": list(self.rows.values())})
         for name in self.pictures:
             if (source := self.out / "pictures" / name).exists():
-                target = PAGES / "pictures" / f"{self.name}-{name}"
+                target = PAGES / "pictures" / f"{self.name}-{self.form}-{name}"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 small(source, target)
 
@@ -184,10 +188,14 @@ def main(
     parser.add_argument("--only", nargs="+", default=(), metavar="PATTERN", help="do these runs only, such as 'full*'")
     parser.add_argument("--photo", type=Path, help="a photo of your own, which ants_and_bees.py classifies")
     parser.add_argument("--list", action="store_true", help="list the runs with their commands, and do none")
-    parser.add_argument("--publish", action="store_true", help="put results and pictures into docs/tutorials/")
+    published = "put results and pictures into docs/tutorials/; of the whole form, do what is not there yet"
+    parser.add_argument("--publish", action="store_true", help=published)
     given = parser.parse_args(arguments)
     folder = given.out or Path("runs", "tutorials", f"{name}-{given.form}")
     asked = Tutorial(name, given.form, folder, given.only, given.list, photo=given.photo)
+    if given.publish and given.form == "whole" and results_of(name, "whole").exists():
+        rows = json.loads(results_of(name, "whole").read_text(encoding="utf-8"))["rows"]
+        asked.rows = {row["label"]: row for row in rows}
     if given.form != "check" and not asked.real:
         print(WITHOUT_DATA)
         if given.form == "whole":
@@ -205,6 +213,11 @@ def main(
     if asked.failed:
         parser.exit(1, f"{len(asked.failed)} not shown\n")
     return asked
+
+
+def results_of(name: str, form: str) -> Path:
+    """The file of what a form of a tutorial has published."""
+    return PAGES / "results" / f"{name}-{form}.json"
 
 
 def cifar10(tutorial: Tutorial, **fields: Any) -> dict[str, Any]:

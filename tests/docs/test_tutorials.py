@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,6 +91,35 @@ def test_a_run_that_was_stopped_goes_on_when_the_command_is_repeated(examples: P
     whole = tlx.run(**fields, out=str(tmp_path / "whole"), quiet=True)
     assert row["accuracy"] == whole.test_accuracy and row["epochs"] == 3
     assert row["command"].startswith("tlx run --backend loopback") and row["command"].endswith("--out runs/one")
+
+
+def test_parts_of_the_whole_form_may_be_published_from_several_machines(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tutorial = importlib.import_module("tutorial")
+    (tmp_path / "weights").mkdir()
+    monkeypatch.setattr(tutorial, "PAGES", tmp_path / "docs")
+    monkeypatch.setattr(tutorial, "DATA", tmp_path)
+    done: list[str] = []
+
+    def go(label: str) -> dict[str, Any]:
+        done.append(label)
+        return {"accuracy": len(done) / 4}
+
+    def runs(t: Any) -> None:
+        for label in ("first", "second", "third"):
+            t.once(label, partial(go, label))
+
+    for machine, only in (("A", ["second"]), ("B", ["first", "second"]), ("C", ["*"])):
+        arguments = ["--whole", "--publish", "--out", str(tmp_path / machine), "--only", *only]
+        shown = tutorial.main("name", runs, lambda t: t.table("all"), arguments)
+    assert done == ["second", "first", "third"]
+    kept = json.loads((tmp_path / "docs" / "results" / "name-whole.json").read_text(encoding="utf-8"))
+    assert [row["label"] for row in kept["rows"]] == ["first", "second", "third"]
+    assert [row["accuracy"] for row in kept["rows"]] == [0.5, 0.25, 0.75]
+    assert [line.split()[0] for line in shown.lines if line] == ["all", "first", "second", "third"]
+    tutorial.main("name", runs, lambda t: t.table("all"), ["--whole", "--out", str(tmp_path / "D"), "--only", "first"])
+    assert done[3:] == ["first"], "who does not publish does the run, whatever has been published"
 
 
 def test_a_giant_takes_part_where_its_weights_are(
