@@ -203,3 +203,8 @@ def test_marks_lie_in_the_plot_and_grow_upwards() -> None:
     nothing = stage("P1", (weight("w", 0.0),), None)
     only_infinite = plot(stage("P1", (weight("w", math.inf),), None))
     assert plot(nothing) is None and only_infinite is not None and len(only_infinite.marks) == 1
+
+
+def test_ratios_with_a_limit_each_share_no_axis() -> None:
+    (ratios,) = (of for of in CLEAN.stages if of.id == "P8")
+    assert plot(ratios) is None and f"{len(ratios.rows)} figures, each in a measure of its own." in to_html(CLEAN)

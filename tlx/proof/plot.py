@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
-from tlx.proof.result import Row, Stage
+from tlx.proof.result import Margins, Row, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,9 @@ class Plot:
 
 
 def plot(stage: Stage) -> Plot | None:
-    """Lay out a stage's rows; None where there are no errors to draw."""
+    """Lay out a stage's rows; None where there are no errors to draw, or each is in a measure of its own."""
+    if any(row.kind in get_args(Margins) for row in stage.rows):
+        return None
     sizes = [row.error for row in stage.rows if 0 < row.error < math.inf]
     if not any(row.error for row in stage.rows):
         return None
