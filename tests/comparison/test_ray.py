@@ -70,8 +70,8 @@ def cluster() -> Iterator[None]:
 @needs_ray
 def test_a_cell_whose_worker_is_killed_is_done_again_and_no_other_is(tmp_path: Path, cluster: None) -> None:
     folder = tmp_path / "c"
-    plan, whole = plan_in(folder, epochs=10), plan_in(tmp_path / "whole", epochs=10)
-    driver = started(tmp_path, "--on=ray", epochs=10)
+    plan, whole = plan_in(folder, epochs=60), plan_in(tmp_path / "whole", epochs=60)
+    driver = started(tmp_path, "--on=ray", epochs=60)
     saved_by(driver, plan, 5)
     (worker,) = workers(tmp_path)  # two cells and two CPUs, but one job
     os.kill(worker, signal.SIGKILL)

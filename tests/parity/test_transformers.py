@@ -130,11 +130,15 @@ def test_flowvisions_own_forward_pass_gives_the_same(name: str, size: int) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny_vit", *(pytest.param(name, marks=pytest.mark.thorough) for name in NAMES[1:])])
 def test_each_family_trains_by_each_strategy(name: str) -> None:
-    """Each strategy on one of the backends; what it freezes is cached, and changes no bit."""
+    """Each strategy on one of the backends; what it freezes is cached, and changes no bit.
+
+    On some processors OneFlow rounds an image otherwise in another place of a batch; then nothing is cached, and said.
+    """
     fields = {**DIGITS, "batch_size": 8, "val_fraction": 0.2, "weights": "none", "lr": 1e-3, "save_seconds": 1e9}
     for number, strategy in enumerate(STRATEGIES, NAMES.index(name)):
         cell = examine(Row(name, name, {**fields, "precision": "float32"}), FRAMEWORKS[number % 3 == 0], strategy)
-        assert not cell.why and cell.cached == (strategy in FREEZING), cell
+        kept = strategy in FREEZING and not any("otherwise in another place" in note for note in cell.notes)
+        assert not cell.why and cell.cached == kept, cell
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import tlx
+from support.distance import relative_distance
 from support.hub import TOKEN, Hub, ask, serving_hub
 from support.multilabel import digits
 from tlx.errors import TlxError
@@ -208,9 +209,9 @@ def told(runs: dict[str, Path], hub: Hub, tmp_path_factory: pytest.TempPathFacto
 def test_what_is_pushed_gives_the_same_logits_in_timm(told: dict[str, Any], hub: Hub) -> None:
     url, commit, timm, notes, _ = told["pushed"]
     assert (url, timm, notes) == (hub.url("me/digits"), "test_resnet", []) and len(commit) == 40
-    np.testing.assert_allclose(told["timm"], told["own"], rtol=1e-5, atol=1e-6)
+    assert relative_distance(told["own"], told["timm"]) < 1e-5
     assert told["resnet18 is"] == "resnet18"
-    np.testing.assert_allclose(told["resnet18 in timm"], told["resnet18"], rtol=1e-5, atol=1e-6)
+    assert relative_distance(told["resnet18"], told["resnet18 in timm"]) < 1e-5
     assert told["labels"] == [str(digit) for digit in range(10)]
     assert "32" in told["transform"] and "0." in told["transform"]  # the lines of the card run
 
@@ -249,7 +250,7 @@ def test_a_run_of_several_labels_is_pushed_and_pulled_with_its_thresholds(
     several = json.loads((runs["several"] / "result.json").read_text())["multilabel"]
     assert timm == "test_resnet"
     own, theirs = told["several's logits"]
-    np.testing.assert_allclose(theirs, own, rtol=1e-5, atol=1e-6)
+    assert relative_distance(own, theirs) < 1e-5
     one, other = told["several's labels"]
     assert one == other and any(one)
     (found,) = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]

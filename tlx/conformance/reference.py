@@ -58,8 +58,11 @@ def loss_of(logits: Array, labels: Array, targets: Array | None = None) -> tuple
 
 
 def linear(x: Array, weight: Array, bias: Array) -> Array:
-    """Return x weight^T + bias [N, O] for x [N, I], weight [O, I] and bias [O]."""
-    return np.asarray(x @ weight.T + bias)
+    """Return x weight^T + bias [N, O] for x [N, I], weight [O, I] and bias [O].
+
+    Each row by itself: on some processors the last bits of a product of many rows depend on their number and places.
+    """
+    return np.asarray((x[:, None] @ weight.T)[:, 0] + bias)
 
 
 def linear_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Array, Array]:
