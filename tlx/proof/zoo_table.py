@@ -52,7 +52,8 @@ that in the free run, at most 100. Then come the number of steps that were taken
 largest part of any array's update that could have changed there unseen; and the step from which on the free run shows
 nothing, as the reference's own runs part.
 
-Made by `make parity-zoo`, which leaves out what is done already.
+Made by `make parity-zoo`, which leaves out what is done already. Of models that are not measured here, most have been
+compared in [one training step](parity-zoo-step.md).
 
 | model | parameters | optimizer | pixels | P1 | P2 | P3 | P4 | P5 | P6 | steps | unseen | free run to | |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
