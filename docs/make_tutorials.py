@@ -89,7 +89,7 @@ def page(name: str) -> str:
         took = sum(row.get("seconds", 0) for row in whole["rows"])
         parts.append(f"`python examples/{name}.py --whole`:\n")
         parts.append("```text\n" + "\n".join(whole["printed"]).strip("\n") + "\n```\n")
-        parts.append(f"The runs shown took {took / 3600:.1f} hours on 2 cores, counted one by one; most had another beside them.\n")
+        parts.append(f"These runs took {took / 3600:.1f} hours one by one, most with another beside them on 2 cores.\n")
         parts += pictures(name, "whole")
     parts.append(
         "The command may be stopped and repeated; `--only PATTERN` does a part, `--list` says what is done, and\n"
@@ -175,7 +175,7 @@ def results() -> str:
         "Of several seeds: mean ± sample standard deviation. `$DATA` is as below. A row of the small form says that\n"
         "the script works and no more; where an accuracy is the best epoch's on the part that it is of, it is a\n"
         "choice and no test, and the row says so. A row without a command is a loop by hand in its section's script.\n"
-        "Most runs of the whole forms had others beside them on the same 2 cores: their seconds do not measure speed.\n",
+        "Most runs of the whole forms had others beside them on 2 cores, so their seconds do not measure speed.\n",
     ]
     for name in TUTORIALS:
         for form in ("whole", "small"):
