@@ -53,7 +53,7 @@ def test_a_model_that_does_not_fit_has_a_row_that_says_so(monkeypatch: pytest.Mo
     monkeypatch.setattr(zoo_table, "free_memory", lambda: 8 * 10**9)
     assert obstacle(11_000_000) == ""
     cell = zoo_table.measured("regnet_y_128gf", "sgd", 64)
-    assert "not measured: it takes about 71 GB of memory, and 8 GB were free" in str(cell)
+    assert "not measured: it takes about 61 GB of memory, and 8 GB were free" in str(cell)
     monkeypatch.setattr(zoo_table, "free_disk", lambda: 10**9)
     assert "GB of disk" in obstacle(11_000_000)
 
