@@ -14,6 +14,7 @@ import runpy
 import statistics
 import sys
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def page(name: str) -> str:
         parts.append(f"`python examples/{name}.py --whole`:\n")
         parts.append("```text\n" + "\n".join(whole["printed"]).strip("\n") + "\n```\n")
         parts.append(f"These runs took {took / 3600:.1f} hours one by one, most with another beside them on 2 cores.\n")
+        parts += filter(None, [to_do(name, whole["rows"])])
         parts += pictures(name, "whole")
     parts.append(
         "The command may be stopped and repeated; `--only PATTERN` does a part, `--list` says what is done, and\n"
@@ -109,20 +111,21 @@ def tabs(name: str, ours: tuple[str, ...], theirs: str) -> str:
     """Return the three tabs: with tlx in Python, on the command line, and what it replaces."""
     script = f"../../examples/{name}.py"
     included = "\n".join(f"```{{literalinclude}} {script}\n:pyobject: {function}\n```" for function in ours)
-    listed = "\n".join(commands(name)) or "This one holds Python objects."
+    shown = "\n".join(commands(name)) or "This one holds Python objects."
     return "\n".join(
         [
             "::::{tab-set}",
             f":::{{tab-item}} Python\n{included}\n:::",
-            f":::{{tab-item}} Command line\n```bash\n{listed}\n```\n:::",
+            f":::{{tab-item}} Command line\n```bash\n{shown}\n```\n:::",
             f":::{{tab-item}} By hand\n```{{literalinclude}} {script}\n:pyobject: {theirs}\n```\n:::",
             "::::\n",
         ]
     )
 
 
-def commands(name: str) -> list[str]:
-    """Return the commands of the whole form, the first seed of each, as `--list` prints them."""
+@cache
+def listed(name: str) -> list[tuple[str, str]]:
+    """Return label and command of each run of the whole form, as `--list` prints them."""
     before = sys.argv, sys.path[:]
     sys.argv, sys.path = [name, "--whole", "--list", "--out", "runs"], [str(EXAMPLES), *sys.path]
     try:
@@ -130,15 +133,27 @@ def commands(name: str) -> list[str]:
             runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     finally:
         sys.argv, sys.path = before
+    lines = (line.partition(" ") for line in printed.getvalue().splitlines())
+    return [(label, rest) for label, _, rest in lines]
+
+
+def commands(name: str) -> list[str]:
+    """Return the commands of the whole form, the first seed of each."""
     shown: dict[str, None] = {}
-    for line in printed.getvalue().splitlines():
-        label, _, command = line.partition(" ")
+    for label, command in listed(name):
         _, at, options = command.partition("tlx ")
         if at and label.partition(".")[2] in ("", "0"):
             shown[
                 textwrap.fill("tlx " + options, 112, subsequent_indent="    ", **WHOLE_WORDS).replace("\n", " \\\n")
             ] = None
     return list(shown)
+
+
+def to_do(name: str, rows: list[dict[str, Any]]) -> str:
+    """Say which runs of the whole form are not published yet, or nothing."""
+    done = {row["label"] for row in rows}
+    missing = dict.fromkeys(label.partition(".")[0] for label, _ in listed(name) if label not in done)
+    return f"Not done yet: {', '.join(f'`{label}`' for label in missing)}.\n" if missing else ""
 
 
 def porting_page() -> str:

@@ -101,9 +101,10 @@ def giants(t: Tutorial) -> dict[str, str]:
     """The pretrained networks, each with its weights: those of which there is a file."""
     if not t.real:
         return {"resnet18": "none"} if t.form == "check" else {"resnet18": "none", "mobilenet_v2": "none"}
-    files = {name: f"{name}-imagenet-backbone.safetensors" for name in ("resnet18", "mobilenet_v2")}
-    found = {name: list((DATA / "weights").glob(file)) for name, file in {**files, "resnet101": "resnet101-*"}.items()}
-    return {name: str(paths[0]) for name, paths in found.items() if paths}
+    weights = DATA / "weights"
+    here = {name: weights / f"{name}-imagenet-backbone.safetensors" for name in ("resnet18", "mobilenet_v2")}
+    found = {name: str(file) for name, file in here.items() if t.listing or file.exists()}
+    return found | {"resnet101": str(file) for file in weights.glob("resnet101-*")}
 
 
 def archive(t: Tutorial) -> Path:
