@@ -214,7 +214,9 @@ def facts(rows: list[dict[str, Any]]) -> str:
         versions |= one.get("versions", {})
     named = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     between = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return f"{'; '.join(machines)}; {between}; {named}.\n".replace("; .", ".")
+    chosen = {one["precision"] for one in rows if "precision" in one and "--precision" not in one["command"]}
+    precision = f" Where a command names no precision, it was {' or '.join(sorted(chosen))}." if chosen else ""
+    return f"{'; '.join(machines)}; {between}; {named}.{precision}\n"
 
 
 def groups(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -104,7 +104,9 @@ def giants(t: Tutorial) -> dict[str, str]:
     weights = DATA / "weights"
     here = {name: weights / f"{name}-imagenet-backbone.safetensors" for name in ("resnet18", "mobilenet_v2")}
     found = {name: str(file) for name, file in here.items() if t.listing or file.exists()}
-    return found | {"resnet101": str(file) for file in weights.glob("resnet101-*")}
+    for file in weights.glob("resnet101-*"):
+        found["resnet101"] = str(file)
+    return found
 
 
 def archive(t: Tutorial) -> Path:

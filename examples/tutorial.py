@@ -104,6 +104,7 @@ class Tutorial:
                 "epochs": result.epochs_run,
                 "best_epoch": result.best_epoch,
                 "curve": [epoch["val_accuracy"] for epoch in result.history],
+                "train_loss": [epoch["train_loss"] for epoch in result.history],
                 "seconds": round(result.wall_seconds, 1),
                 "backend": result.backend,
                 "parameters": result.trainable_parameters,
