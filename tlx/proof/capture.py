@@ -94,6 +94,7 @@ def capture(
     stages: tuple[str, ...] | None = None,
     feed: Callable[[Any], Any] = lambda loader: loader,
     serves: bool = True,
+    whole: bool = True,
     channel: Channel = Alone(),  # noqa: B008 (frozen)
 ) -> Path:
     """Run the stages on one backend and write the folder `out`.
@@ -110,6 +111,7 @@ def capture(
         stages: only these.
         feed: replaces the training loader; for planting faults.
         serves: without a reference, also write down what an engine outside tlx needs to be compared with this.
+        whole: P3 and P4 also at a second size, and of each module by itself, which places a difference.
         channel: to other processes that call this too, and compute the steps together; see `tlx.proof.spread`.
 
     Returns:
@@ -150,7 +152,7 @@ def capture(
     if not isinstance(short.model, str):
         loaded = Shared(loaded)
     writer = Writer(Path(out))
-    session = Session(loaded, short, classes, data, other, copy_weights, writer, feed, quick, serves)
+    session = Session(loaded, short, classes, data, other, copy_weights, writer, feed, quick, serves, whole)
     try:
         for stage in stages:
             RECORD[stage](session)

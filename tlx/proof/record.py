@@ -45,7 +45,8 @@ def evaluation(s: Session) -> None:
     """P3: every module's output in eval mode, at two sizes; then modules alone."""
     s.start(s.model)
     _evaluation(s, "P3", s.tests[0])
-    also_at_odd_size(s, "P3", s.tests[0], _evaluation)
+    if s.whole:
+        also_at_odd_size(s, "P3", s.tests[0], _evaluation)
 
 
 def _evaluation(s: Session, stage: str, batch: Batch) -> None:
@@ -55,7 +56,7 @@ def _evaluation(s: Session, stage: str, batch: Batch) -> None:
     logits = s.backend.fetch(lazies)[0]
     add_visits(s.writer, stage, visits)
     s.writer.add(f"{stage}/logits", arrays={"logits": logits})
-    if not is_settled(s, stage, {"logits": {"logits": logits}}):
+    if s.whole and not is_settled(s, stage, {"logits": {"logits": logits}}):
         add_replays(s, stage, probe, visits, training=False)
     if stage == "P3":
         search(s, stage, lambda: s.backend.logits(s.model, ready))
@@ -64,7 +65,8 @@ def _evaluation(s: Session, stage: str, batch: Batch) -> None:
 def backward(s: Session) -> None:
     """P4: outputs, loss, gradients and buffers of one training step where everything trains, at two sizes."""
     _backward(s, "P4", s.batches[0])
-    also_at_odd_size(s, "P4", s.batches[0], _backward)
+    if s.whole:
+        also_at_odd_size(s, "P4", s.batches[0], _backward)
 
 
 def _backward(s: Session, stage: str, batch: Batch) -> None:
@@ -86,7 +88,7 @@ def _backward(s: Session, stage: str, batch: Batch) -> None:
         s.writer.add(f"{stage}/gradients", arrays=ordered)
     s.writer.add(f"{stage}/buffers", arrays=buffers)
     probe.set_gradients({})
-    if not is_settled(s, stage, {"gradients": ordered, "buffers": buffers}, float(loss), int(correct)):
+    if s.whole and not is_settled(s, stage, {"gradients": ordered, "buffers": buffers}, float(loss), int(correct)):
         s.start(s.model)
         s.train_everything(s.model)
         add_replays(s, stage, probe, visits, training=True)

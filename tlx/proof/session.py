@@ -49,6 +49,7 @@ class Session:
     feed: Callable[[Any], Any]  # replaces the training loader; for planting faults
     quick: bool = False
     serves: bool = False  # what is written is also for engines outside tlx, which are compared at every step
+    whole: bool = True  # also at a second size, and every module by itself
     fitting: set[str] = field(default_factory=set)  # names of initial values that were looked at
     ended: str = ""  # the hash of the values that P7 judges, where they are those of the reference's trajectory
 

@@ -100,13 +100,20 @@ def sizes(model: str) -> tuple[int, int]:
 
 
 def measured(model: str, optimizer: str, size: int, reference: str = "torch", candidate: str = "oneflow") -> Cell:
-    """Compare one model on two backends with one optimizer at one size."""
+    """Compare one model on two backends with one optimizer at one size; what is not equal, again and in whole."""
+    cell = _measured(model, optimizer, size, reference, candidate, whole=False)
+    if not cell.verdict or cell.equal:
+        return cell
+    return _measured(model, optimizer, size, reference, candidate, whole=True)
+
+
+def _measured(model: str, optimizer: str, size: int, reference: str, candidate: str, *, whole: bool) -> Cell:
     started = time.perf_counter()
     parameters = architecture(model).parameters or 0
     if why := obstacle(parameters):
         return Cell(model, optimizer, size, parameters, why=why)
     recipe = Recipe(**{**DEFAULTS, "model": model, "optimizer": optimizer, "image_size": size})
-    side = partial(capture, recipe, quick=True, largest=size, stages=STAGES, serves=False)
+    side = partial(capture, recipe, quick=True, largest=size, stages=STAGES, serves=False, whole=whole)
     with TemporaryDirectory(prefix="tlx-zoo-") as scratch:
         a, b = Path(scratch) / "A", Path(scratch) / "B"
         try:
