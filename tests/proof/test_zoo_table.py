@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tlx.conformance.loopback import Loopback
 from tlx.models.zoo import ARCHITECTURES
-from tlx.proof import zoo_table
+from tlx.proof import selftest, zoo_table
+from tlx.proof.capture import capture
 from tlx.proof.report import Report
 from tlx.proof.result import Stage, Verdict
 from tlx.proof.zoo_table import Cell, complete, main, obstacle, read, sizes, table
@@ -63,6 +66,26 @@ def test_a_cell_is_made_of_two_processes_and_one_that_fails_is_a_row() -> None:
     assert cell.equal and cell.locked == 8 and cell.unseen is not None and cell.silent is None, str(cell)
     assert cell.figures.keys() == {"P0", *zoo_table.STAGES}
     assert "backend 'loopback' has no model" in zoo_table.measured("resnet18", "sgd", 64, "loopback", "loopback").why
+
+
+@pytest.mark.thorough  # as the self-test itself
+def test_what_a_cell_runs_finds_every_planted_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "capture", partial(capture, serves=False, whole=False))
+    monkeypatch.setattr(selftest, "STAGES", zoo_table.STAGES)
+    findings = list(selftest.selftest(Loopback()))
+    assert len(findings) > 30
+    assert [finding.name for finding in findings if not finding.right] == []
+
+
+def test_what_differs_is_run_again_in_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[bool] = []
+
+    def measured(*job: Any, whole: bool) -> Cell:
+        run.append(whole)
+        return Cell("resnet18", "sgd", 64, verdict="DIFFERENT", why="layer1.0" if whole else "somewhere")
+
+    monkeypatch.setattr(zoo_table, "_measured", measured)
+    assert zoo_table.measured("resnet18", "sgd", 64).why == "layer1.0" and run == [False, True]
 
 
 def test_a_cell_that_shows_too_little_says_so() -> None:
