@@ -276,6 +276,15 @@ def test_room_is_made_while_others_remove_and_write(cache: Path, monkeypatch: py
     assert not [folder for folder in cache.iterdir() if folder.name.endswith(".tmp")]
 
 
+def test_what_a_killed_process_left_of_a_store_is_removed(cache: Path) -> None:
+    opened()
+    left = cache / ".0945.750c0122.tmp"
+    left.mkdir()
+    (left / "rows").write_bytes(bytes(64))
+    opened()
+    assert not left.exists()
+
+
 WRITES = """
 import sys, numpy as np
 from tlx.training.feature_store import open_store

@@ -177,8 +177,11 @@ def _make_room(home: Path, wanted: Path) -> None:
     """
     used: list[tuple[float, Path, int]] = []
     for folder in home.iterdir():
+        if folder.name.startswith("."):  # its process was killed, or another still opened a file in it
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
         with suppress(OSError):  # another process has removed it
-            if folder != wanted and not folder.name.startswith("."):
+            if folder != wanted:
                 used.append((folder.stat().st_mtime, folder, sum(file.stat().st_size for file in folder.iterdir())))
     total = sum(size for _, _, size in used)
     for _, folder, size in sorted(used):
