@@ -77,15 +77,20 @@ def test_what_a_cell_runs_finds_every_planted_fault(monkeypatch: pytest.MonkeyPa
     assert [finding.name for finding in findings if not finding.right] == []
 
 
-def test_what_differs_is_run_again_in_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("verdict", "why"), [("DIFFERENT", "layer1.0"), ("EQUAL", "somewhere"), ("", "somewhere")], ids=str
+)
+def test_what_differs_is_run_again_in_whole_and_stays(verdict: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[bool] = []
 
     def measured(*job: Any, whole: bool) -> Cell:
         run.append(whole)
-        return Cell("resnet18", "sgd", 64, verdict="DIFFERENT", why="layer1.0" if whole else "somewhere")
+        found, place = (verdict, "layer1.0") if whole else ("DIFFERENT", "somewhere")
+        return Cell("resnet18", "sgd", 64, verdict=found, why=place)
 
     monkeypatch.setattr(zoo_table, "_measured", measured)
-    assert zoo_table.measured("resnet18", "sgd", 64).why == "layer1.0" and run == [False, True]
+    cell = zoo_table.measured("resnet18", "sgd", 64)
+    assert (cell.verdict, cell.why, run) == ("DIFFERENT", why, [False, True])
 
 
 def test_a_cell_that_shows_too_little_says_so() -> None:
