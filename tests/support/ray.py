@@ -23,7 +23,12 @@ input()
 def ray_cluster() -> Iterator[dict[str, str]]:
     """Start a cluster in a process of its own, and give the environment in which others find it."""
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environment = {**os.environ, **own, "RAY_USAGE_STATS_ENABLED": "0"}  # a test tells nobody that it ran
+    environment = {
+        **os.environ,
+        **own,
+        "RAY_USAGE_STATS_ENABLED": "0",  # a test tells nobody that it ran
+        "RAY_memory_monitor_refresh_ms": "0",  # else Ray kills workers where others have filled the machine's memory
+    }
     command = [sys.executable, "-c", PROGRAM]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, env=environment, text=True, **pipes) as process:  # type: ignore[call-overload]
